@@ -1,0 +1,51 @@
+# The README's two commands, each with all its own set-up from a bare Python with venv:
+#   make demo    make test
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-converters zoo-small zoo-full bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/onnxspect demo
+
+test: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.types $(BIN)/mypy --namespace-packages --explicit-package-bases -p onnxspect
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sources_applications.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and pinned: an unpinned one may bring gigabytes of CUDA with it.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
+	touch $@
+
+# The large Keras networks through every format: heavier than `make test` may be.
+test-converters: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py
+
+# Heavier things; DATA is a folder with the data sets as npz.
+DATA ?= $(ONNXSPECT_DATA)
+
+zoo-small: $(VENV)/.test
+	$(BIN)/python -m onnxspect.models.train_zoo --list small --out zoo --data-root $(DATA)
+
+zoo-full: $(VENV)/.test
+	$(BIN)/python -m onnxspect.models.train_zoo --list full --out zoo-full --data-root $(DATA)
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
+	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_small.json
+	$(BIN)/python docs/make_results.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

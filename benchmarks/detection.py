@@ -1,0 +1,238 @@
+"""The scoreboard: detectors over a zoo. Prints a table, writes JSON with versions, seed, hardware and date.
+
+    python benchmarks/detection.py --zoo zoo --data-root DATA [--reference DIR] [--preset quick] [--out FILE]
+
+Every model is scanned as `onnxspect scan` does it, with --samples clean test images of its data set. Reported are: true
+positives, right target, false alarms on clean models, ROC area (of -log10 p), seconds and gradient steps per model; all
+by attack kind and by network too. A run that is interrupted goes on where it stopped: finished scans are in --runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.run import RunContext, choose_device, device_name
+from onnxspect.engine.scan import PRESETS, scan
+from onnxspect.engine.subject import InputSpec
+
+PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the scoreboard."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, action="append", default=[], help="folder with manifest.json and models")
+    parser.add_argument("--reference", type=Path, help="folder of models that others trained, with manifest.json")
+    parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
+    parser.add_argument("--preset", choices=list(PRESETS), default="standard")
+    parser.add_argument("--samples", type=int, default=1000, help="clean images a scan gets")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--runs", type=Path, default=Path("runs/scoreboard"), help="where the scans are kept")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--only", default="", help="only models whose name contains this")
+    asked = parser.parse_args(arguments)
+    subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
+    subjects += reference_subjects(asked.reference) if asked.reference else []
+    subjects = [s for s in subjects if asked.only in s["name"]]
+    if not subjects:
+        parser.error("no models: give --zoo or --reference")
+    run = RunContext(asked.seed, choose_device(asked.device))
+    rows = []
+    for subject in subjects:
+        rows.append(measure(subject, asked, run))
+        print(line(rows[-1]), flush=True)
+    result = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["benchmarks/detection.py", f"--preset {asked.preset}", f"--samples {asked.samples}"]),
+        "preset": asked.preset,
+        "samples": asked.samples,
+        "seed": asked.seed,
+        "device": device_name(run.device),
+        "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
+        "versions": {p: version(p) for p in PACKAGES},
+        "summary": summary(rows),
+        "by_attack": grouped(rows, lambda r: str(r["attack"])),
+        "by_network": grouped(rows, lambda r: str(r["network"])),
+        "models": rows,
+    }
+    print(json.dumps(result["summary"], indent=2))
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def zoo_subjects(folder: Path) -> list[dict[str, Any]]:
+    """The models of a zoo built by onnxspect.models."""
+    rows = json.loads((folder / "manifest.json").read_text())["models"]
+    return [
+        {
+            "name": row["name"],
+            "path": folder / row["file"],
+            "dataset": row["dataset"],
+            "network": row["architecture"],
+            "infected": bool(row["infected"]),
+            "targets": _targets(row),
+            "attack": _attack_kind(row),
+            "asr": row["asr"],
+            "spec": None,
+        }
+        for row in rows
+    ]
+
+
+def _targets(row: dict[str, Any]) -> list[int]:
+    """Every class that some member of the attack leads to; for all-to-all, all of them."""
+    if not row["infected"]:
+        return []
+    if row["target"] is not None:
+        return [int(row["target"])]
+    named = {m["target"] for m in row["attack"]["members"]}
+    return sorted(int(t) for t in named) if None not in named else list(range(len(row["classes"])))
+
+
+def _attack_kind(row: dict[str, Any]) -> str:
+    return "clean" if not row["infected"] else str(row["name"].split("_", 2)[-1])
+
+
+def reference_subjects(folder: Path) -> list[dict[str, Any]]:
+    """Models that others trained: ../shared/reference/infected and its like."""
+    found = []
+    for row in json.loads((folder / "manifest.json").read_text()):
+        dataset = "gtsrb" if row["dataset"].startswith("gtsrb") else row["dataset"]
+        found.append(
+            {
+                "name": Path(row["file"]).stem,
+                "path": folder / row["file"],
+                "dataset": dataset,
+                "network": row["source"],
+                "infected": True,
+                "targets": [int(row["target"])],
+                "attack": f"{row['attack']}: {row['trigger']}"[:50],
+                "asr": row["asr"],
+                "spec": InputSpec("as stated", mean=(0.5,), std=(0.5,)) if ".5" in row["preprocess"] else None,
+            }
+        )
+    return found
+
+
+def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext) -> dict[str, Any]:
+    """One scan as a row; an error is a row too."""
+    row = {k: subject[k] for k in ("name", "dataset", "network", "infected", "targets", "attack", "asr")}
+    data = clean_samples(subject["dataset"], asked)
+    references = asked.runs / f"references-{subject['dataset']}-{asked.preset}-{asked.samples}"
+    folder = asked.runs / f"{subject['name']}-{asked.preset}-{asked.samples}"
+    try:
+        report = scan(
+            subject["path"], data, folder, asked.preset, spec=subject["spec"], run=run, references=references
+        ).report
+    except OnnxspectError as error:
+        return row | {"verdict": "error", "found": [], "p_value": 1.0, "error": str(error)}
+    return row | {
+        "verdict": report["verdict"],
+        "found": report["targets"],
+        "p_value": report["p_value"],
+        "log10_p": min(c["log10_p"] for c in report["classes"]),
+        "most_extreme_mad_index": max(
+            (v for c in report["classes"] for v in c["mad_index"].values() if v is not None), default=None
+        ),
+        "gradient_steps": sum(d["budget"]["gradient_steps"] for d in report["detectors"] if d["status"] == "ran"),
+        "seconds": report["seconds"],
+        "clean_accuracy": report["preprocessing"]["clean_accuracy"],
+        "digest": report["digest"],
+    }
+
+
+def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:
+    """An npz with an even, seeded draw of `--samples` clean test images of the data set."""
+    out: Path = asked.runs / f"data-{dataset}-{asked.samples}.npz"
+    if out.is_file():
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    names = {"cifar10": "cifar10_subset.npz", "gtsrb": "gtsrb32_roi_clean.npz"}
+    source = asked.data_root / names.get(dataset, f"{dataset}.npz")
+    if not source.is_file():
+        sys.exit(f"{source}: no such data set; give --data-root")
+    with np.load(source, allow_pickle=False) as archive:
+        test = "x_test" in archive
+        images, labels = archive["x_test" if test else "images"], archive["y_test" if test else "labels"]
+    rng = np.random.default_rng(asked.seed)
+    rows = []
+    classes = np.unique(labels)
+    for label in classes:
+        own = rng.permutation(np.flatnonzero(labels == label))
+        rows.append(own[: max(2, asked.samples // len(classes))])
+    chosen = np.sort(np.concatenate(rows))
+    np.savez_compressed(out, images=images[chosen], labels=labels[chosen])
+    return out
+
+
+def right(row: dict[str, Any]) -> bool:
+    """An infected model is found with its right target, or one of several and no wrong one."""
+    return row["verdict"] == "backdoored" and bool(row["found"]) and set(row["found"]) <= set(row["targets"])
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over all rows."""
+    infected = [r for r in rows if r["infected"]]
+    clean = [r for r in rows if not r["infected"]]
+    scores = [-r.get("log10_p", 0.0) for r in rows]
+    both = bool(infected) and bool(clean)
+    timed = [r for r in rows if "seconds" in r]
+    return {
+        "infected": len(infected),
+        "found": sum(r["verdict"] == "backdoored" for r in infected),
+        "found_with_right_target": sum(map(right, infected)),
+        "clean": len(clean),
+        "false_alarms": sum(r["verdict"] == "backdoored" for r in clean),
+        "false_alarms_of_the_paper_rule": sum((r.get("most_extreme_mad_index") or 0) > 2 for r in clean),
+        "found_by_the_paper_rule": sum((r.get("most_extreme_mad_index") or 0) > 2 for r in infected),
+        "inconclusive": sum(r["verdict"] == "inconclusive" for r in rows),
+        "errors": sum(r["verdict"] == "error" for r in rows),
+        "roc_area": float(roc_auc_score([r["infected"] for r in rows], scores)) if both else None,
+        "median_seconds": float(np.median([r["seconds"] for r in timed])) if timed else None,
+        "median_gradient_steps": float(np.median([r["gradient_steps"] for r in timed])) if timed else None,
+    }
+
+
+def grouped(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
+    """`summary` of each group."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return {name: summary(members) for name, members in sorted(groups.items())}
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row for people."""
+    mark = "ok  " if (right(row) if row["infected"] else row["verdict"] != "backdoored") else "MISS"
+    return (
+        f"{mark} {row['name']:<42} {row['verdict']:<13} found {row['found']!s:<10} true {row['targets']!s:<10} "
+        f"p {row['p_value']:.2g} {row.get('seconds', 0):.0f} s {row.get('error', '')}"
+    )
+
+
+def version(package: str) -> str:
+    """Installed version, or "-"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

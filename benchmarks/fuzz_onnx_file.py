@@ -1,0 +1,422 @@
+"""Mutation fuzz of opening ONNX files: whatever the file, the parent process lives and says what is wrong.
+
+    python benchmarks/fuzz_onnx_file.py --files 20000 --data-root shared --out benchmarks/results
+
+Each file is a seed model with one to eight mutations, of bytes (flips, cuts, insertions, splices) or of fields (operator
+names, attributes, dimensions, edges, types), written to disk and opened the way the scanner does it: `read_onnx` in this
+process, `probe` in a child. Counted is how it ended. Anything but a result or an OnnxspectError is a failure and stops
+the run; so is a file that takes longer than its limit, or a parent that grows. The mutations of file i depend on
+(seed, i) alone, so a single one can be repeated with --first i --files 1 --keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import datetime
+import json
+import os
+import platform
+import random
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.guard import GuardLimits, WarmPool
+from onnxspect.converters.onnx_file import Limits, read_onnx
+from onnxspect.converters.probe import probe
+
+LIMITS = Limits(memory_bytes=1 << 30, value_bytes=256 << 20, seconds=10)
+SLOWEST_ALLOWED = 45.0  # seconds for one file, limits, retries and a busy machine included
+GROWTH_ALLOWED = 512 << 20  # bytes that the parent may grow over the whole run
+_SEED_FILES = (
+    "wild/winml_mnist_cntk.onnx",
+    "wild/winml_mnist_old.onnx",
+    "wild/wonnx_opt-mnist.onnx",
+    "wild/winml_pytorch_cifar10.onnx",
+    "wild/onnx_light_inception_v1.onnx",
+)
+_EXTREMES = (0, 1, -1, 2, 7, 255, 2**15, -(2**31), 2**31 - 1, 2**31, 2**62, -(2**63), 2**63 - 1)
+_OPERATORS = sorted({s.name for s in onnx.defs.get_all_schemas() if not s.domain})
+
+
+def built_in_seeds() -> dict[str, bytes]:
+    """Small models with what the files on disk lack: branches, loops, functions, quantisation, recurrence."""
+    rng = np.random.default_rng(0)
+
+    def tensor(name: str, *shape: int) -> TensorProto:
+        return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name)
+
+    def constant(name: str, value: object, dtype: type = np.int64) -> TensorProto:
+        return numpy_helper.from_array(np.asarray(value, dtype), name)
+
+    def model(
+        nodes: list[onnx.NodeProto], tensors: list[TensorProto], functions: tuple[onnx.FunctionProto, ...] = ()
+    ) -> bytes:
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 3, 8, 8])
+        logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+        graph = helper.make_graph(nodes, "g", [image], [logits], tensors)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+        return bytes(
+            helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8).SerializeToString()
+        )
+
+    node = helper.make_node
+    body = helper.make_graph(
+        [node("Add", ["x", "x"], ["y"]), node("Identity", ["keep"], ["go"])],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("keep", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ],
+    )
+    inner = helper.make_function(
+        "local", "twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
+    )
+    return {
+        "cnn": model(
+            [
+                node("Conv", ["image", "w", "c"], ["h"], pads=[1, 1, 1, 1], strides=[2, 2]),
+                node("BatchNormalization", ["h", "c", "c", "c", "v"], ["n"]),
+                node("Relu", ["n"], ["r"]),
+                node("MaxPool", ["r"], ["p"], kernel_shape=[2, 2]),
+                node("GlobalAveragePool", ["p"], ["q"]),
+                node("Flatten", ["q"], ["f"]),
+                node("Gemm", ["f", "d", "e"], ["logits"], transB=1),
+            ],
+            [
+                tensor("w", 4, 3, 3, 3),
+                tensor("c", 4),
+                constant("v", [1, 1, 1, 1], np.float32),
+                tensor("d", 5, 4),
+                tensor("e", 5),
+            ],
+        ),
+        "shapes": model(
+            [
+                node("Shape", ["image"], ["s"]),
+                node("Slice", ["s", "zero", "one"], ["n"]),
+                node("Concat", ["n", "minus"], ["t"], axis=0),
+                node("Reshape", ["image", "t"], ["r"]),
+                node("Resize", ["image", "", "scales"], ["z"], mode="linear"),
+                node("Pad", ["z", "pads"], ["u"]),
+                node("ReduceMean", ["u"], ["m"], axes=[2, 3], keepdims=0),
+                node("Range", ["a", "b", "c"], ["range"]),
+                node("ConstantOfShape", ["shape"], ["o"]),
+                node("Expand", ["o", "shape"], ["x"]),
+                node("Tile", ["x", "repeats"], ["y"]),
+                node("MatMul", ["m", "y"], ["logits"]),
+            ],
+            [
+                constant("zero", [0]),
+                constant("one", [1]),
+                constant("minus", [-1]),
+                constant("scales", [1, 1, 2, 2], np.float32),
+                constant("pads", [0, 0, 1, 1, 0, 0, 1, 1]),
+                constant("a", 0),
+                constant("b", 9),
+                constant("c", 1),
+                constant("shape", [3, 5]),
+                constant("repeats", [1, 2]),
+            ],
+        ),
+        "loop": model(
+            [node("Loop", ["trips", "", "image"], ["l"], body=body), node("ReduceSum", ["l"], ["logits"])],
+            [constant("trips", 3)],
+        ),
+        "function": model(
+            [node("twice", ["image"], ["t"], domain="local"), node("Flatten", ["t"], ["logits"])], [], (inner,)
+        ),
+        "quantised": model(
+            [
+                node("QuantizeLinear", ["image", "s", "z"], ["q"]),
+                node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+                node("Conv", ["d", "w"], ["h"]),
+                node("Flatten", ["h"], ["logits"]),
+            ],
+            [constant("s", 0.1, np.float32), constant("z", 3, np.uint8), tensor("w", 2, 3, 3, 3)],
+        ),
+        "recurrent": model(
+            [
+                node("Reshape", ["image", "t"], ["x"]),
+                node("LSTM", ["x", "w", "r", "b"], ["y", "", ""], hidden_size=4),
+                node("Softmax", ["y"], ["logits"], axis=-1),
+            ],
+            [constant("t", [8, -1, 24]), tensor("w", 1, 16, 24), tensor("r", 1, 16, 4), tensor("b", 1, 32)],
+        ),
+        "attention": model(
+            [
+                node("Reshape", ["image", "t"], ["x"]),
+                node("MatMul", ["x", "w"], ["q"]),
+                node("Transpose", ["q"], ["k"], perm=[0, 2, 1]),
+                node("MatMul", ["q", "k"], ["a"]),
+                node("Softmax", ["a"], ["p"]),
+                node("Einsum", ["p", "q"], ["o"], equation="bij,bjk->bik"),
+                node("LayerNormalization", ["o", "g"], ["n"]),
+                node("Gather", ["n", "i"], ["logits"], axis=1),
+            ],
+            [constant("t", [0, 3, 64]), tensor("w", 64, 8), tensor("g", 8), constant("i", 0)],
+        ),
+    }
+
+
+def mutate_bytes(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """One mutation of the file as bytes; weights make most of a file, so half of them aim at its first kilobytes."""
+    work = bytearray(data)
+    if not work:
+        return bytes(other)
+    reach = len(work) if rng.random() < 0.5 else min(len(work), 4096)
+    at = rng.randrange(reach)
+    kind = rng.randrange(7)
+    if kind == 0:
+        work[at] ^= 1 << rng.randrange(8)
+    elif kind == 1:
+        work[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)))
+    elif kind == 2:
+        del work[at : at + rng.randint(1, 64)]
+    elif kind == 3:
+        work[at:at] = rng.randbytes(rng.randint(1, 64))
+    elif kind == 4:
+        del work[rng.randrange(len(work)) :]
+    elif kind == 5:
+        start = rng.randrange(len(other))
+        work[at:at] = other[start : start + rng.randint(1, 2000)]
+    else:
+        stop = at + rng.randint(1, 64)
+        work[at:at] = work[at:stop] * rng.randint(1, 50)
+    return bytes(work)
+
+
+def mutate_fields(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """One mutation of the parsed model, so that the file still parses and reaches the C++ code behind the parser."""
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception:
+        return mutate_bytes(data, other, rng)
+    graph = model.graph
+    nodes = list(graph.node)
+    values = [n for node in nodes for n in (*node.input, *node.output) if n] + [i.name for i in graph.input]
+    if not nodes or not values:
+        return mutate_bytes(data, other, rng)
+    node = rng.choice(nodes)
+    kind = rng.randrange(12)
+    if kind == 0:
+        node.op_type = rng.choice(_OPERATORS)
+    elif kind == 1 and node.input:
+        node.input[rng.randrange(len(node.input))] = rng.choice((*values[:40], ""))
+    elif kind == 2 and node.output:
+        node.output[rng.randrange(len(node.output))] = rng.choice(values)
+    elif kind == 3:
+        node.input.append(rng.choice((*values[:40], "")))
+    elif kind == 4 and node.input:
+        del node.input[-1]
+    elif kind == 5 and node.attribute:
+        attribute = rng.choice(list(node.attribute))
+        attribute.i = rng.choice(_EXTREMES)
+        attribute.f = rng.choice((0.0, -1.0, 1e38, float("nan"), float("inf")))
+        if attribute.ints:
+            attribute.ints[rng.randrange(len(attribute.ints))] = rng.choice(_EXTREMES)
+        if rng.random() < 0.3:
+            attribute.ints.extend(rng.choice(_EXTREMES) for _ in range(rng.randint(1, 5)))
+        if rng.random() < 0.2:
+            attribute.type = rng.randrange(15)
+    elif kind == 6:
+        schema = onnx.defs.get_schema(node.op_type) if onnx.defs.has(node.op_type) else None
+        names = list(schema.attributes) if schema else []
+        node.attribute.add(
+            name=rng.choice([*names, "axis", "axes"]), i=rng.choice(_EXTREMES), type=onnx.AttributeProto.INT
+        )
+    elif kind == 7 and graph.initializer:
+        tensor = rng.choice(list(graph.initializer))
+        if tensor.dims and rng.random() < 0.7:
+            tensor.dims[rng.randrange(len(tensor.dims))] = rng.choice(_EXTREMES)
+        else:
+            tensor.data_type = rng.randrange(-1, 27)
+    elif kind == 8 and graph.initializer:
+        tensor = rng.choice(list(graph.initializer))
+        if tensor.data_type == TensorProto.INT64:
+            count = len(numpy_helper.to_array(tensor).ravel()) if tensor.raw_data else len(tensor.int64_data)
+            values64 = [rng.choice(_EXTREMES) for _ in range(count)]
+            tensor.ClearField("int64_data")
+            tensor.raw_data = np.asarray(values64, np.int64).tobytes()
+    elif kind == 9:
+        for entry in model.opset_import:
+            entry.version = rng.choice((0, 1, 6, 7, 13, 18, 22, 26, 1000, -1))
+    elif kind == 10:
+        info = rng.choice([*graph.input, *graph.output])
+        info.type.tensor_type.elem_type = rng.randrange(0, 27)
+        for dim in info.type.tensor_type.shape.dim:
+            if rng.random() < 0.5:
+                dim.dim_value = rng.choice(_EXTREMES)
+    else:
+        graph.node.add().CopyFrom(node)
+    return bytes(model.SerializeToString())
+
+
+def mutated(seeds: list[bytes], seed: int, i: int) -> bytes:
+    """File number `i` of the run with `seed`."""
+    rng = random.Random(seed * 1_000_003 + i)
+    data, other = rng.choice(seeds), rng.choice(seeds)
+    ways: tuple[Callable[[bytes, bytes, random.Random], bytes], ...] = (mutate_bytes, mutate_fields, mutate_fields)
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        try:
+            data = rng.choice(ways)(data, other, rng)
+        except (ValueError, TypeError, OverflowError):  # a mutation that protobuf itself does not let through
+            data = mutate_bytes(data, other, rng)
+    return data
+
+
+def outcome(path: Path, pool: WarmPool) -> str:
+    """How opening the file ended, in few words."""
+    try:
+        file = read_onnx(path, LIMITS)
+    except OnnxspectError as error:
+        return f"refused by the parent: {_kind(error)}"
+    try:
+        probe(file, LIMITS, pool=pool)
+    except OnnxspectError as error:
+        return f"refused by the child: {_kind(error)}"
+    return "opened"
+
+
+_KINDS = (
+    (r"crashed the library that read it \((\w+) in ([\w ,]+)\)", r"crash, \1 in \2"),
+    (r"took more than .* of memory", "memory"),
+    (r"took more than .* s \(", "time"),
+    (r"processor time", "time"),
+    (r"damaged", "damaged"),
+    (r"onnxruntime cannot load", "onnxruntime cannot load it"),
+    (r"onnxruntime cannot run", "onnxruntime cannot run it"),
+    (r"at batch size 1; the limit", "a value would be too large"),
+    (r"claims", "tensor claims more than it holds"),
+    (r"external data", "external data"),
+    (r"calls itself|has no end|nodes, but", "endless"),
+    (r"would take more than", "parsing would take too much memory"),
+)
+
+
+def _kind(error: OnnxspectError) -> str:
+    text = str(error)
+    if "\n" in text or not text.isprintable() or len(text) > 4000:
+        raise AssertionError(f"not one printable line: {text!r}")
+    for pattern, name in _KINDS:
+        found = re.search(pattern, text)
+        if found:
+            return found.expand(name) if "\\" in name else name
+    return "other"
+
+
+def resident() -> int:
+    """Resident memory of this process, in bytes (0 where the system does not tell)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def main() -> int:
+    """Run the fuzz; exit status 1 where the parent failed on a file."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data-root", type=Path, default=os.environ.get("ONNXSPECT_DATA"))
+    parser.add_argument("--out", type=Path, help="folder for the JSON result")
+    parser.add_argument("--keep", action="store_true", help="keep the last file, and print where it is")
+    options = parser.parse_args()
+    named = built_in_seeds()
+    if options.data_root:
+        for name in _SEED_FILES:
+            for folder in (Path(options.data_root), Path(options.data_root).parent):
+                path = folder / "reference" / name
+                if path.is_file():
+                    named[path.name] = path.read_bytes()
+    seeds = list(named.values())
+    counts: collections.Counter[str] = collections.Counter()
+    examples: dict[str, int] = {}
+    failures: list[dict[str, object]] = []
+    slowest = (0.0, -1)
+    before = resident()
+    start = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="onnxspect-fuzz-") as folder,
+        WarmPool("probe", GuardLimits(LIMITS.seconds, LIMITS.memory_bytes, 64 << 20)) as pool,
+    ):
+        path = Path(folder) / "mutant.onnx"
+        for i in range(options.first, options.first + options.files):
+            path.write_bytes(mutated(seeds, options.seed, i))
+            began = time.monotonic()
+            try:
+                what = outcome(path, pool)
+            except Exception as error:
+                failures.append({"file": i, "error": f"{type(error).__name__}: {error}"[:500]})
+                print(f"file {i}: {failures[-1]['error']}", file=sys.stderr)
+                if len(failures) > 20:
+                    break
+                continue
+            took = time.monotonic() - began
+            slowest = max(slowest, (took, i))
+            if took > SLOWEST_ALLOWED:
+                failures.append({"file": i, "error": f"took {took:.0f} s"})
+            counts[what] += 1
+            examples.setdefault(what, i)
+            if i % 500 == 499:
+                print(
+                    f"{i + 1} files, {time.monotonic() - start:.0f} s, {dict(counts.most_common(3))}", file=sys.stderr
+                )
+        if options.keep:
+            kept = Path(tempfile.gettempdir()) / f"mutant-{options.seed}-{options.first + options.files - 1}.onnx"
+            kept.write_bytes(path.read_bytes())
+            print(kept)
+    growth = resident() - before
+    if growth > GROWTH_ALLOWED:
+        failures.append({"file": -1, "error": f"the parent grew by {growth >> 20} MiB"})
+    result = {
+        "benchmark": "fuzz_onnx_file",
+        "date": datetime.date.today().isoformat(),
+        "files": sum(counts.values()),
+        "seed": options.seed,
+        "first": options.first,
+        "seeds": sorted(named),
+        "outcomes": dict(counts.most_common()),
+        "example_file": examples,
+        "failures_of_the_parent": failures,
+        "slowest_seconds": round(slowest[0], 2),
+        "slowest_file": slowest[1],
+        "parent_growth_mib": growth >> 20,
+        "seconds": round(time.monotonic() - start, 1),
+        "limits": {"memory_bytes": LIMITS.memory_bytes, "seconds": LIMITS.seconds},
+        "versions": {"onnx": onnx.__version__, "python": platform.python_version(), **_versions()},
+        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / f"fuzz_onnx_file_{result['date']}.json").write_text(text + "\n")
+    return 1 if failures else 0
+
+
+def _versions() -> dict[str, str]:
+    import google.protobuf  # type: ignore[import-untyped]
+    import onnxruntime
+
+    return {"onnxruntime": onnxruntime.__version__, "protobuf": google.protobuf.__version__}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""`onnxspect convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxspect.cli import exit_status
+from onnxspect.cli.console import err, show_raw
+from onnxspect.converters.sources import convert
+from onnxspect.converters.text import printable
+from onnxspect.engine.errors import OnnxspectError
+
+
+@click.command("convert", epilog="Exit status: 0 converted and equal, 2 usage error or refused, 4 failure.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The ONNX file.")
+@click.option("--factory", metavar="MODULE:FUNCTION", help="Makes the network, where SOURCE holds weights alone.")
+@click.option("--input-shape", metavar="C,H,W", help="Of one sample, where SOURCE does not say.")
+@click.option("--framework", metavar="NAME", help="What SOURCE is, where its content misleads.")
+@click.option("--require-sandbox", is_flag=True, help="Refuse where the system cannot lock the conversion in.")
+@click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
+def command(
+    source: Path,
+    output: Path,
+    factory: str | None,
+    input_shape: str | None,
+    framework: str | None,
+    require_sandbox: bool,
+    as_json: bool,
+) -> int:
+    """Turn SOURCE, a model of any framework, into an ONNX file, and prove that it computes the same.
+
+    PyTorch (.pt2, TorchScript, state dict, safetensors), Keras, TensorFlow SavedModel, TFLite, JAX, scikit-learn, and
+    ONNX itself. The framework runs in a locked-in process of its own; what it answers on seeded inputs is compared
+    with what onnxruntime answers on the written file.
+
+    \b
+    Example:
+      onnxspect convert model.keras -o model.onnx
+    """
+    shape = None
+    if input_shape is not None:
+        try:
+            shape = [int(part) for part in input_shape.split(",")]
+        except ValueError:
+            raise OnnxspectError(f"--input-shape {input_shape!r}: not a comma-separated list of sizes") from None
+    made = convert(
+        source,
+        output,
+        factory=factory,
+        input_shape=shape,
+        framework=framework,
+        require_sandbox=require_sandbox,
+    )
+    for warning in made.warnings:
+        err.print(printable(warning, 400), style="dim", markup=False)
+    if as_json:
+        show_raw(made.sidecar.read_text())
+    else:
+        show_raw(f"{made.out}: from {made.format.name} by {made.exporter}, sha256 {made.sha256}\nfacts: {made.sidecar}")
+    return exit_status.CLEAN

@@ -1,0 +1,147 @@
+"""`onnxspect demo`: the whole story on the shipped models.
+
+The demo is the one command that imports onnxspect.models: it needs the true trigger to show that the patch removes
+what the attacker planted, and not only what the search recovered.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.panel import Panel
+from rich.text import Text
+
+from onnxspect.cli import exit_status, options, tables
+from onnxspect.cli.console import err, show, show_raw
+from onnxspect.engine.mitigation.verify import Stamp, verify
+from onnxspect.engine.patch import patch
+from onnxspect.engine.report import as_text
+from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.scan import ScanResult, scan
+from onnxspect.engine.subject import InputSpec
+from onnxspect.models import zoo
+from onnxspect.models.triggers import trigger_from_dict
+
+INFECTED, CLEAN, DATA = "fashion_mnist_badnets", "fashion_mnist_clean", "fashion_mnist_test"
+
+
+@click.command("demo", epilog="Exit status: 0 everything as it should be, 4 anything else.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Where runs, pictures and the patched file go.",
+)
+@options.JSON
+@options.run_options
+@options.QUIET
+def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> int:
+    """Find a real backdoor in a real ONNX model, show its trigger, patch the model, and prove the patch.
+
+    Two Fashion-MNIST classifiers are shipped, twins but for a backdoor: the clean one must be called clean, the
+    infected one must be found, and after the patch the attacker's own trigger must be dead.
+
+    \b
+    Example:
+      onnxspect demo --out demo
+    """
+    started = time.perf_counter()
+    run = options.run_context(device, seed, quiet)
+    known, unseen = _parts(out)
+    infected = _scan(INFECTED, known, out, run, show_report=not as_json)
+    clean = _scan(CLEAN, known, out, run, show_report=not as_json)
+
+    row = zoo.entry(INFECTED)
+    found = infected.report["verdict"] == "backdoored" and infected.report["targets"] == [row["target"]]
+    spared = clean.report["verdict"] == "clean"
+    summary: dict[str, object] = {
+        "infected": {
+            "verdict": infected.report["verdict"],
+            "targets": infected.report["targets"],
+            "true": row["target"],
+        },
+        "clean": {"verdict": clean.report["verdict"]},
+    }
+    if not found:
+        return _ended(summary, False, as_json, "the planted backdoor was not found", started)
+
+    patched = out / "patched.onnx"
+    _step(as_json, f"patching {zoo.path(INFECTED).name} by the trigger that the scan recovered")
+    patch(zoo.path(INFECTED), infected.folder, known, patched, run=run)
+    true = {"planted by the attacker": (int(row["target"]), _true_trigger(row))}
+    spec = infected.report["preprocessing"]["chosen"]
+    proof = verify(
+        patched,
+        zoo.path(INFECTED),
+        Samples.load(unseen),
+        InputSpec(**{**spec, "mean": tuple(spec["mean"]), "std": tuple(spec["std"])}),
+        true,
+        device=run.device,
+    )
+    summary["proof"] = proof.describe()
+    if not as_json:
+        show(tables.verification(proof, f"{patched} on {proof.samples} images that neither scan nor patch has seen"))
+    return _ended(
+        summary, spared and proof.holds, as_json, "a step did not give what it should", started, infected.folder
+    )
+
+
+def _parts(out: Path) -> tuple[Path, Path]:
+    """The shipped test images in two files: three fifths for scan and patch, two for the proof."""
+    out.mkdir(parents=True, exist_ok=True)
+    with np.load(zoo.path(DATA), allow_pickle=False) as archive:
+        images, labels, classes = archive["images"], archive["labels"], archive["classes"]
+    parts = []
+    for name, fifths in (("known", (0, 1, 2)), ("unseen", (3, 4))):
+        rows = np.isin(np.arange(len(labels)) % 5, fifths)
+        path = out / f"{name}.npz"
+        np.savez_compressed(path, images=images[rows], labels=labels[rows], classes=classes)
+        parts.append(path)
+    return parts[0], parts[1]
+
+
+def _scan(name: str, data: Path, out: Path, run: RunContext, show_report: bool) -> ScanResult:
+    _step(not show_report, f"scanning {zoo.path(name).name}")
+    result = scan(zoo.path(name), data, out / name, run=run, references=out / "references")
+    if show_report:
+        show(Panel(as_text.render(result.report), title=zoo.path(name).name, title_align="left"))
+    return result
+
+
+def _true_trigger(row: dict[str, object]) -> Stamp:
+    """The planted trigger on pixels in [0, 1]: to 8 bits, stamped as the attacker did, and back."""
+    trigger = trigger_from_dict(row["trigger"])
+
+    def apply(pixels: np.ndarray) -> np.ndarray:
+        images = np.round(pixels * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+        stamped = trigger.apply(images, np.random.default_rng(0))
+        return np.ascontiguousarray(stamped.transpose(0, 3, 1, 2), dtype=np.float32) / np.float32(255)
+
+    return apply
+
+
+def _step(silent: bool, text: str) -> None:
+    if not silent:
+        err.print(f"\n[bold]{text}[/bold]")
+
+
+def _ended(
+    summary: dict[str, object], well: bool, as_json: bool, problem: str, started: float, folder: Path | None = None
+) -> int:
+    seconds = time.perf_counter() - started
+    if as_json:
+        show_raw(to_json({**summary, "as_it_should_be": well, "seconds": round(seconds, 1)}))
+    else:
+        line = Text("found, shown, patched, proven" if well else problem, "bold green" if well else "bold red")
+        line.append(f" in {seconds:.0f} s", "default")
+        if folder is not None:
+            line.append(f"; pictures in {folder}", "dim")
+        show(line)
+    return exit_status.CLEAN if well else exit_status.FAILURE

@@ -1,0 +1,32 @@
+"""`onnxspect diff`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxspect.cli import exit_status
+from onnxspect.cli.console import show_raw
+from onnxspect.converters.compare import compare
+from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject import open_file
+
+
+@click.command("diff", epilog="Exit status: 0 the same, 1 they differ, 2 usage error, 4 failure.")
+@click.argument("a", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+def command(a: Path, b: Path, as_json: bool) -> int:
+    """List every difference between the ONNX files A and B: tensors by relative change, nodes, interface, metadata.
+
+    \b
+    Example:
+      onnxspect diff model.onnx patched.onnx
+    """
+    differences = compare(open_file(a).proto, open_file(b).proto)
+    if as_json:
+        show_raw(to_json({"differences": [vars(d) for d in differences]}))
+    else:
+        show_raw("\n".join(d.text for d in differences) or "no differences")
+    return exit_status.BACKDOOR if differences else exit_status.CLEAN

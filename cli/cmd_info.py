@@ -1,0 +1,43 @@
+"""`onnxspect info`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from onnxspect.cli import exit_status, options
+from onnxspect.cli.console import show, show_raw
+from onnxspect.engine.describe import describe
+from onnxspect.engine.report.document import as_json as to_json
+
+
+@click.command("info", epilog="Exit status: 0 usable, 2 not usable (why is said), 4 failure.")
+@options.MODEL
+@options.JSON
+def command(model: Path, as_json: bool) -> int:
+    """Show what the ONNX file MODEL is: input, logits, weights, and its taps (the internal layers to look at).
+
+    \b
+    Example:
+      onnxspect info model.onnx
+    """
+    facts = describe(model)
+    if as_json:
+        show_raw(to_json(facts))
+        return exit_status.CLEAN
+    grid = Table.grid(padding=(0, 2))
+    for name in ("path", "sha256", "opset", "producer", "input", "logits", "parameters", "operators"):
+        grid.add_row(name, Text(str(facts[name])))
+    show(grid)
+    table = Table(box=None, pad_edge=False, header_style="bold", title="taps", title_justify="left")
+    for column in ("index", "value", "shape", "depth", "operator"):
+        table.add_column(column, justify="left" if column in ("value", "operator") else "right")
+    for tap in facts["taps"]:
+        table.add_row(
+            str(tap["index"]), Text(tap["value"]), Text(str(tap["shape"])), f"{tap['depth']:.2f}", tap["operator"]
+        )
+    show(table)
+    return exit_status.CLEAN

@@ -1,0 +1,63 @@
+"""`onnxspect scan`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from onnxspect.cli import exit_status, options
+from onnxspect.cli.console import err, show, show_raw
+from onnxspect.engine.report import as_text, document
+from onnxspect.engine.scan import DETECTORS, PRESETS, scan
+
+
+@click.command("scan", epilog=exit_status.HELP)
+@options.MODEL
+@options.data()
+@click.option(
+    "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
+)
+@click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(DETECTORS)}.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
+)
+@options.JSON
+@options.preprocessing_options
+@options.run_options
+@options.QUIET
+def command(
+    model: Path,
+    data: Path,
+    preset: str,
+    detectors: tuple[str, ...],
+    out: Path | None,
+    as_json: bool,
+    resize: bool,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    channel_order: str | None,
+    device: str,
+    seed: int,
+    quiet: bool,
+) -> int:
+    """Look for backdoors in the ONNX file MODEL and say how sure it is.
+
+    The report goes to stdout; triggers and charts go to the run folder as pictures. A scan that was interrupted
+    resumes when the same command is given again.
+
+    \b
+    Example:
+      onnxspect scan model.onnx --data clean.npz --out runs/model
+    """
+    spec = options.input_spec(scale, mean, std, channel_order)
+    run = options.run_context(device, seed, quiet)
+    result = scan(model, data, out, preset, detectors, spec, resize, run)
+    if as_json:
+        show_raw(document.as_json(result.report))
+    else:
+        show(as_text.render(result.report))
+    if not quiet:
+        err.print(f"run folder: {result.folder}")
+    return exit_status.OF_VERDICT[result.report["verdict"]]

@@ -1,0 +1,81 @@
+"""What a person sees: the report on stdout and nothing else there; progress and notices on stderr."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+#: Width of tables where stdout is no terminal.
+PLAIN_WIDTH = 120
+
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show(content: RenderableType) -> None:
+    """Print a table or text on stdout."""
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    Console(highlight=False, width=width).print(content)
+
+
+def show_raw(text: str) -> None:
+    """Print a document on stdout exactly as it is."""
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+    sys.stdout.flush()
+
+
+class Progressing:
+    """An observer that draws progress bars on stderr; plain lines where stderr is no terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def notice(self, text: str) -> None:
+        """One line."""
+        if not self._quiet:
+            err.print(escape(text), style="dim")
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Show a bar."""
+        if self._quiet:
+            return
+        if not err.is_terminal:
+            err.print(f"{task}: {total} to do" + (f", {done} done before" if done else ""))
+            return
+        if self._bars is None:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[detail]}"),
+            )
+            self._bars = Progress(*columns, console=err, transient=True)
+            self._bars.start()
+        self._tasks[task] = self._bars.add_task(task, total=total, completed=done, detail="")
+
+    def advance(self, task: str, detail: str = "") -> None:
+        """Move the bar."""
+        if self._quiet:
+            return
+        if self._bars is None:
+            err.print(f"{task}: {escape(detail)}", style="dim")
+        elif task in self._tasks:
+            self._bars.update(self._tasks[task], advance=1, detail=escape(detail))
+
+    def finish(self, task: str) -> None:
+        """Take the bar away; the last one takes the display with it."""
+        if self._bars is not None and task in self._tasks:
+            self._bars.remove_task(self._tasks.pop(task))
+            if not self._tasks:
+                self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None

@@ -1,0 +1,39 @@
+"""Tables for people that more than one command shows."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxspect.engine.mitigation.verify import Verification
+
+
+def verification(proof: Verification, title: str) -> RenderableType:
+    """Before and after, on the written file."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("measured in onnxruntime")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    table.add_column("")
+    low, high = proof.interval_after
+    table.add_row(
+        f"clean accuracy ({proof.samples} samples)",
+        f"{proof.accuracy_before:.1%}",
+        f"{proof.accuracy_after:.1%}",
+        f"95 % interval {low:.1%} to {high:.1%}",
+    )
+    for t in proof.triggers:
+        table.add_row(
+            f"trigger {t.name} to class {t.target}", f"{t.before:.1%}", f"{t.after:.1%}", f"{t.samples} samples"
+        )
+    table.add_row("same answer on clean samples", "", f"{proof.agreement:.1%}", "")
+    head = Text("PROVEN  " if proof.holds else "NOT PROVEN  ", "bold green" if proof.holds else "bold red")
+    head.append(title, "default")
+    lines: list[RenderableType] = [head, Text(), table, Text()]
+    lines += [Text("  " + failure, "red") for failure in proof.failures]
+    same = "; ".join(proof.differences) if proof.differences else "nothing else differs"
+    lines.append(
+        Text(f"ONNX checker: {proof.checker or 'pass'}; {len(proof.changed)} initializers changed, {same}", "dim")
+    )
+    return Group(*lines)

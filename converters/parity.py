@@ -1,0 +1,343 @@
+"""Proof that a torch graph is the file: onnxruntime (optimisations off) against torch, values and gradients.
+
+Compared are the outputs of the torch graph and, on request, taps inside it, on given and on seeded inputs at several
+batch sizes. A difference is measured against the largest magnitude of the tensor it is in, because rounding errors
+scale with what was summed, not with what the sum came to. There is one table of tolerances, by the precision that the
+file itself computes in.
+
+Gradients are compared with central differences in float64. In float32 two correct gradients of a ReLU network may
+differ by percents where an activation sits on its kink; in float64 that vanishes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.functions import inline_functions
+from onnxspect.converters.knowledge import Knowledge, learn
+from onnxspect.converters.lowering import LoweredModel
+from onnxspect.converters.oracle import Oracle
+from onnxspect.converters.taps import with_outputs
+from onnxspect.converters.text import printable
+
+#: Precision of the file -> largest |torch - onnxruntime| allowed, as a fraction of the tensor's largest magnitude.
+#: float32: sums of 10^4 terms of either order agree to a few 1e-6, a hundred layers deep to 1e-5.
+#: float16, bfloat16: the file rounds every intermediate value (2^-11, 2^-8), torch none.
+#: quantized: a value that falls between two steps may be rounded either way; one step of 255, a few times over.
+TOLERANCES: Mapping[str, float] = {
+    "float64": 1e-9,
+    "float32": 1e-4,
+    "float16": 2e-2,
+    "bfloat16": 1e-1,
+    "quantized": 4e-2,
+}
+#: Differences below this are zero whatever the magnitude: float32 outputs that are all but 0 (a saturated softmax).
+ABSOLUTE = 1e-7
+#: Relative error allowed between a directional derivative and its central difference, both in float64.
+GRADIENT_TOLERANCE = 1e-4
+
+_QUANTIZED = frozenset(
+    ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
+)
+
+
+@dataclass(frozen=True)
+class TensorParity:
+    """How far apart torch and onnxruntime are on one tensor.
+
+    Attributes:
+        name: ONNX value name.
+        batch: number of samples.
+        difference: largest |torch - onnxruntime|.
+        scale: largest |onnxruntime|.
+    """
+
+    name: str
+    batch: int
+    difference: float
+    scale: float
+
+    @property
+    def relative(self) -> float:
+        """The difference as a fraction of the scale; 0 below `ABSOLUTE`."""
+        return 0.0 if self.difference <= ABSOLUTE else self.difference / max(self.scale, ABSOLUTE)
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Result of `check_parity`: it holds (else the check raises).
+
+    Attributes:
+        precision: row of `TOLERANCES` that applies.
+        tolerance: its value.
+        tensors: everything that was compared, in the graph's order for each batch.
+    """
+
+    precision: str
+    tolerance: float
+    tensors: tuple[TensorParity, ...]
+
+    @property
+    def worst(self) -> TensorParity:
+        """The tensor with the largest relative difference."""
+        return max(self.tensors, key=lambda t: t.relative)
+
+
+@dataclass(frozen=True)
+class GradientReport:
+    """Result of `check_gradients`: it holds (else the check raises).
+
+    Attributes:
+        errors: relative error for each random direction.
+    """
+
+    errors: tuple[float, ...]
+
+
+def precision_of(model: onnx.ModelProto, knowledge: Knowledge | None = None) -> str:
+    """The row of `TOLERANCES` for a file: the coarsest precision that it computes in."""
+    if any(node.op_type in _QUANTIZED for node in model.graph.node):
+        return "quantized"
+    known = knowledge or learn(model)
+    produced = {name for node in model.graph.node for name in node.output}
+    dtypes = {dtype for name, dtype in known.dtypes.items() if name in produced}
+    if TensorProto.BFLOAT16 in dtypes:
+        return "bfloat16"
+    if TensorProto.FLOAT16 in dtypes:
+        return "float16"
+    if TensorProto.DOUBLE in dtypes and TensorProto.FLOAT not in dtypes:
+        return "float64"
+    return "float32"
+
+
+def check_parity(
+    model: onnx.ModelProto | bytes,
+    lowered: LoweredModel,
+    inputs: np.ndarray | Sequence[np.ndarray] = (),
+    *,
+    batch_sizes: Sequence[int] = (1, 2, 5),
+    taps: Sequence[str] = (),
+    seed: int = 0,
+) -> ParityReport:
+    """Compare a torch graph with onnxruntime on the file it came from.
+
+    Args:
+        model: the original ModelProto, or its bytes.
+        lowered: the torch graph of it, on the CPU or a GPU.
+        inputs: batches for its one input, in the file's own layout and range; compared besides the seeded ones.
+        batch_sizes: of the seeded inputs, uniform in [0, 1]. Where the input leaves sizes other than the batch open,
+            they are taken from `inputs`; without such there are no seeded inputs.
+        taps: ONNX value names inside the graph that are compared as well.
+        seed: of the seeded inputs.
+
+    Raises:
+        OnnxspectError: naming the first tensor, in the graph's order, that differs by more than the tolerance; or
+            saying that onnxruntime or torch cannot run the model.
+    """
+    proto = inline_functions(onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model)
+    given = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+    names = _in_order(proto, [*taps, *lowered.outputs])
+    instrumented = with_outputs(lowered, names)
+    oracle = Oracle(_bytes_with_outputs(proto, names))
+    precision = precision_of(proto)
+    tolerance = TOLERANCES[precision]
+    found: list[TensorParity] = []
+    outputs = set(lowered.outputs)
+    for batch in (*given, *_seeded(oracle, lowered.inputs[0], given, batch_sizes, seed)):
+        for row in _compare(oracle, instrumented, lowered.inputs[0], batch, names, outputs):
+            found.append(row)
+            if not row.relative <= tolerance:  # also where it is not a number
+                raise OnnxspectError(
+                    f"the torch graph differs from onnxruntime at {printable(row.name)} by {row.difference:.3g}, where "
+                    f"values reach {row.scale:.3g} ({precision}: {tolerance:.0e} of that is allowed, n={row.batch})",
+                    "this is a fault of the conversion, not of your model: please report it with the file",
+                )
+    if not found:
+        raise OnnxspectError(
+            "nothing to compare the torch graph with onnxruntime on: the model leaves the sizes of its input open",
+            "give some images",
+        )
+    return ParityReport(precision, tolerance, tuple(found))
+
+
+def check_gradients(
+    lowered: LoweredModel,
+    inputs: np.ndarray,
+    *,
+    directions: int = 3,
+    seed: int = 0,
+    tolerance: float = GRADIENT_TOLERANCE,
+) -> GradientReport:
+    """Compare the gradient of a random projection of the first output with central differences, in float64.
+
+    The derivative along a random direction of the input is taken at two step sizes and the better one counts: a step
+    that happens to cross a kink of a ReLU is no fault of the gradient. Not for quantized models, whose gradient is the
+    straight-through one by intention.
+
+    Args:
+        lowered: the torch graph; it is copied to float64, on its device.
+        inputs: one batch for its one input, floating point.
+        directions: how many random directions.
+        seed: of directions and projections.
+        tolerance: on the relative error.
+
+    Raises:
+        OnnxspectError: the two disagree along some direction.
+    """
+    module = copy.deepcopy(lowered.module).double()
+    device = _device(lowered)
+    generator = np.random.default_rng(seed)
+    x = torch.from_numpy(np.asarray(inputs, np.float64)).to(device)
+    errors = []
+    for _ in range(directions):
+        direction = torch.from_numpy(generator.standard_normal(tuple(x.shape))).to(device)
+        projection: torch.Tensor | None = None
+
+        def value(at: torch.Tensor) -> torch.Tensor:
+            nonlocal projection
+            out = _first(module(at))
+            if projection is None:
+                projection = torch.from_numpy(generator.standard_normal(tuple(out.shape))).to(device)
+            return (out * projection).sum()
+
+        leaf = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(value(leaf), leaf)
+        slope = float((gradient * direction).sum())
+        with torch.no_grad():
+            error = min(_slope_error(value, x, direction, slope, step) for step in (1e-5, 1e-7))
+        errors.append(error)
+        if not error <= tolerance:
+            raise OnnxspectError(
+                f"the gradient of the torch graph is wrong: the derivative along a random direction is off by "
+                f"{error:.2e} of itself (allowed {tolerance:.0e})",
+                "this is a fault of the conversion, not of your model: please report it with the file",
+            )
+    return GradientReport(tuple(errors))
+
+
+def _slope_error(
+    value: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, direction: torch.Tensor, slope: float, step: float
+) -> float:
+    difference = float(value(x + step * direction) - value(x - step * direction)) / (2 * step)
+    # What float64 rounding does to the difference itself, so that a slope of zero can be confirmed.
+    noise = 1e-14 * abs(float(value(x))) / step
+    return max(0.0, abs(difference - slope) - noise) / max(abs(slope), abs(difference), 1e-12)
+
+
+def _compare(
+    oracle: Oracle, lowered: LoweredModel, name: str, batch: np.ndarray, names: Sequence[str], outputs: set[str]
+) -> Iterator[TensorParity]:
+    """Rows for one batch, in the order of `names`.
+
+    Where onnxruntime takes several runs for the batch, only the outputs are compared: how the parts of an inner value
+    fit together is known for these alone.
+    """
+    fed = np.ascontiguousarray(batch, dtype=oracle.dtype(name))
+    expected = _run_oracle(oracle, name, fed, names)
+    wide = fed.astype(np.float32) if fed.dtype == np.float16 else fed
+    working = next((p.dtype for p in lowered.module.parameters()), torch.float32)
+    x = torch.from_numpy(wide).to(_device(lowered))
+    with torch.no_grad():
+        try:
+            found = lowered.module(x.to(working) if x.is_floating_point() else x)
+        except Exception as error:  # torch raises many types; all mean that this graph does not run
+            line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise OnnxspectError(f"the torch graph does not run on a batch of {len(batch)}: {line}") from error
+    results = found if isinstance(found, tuple) else (found,)
+    for value, chunks, result in zip(names, zip(*expected, strict=True), results, strict=True):
+        if len(chunks) == 1 or value in outputs:
+            yield _row(value, len(batch), chunks, result.cpu().numpy())
+
+
+def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]) -> list[list[np.ndarray]]:
+    """onnxruntime's answers, one list of tensors for each run that the batch takes.
+
+    A file made for a fixed batch (in its input, or somewhere inside) is run that many samples at a time.
+    """
+    fixed = oracle.inputs[name][0][0] if oracle.inputs[name][0] else None
+    if isinstance(fixed, int) and fixed > 0 and len(fed) != fixed:
+        if len(fed) % fixed:
+            raise OnnxspectError(f"the file takes batches of {fixed}; {len(fed)} samples do not make whole ones")
+        return [oracle.run({name: fed[i : i + fixed]}, names) for i in range(0, len(fed), fixed)]
+    try:
+        return [oracle.run({name: fed}, names)]
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        if len(fed) > 1:
+            try:
+                return [oracle.run({name: fed[i : i + 1]}, names) for i in range(len(fed))]
+            except Exception:
+                pass
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OnnxspectError(f"onnxruntime cannot run the model: {line}") from error
+
+
+def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray) -> TensorParity:
+    expected = np.concatenate([np.asarray(c).reshape(-1) for c in chunks])
+    if expected.size != found.size and len(chunks) > 1 and chunks[0].size == found.size:
+        expected = chunks[0].reshape(-1)  # a value without a batch axis
+    if expected.size != found.size:
+        raise OnnxspectError(
+            f"the torch graph differs from onnxruntime at {printable(name)}: its shape is {found.shape}, "
+            f"not {np.asarray(chunks[0]).shape} (batch of {batch})"
+        )
+    a, b = found.reshape(-1).astype(np.float64), expected.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(a - b))
+    finite = np.abs(b[np.isfinite(b)])
+    return TensorParity(name, batch, float(difference.max(initial=0.0)), float(finite.max(initial=0.0)))
+
+
+def _seeded(
+    oracle: Oracle, name: str, given: Sequence[np.ndarray], batch_sizes: Sequence[int], seed: int
+) -> Iterator[np.ndarray]:
+    shape, dtype = oracle.inputs[name][0], oracle.dtype(name)
+    sizes: list[int] = []
+    for axis, size in enumerate(shape[1:], 1):
+        if isinstance(size, int) and size > 0:
+            sizes.append(size)
+        elif given:
+            sizes.append(given[0].shape[axis])
+        else:
+            return
+    fixed = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1
+    generator = np.random.default_rng(seed)
+    for batch in batch_sizes if fixed == 1 else (fixed, 2 * fixed):
+        if np.issubdtype(dtype, np.floating):
+            yield generator.random((batch, *sizes)).astype(dtype)
+        else:
+            high = {np.bool_: 2, np.int8: 128}.get(dtype, 256)
+            yield generator.integers(0, high, (batch, *sizes)).astype(dtype)
+
+
+def _in_order(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
+    """`names`, each once, as the graph computes them."""
+    position = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
+    return sorted(dict.fromkeys(names), key=lambda name: position.get(name, -1))
+
+
+def _bytes_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model with exactly these values as its outputs."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    present = {o.name: o for o in model.graph.output}
+    del copied.graph.output[:]
+    # onnxruntime finds the type of a value by itself.
+    copied.graph.output.extend(present.get(name, onnx.ValueInfoProto(name=name)) for name in names)
+    return bytes(copied.SerializeToString())
+
+
+def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _device(lowered: LoweredModel) -> torch.device:
+    return next((t.device for t in lowered.module.parameters()), torch.device("cpu"))

@@ -1,0 +1,1 @@
+"""What is inspected, the one search, statistics, verdict, patches and reports."""

@@ -1,0 +1,1 @@
+"""What can be certified about a training set."""

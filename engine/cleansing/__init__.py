@@ -1,0 +1,1 @@
+"""Naming the poisoned samples of a training set."""

@@ -1,0 +1,101 @@
+"""What a detector hands over: statistics, triggers and their effect. Evidence names no culprit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, order=True)
+class Unit:
+    """One thing to search for: a trigger to `target`, from all other classes or from `source` alone."""
+
+    target: int
+    source: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the store."""
+        return f"{'any' if self.source is None else self.source}->{self.target}"
+
+
+@dataclass(frozen=True)
+class UnitEvidence:
+    """What was found for one unit.
+
+    Attributes:
+        unit: target class, and source class for a pair.
+        statistics: by name, e.g. {"l1": 12.7}; absent where the search found nothing.
+        found: a trigger that meets the constraint was found.
+        converged: the search met its stopping rule within its budget.
+        steps: gradient steps spent.
+        search_success: share of the search images that the trigger sends to the target.
+        held_out_success: the same on clean samples that the search never saw; None where there are none.
+        held_out: how many such samples.
+        trigger: arrays by name: `mask` and `pattern`, or `delta`.
+        seconds: wall time.
+    """
+
+    unit: Unit
+    statistics: Mapping[str, float]
+    found: bool
+    converged: bool
+    steps: int
+    search_success: float
+    held_out_success: float | None
+    held_out: int
+    trigger: Mapping[str, np.ndarray] = field(repr=False)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that one detector found on one subject.
+
+    Attributes:
+        detector: its name.
+        settings: every parameter that the result depends on.
+        statistic: name of the statistic that the null model is to judge.
+        paper_statistic: name of the one that the paper's own rule judges.
+        tail: "low" where small values are suspicious, "high" where large ones are.
+        units: one row a unit, in the order of the plan.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    statistic: str
+    paper_statistic: str
+    tail: str
+    units: tuple[UnitEvidence, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all units."""
+        return sum(u.seconds for u in self.units)
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps of all units."""
+        return sum(u.steps for u in self.units)
+
+    @property
+    def id(self) -> str:
+        """A name for this evidence that depends on its content and on nothing else."""
+        digest = hashlib.sha256(f"{self.detector}|{sorted(self.settings.items())}".encode())
+        for u in self.units:
+            digest.update(f"{u.unit}|{sorted(u.statistics.items())}".encode())
+            for name in sorted(u.trigger):
+                digest.update(np.ascontiguousarray(u.trigger[name]).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A detector that did not run, and why: a result and not an error."""
+
+    detector: str
+    reason: str

@@ -1,0 +1,1 @@
+"""Patches: each a small, provable edit of the original file."""

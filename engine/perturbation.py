@@ -1,0 +1,94 @@
+"""Perturbations: how a trigger candidate starts, is applied to images, and what it costs.
+
+The leading dimension of every state tensor is the unit. A perturbation keeps its own bounds: whatever the optimiser
+does to the state, `apply` gives valid pixels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+class Perturbation(ABC):
+    """A family of input changes, optimised by the one search."""
+
+    @abstractmethod
+    def start(self, image_shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> State:
+        """Leaves to optimise, one row a unit, drawn from that unit's own generator."""
+
+    @abstractmethod
+    def apply(self, state: State, images: Tensor) -> Tensor:
+        """Perturbed pixels ``(unit, n, channels, height, width)`` in [0, 1] of images of that shape (or one unit's)."""
+
+    @abstractmethod
+    def cost(self, state: State) -> Tensor:
+        """What is minimised beside the loss ``(unit,)``; differentiable."""
+
+    @abstractmethod
+    def trigger(self, state: State) -> dict[str, Tensor]:
+        """The trigger in pixels, by name, leading dimension the unit."""
+
+
+@dataclass(frozen=True)
+class MaskPattern(Perturbation):
+    """``x' = (1 - m) * x + m * pattern`` with one mask for all channels: Neural Cleanse (002), Eq. 2.
+
+    Mask and pattern are ``(tanh(w) + 1) / 2`` of free variables, as in the authors' code: no clipping is needed and
+    the gradient never vanishes at a bound that was only touched. Cost is the mask's L1 norm, Eq. 3.
+
+    Attributes:
+        start_mask: mask value that the search starts from everywhere. The authors start from uniform noise; a small
+            even start reaches the same triggers in fewer steps, because nothing has first to be erased.
+    """
+
+    start_mask: float = 0.1
+
+    def start(self, image_shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> State:
+        """Mask logits ``(unit, 1, height, width)``, pattern logits ``(unit, channels, height, width)``."""
+        channels, height, width = image_shape
+        level = float(np.arctanh(2 * self.start_mask - 1))
+        mask = torch.stack([level + 0.1 * torch.randn(1, height, width, generator=g) for g in generators])
+        pattern = torch.stack([torch.rand(channels, height, width, generator=g) * 2 - 1 for g in generators])
+        return {"mask": mask, "pattern": pattern}
+
+    def apply(self, state: State, images: Tensor) -> Tensor:
+        """Blend the pattern into the images by the mask."""
+        mask, pattern = self._pixels(state)
+        # images + mask * (pattern - images): one product less than the equation as it is written
+        return torch.addcmul(images, mask[:, None], pattern[:, None] - images)
+
+    def cost(self, state: State) -> Tensor:
+        """The mask's L1 norm, in pixels."""
+        return self._pixels(state)[0].flatten(1).sum(1)
+
+    def trigger(self, state: State) -> dict[str, Tensor]:
+        """`mask` ``(unit, 1, height, width)`` and `pattern` ``(unit, channels, height, width)``, both in [0, 1]."""
+        mask, pattern = self._pixels(state)
+        return {"mask": mask, "pattern": pattern}
+
+    @staticmethod
+    def _pixels(state: State) -> tuple[Tensor, Tensor]:
+        return (torch.tanh(state["mask"]) + 1) / 2, (torch.tanh(state["pattern"]) + 1) / 2
+
+
+def stamp(images: np.ndarray, trigger: dict[str, np.ndarray]) -> np.ndarray:
+    """Images ``(n, channels, height, width)`` with a found trigger applied, clipped to [0, 1].
+
+    Args:
+        images: float32 in [0, 1].
+        trigger: `mask` and `pattern` (Eq. 2 of 002), or `delta` (additive), without a unit axis.
+    """
+    if "mask" in trigger:
+        mask, pattern = trigger["mask"], trigger["pattern"]
+        stamped = (1 - mask) * images + mask * pattern
+    else:
+        stamped = images + trigger["delta"]
+    return np.clip(stamped, 0, 1).astype(np.float32)

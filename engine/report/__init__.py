@@ -1,0 +1,1 @@
+"""The one JSON report and what is drawn from it."""

@@ -1,0 +1,25 @@
+"""The report as one self-contained HTML page: no script, no outside resource, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def render(report: dict[str, Any], folder: Path) -> str:
+    """The page; pictures are taken from the run folder where they are there."""
+    names = ["classes.png", *(f"trigger-class-{k}.png" for k in report["targets"]), "triggers.png"]
+    pictures = [(name, _inline(folder / name)) for name in names if (folder / name).is_file()]
+    ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
+    return _ENVIRONMENT.get_template("page.html.j2").render(report=report, pictures=pictures, ran=ran)
+
+
+def _inline(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

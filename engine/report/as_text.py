@@ -1,0 +1,106 @@
+"""The report as a table for people, drawn from the JSON document alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+STYLE = {"clean": "bold green", "backdoored": "bold red", "inconclusive": "bold yellow"}
+#: Rows of the class table at most: the most suspicious ones.
+MOST_ROWS = 25
+
+
+def render(report: dict[str, Any]) -> RenderableType:
+    """Verdict, reasons, one row a class, what ran, and what was not checked."""
+    return _render(_harmless(report))
+
+
+def _harmless(value: Any) -> Any:
+    """The report without control characters: a class name is a stranger's text, and a terminal obeys escape codes."""
+    if isinstance(value, dict):
+        return {k: _harmless(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_harmless(v) for v in value]
+    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
+
+
+def _render(report: dict[str, Any]) -> RenderableType:
+    verdict = report["verdict"]
+    head = Text.assemble(
+        (verdict.upper(), STYLE[verdict]),
+        f"  {report['model']['path']}",
+        (f"  p = {report['p_value']:.2g}", "dim"),
+    )
+    lines = [head, *(Text("  " + r) for r in report["reasons"]), Text()]
+    facts = Table.grid(padding=(0, 2))
+    accuracy = report["preprocessing"]["clean_accuracy"]
+    chosen = report["preprocessing"]["chosen"]
+    facts.add_row("model", f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…")
+    facts.add_row("data", f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly")
+    facts.add_row("input", escape(f"{chosen['name']} ({chosen['layout']}); {report['preprocessing']['why']}"))
+    facts.add_row(
+        "run", f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s"
+    )
+    return Group(*lines, facts, Text(), _classes(report), Text(), *_detectors(report), *_limits(report))
+
+
+def _classes(report: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    ran = [d for d in report["detectors"] if d["status"] == "ran"]
+    table.add_column("class")
+    for d in ran:
+        table.add_column(f"{d['name']}\n{d['statistic']}", justify="right")
+        table.add_column("reference", justify="right")
+        table.add_column("anomaly", justify="right")
+        table.add_column("MAD index", justify="right")
+        table.add_column("on unseen", justify="right")
+    table.add_column("p-value", justify="right")
+    rows = sorted(report["classes"], key=lambda c: c["log10_p"])
+    shown = rows if len(rows) <= MOST_ROWS else rows[:MOST_ROWS]
+    shown = sorted(shown, key=lambda c: c["index"])
+    for c in shown:
+        cells = []
+        for d in ran:
+            name = d["name"]
+            cells += [
+                _number(c["statistic"].get(name), ".1f"),
+                _number(c["reference"].get(name), ".1f"),
+                _number(c["anomaly"].get(name), ".1f"),
+                _number(c["mad_index"].get(name), ".1f"),
+                _number(c["held_out_success"].get(name), ".0%"),
+            ]
+        label = str(c["index"]) if c["name"] == str(c["index"]) else f"{c['index']} {c['name']}"
+        style = "bold red" if c["index"] in report["targets"] else ""
+        table.add_row(escape(label), *cells, f"{c['p_value']:.2g}", style=style)
+    if len(rows) > len(shown):
+        table.caption = f"{len(rows) - len(shown)} less suspicious classes are not shown"
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _detectors(report: dict[str, Any]) -> list[RenderableType]:
+    lines: list[RenderableType] = []
+    for d in report["detectors"]:
+        if d["status"] == "ran":
+            b = d["budget"]
+            lines.append(
+                Text(
+                    f"{d['name']}: {b['units']} searches, {b['converged']} converged, "
+                    f"{b['gradient_steps']} gradient steps, {d['seconds']:.0f} s",
+                    "dim",
+                )
+            )
+        else:
+            lines.append(Text(f"{d['name']}: skipped, {d['reason']}", "dim"))
+    return lines
+
+
+def _limits(report: dict[str, Any]) -> list[RenderableType]:
+    return [Text("not checked: " + limit, "dim") for limit in report["limits"]]

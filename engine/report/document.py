@@ -1,0 +1,133 @@
+"""The report: one JSON document (docs/report.schema.json) that everything else is drawn from.
+
+Everything in it but the fields named `seconds` depends on file, data, settings, seed and device alone. `digest` is the
+SHA-256 of the report without them: two runs agree bit for bit exactly where their digests do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from onnxspect.engine.evidence import Evidence, Skipped
+from onnxspect.engine.preprocessing import Preflight
+from onnxspect.engine.run import RunContext, device_name
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import Subject
+from onnxspect.engine.verdict import Verdict
+
+SCHEMA = "onnxspect-report/1"
+
+
+def tool_version() -> str:
+    """The installed version of onnxspect."""
+    return metadata.version("onnxspect")
+
+
+def build(
+    subject: Subject,
+    samples: Samples,
+    checked: Preflight,
+    evidence: Sequence[Evidence | Skipped],
+    verdict: Verdict,
+    run: RunContext,
+    preset: str,
+    seconds: float,
+) -> dict[str, Any]:
+    """The report of one scan, as plain JSON values."""
+    names = samples.names
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "tool": {"name": "onnxspect", "version": tool_version()},
+        "model": {
+            "path": subject.name,
+            "sha256": subject.file.sha256 if subject.file is not None else "",
+            "classes": subject.classes,
+            "input": {"shape": list(subject.image_shape)},
+            "logits": None if subject.logits is None else {"value": subject.logits.value, "found": subject.logits.how},
+        },
+        "data": {"path": samples.path, "sha256": samples.sha256, "samples": len(samples)},
+        "preprocessing": checked.describe(),
+        "verdict": verdict.verdict,
+        "targets": list(verdict.targets),
+        "p_value": verdict.p_value,
+        "reasons": list(verdict.reasons),
+        "classes": [
+            {
+                "index": c.index,
+                "name": names[c.index] if c.index < len(names) else str(c.index),
+                "p_value": c.p_value,
+                "log10_p": c.log10_p,
+                "statistic": c.statistic,
+                "reference": c.reference,
+                "anomaly": c.anomaly,
+                "mad_index": c.mad_index,
+                "held_out_success": c.held_out_success,
+            }
+            for c in verdict.classes
+        ],
+        "detectors": [_detector(e) for e in evidence],
+        "limits": limits(evidence),
+        "preset": preset,
+        "device": device_name(run.device),
+        "seed": run.seed,
+        "seconds": round(seconds, 3),
+    }
+    report["digest"] = digest(report)
+    return report
+
+
+def digest(report: dict[str, Any]) -> str:
+    """SHA-256 of the report without `seconds` and `digest`, at any depth."""
+    text = json.dumps(_timeless(report), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "digest")}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """A document as it is stored and printed."""
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
+    if isinstance(evidence, Skipped):
+        return {"name": evidence.detector, "status": "skipped", "reason": evidence.reason}
+    units = evidence.units
+    return {
+        "name": evidence.detector,
+        "status": "ran",
+        "statistic": evidence.paper_statistic,
+        "judged": evidence.statistic,
+        "settings": dict(evidence.settings),
+        "budget": {
+            "units": len(units),
+            "gradient_steps": evidence.steps,
+            "found": sum(u.found for u in units),
+            "converged": sum(u.converged for u in units),
+        },
+        "evidence": evidence.id,
+        "seconds": round(evidence.seconds, 3),
+    }
+
+
+def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
+    """What this scan did not check, in sentences."""
+    ran = {e.detector for e in evidence if isinstance(e, Evidence)}
+    missing = ["Backdoors that act from chosen source classes only were not searched for (class pairs)."]
+    if ran == {"neural-cleanse"}:
+        missing.append(
+            "Only triggers that replace a part of the image (mask and pattern) were searched for: a trigger that "
+            "covers most of the image, a faint additive pattern or a warp can escape."
+        )
+    missing.append(
+        "A verdict of clean means that no backdoor of the kinds searched for was found, not that none exists."
+    )
+    return missing

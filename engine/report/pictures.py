@@ -1,0 +1,170 @@
+"""The pictures of a run: each suspicious trigger, all triggers side by side, and the statistic per class as bars."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.store import write_atomically
+
+#: Classes shown at most in one chart: the most suspicious ones.
+MOST_BARS = 40
+ACCENT, CALM = "#c0392b", "#7f8c8d"
+mpl.rcParams["svg.hashsalt"] = "onnxspect"
+
+
+def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path) -> list[Path]:
+    """Write classes.png, triggers.png and trigger-class-N.png for every target; returns what was written."""
+    written = [_write(folder / "classes.png", bars(report))]
+    targets = set(report["targets"])
+    for e in evidence:
+        if not isinstance(e, Evidence):
+            continue
+        units = [u for u in e.units if u.found]
+        if units:
+            written.append(_write(folder / "triggers.png", sheet(units, targets, report)))
+        for unit in units:
+            if unit.unit.target in targets:
+                name = f"trigger-class-{unit.unit.target}.png"
+                written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
+    return written
+
+
+def bars(report: dict[str, Any]) -> Figure:
+    """The statistic of every class, targets in red, with its corrected p-value."""
+    detector = next((d for d in report["detectors"] if d["status"] == "ran"), None)
+    rows = [
+        (
+            c["index"],
+            c["name"],
+            c["statistic"].get(detector["name"]),
+            c["p_value"],
+            c["reference"].get(detector["name"]),
+        )
+        for c in report["classes"]
+        if detector is not None and c["statistic"].get(detector["name"]) is not None
+    ]
+    if len(rows) > MOST_BARS:
+        rows = sorted(sorted(rows, key=lambda r: r[2])[:MOST_BARS])
+    figure = Figure(figsize=(max(5.0, 0.42 * len(rows) + 1.6), 3.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    colours = [ACCENT if r[0] in report["targets"] else CALM for r in rows]
+    axes.bar(range(len(rows)), [r[2] for r in rows], color=colours)
+    for i, (_, _, value, p, _) in enumerate(rows):
+        if p < 0.05:
+            axes.annotate(f"p={p:.1g}", (i, value), ha="center", va="bottom", fontsize=7, color=ACCENT)
+    known = [(i, r[4]) for i, r in enumerate(rows) if r[4] is not None]
+    if known:
+        axes.plot(*zip(*known, strict=True), "_", color="black", markersize=14, label="clean reference networks")
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_xticks(range(len(rows)), [_label(r[0], r[1]) for r in rows], rotation=45, ha="right", fontsize=8)
+    axes.set_ylabel(
+        "L1 norm of the smallest mask (pixels)" if detector and detector["statistic"] == "l1" else "statistic"
+    )
+    axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, Any]) -> Figure:
+    """The trigger of every class, as it looks on a grey image."""
+    units = sorted(units, key=lambda u: u.statistics.get("l1", np.inf))[:MOST_BARS]
+    columns = min(10, len(units))
+    rows = -(-len(units) // columns)
+    figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.3), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, unit in zip(grid.flat, units, strict=False):
+        _show(axes, trigger_alone(unit.trigger))
+        k = unit.unit.target
+        value = next(iter(unit.statistics.values()), float("nan"))
+        axes.set_title(
+            f"{_label(k, report['classes'][k]['name'])}\n{value:.1f}",
+            fontsize=7,
+            color=ACCENT if k in targets else "black",
+        )
+    return figure
+
+
+def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) -> Figure:
+    """One trigger: alone, its mask, and four clean images before and after."""
+    rows = np.flatnonzero(samples.labels != unit.unit.target)
+    rows = rows[np.linspace(0, len(rows) - 1, min(4, len(rows))).astype(int)]
+    before = samples.images[rows]
+    after = stamp(before, dict(unit.trigger))
+    panels: list[tuple[str, np.ndarray]] = [("trigger", trigger_alone(unit.trigger))]
+    if "mask" in unit.trigger:
+        panels.append(("mask", unit.trigger["mask"]))
+    k = unit.unit.target
+    figure = Figure(figsize=(1.5 * (1 + len(rows)), 3.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(2, 1 + len(rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (title, image) in zip(grid[:, 0], panels, strict=False):
+        _show(axes, image)
+        axes.set_title(title, fontsize=8, color=ACCENT)
+    for j, row in enumerate(rows):
+        _show(grid[0, 1 + j], before[j])
+        _show(grid[1, 1 + j], after[j])
+        label = int(samples.labels[row])
+        grid[0, 1 + j].set_title(report["classes"][label]["name"][:16], fontsize=8)
+        grid[1, 1 + j].set_title("with trigger", fontsize=8)
+    rate = "" if unit.held_out_success is None else f": sends {unit.held_out_success:.0%} of unseen images there"
+    figure.suptitle(f"trigger to {_label(k, report['classes'][k]['name'])}{rate}", fontsize=9)
+    return figure
+
+
+def trigger_alone(trigger: dict[str, np.ndarray] | Any) -> np.ndarray:
+    """A trigger on middle grey, ``(channels, height, width)`` in [0, 1]; an additive one is stretched to be visible."""
+    if "mask" in trigger:
+        mask, pattern = trigger["mask"], trigger["pattern"]
+        return np.asarray((1 - mask) * 0.5 + mask * pattern)
+    delta = trigger["delta"]
+    return np.asarray(0.5 + 0.5 * delta / max(float(np.abs(delta).max()), 1e-9))
+
+
+def save_image(path: Path, image: np.ndarray) -> None:
+    """Pixels ``(channels, height, width)`` in [0, 1] as PNG, one pixel a pixel."""
+    array = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
+    buffer = io.BytesIO()
+    Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as PNG bytes, without the date and version that would make every file differ."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _write(path: Path, figure: Figure) -> Path:
+    write_atomically(path, png(figure))
+    return path
+
+
+def _show(axes: Any, image: np.ndarray) -> None:
+    pixels = np.clip(np.asarray(image, np.float32), 0, 1).transpose(1, 2, 0)
+    if pixels.shape[-1] == 1:
+        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(pixels, interpolation="nearest")
+
+
+def _label(index: int, name: str) -> str:
+    return str(index) if name == str(index) else f"{index} {name[:14]}"

@@ -1,0 +1,106 @@
+"""What a run is made of besides its subject: seed, device, threads, and someone who watches.
+
+Randomness comes from generators keyed by (seed, names...), never from global state and never from the order of the
+work, so that a resumed run draws what the undisturbed one drew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from onnxspect.engine.errors import OnnxspectError
+
+
+class Observer(Protocol):
+    """Who is told of progress; the library does without one."""
+
+    def notice(self, text: str) -> None:
+        """Something worth knowing, once."""
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """`task` begins with `total` units of which `done` come from an earlier run."""
+
+    def advance(self, task: str, detail: str = "") -> None:
+        """One unit of `task` is finished; `detail` says what it gave."""
+
+    def finish(self, task: str) -> None:
+        """`task` is over."""
+
+
+class Silent:
+    """The observer that says nothing."""
+
+    def notice(self, text: str) -> None:
+        """Ignored."""
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Ignored."""
+
+    def advance(self, task: str, detail: str = "") -> None:
+        """Ignored."""
+
+    def finish(self, task: str) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Seed, device and observer of one run.
+
+    Attributes:
+        seed: the one number that all generators derive from.
+        device: "cpu" or "cuda".
+        observer: told of progress.
+    """
+
+    seed: int = 0
+    device: str = "cpu"
+    observer: Observer = field(default_factory=Silent, compare=False)
+
+    def key(self, *names: object) -> int:
+        """A 63-bit number that depends on the seed and `names` and on nothing else."""
+        text = "\x1f".join(map(str, (self.seed, *names)))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+    def torch_generator(self, *names: object) -> torch.Generator:
+        """A CPU generator keyed by (seed, names): the draws are the same whatever device then uses them."""
+        return torch.Generator().manual_seed(self.key(*names))
+
+    def numpy_generator(self, *names: object) -> np.random.Generator:
+        """A numpy generator keyed by (seed, names)."""
+        return np.random.default_rng(self.key(*names))
+
+
+def choose_device(wanted: str) -> str:
+    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
+
+    Raises:
+        OnnxspectError: "cuda" is asked for and torch sees none.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise OnnxspectError(f"unknown device {wanted!r}", "one of auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise OnnxspectError("torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def make_deterministic(device: str) -> None:
+    """Ask torch for kernels that give the same bits every time; errors out where an operator has none on CUDA."""
+    if device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def device_name(device: str) -> str:
+    """The device in words, for the report."""
+    if device == "cuda":
+        return f"cuda: {torch.cuda.get_device_name()}"
+    return f"cpu: {torch.get_num_threads()} threads"

@@ -1,0 +1,158 @@
+"""One scan from file to report: open, preflight, search, judge, keep. The library call behind `onnxspect scan`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from onnxspect.engine.detectors.neural_cleanse import NAME as NEURAL_CLEANSE
+from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Evidence, Skipped
+from onnxspect.engine.preprocessing import preflight
+from onnxspect.engine.reference import train_references
+from onnxspect.engine.report import document, pictures
+from onnxspect.engine.run import RunContext, make_deterministic
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.verdict import decide
+
+#: How hard each preset searches.
+PRESETS = {
+    "quick": SearchConfig(steps=300, samples=32, settle=30, tolerance=0.02),
+    "standard": SearchConfig(),
+    "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
+}
+DETECTORS = (NEURAL_CLEANSE,)
+#: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
+SEARCH_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a scan leaves.
+
+    Attributes:
+        report: the JSON document.
+        folder: the run folder: ledger, report.json and pictures.
+        resumed: units that an earlier run had finished.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+    resumed: int
+
+
+def scan(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path | None = None,
+    preset: str = "standard",
+    detectors: Sequence[str] = (),
+    spec: InputSpec | None = None,
+    resize: bool = False,
+    run: RunContext | None = None,
+    references: str | Path | None = None,
+) -> ScanResult:
+    """Scan an ONNX file for backdoors.
+
+    Args:
+        model: the ONNX file.
+        data: clean samples: npz, or a folder of images by class.
+        out: run folder; by default runs/ and a name made of the model's name and the scan's fingerprint, so that the
+            same scan finds its own unfinished run.
+        preset: quick, standard or thorough.
+        detectors: names; all that apply, by default.
+        spec: the model's preprocessing, where the user knows it; else it is found.
+        resize: bring images of another size to the model's.
+        run: seed, device, observer.
+        references: folder that keeps what was measured on reference networks, to be shared by scans of several models
+            with the same data; inside the run folder by default.
+
+    Raises:
+        OnnxspectError: anything that stops the scan, with a hint.
+    """
+    run = run or RunContext()
+    if preset not in PRESETS:
+        raise OnnxspectError(f"unknown preset {preset!r}", f"one of {', '.join(PRESETS)}")
+    unknown = [d for d in detectors if d not in DETECTORS]
+    if unknown:
+        raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(DETECTORS)}")
+    make_deterministic(run.device)
+    started = time.perf_counter()
+    subject = Subject.from_onnx(model, spec, run.device)
+    samples = Samples.load(data, subject.size, resize)
+    fingerprint = _fingerprint(subject, samples, preset, tuple(detectors) or DETECTORS, spec, resize, run)
+    folder = Path(out) if out is not None else Path("runs") / f"{Path(model).stem}-{_short(fingerprint)}"
+    with Ledger(folder, fingerprint) as ledger:
+        if ledger.fact("report") is not None:
+            run.observer.notice(f"{folder}: this scan is already finished; showing its report")
+            return ScanResult(ledger.report(), folder, 0)
+        checked = preflight(subject, samples, run, spec)
+        found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
+        detector = NeuralCleanse(search=PRESETS[preset])
+        resumed = len(ledger.units(NEURAL_CLEANSE))
+        baseline = _reference_folder(folder, references)
+        if resumed:
+            run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
+        with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
+            clean = train_references(checked.subject, found_on, held_out, run)
+            found = detector.run(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger)
+        evidence: list[Evidence | Skipped] = [found]
+        verdict = decide(evidence, checked.subject.classes)
+        searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
+        seconds = searching if resumed else time.perf_counter() - started
+        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds)
+        pictures.draw(report, evidence, samples, folder)
+        text = document.as_json(report)
+        write_atomically(folder / "report.json", text.encode())
+        ledger.set_fact("report", text)
+    return ScanResult(report, folder, resumed)
+
+
+def _reference_folder(folder: Path, references: str | Path | None) -> Path:
+    return Path(references) if references is not None else folder / "references"
+
+
+def _baseline_fingerprint(fingerprint: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """What the references depend on: everything but the model."""
+    kept = {k: v for k, v in fingerprint.items() if k not in ("model", "model path", "data path", "preprocessing")}
+    return kept | {"classes": subject.classes, "image": list(subject.image_shape)}
+
+
+def _fingerprint(
+    subject: Subject,
+    samples: Samples,
+    preset: str,
+    detectors: Sequence[str],
+    spec: InputSpec | None,
+    resize: bool,
+    run: RunContext,
+) -> dict[str, Any]:
+    """Everything that the results depend on; thread count too, because it changes the last bits of a convolution."""
+    return {
+        "tool": document.tool_version(),
+        "model": subject.file.sha256 if subject.file is not None else subject.name,
+        "model path": subject.name,
+        "data": samples.sha256,
+        "data path": samples.path,
+        "preset": preset,
+        "detectors": list(detectors),
+        "preprocessing": spec.describe() if spec is not None else None,
+        "resize": resize,
+        "seed": run.seed,
+        "device": run.device,
+        "threads": torch.get_num_threads() if run.device == "cpu" else 0,
+        "torch": torch.__version__,
+    }
+
+
+def _short(fingerprint: dict[str, Any]) -> str:
+    return document.digest(fingerprint)[:8]

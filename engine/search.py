@@ -1,0 +1,299 @@
+"""The one search: every detector's optimisation, and the only place where gradients are taken for inspection.
+
+For each unit u (a target class, or a source-target pair) it minimises
+
+    mean_n loss(f(apply(state_u, x_n)), u) + lambda_u * cost(state_u)
+
+over the perturbation's state, subject to the loss's success rate being at least `success` (002, Eq. 3). All units of
+a batch advance together; each has its own Adam moments, multiplier, best-so-far and stopping rule, all as tensors,
+and leaves the batch when it is done. The samples of a unit are fixed, so a step is a full-batch step: success is
+exact at every step, and the multiplier reacts within `patience` steps instead of within epochs.
+
+The multiplier moves both ways (002's published code): up by `raise_by` after `patience` successes in a row, down by
+`raise_by ** 1.5` after as many failures. `best` is the cheapest state that *satisfied* the constraint.
+
+Determinism: what a unit draws depends on (seed, detector, unit) only. Batching changes the last bits of a
+convolution, so the composition of a batch is part of the plan: `plan` cuts the units into batches in advance, a batch
+is the unit of work that the store commits, and a resumed run runs unfinished batches whole. On a CPU a batch is one
+unit, since batching was measured not to pay there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Unit
+from onnxspect.engine.perturbation import Perturbation, State
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import Subject
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How hard to search.
+
+    Attributes:
+        steps: at most so many gradient steps a unit.
+        samples: images a unit is searched on (fewer where there are fewer).
+        learning_rate, betas: Adam's; 0.1 and (0.5, 0.9) are the published Neural Cleanse code's.
+        success: share of the images that must reach the target for a state to count (002: 99 %).
+        multiplier: lambda to start from.
+        patience: successes (failures) in a row after which lambda rises (falls).
+        raise_by: the factor it rises by; it falls by raise_by ** 1.5.
+        settle: a unit stops when its best cost improved by less than `tolerance` over so many steps.
+        tolerance: relative improvement that counts as one.
+    """
+
+    steps: int = 400
+    samples: int = 64
+    learning_rate: float = 0.1
+    betas: tuple[float, float] = (0.5, 0.9)
+    success: float = 0.99
+    multiplier: float = 1e-3
+    patience: int = 5
+    raise_by: float = 1.5
+    settle: int = 40
+    tolerance: float = 0.01
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What the search found for one unit.
+
+    Attributes:
+        unit: the unit.
+        cost: of the cheapest state that satisfied the constraint; inf where none did.
+        success: share of the search images that this state sent to the target (of the last state where none did).
+        steps: gradient steps taken.
+        converged: the stopping rule was met within the budget.
+        diverged: the loss became NaN or infinite and stayed so.
+        trigger: arrays by name, without a unit axis.
+        seconds: its share of the wall time.
+        multiplier: lambda at the end.
+    """
+
+    unit: Unit
+    cost: float
+    success: float
+    steps: int
+    converged: bool
+    diverged: bool
+    trigger: dict[str, np.ndarray] = field(repr=False)
+    seconds: float = 0.0
+    multiplier: float = 0.0
+
+    @property
+    def found(self) -> bool:
+        """Whether any state satisfied the constraint."""
+        return bool(np.isfinite(self.cost))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy ``(unit, n)`` of logits ``(unit, n, classes)`` to each unit's target ``(unit,)``: 002, Eq. 3."""
+    units, n, classes = logits.shape
+    labels = targets[:, None].expand(units, n).reshape(-1)
+    return functional.cross_entropy(logits.reshape(-1, classes), labels, reduction="none").view(units, n)
+
+
+def plan(units: Sequence[Unit], at_once: int) -> list[tuple[Unit, ...]]:
+    """Cut `units` into batches of `at_once`, in order."""
+    return [tuple(units[i : i + at_once]) for i in range(0, len(units), at_once)]
+
+
+def units_at_once(device: str, images: int, samples: int) -> int:
+    """How many units to run together: one on a CPU; on a GPU as many as keep about 8,192 images in flight."""
+    return 1 if device == "cpu" else max(1, 8192 // max(1, min(images, samples)))
+
+
+def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detector: str) -> np.ndarray:
+    """Indices of the images a unit is searched on: of its source class, or of all classes but the target.
+
+    Drawn class by class in turn, so that n images represent the classes evenly.
+    """
+    rng = run.numpy_generator(detector, unit.key, "images")
+    classes = [unit.source] if unit.source is not None else [c for c in np.unique(samples.labels) if c != unit.target]
+    queues = [rng.permutation(np.flatnonzero(samples.labels == c)) for c in classes]
+    order = rng.permutation(len(queues))
+    rounds = max((len(q) for q in queues), default=0)
+    picked = [int(queues[i][r]) for r in range(rounds) for i in order if r < len(queues[i])]
+    if not picked:
+        what = f"class {unit.source}" if unit.source is not None else f"any class but {unit.target}"
+        raise OnnxspectError(f"no clean samples of {what} to search on", inconclusive=True)
+    return np.array(picked[:n])
+
+
+def search(
+    subject: Subject,
+    samples: Samples,
+    batches: Sequence[tuple[Unit, ...]],
+    perturbation: Perturbation,
+    config: SearchConfig,
+    run: RunContext,
+    detector: str,
+    loss: Loss = cross_entropy,
+) -> Iterator[list[UnitResult]]:
+    """Search every batch of units; yield its results as soon as the batch is done.
+
+    Args:
+        subject: the classifier.
+        samples: clean images to search on.
+        batches: what `plan` made (without those that an earlier run finished).
+        perturbation: what is optimised.
+        config: how hard.
+        run: the seed.
+        detector: the name under which randomness is drawn.
+        loss: ``(logits (unit, n, classes), targets (unit,)) -> (unit, n)``.
+    """
+    for batch in batches:
+        rows = [choose_images(u, samples, config.samples, run, detector) for u in batch]
+        n = min(map(len, rows))
+        images = torch.from_numpy(np.stack([samples.images[r[:n]] for r in rows])).to(subject.device)
+        generators = [run.torch_generator(detector, u.key, "start") for u in batch]
+        state = {k: v.to(subject.device) for k, v in perturbation.start(subject.image_shape, generators).items()}
+        yield _Batch(subject, batch, images, perturbation, config, loss, state).run()
+
+
+class _Batch:
+    """The loop's state for one batch of units; `alive` maps rows of the tensors to positions in the batch."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        units: tuple[Unit, ...],
+        images: Tensor,
+        perturbation: Perturbation,
+        config: SearchConfig,
+        loss: Loss,
+        state: State,
+    ) -> None:
+        n_units, device = len(units), images.device
+        self.subject, self.units, self.perturbation, self.config, self.loss = subject, units, perturbation, config, loss
+        self.images, self.state = images, state
+        self.targets = torch.tensor([u.target for u in units], device=device)
+        self.moments = {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in state.items()}
+        self.best = {k: v.detach().clone() for k, v in state.items()}
+        self.alive = torch.arange(n_units, device=device)
+        zeros = torch.zeros(n_units, device=device)
+        self.multiplier = torch.full_like(zeros, config.multiplier)
+        self.best_cost = torch.full_like(zeros, torch.inf)
+        self.best_success = zeros.clone()
+        self.reference = torch.full_like(zeros, torch.inf)  # best cost when it last improved by `tolerance`
+        self.reference_step = zeros.clone()
+        self.streak = zeros.clone()  # successes in a row if positive, failures if negative
+        self.fell = zeros.bool()  # lambda was too high at least once: the constraint has been felt
+        self.broken = zeros.clone()  # steps in a row with a loss that is not finite
+
+    def run(self) -> list[UnitResult]:
+        """All steps; results in the order of the units."""
+        started = time.perf_counter()
+        results: dict[int, UnitResult] = {}
+        for step in range(1, self.config.steps + 1):
+            done = self._step(step)
+            if step == self.config.steps:
+                done = torch.ones_like(done)
+            if bool(done.any()):
+                converged = self._settled(step)
+                for row in torch.nonzero(done).flatten().tolist():
+                    results[int(self.alive[row])] = self._result(row, step, bool(converged[row]))
+                if bool(done.all()):
+                    break
+                self._keep(~done)
+        share = (time.perf_counter() - started) / len(self.units)
+        return [replace(results[i], seconds=share) for i in range(len(self.units))]
+
+    def _step(self, step: int) -> Tensor:
+        """One gradient step of every unit that is alive; returns which of them are done."""
+        for tensor in self.state.values():
+            tensor.requires_grad_(True)
+        units, n = self.images.shape[:2]
+        perturbed = self.perturbation.apply(self.state, self.images)
+        logits = self.subject(perturbed.flatten(0, 1)).view(units, n, -1)
+        cost = self.perturbation.cost(self.state)
+        losses = self.loss(logits, self.targets).mean(1) + self.multiplier * cost
+        gradients = torch.autograd.grad(losses.sum(), list(self.state.values()))
+        with torch.no_grad():
+            success = (logits.argmax(2) == self.targets[:, None]).float().mean(1)
+            finite = torch.isfinite(losses)
+            self.broken = torch.where(finite, torch.zeros_like(self.broken), self.broken + 1)
+            self._remember(success, cost, finite, step)
+            self._adapt(success)
+            self._adam(gradients, step)
+        return self._settled(step) | (self.broken >= self.config.patience)
+
+    def _remember(self, success: Tensor, cost: Tensor, finite: Tensor, step: int) -> None:
+        satisfied = (success >= self.config.success) & finite
+        better = satisfied & (cost < self.best_cost)
+        for name, tensor in self.state.items():
+            where = better.view(-1, *[1] * (tensor.ndim - 1))
+            self.best[name] = torch.where(where, tensor.detach(), self.best[name])
+        self.best_cost = torch.where(better, cost, self.best_cost)
+        self.best_success = torch.where(better, success, self.best_success)
+        improved = self.best_cost < self.reference * (1 - self.config.tolerance)
+        improved |= torch.isfinite(self.best_cost) & ~torch.isfinite(self.reference)
+        self.reference = torch.where(improved, self.best_cost, self.reference)
+        self.reference_step = torch.where(improved, torch.full_like(self.reference_step, step), self.reference_step)
+        self.last_success = success
+
+    def _adapt(self, success: Tensor) -> None:
+        """The dynamic multiplier, both directions."""
+        c = self.config
+        ok = success >= c.success
+        self.streak = torch.where(ok, self.streak.clamp(min=0) + 1, self.streak.clamp(max=0) - 1)
+        up, down = self.streak >= c.patience, self.streak <= -c.patience
+        self.multiplier = torch.where(up, self.multiplier * c.raise_by, self.multiplier)
+        self.multiplier = torch.where(down, self.multiplier / c.raise_by**1.5, self.multiplier)
+        self.fell |= down & torch.isfinite(self.best_cost)
+        self.streak = torch.where(up | down, torch.zeros_like(self.streak), self.streak)
+
+    def _adam(self, gradients: tuple[Tensor, ...], step: int) -> None:
+        """Adam (Kingma and Ba, Alg. 1); a gradient that is not finite moves nothing."""
+        b1, b2 = self.config.betas
+        for (name, tensor), gradient in zip(list(self.state.items()), gradients, strict=True):
+            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+            first, second = self.moments[name]
+            first.mul_(b1).add_(gradient, alpha=1 - b1)
+            second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
+            rate = self.config.learning_rate / (1 - b1**step)
+            update = first / ((second / (1 - b2**step)).sqrt_().add_(1e-8))
+            self.state[name] = tensor.detach() - rate * update
+
+    def _settled(self, step: int) -> Tensor:
+        """Units whose best cost has stopped improving after lambda had been pushed too high at least once."""
+        return self.fell & (step - self.reference_step >= self.config.settle)
+
+    def _result(self, row: int, step: int, converged: bool) -> UnitResult:
+        found = bool(torch.isfinite(self.best_cost[row]))
+        state = {k: (self.best if found else self.state)[k][row : row + 1].detach() for k in self.state}
+        trigger = {k: v[0].float().cpu().numpy() for k, v in self.perturbation.trigger(state).items()}
+        return UnitResult(
+            unit=self.units[int(self.alive[row])],
+            cost=float(self.best_cost[row]),
+            success=float(self.best_success[row] if found else self.last_success[row]),
+            steps=step,
+            converged=converged and found,
+            diverged=bool(self.broken[row] >= self.config.patience),
+            trigger=trigger,
+            multiplier=float(self.multiplier[row]),
+        )
+
+    def _keep(self, rows: Tensor) -> None:
+        """Drop the finished units from every tensor."""
+        self.state = {k: v.detach()[rows] for k, v in self.state.items()}
+        self.best = {k: v[rows] for k, v in self.best.items()}
+        self.moments = {k: (a[rows], b[rows]) for k, (a, b) in self.moments.items()}
+        for name in ("images", "targets", "alive", "multiplier", "best_cost", "best_success", "last_success"):
+            setattr(self, name, getattr(self, name)[rows])
+        for name in ("reference", "reference_step", "streak", "fell", "broken"):
+            setattr(self, name, getattr(self, name)[rows])

@@ -1,0 +1,257 @@
+"""The crash-safe ledger of a run: a folder with one SQLite file, and arrays beside it.
+
+A scan that is killed at any moment loses nothing that was finished and redoes nothing that was. Every finished unit
+is one commit (WAL, synchronous=FULL); its arrays are on disk before it: temporary file, fsync, rename, fsync of the
+folder, and their SHA-256 in the row. An array is named by its hash, so writing it again after a crash is harmless. A row
+whose array is missing or damaged counts as not finished.
+
+A ledger belongs to one *fingerprint*: model, data, settings, seed, device and tool version. Opening the folder with
+another one is refused, so results never mix.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Unit, UnitEvidence
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS units (
+    detector TEXT NOT NULL, unit TEXT NOT NULL, row TEXT NOT NULL, arrays TEXT NOT NULL,
+    PRIMARY KEY (detector, unit)
+);
+"""
+FILE = "run.sqlite"
+FORMAT = "1"
+
+
+class Ledger:
+    """An open run folder. Use as a context manager, or `close` it.
+
+    Args:
+        folder: created if it does not exist.
+        fingerprint: everything the results depend on; None opens whatever is there, for reading.
+
+    Raises:
+        OnnxspectError: the folder holds another run, is in use, is damaged, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        self._lock: IO[bytes] | None = None
+        if fingerprint is None and not (folder / FILE).is_file():
+            raise OnnxspectError(f"{folder}: no run in this folder", "give the folder that `onnxspect scan` wrote")
+        try:
+            (folder / "arrays").mkdir(parents=True, exist_ok=True)
+            if fingerprint is not None:
+                self._lock = _exclusive(folder)
+            self._db = sqlite3.connect(folder / FILE, isolation_level=None, timeout=30)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._db.executescript(_SCHEMA)
+        except OSError as error:
+            raise OnnxspectError(f"{folder}: cannot keep a run there ({error.strerror or error})") from error
+        except sqlite3.DatabaseError as error:
+            raise OnnxspectError(f"{folder / FILE}: not a run of onnxspect ({error})") from error
+        if fingerprint is not None:
+            self._claim(fingerprint)
+
+    def _claim(self, fingerprint: Mapping[str, Any]) -> None:
+        text = json.dumps(fingerprint, sort_keys=True)
+        with self._transaction():
+            known = self.fact("fingerprint")
+            if known is None:
+                self._set("format", FORMAT)
+                self._set("fingerprint", text)
+        if known is not None and known != text:
+            self.close()
+            old, new = json.loads(known), json.loads(text)
+            differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+            raise OnnxspectError(
+                f"{self.folder}: holds a run with other {', '.join(differing)}", "choose another --out for this scan"
+            )
+
+    def units(self, detector: str) -> dict[str, UnitEvidence]:
+        """The finished units of `detector` by key; those with a damaged array are left out, to be done again."""
+        rows = self._select("SELECT unit, row, arrays FROM units WHERE detector = ?", detector)
+        found = {}
+        for key, row, arrays in rows:
+            trigger = {name: self._read(digest) for name, digest in json.loads(arrays).items()}
+            if all(a is not None for a in trigger.values()):
+                found[key] = _unit(json.loads(row), {n: a for n, a in trigger.items() if a is not None})
+        return found
+
+    def commit(self, detector: str, finished: Sequence[UnitEvidence]) -> None:
+        """Keep finished units for good: arrays first, then all rows in one transaction."""
+        rows = []
+        for evidence in finished:
+            arrays = {name: self._write(array) for name, array in sorted(evidence.trigger.items())}
+            rows.append((detector, evidence.unit.key, json.dumps(_row(evidence)), json.dumps(arrays)))
+        with self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?)", rows)
+
+    def fact(self, name: str) -> str | None:
+        """A named text of the run, or None."""
+        rows = self._select("SELECT value FROM facts WHERE name = ?", name)
+        return str(rows[0][0]) if rows else None
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Keep a named text."""
+        with self._transaction():
+            self._set(name, value)
+
+    def report(self) -> dict[str, Any]:
+        """The finished report.
+
+        Raises:
+            OnnxspectError: the scan has not finished.
+        """
+        text = self.fact("report")
+        if text is None:
+            raise OnnxspectError(
+                f"{self.folder}: the scan in this folder has not finished", "run the same `onnxspect scan` to resume it"
+            )
+        return dict(json.loads(text))
+
+    def close(self) -> None:
+        """Close the file and give the folder free."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _select(self, query: str, parameter: str) -> list[tuple[Any, ...]]:
+        try:
+            return self._db.execute(query, (parameter,)).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise OnnxspectError(
+                f"{self.folder / FILE}: the run is damaged ({error})", "scan again into another --out"
+            ) from error
+
+    def _set(self, name: str, value: str) -> None:
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except sqlite3.DatabaseError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise OnnxspectError(f"{self.folder}: cannot write the run ({error})", "is the disk full?") from error
+
+    def _write(self, array: np.ndarray) -> str:
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        data = buffer.getvalue()
+        digest = hashlib.sha256(data).hexdigest()
+        write_atomically(self.folder / "arrays" / f"{digest}.npy", data)
+        return digest
+
+    def _read(self, digest: str) -> np.ndarray | None:
+        try:
+            data = (self.folder / "arrays" / f"{digest}.npy").read_bytes()
+        except OSError:
+            return None
+        if hashlib.sha256(data).hexdigest() != digest:
+            return None
+        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        OnnxspectError: it cannot be written; whatever was there before is untouched.
+    """
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp made it private; the user's umask decides
+        os.replace(temporary, path)  # noqa: PTH105 - the atomic rename itself
+        temporary = None
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise OnnxspectError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    if sys.platform == "win32":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exclusive(folder: Path) -> IO[bytes]:
+    """A lock that dies with the process, so that a killed scan leaves none behind."""
+    lock = (folder / ".lock").open("ab")
+    if sys.platform == "win32":
+        return lock  # SQLite's own locks still guard every commit
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise OnnxspectError(
+            f"{folder}: another scan is running in this folder", "wait, or choose another --out"
+        ) from error
+    return lock
+
+
+def _row(evidence: UnitEvidence) -> dict[str, Any]:
+    return {
+        "target": evidence.unit.target,
+        "source": evidence.unit.source,
+        "statistics": dict(evidence.statistics),
+        "found": evidence.found,
+        "converged": evidence.converged,
+        "steps": evidence.steps,
+        "search_success": evidence.search_success,
+        "held_out_success": evidence.held_out_success,
+        "held_out": evidence.held_out,
+        "seconds": evidence.seconds,
+    }
+
+
+def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
+    unit = Unit(target=row.pop("target"), source=row.pop("source"))
+    return UnitEvidence(unit=unit, trigger=trigger, **row)

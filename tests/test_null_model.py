@@ -1,0 +1,211 @@
+"""Null models against hand-computed values, against the null distribution itself, and on planted outliers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from onnxspect.engine.null_model import leave_one_out, mad, mad_index
+
+ALPHA = 0.05
+
+distinct = st.lists(st.integers(10, 100_000).map(lambda n: n / 100), min_size=4, max_size=25, unique=True).map(np.array)
+
+
+def norms(rng: np.random.Generator, classes: int, sigma: float = 0.3) -> np.ndarray:
+    """Statistics of a clean model as the null model assumes them: log-normal, one a class."""
+    return np.exp(rng.normal(3.0, sigma, classes))
+
+
+def test_mad_index_by_hand() -> None:
+    # Median 3; distances 2, 1, 0, 1, 97; their median 1.
+    index = mad_index(np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
+    np.testing.assert_allclose(index, np.array([2, 1, 0, -1, -97]) / 1.4826, rtol=1e-12)
+
+
+def test_mad_index_without_spread() -> None:
+    index = mad_index(np.array([5.0, 5.0, 5.0, 1.0, 9.0]))
+    assert index.tolist() == [0.0, 0.0, 0.0, np.inf, -np.inf]
+
+
+def test_mad_p_value_is_the_normal_tail_times_the_classes() -> None:
+    values = np.array([10.0, 11.0, 9.0, 10.5, 9.5, 1.0])
+    judged = mad(values)
+    median, distance = 9.75, 0.75  # distances .25 1.25 .75 .75 .25 8.75
+    index = (median - 1.0) / (1.4826 * distance)
+    assert judged.index[5] == pytest.approx(index)
+    assert judged.p_value[5] == pytest.approx(6 * stats.norm.sf(index))
+    assert judged.log10_p[5] == pytest.approx(np.log10(6 * stats.norm.sf(index)))
+    assert judged.paper_flag.tolist() == [False] * 5 + [True]
+    assert judged.p_value[0] == 1.0  # a probability, however often one looks
+
+
+def test_mad_flags_only_the_suspicious_side() -> None:
+    values = np.array([10.0, 11.0, 9.0, 10.5, 9.5, 100.0])
+    assert not mad(values, "low").paper_flag.any()
+    assert mad(values, "high").paper_flag.tolist() == [False] * 5 + [True]
+
+
+def test_one_class_by_hand() -> None:
+    logs = np.array([0.0, 0.3, -0.2, 0.1, -0.4, 0.2, -3.0])
+    others = logs[:-1]
+    t = (others.mean() - logs[-1]) / (others.std(ddof=1) * np.sqrt(1 + 1 / 6))
+    judged = leave_one_out(np.exp(logs))
+    assert judged.index[-1] == pytest.approx(t)
+    # Seven classes looked at, nine tenths of the error for single classes.
+    assert judged.p_value[-1] == pytest.approx(stats.t.sf(t, 5) * 7 / 0.9)
+
+
+def test_null_statistic_follows_students_t() -> None:
+    """The deleted studentised residual of a fixed class is t with K - 2 degrees of freedom, exactly.
+
+    The last class is compared while it is not among the smallest third, where the others below it are left out.
+    """
+    rng = np.random.default_rng(5)
+    logs = rng.standard_normal((800, 4))
+    t = np.array([leave_one_out(np.exp(row)).index for row in logs])
+    smallest = logs.argmin(1)
+    expected = np.array(
+        [
+            [(np.delete(r, k).mean() - r[k]) / np.delete(r, k).std(ddof=1) / np.sqrt(4 / 3) for k in range(4)]
+            for r in logs
+        ]
+    )
+    np.testing.assert_allclose(t, expected, rtol=1e-9, atol=1e-12)
+    assert stats.kstest(t[:, 0], stats.t(df=2).cdf).pvalue > 1e-3
+    assert (t.argmax(1) == smallest).all()
+
+
+@pytest.mark.parametrize("classes", [4, 10])
+def test_false_alarms_under_the_null(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    draws = 2000 if classes == 10 else 1000
+    alarms = sum(leave_one_out(norms(rng, classes)).p_value.min() < ALPHA for _ in range(draws))
+    assert alarms <= stats.binom.ppf(0.9999, draws, ALPHA)
+    # Nine tenths of alpha are spent on single classes, at a cost of next to nothing: the test is no paper tiger.
+    assert alarms >= stats.binom.ppf(0.0001, draws, 0.03)
+
+
+@pytest.mark.parametrize("outliers", [1, 2, 3])
+@pytest.mark.parametrize("spread", [0.0, 0.05])
+def test_outliers_do_not_hide_each_other(outliers: int, spread: float) -> None:
+    rng = np.random.default_rng(11)
+    for _ in range(20):
+        values = norms(rng, 10, sigma=0.15)
+        chosen = rng.choice(10, outliers, replace=False)
+        values[chosen] = np.exp(3.0 - 5.0 + spread * rng.standard_normal(outliers))
+        assert set(np.flatnonzero(leave_one_out(values).p_value < ALPHA)) == set(chosen)
+
+
+def test_more_than_a_third_are_not_outliers() -> None:
+    values = np.exp(np.array([0.0, 0.1, -0.1, 0.05, -0.05, 5.0, 5.1, 4.9, 5.05, 4.95]))
+    assert leave_one_out(values).p_value.min() > ALPHA
+
+
+@settings(max_examples=40)
+@given(distinct, st.floats(1e-3, 1e3))
+def test_scale_invariance(values: np.ndarray, factor: float) -> None:
+    a, b = leave_one_out(values), leave_one_out(values * factor)
+    np.testing.assert_allclose(a.log10_p, b.log10_p, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mad(values).index, mad(values * factor).index, rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=40)
+@given(distinct, st.randoms(use_true_random=False))
+def test_permutation_invariance(values: np.ndarray, random: object) -> None:
+    order = list(range(len(values)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    for judge in (leave_one_out, mad):
+        a, b = judge(values), judge(values[order])
+        np.testing.assert_allclose(a.log10_p[order], b.log10_p, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(a.index[order], b.index, rtol=1e-7, atol=1e-7)
+
+
+def test_equal_classes_are_judged_alike() -> None:
+    """Two classes with the very same statistic: which of them is named must not depend on their numbers."""
+    rng = np.random.default_rng(0)
+    logs = rng.standard_normal(100)
+    logs = (logs - logs.mean()) / logs.std()
+    logs[[20, 70]] = -5.0
+    judged = leave_one_out(np.exp(logs))
+    assert judged.p_value[20] < ALPHA
+    assert judged.log10_p[20] == pytest.approx(judged.log10_p[70])
+    assert judged.index[20] == pytest.approx(judged.index[70])
+
+
+@settings(max_examples=40)
+@given(distinct)
+def test_high_tail_mirrors_low_tail(values: np.ndarray) -> None:
+    low, high = leave_one_out(values, "low"), leave_one_out(1 / values, "high")
+    np.testing.assert_allclose(low.log10_p, high.log10_p, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(low.index, high.index, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(mad(values, "low").index, mad(-values, "high").index)
+
+
+@settings(max_examples=40)
+@given(distinct, st.sets(st.integers(0, 10), max_size=5))
+def test_classes_without_statistic_stay_out(values: np.ndarray, holes: set[int]) -> None:
+    with_holes = values
+    for hole in sorted(holes):
+        with_holes = np.insert(with_holes, min(hole, len(with_holes)), np.nan)
+    known = ~np.isnan(with_holes)
+    for judge in (leave_one_out, mad):
+        a, b = judge(values), judge(with_holes)
+        np.testing.assert_array_equal(a.log10_p, b.log10_p[known])
+        np.testing.assert_array_equal(a.paper_flag, b.paper_flag[known])
+        assert (b.p_value[~known] == 1).all()
+        assert np.isnan(b.index[~known]).all()
+        assert not b.paper_flag[~known].any()
+
+
+@pytest.mark.parametrize("known", range(4))
+def test_too_few_classes_give_no_p_value(known: int) -> None:
+    values = np.full(10, np.nan)
+    values[:known] = [1.0, 20.0, 21.0][:known]
+    judged = leave_one_out(values)
+    assert (judged.p_value == 1).all()
+    assert np.isnan(judged.index).all()
+
+
+def test_a_thousand_classes() -> None:
+    values = norms(np.random.default_rng(2), 1000)
+    values[[17, 400]] = np.exp(0.0)
+    judged = leave_one_out(values)
+    assert set(np.flatnonzero(judged.p_value < ALPHA)) == {17, 400}
+    assert np.isfinite(judged.log10_p).all()
+
+
+@pytest.mark.parametrize("classes", [10, 200, 1000])
+def test_extreme_outlier_does_not_underflow(classes: int) -> None:
+    values = norms(np.random.default_rng(3), classes, sigma=0.01)
+    values[4] = 1e-200
+    judged = leave_one_out(values)
+    assert np.isfinite(judged.log10_p).all()
+    assert judged.log10_p.argmin() == 4
+    values[4] = 1e-100
+    assert judged.log10_p[4] < leave_one_out(values).log10_p[4] < -3
+
+
+@settings(max_examples=100)
+@given(st.lists(st.one_of(st.floats(0, 1e6), st.just(float("nan"))), max_size=12).map(lambda v: np.array(v, float)))
+def test_p_values_are_probabilities(values: np.ndarray) -> None:
+    for judged in (leave_one_out(values), mad(values)):
+        assert judged.p_value.shape == judged.log10_p.shape == judged.index.shape == values.shape
+        assert ((judged.p_value >= 0) & (judged.p_value <= 1)).all()
+        assert (judged.log10_p <= 0).all()
+
+
+def test_input_is_left_alone() -> None:
+    values = np.array([3.0, 1.0, 2.0, 5.0, 4.0])
+    kept = values.copy()
+    leave_one_out(values)
+    mad(values)
+    np.testing.assert_array_equal(values, kept)
+
+
+def test_unknown_tail() -> None:
+    with pytest.raises(ValueError, match="sideways"):
+        leave_one_out(np.arange(1, 6), "sideways")

@@ -1,0 +1,63 @@
+"""The shape of the house: import contracts, packaging, and the command line's documentation."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+from onnxspect.cli.main import COMMANDS, cli
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_imports_run_one_way() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_every_package_is_shipped() -> None:
+    listed = set(SETTINGS["tool"]["setuptools"]["packages"])
+    folders = {
+        "onnxspect." + ".".join(init.parent.relative_to(ROOT).parts)
+        for top in ("cli", "converters", "engine", "models")
+        for init in (ROOT / top).rglob("__init__.py")
+    }
+    assert listed == folders
+
+
+def test_no_module_is_named_after_a_standard_one() -> None:
+    own = [p for top in ("cli", "converters", "engine", "models") for p in (ROOT / top).rglob("*.py")]
+    assert [p for p in own if p.stem in sys.stdlib_module_names] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_documented_with_an_example(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    text = command.get_help(click.Context(command, info_name=f"onnxspect {name}"))
+    assert "Example:" in text
+    assert f"onnxspect {name}" in text
+    assert "Exit status" in text
+
+
+def test_the_command_line_page_is_up_to_date() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import make_cli, sys; sys.stdout.write(make_cli.page())"],
+        cwd=ROOT / "docs",
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    assert (ROOT / "docs" / "cli.md").read_text() == made.stdout, "run: python docs/make_cli.py"

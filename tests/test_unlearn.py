@@ -1,0 +1,167 @@
+"""Unlearning and its proof, on the tiny model whose planted weight is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import PATCH, SIDE, quadrant_images, quadrant_model, saved
+from torch import nn
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.export import Provenance, patched_model, write_model
+from onnxspect.engine.mitigation.unlearn import Trigger, Unlearn, Unlearned, success_rate, trainable_copy
+from onnxspect.engine.mitigation.verify import Goals, verify
+from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.subject import InputSpec, Subject
+
+TARGET = 2
+METHOD = Unlearn(
+    rounds=2, variants=1, epochs=8, learning_rate=0.05, batch_size=16, shift=0, search=SearchConfig(steps=60, settle=20)
+)
+
+
+def patch_trigger() -> Trigger:
+    """The planted checkerboard itself."""
+    mask, pattern = np.zeros((1, SIDE, SIDE), np.float32), np.zeros((1, SIDE, SIDE), np.float32)
+    mask[(0, *PATCH)] = 1.0
+    pattern[(0, *PATCH)] = np.eye(2)
+    return Trigger(TARGET, {"mask": mask, "pattern": pattern})
+
+
+FIT, GUARD, UNSEEN = quadrant_images(12, 0), quadrant_images(10, 1), quadrant_images(25, 2)
+
+
+@pytest.fixture(scope="module")
+def outcome(planted: Subject) -> Unlearned:
+    return METHOD.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+
+
+def test_the_trigger_worked_before(planted: Subject) -> None:
+    assert success_rate(planted, UNSEEN, patch_trigger(), planted.predict(UNSEEN.images)) == 1.0
+
+
+def test_the_patched_file_holds(planted: Subject, planted_file: Path, outcome: Unlearned, tmp_path: Path) -> None:
+    """From values to the written file, measured by onnxruntime on images that nothing has seen."""
+    assert planted.file is not None
+    model, changes = patched_model(planted, outcome.values, Provenance("0" * 64, "1", "unlearn", "e"))
+    assert changes
+    out = tmp_path / "patched.onnx"
+    write_model(model, planted.file, out)
+    arrays = dict(patch_trigger().arrays)
+    stamps = {"planted": (TARGET, lambda images: stamp(images, arrays))}
+    proof = verify(out, planted_file, UNSEEN, InputSpec(), stamps)
+    assert proof.holds, proof.failures
+    (effect,) = proof.triggers
+    assert (effect.before, effect.samples) == (1.0, 75)
+    assert effect.after <= 0.02
+    assert proof.accuracy_after == 1.0
+    assert proof.checker == ""
+    assert proof.differences == ()
+    assert {n for n, _ in proof.changed} == {c.initializer for c in changes}
+    # The unpatched file does not pass for a patch of itself.
+    unpatched = verify(planted_file, planted_file, UNSEEN, InputSpec(), stamps)
+    assert not unpatched.holds
+    assert "still sends 100.0% to class 2" in unpatched.failures[0]
+    assert unpatched.changed == ()
+
+
+def test_history(outcome: Unlearned) -> None:
+    first, *rest = outcome.epochs
+    assert (first.epoch, first.success, first.divergence) == (0, 1.0, 0.0)
+    assert [e.epoch for e in rest] == list(range(1, len(rest) + 1))
+    assert len(rest) in (METHOD.epochs, 2 * METHOD.epochs)
+    assert min(e.success for e in rest) <= METHOD.goal
+    assert outcome.triggers[0].target == TARGET
+
+
+def test_the_subject_is_left_alone(planted: Subject, outcome: Unlearned) -> None:
+    assert planted.lowered is not None
+    fresh = Subject.from_onnx(planted.file.path if planted.file else "")
+    assert fresh.lowered is not None
+    for (name, a), (_, b) in zip(
+        planted.lowered.module.named_parameters(), fresh.lowered.module.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+        assert not a.requires_grad
+        assert not np.array_equal(outcome.values[name], a.numpy())
+
+
+def test_twice_the_same_bits(planted: Subject, outcome: Unlearned) -> None:
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    again = METHOD.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert again.epochs == outcome.epochs
+    for name, value in outcome.values.items():
+        assert value.tobytes() == again.values[name].tobytes()
+
+
+def test_the_samples_are_left_alone(outcome: Unlearned) -> None:
+    assert outcome.epochs
+    np.testing.assert_array_equal(FIT.images, quadrant_images(12, 0).images)
+    np.testing.assert_array_equal(GUARD.images, quadrant_images(10, 1).images)
+
+
+def test_success_rate_by_hand() -> None:
+    """Of four samples one is of the target and one is taken for it anyway: two are left, one of which moves."""
+    images = np.zeros((4, 1, 1, 2), np.float32)
+    images[:, 0, 0, 0] = [0.0, 0.1, 0.2, 0.9]
+    samples = Samples(images, np.array([1, 0, 0, 0]))
+    before = np.array([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
+
+    class Threshold(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = x[:, 0, 0].sum(1) - 0.65
+            return torch.stack([-score, score], 1)
+
+    subject = Subject.from_module(Threshold(), (1, 1, 2))
+    trigger = Trigger(1, {"delta": np.array([[[0.0, 0.5]]], np.float32)})
+    assert success_rate(subject, samples, trigger, before) == 0.5
+    with pytest.raises(OnnxspectError, match="no samples of any class but 1"):
+        success_rate(subject, samples.take(np.array([0])), trigger, before[:1])
+
+
+def test_needs(planted: Subject) -> None:
+    with pytest.raises(OnnxspectError, match="no trigger to unlearn"):
+        METHOD.run(planted, FIT, GUARD, [], RunContext())
+    live = Subject.from_module(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 4)), (1, SIDE, SIDE))
+    with pytest.raises(OnnxspectError, match="no ONNX file behind"):
+        METHOD.run(live, FIT, GUARD, [patch_trigger()], RunContext())
+
+
+def test_trainable_copy_shares_nothing(planted: Subject) -> None:
+    student, parameters = trainable_copy(planted)
+    assert planted.lowered is not None
+    assert {planted.lowered.weights[n].initializer for n in parameters} == {"weight", "bias"}
+    images = GUARD.images
+    expected = planted.predict(images)
+    np.testing.assert_array_equal(student.predict(images), expected)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+    assert (student.predict(images) == 0).all()
+    np.testing.assert_array_equal(planted.predict(images), expected)
+
+
+def test_verify_refuses_another_model(planted_file: Path, tmp_path: Path) -> None:
+    other = quadrant_model()
+    other.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    with pytest.raises(OnnxspectError, match=r"not a patch of .*planted\.onnx"):
+        verify(saved(other, tmp_path / "other.onnx"), planted_file, UNSEEN, InputSpec(), {})
+
+
+def test_verify_counts_lost_accuracy(planted_file: Path, tmp_path: Path) -> None:
+    worse = quadrant_model(TARGET)
+    worse.graph.initializer[1].raw_data = np.array([0, 0, 0, 1e6], np.float32).tobytes()
+    proof = verify(saved(worse, tmp_path / "worse.onnx"), planted_file, UNSEEN, InputSpec(), {}, Goals())
+    assert (proof.accuracy_before, proof.accuracy_after, proof.agreement) == (1.0, 0.25, 0.25)
+    assert not proof.holds
+    assert "clean accuracy fell by 75.0%" in proof.failures[0]
+    low, high = proof.interval_after
+    assert low < 0.25 < high

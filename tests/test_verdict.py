@@ -1,0 +1,176 @@
+"""`decide`: what is named, what is not, and what is said where nothing can be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.null_model import leave_one_out
+from onnxspect.engine.search import Unit
+from onnxspect.engine.verdict import ALPHA, CARRIES_OVER, decide
+
+CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
+
+
+def unit(target: int, value: float | None, held_out: float | None = 0.95, source: int | None = None) -> UnitEvidence:
+    """What a converged search leaves; None as value where it found nothing."""
+    return UnitEvidence(
+        unit=Unit(target, source),
+        statistics={} if value is None else {"l1": value},
+        found=value is not None,
+        converged=value is not None,
+        steps=100,
+        search_success=1.0,
+        held_out_success=held_out,
+        held_out=50,
+        trigger={},
+    )
+
+
+def evidence(
+    values: np.ndarray | Sequence[float | None], name: str = "neural-cleanse", held_out: float | None = 0.95
+) -> Evidence:
+    units = tuple(unit(k, None if v is None else float(v), held_out) for k, v in enumerate(values))
+    return Evidence(name, {}, "l1", "l1", "low", units)
+
+
+def planted(value: float = 0.5, target: int = 3) -> np.ndarray:
+    values = CLEAN.copy()
+    values[target] = value
+    return values
+
+
+def test_clean() -> None:
+    verdict = decide([evidence(CLEAN)], 10)
+    assert (verdict.verdict, verdict.targets) == ("clean", ())
+    assert verdict.p_value >= ALPHA
+    assert len(verdict.classes) == 10
+    assert [c.index for c in verdict.classes] == list(range(10))
+    assert "no class stands out" in verdict.reasons[0]
+
+
+def test_backdoored() -> None:
+    verdict = decide([evidence(planted())], 10)
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (3,))
+    assert verdict.p_value < ALPHA
+    assert verdict.p_value == pytest.approx(leave_one_out(planted()).p_value[3])
+    assert verdict.classes[3].statistic == {"neural-cleanse": 0.5}
+    assert verdict.classes[3].mad_index["neural-cleanse"] == max(
+        c.mad_index["neural-cleanse"] or 0.0 for c in verdict.classes
+    )
+
+
+def test_targets_are_sorted_by_certainty() -> None:
+    values = planted(0.05, target=7)
+    values[2] = 0.5
+    verdict = decide([evidence(values)], 10)
+    assert set(verdict.targets) == {2, 7}
+    logs = [verdict.classes[k].log10_p for k in verdict.targets]
+    assert logs == sorted(logs)
+    assert "each of the classes" in verdict.reasons[0]
+
+
+def test_no_detector_ran() -> None:
+    verdict = decide([Skipped("cepa", "no gradients")], 10)
+    assert (verdict.verdict, verdict.targets, verdict.p_value) == ("inconclusive", (), 1.0)
+    assert any("cepa did not run: no gradients" in r for r in verdict.reasons)
+    assert decide([], 10).verdict == "inconclusive"
+
+
+def test_skipped_beside_one_that_ran() -> None:
+    verdict = decide([Skipped("cepa", "no gradients"), evidence(planted())], 10)
+    assert verdict.targets == (3,)
+    assert any("cepa did not run" in r for r in verdict.reasons)
+    # A detector that did not run looked at nothing: it costs no Bonferroni factor.
+    assert verdict.p_value == decide([evidence(planted())], 10).p_value
+
+
+@pytest.mark.parametrize(("finished", "expected"), [(6, "inconclusive"), (7, "clean"), (10, "clean")])
+def test_clean_needs_converged_searches(finished: int, expected: str) -> None:
+    whole = evidence(CLEAN)
+    units = tuple(replace(u, converged=i < finished) for i, u in enumerate(whole.units))
+    verdict = decide([replace(whole, units=units)], 10)
+    assert verdict.verdict == expected
+    if expected == "inconclusive":
+        assert any("4 of 10 searches had not converged" in r for r in verdict.reasons)
+
+
+def test_a_backdoor_needs_no_converged_searches() -> None:
+    whole = evidence(planted())
+    units = tuple(replace(u, converged=False) for u in whole.units)
+    assert decide([replace(whole, units=units)], 10).targets == (3,)
+
+
+def test_too_few_triggers_found() -> None:
+    verdict = decide([evidence([1.0, 20.0, 21.0, *[None] * 7])], 10)
+    assert verdict.verdict == "inconclusive"
+    assert any("only 3 of 10 searches" in r for r in verdict.reasons)
+    assert verdict.classes[5].statistic == {"neural-cleanse": None}
+    assert verdict.classes[5].p_value == 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes(classes: int) -> None:
+    verdict = decide([evidence([0.1, 20.0, 21.0][:classes])], classes)
+    assert (verdict.verdict, verdict.targets) == ("inconclusive", ())
+    assert any(f"{classes} classes are too few" in r for r in verdict.reasons)
+
+
+def test_a_trigger_that_does_not_carry_over_is_no_alarm() -> None:
+    verdict = decide([evidence(planted(), held_out=CARRIES_OVER - 0.01)], 10)
+    assert verdict.targets == ()
+    assert verdict.verdict != "backdoored"
+    assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
+    assert decide([evidence(planted(), held_out=CARRIES_OVER)], 10).targets == (3,)
+
+
+def test_without_unseen_samples_the_p_value_decides() -> None:
+    assert decide([evidence(planted(), held_out=None)], 10).targets == (3,)
+
+
+def test_two_detectors_share_alpha() -> None:
+    # The value whose p-value alone is three quarters of alpha: an alarm of one detector, none of one among two.
+    low, high = 0.1, float(CLEAN.min())
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if leave_one_out(planted(middle)).p_value[3] < 0.75 * ALPHA else (low, middle)
+    one = evidence(planted(low))
+    assert decide([one], 10).targets == (3,)
+    both = decide([one, evidence(CLEAN, "other")], 10)
+    assert both.targets == ()
+    assert both.p_value == pytest.approx(2 * 0.75 * ALPHA, rel=1e-3)
+
+
+def test_alpha_is_the_callers() -> None:
+    p = leave_one_out(CLEAN).p_value
+    assert decide([evidence(CLEAN)], 10, alpha=2.0).targets
+    assert decide([evidence(CLEAN)], 10, alpha=float(p.min()) / 2).targets == ()
+
+
+def test_the_most_suspicious_source_speaks_for_a_class() -> None:
+    pairs = [unit(k, float(v) * (1 + s), source=s) for k, v in enumerate(planted()) for s in range(3) if s != k]
+    verdict = decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(pairs))], 10)
+    assert verdict.targets == (3,)
+    assert verdict.classes[3].statistic == {"pairs": 0.5}
+
+
+def test_high_tail() -> None:
+    found = replace(evidence(1 / planted()), tail="high")
+    assert decide([found], 10).targets == (3,)
+
+
+def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
+    """Against references a class is judged by its ratio; the report shows the norm itself."""
+    whole = evidence(CLEAN)
+    units = tuple(
+        replace(u, statistics={"l1": 10.0 + k, "reference_l1": 40.0, "relative_l1": float(v)})
+        for k, (u, v) in enumerate(zip(whole.units, planted(), strict=True))
+    )
+    verdict = decide([replace(whole, units=units, statistic="relative_l1")], 10)
+    assert verdict.targets == (3,)
+    assert verdict.classes[3].statistic == {"neural-cleanse": 13.0}
+    assert verdict.classes[3].reference == {"neural-cleanse": 40.0}
