@@ -13,6 +13,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done
 	MYPYPATH=.types $(BIN)/mypy --namespace-packages --explicit-package-bases -p onnxspect
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sources_applications.py
 
@@ -37,7 +38,7 @@ test-converters: $(VENV)/.test
 DATA ?= $(ONNXSPECT_DATA)
 
 zoo-small: $(VENV)/.test
-	$(BIN)/python -m onnxspect.models.train_zoo --list small --out zoo --data-root $(DATA)
+	$(BIN)/python -m onnxspect.models.train_zoo --list small --out zoo --workers 2 --data-root $(DATA)
 
 zoo-full: $(VENV)/.test
 	$(BIN)/python -m onnxspect.models.train_zoo --list full --out zoo-full --data-root $(DATA)

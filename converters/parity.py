@@ -2,18 +2,21 @@
 
 Compared are the outputs of the torch graph and, on request, taps inside it, on given and on seeded inputs at several
 batch sizes. A difference is measured against the largest magnitude of the tensor it is in, because rounding errors
-scale with what was summed, not with what the sum came to. There is one table of tolerances, by the precision that the
-file itself computes in.
+scale with what was summed, not with what the sum came to. There is one table of tolerances (parity_table.py), by the
+precision that the file itself computes in.
 
-Gradients are compared with central differences in float64. In float32 two correct gradients of a ReLU network may
-differ by percents where an activation sits on its kink; in float64 that vanishes.
+Gradients are compared with central differences in float64, along directions of length 1. In float32 two correct
+gradients of a ReLU network may differ by percents where an activation sits on its kink; in float64 that vanishes, if
+the step is short: a random direction of one image that is not normalised has the length 400, and a step of 1e-5 of it
+crosses many of the half a million kinks of a deep network.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,24 +28,14 @@ from onnxspect.converters.functions import inline_functions
 from onnxspect.converters.knowledge import Knowledge, learn
 from onnxspect.converters.lowering import LoweredModel
 from onnxspect.converters.oracle import Oracle
+from onnxspect.converters.parity_table import ABSOLUTE, TOLERANCES
 from onnxspect.converters.taps import with_outputs
 from onnxspect.converters.text import printable
 
-#: Precision of the file -> largest |torch - onnxruntime| allowed, as a fraction of the tensor's largest magnitude.
-#: float32: sums of 10^4 terms of either order agree to a few 1e-6, a hundred layers deep to 1e-5.
-#: float16, bfloat16: the file rounds every intermediate value (2^-11, 2^-8), torch none.
-#: quantized: a value that falls between two steps may be rounded either way; one step of 255, a few times over.
-TOLERANCES: Mapping[str, float] = {
-    "float64": 1e-9,
-    "float32": 1e-4,
-    "float16": 2e-2,
-    "bfloat16": 1e-1,
-    "quantized": 4e-2,
-}
-#: Differences below this are zero whatever the magnitude: float32 outputs that are all but 0 (a saturated softmax).
-ABSOLUTE = 1e-7
 #: Relative error allowed between a directional derivative and its central difference, both in float64.
 GRADIENT_TOLERANCE = 1e-4
+#: Lengths of the steps to either side, in units of the input. Long ones cross kinks; short ones drown in rounding.
+GRADIENT_STEPS = (1e-5, 1e-6, 1e-7)
 
 _QUANTIZED = frozenset(
     ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
@@ -58,17 +51,19 @@ class TensorParity:
         batch: number of samples.
         difference: largest |torch - onnxruntime|.
         scale: largest |onnxruntime|.
+        smallest: differences up to this are none (`parity_table.ABSOLUTE`).
     """
 
     name: str
     batch: int
     difference: float
     scale: float
+    smallest: float
 
     @property
     def relative(self) -> float:
-        """The difference as a fraction of the scale; 0 below `ABSOLUTE`."""
-        return 0.0 if self.difference <= ABSOLUTE else self.difference / max(self.scale, ABSOLUTE)
+        """The difference as a fraction of the scale; 0 where it is as good as none."""
+        return 0.0 if self.difference <= self.smallest else self.difference / max(self.scale, self.smallest)
 
 
 @dataclass(frozen=True)
@@ -97,9 +92,11 @@ class GradientReport:
 
     Attributes:
         errors: relative error for each random direction.
+        slopes: the derivative along each.
     """
 
     errors: tuple[float, ...]
+    slopes: tuple[float, ...]
 
 
 def precision_of(model: onnx.ModelProto, knowledge: Knowledge | None = None) -> str:
@@ -152,7 +149,7 @@ def check_parity(
     found: list[TensorParity] = []
     outputs = set(lowered.outputs)
     for batch in (*given, *_seeded(oracle, lowered.inputs[0], given, batch_sizes, seed)):
-        for row in _compare(oracle, instrumented, lowered.inputs[0], batch, names, outputs):
+        for row in _compare(oracle, instrumented, lowered.inputs[0], batch, names, outputs, ABSOLUTE[precision]):
             found.append(row)
             if not row.relative <= tolerance:  # also where it is not a number
                 raise OnnxspectError(
@@ -178,9 +175,9 @@ def check_gradients(
 ) -> GradientReport:
     """Compare the gradient of a random projection of the first output with central differences, in float64.
 
-    The derivative along a random direction of the input is taken at two step sizes and the better one counts: a step
-    that happens to cross a kink of a ReLU is no fault of the gradient. Not for quantized models, whose gradient is the
-    straight-through one by intention.
+    The derivative along a random direction of length 1 is taken with the steps of `GRADIENT_STEPS` and the best one
+    counts: a step that happens to cross a kink of a ReLU is no fault of the gradient. Not for quantized models, whose
+    gradient is the straight-through one by intention.
 
     Args:
         lowered: the torch graph; it is copied to float64, on its device.
@@ -196,44 +193,54 @@ def check_gradients(
     device = _device(lowered)
     generator = np.random.default_rng(seed)
     x = torch.from_numpy(np.asarray(inputs, np.float64)).to(device)
-    errors = []
+    errors: list[float] = []
+    slopes: list[float] = []
     for _ in range(directions):
         direction = torch.from_numpy(generator.standard_normal(tuple(x.shape))).to(device)
-        projection: torch.Tensor | None = None
-
-        def value(at: torch.Tensor) -> torch.Tensor:
-            nonlocal projection
-            out = _first(module(at))
-            if projection is None:
-                projection = torch.from_numpy(generator.standard_normal(tuple(out.shape))).to(device)
-            return (out * projection).sum()
-
-        leaf = x.clone().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(value(leaf), leaf)
-        slope = float((gradient * direction).sum())
+        direction /= direction.norm()
         with torch.no_grad():
-            error = min(_slope_error(value, x, direction, slope, step) for step in (1e-5, 1e-7))
+            out = _first(module(x))
+        projection = torch.from_numpy(generator.standard_normal(tuple(out.shape))).to(device)
+        error, slope = _slope_error(module, x, direction, projection)
         errors.append(error)
+        slopes.append(slope)
         if not error <= tolerance:
             raise OnnxspectError(
                 f"the gradient of the torch graph is wrong: the derivative along a random direction is off by "
                 f"{error:.2e} of itself (allowed {tolerance:.0e})",
                 "this is a fault of the conversion, not of your model: please report it with the file",
             )
-    return GradientReport(tuple(errors))
+    return GradientReport(tuple(errors), tuple(slopes))
 
 
 def _slope_error(
-    value: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, direction: torch.Tensor, slope: float, step: float
-) -> float:
-    difference = float(value(x + step * direction) - value(x - step * direction)) / (2 * step)
-    # What float64 rounding does to the difference itself, so that a slope of zero can be confirmed.
-    noise = 1e-14 * abs(float(value(x))) / step
-    return max(0.0, abs(difference - slope) - noise) / max(abs(slope), abs(difference), 1e-12)
+    module: Callable[[torch.Tensor], Any], x: torch.Tensor, direction: torch.Tensor, projection: torch.Tensor
+) -> tuple[float, float]:
+    """Relative error, at the best step, of the derivative of sum(projection * module(x)) along `direction`, and it."""
+    leaf = x.clone().requires_grad_(True)
+    terms = _first(module(leaf)) * projection
+    (gradient,) = torch.autograd.grad(terms.sum(), leaf)
+    slope = float((gradient * direction).sum())
+    # float64 rounding of the two sums that are subtracted, so that a slope of zero can be confirmed.
+    rounding = 1e-14 * float(terms.detach().abs().sum())
+    errors = []
+    with torch.no_grad():
+        for step in GRADIENT_STEPS:
+            ahead, behind = (_first(module(x + s * direction)) for s in (step, -step))
+            difference = float(((ahead - behind) * projection).sum()) / (2 * step)
+            off = max(0.0, abs(difference - slope) - rounding / step)
+            errors.append(off / max(abs(slope), abs(difference), 1e-12))
+    return min(errors), slope
 
 
 def _compare(
-    oracle: Oracle, lowered: LoweredModel, name: str, batch: np.ndarray, names: Sequence[str], outputs: set[str]
+    oracle: Oracle,
+    lowered: LoweredModel,
+    name: str,
+    batch: np.ndarray,
+    names: Sequence[str],
+    outputs: set[str],
+    smallest: float,
 ) -> Iterator[TensorParity]:
     """Rows for one batch, in the order of `names`.
 
@@ -243,18 +250,17 @@ def _compare(
     fed = np.ascontiguousarray(batch, dtype=oracle.dtype(name))
     expected = _run_oracle(oracle, name, fed, names)
     wide = fed.astype(np.float32) if fed.dtype == np.float16 else fed
-    working = next((p.dtype for p in lowered.module.parameters()), torch.float32)
     x = torch.from_numpy(wide).to(_device(lowered))
     with torch.no_grad():
         try:
-            found = lowered.module(x.to(working) if x.is_floating_point() else x)
+            found = lowered.module(x.to(_working(lowered, x.dtype)) if x.is_floating_point() else x)
         except Exception as error:  # torch raises many types; all mean that this graph does not run
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise OnnxspectError(f"the torch graph does not run on a batch of {len(batch)}: {line}") from error
     results = found if isinstance(found, tuple) else (found,)
     for value, chunks, result in zip(names, zip(*expected, strict=True), results, strict=True):
         if len(chunks) == 1 or value in outputs:
-            yield _row(value, len(batch), chunks, result.cpu().numpy())
+            yield _row(value, len(batch), chunks, result.cpu().numpy(), smallest)
 
 
 def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]) -> list[list[np.ndarray]]:
@@ -279,7 +285,7 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
         raise OnnxspectError(f"onnxruntime cannot run the model: {line}") from error
 
 
-def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray) -> TensorParity:
+def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray, smallest: float) -> TensorParity:
     expected = np.concatenate([np.asarray(c).reshape(-1) for c in chunks])
     if expected.size != found.size and len(chunks) > 1 and chunks[0].size == found.size:
         expected = chunks[0].reshape(-1)  # a value without a batch axis
@@ -293,7 +299,7 @@ def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray)
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(a - b))
     finite = np.abs(b[np.isfinite(b)])
-    return TensorParity(name, batch, float(difference.max(initial=0.0)), float(finite.max(initial=0.0)))
+    return TensorParity(name, batch, float(difference.max(initial=0.0)), float(finite.max(initial=0.0)), smallest)
 
 
 def _seeded(
@@ -337,6 +343,14 @@ def _bytes_with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
 
 def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:
     return result[0] if isinstance(result, tuple) else result
+
+
+def _working(lowered: LoweredModel, own: torch.dtype) -> torch.dtype:
+    """The floating-point type that the torch graph computes in now; `own` is the file's."""
+    known = dict(lowered.module.named_buffers()).get("_working")
+    if known is not None:
+        return known.dtype
+    return next((p.dtype for p in lowered.module.parameters()), own)
 
 
 def _device(lowered: LoweredModel) -> torch.device:

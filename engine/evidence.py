@@ -12,15 +12,17 @@ import numpy as np
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One thing to search for: a trigger to `target`, from all other classes or from `source` alone."""
+    """One thing to search for: a trigger to `target`, from all other classes or from `source` alone, maybe at a tap."""
 
     target: int
     source: int | None = None
+    tap: str = ""
 
     @property
     def key(self) -> str:
         """Its name in the store."""
-        return f"{'any' if self.source is None else self.source}->{self.target}"
+        pair = f"{'any' if self.source is None else self.source}->{self.target}"
+        return f"{pair}@{self.tap}" if self.tap else pair
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,23 @@ class UnitEvidence:
 
 
 @dataclass(frozen=True)
+class View:
+    """One way to look at a detector's units: a statistic that the null model judges among the classes.
+
+    Attributes:
+        statistic: its name in UnitEvidence.statistics.
+        tail: "low" where small values are suspicious, "high" where large ones are.
+        tap: only units at this tap; "" for units without one.
+        log: judged on a logarithmic scale (norms, ratios); else as it is.
+    """
+
+    statistic: str
+    tail: str = "low"
+    tap: str = ""
+    log: bool = True
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All that one detector found on one subject.
 
@@ -63,6 +82,8 @@ class Evidence:
         paper_statistic: name of the one that the paper's own rule judges.
         tail: "low" where small values are suspicious, "high" where large ones are.
         units: one row a unit, in the order of the plan.
+        views: all that the null model is to judge, where there is more than `statistic`; the price of choosing among
+            them is paid in `decide`.
     """
 
     detector: str
@@ -71,6 +92,12 @@ class Evidence:
     paper_statistic: str
     tail: str
     units: tuple[UnitEvidence, ...]
+    views: tuple[View, ...] = ()
+
+    @property
+    def judged(self) -> tuple[View, ...]:
+        """The views; the one of `statistic` where none are listed."""
+        return self.views or (View(self.statistic, self.tail),)
 
     @property
     def seconds(self) -> float:

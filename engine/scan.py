@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import NAME as NEURAL_CLEANSE
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.errors import OnnxspectError
@@ -104,7 +105,8 @@ def scan(
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
             clean = train_references(checked.subject, found_on, held_out, run)
-            found = detector.run(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger)
+            at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger)
+            found = detector.run(at_hand)
         evidence: list[Evidence | Skipped] = [found]
         verdict = decide(evidence, checked.subject.classes)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))

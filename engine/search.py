@@ -2,11 +2,11 @@
 
 For each unit u (a target class, or a source-target pair) it minimises
 
-    mean_n loss(f(apply(state_u, x_n)), u) + lambda_u * cost(state_u)
+    loss_u(state) + lambda_u * cost_u(state)
 
-over the perturbation's state, subject to the loss's success rate being at least `success` (002, Eq. 3). All units of
-a batch advance together; each has its own Adam moments, multiplier, best-so-far and stopping rule, all as tensors,
-and leaves the batch when it is done. The samples of a unit are fixed, so a step is a full-batch step: success is
+over the state of an Objective (objective.py), subject to its success rate being at least `success` (002, Eq. 3). All
+units of a batch advance together; each has its own update memory, multiplier, best-so-far and stopping rule, all as
+tensors, and leaves the batch when it is done. The samples of a unit are fixed, so a step is a full-batch step: success is
 exact at every step, and the multiplier reacts within `patience` steps instead of within epochs.
 
 The multiplier moves both ways (002's published code): up by `raise_by` after `patience` successes in a row, down by
@@ -27,11 +27,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Unit
-from onnxspect.engine.perturbation import Perturbation, State
+from onnxspect.engine.objective import Objective, ReachTarget
+from onnxspect.engine.perturbation import Perturbation
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
@@ -51,6 +51,8 @@ class SearchConfig:
         raise_by: the factor it rises by; it falls by raise_by ** 1.5.
         settle: a unit stops when its best cost improved by less than `tolerance` over so many steps.
         tolerance: relative improvement that counts as one.
+        stop_at_success: a unit is done as soon as it meets the constraint (000's stopping rule); `settle` then does
+            not apply, and the budget is the only other end.
     """
 
     steps: int = 400
@@ -63,6 +65,7 @@ class SearchConfig:
     raise_by: float = 1.5
     settle: int = 40
     tolerance: float = 0.01
+    stop_at_success: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,14 +100,8 @@ class UnitResult:
         return bool(np.isfinite(self.cost))
 
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy ``(unit, n)`` of logits ``(unit, n, classes)`` to each unit's target ``(unit,)``: 002, Eq. 3."""
-    units, n, classes = logits.shape
-    labels = targets[:, None].expand(units, n).reshape(-1)
-    return functional.cross_entropy(logits.reshape(-1, classes), labels, reduction="none").view(units, n)
+#: Which images a unit is searched on: their indices, most wanted first.
+Choose = Callable[[Unit], np.ndarray]
 
 
 def plan(units: Sequence[Unit], at_once: int) -> list[tuple[Unit, ...]]:
@@ -138,11 +135,11 @@ def search(
     subject: Subject,
     samples: Samples,
     batches: Sequence[tuple[Unit, ...]],
-    perturbation: Perturbation,
+    objective: Objective | Perturbation,
     config: SearchConfig,
     run: RunContext,
     detector: str,
-    loss: Loss = cross_entropy,
+    choose: Choose | None = None,
 ) -> Iterator[list[UnitResult]]:
     """Search every batch of units; yield its results as soon as the batch is done.
 
@@ -150,19 +147,25 @@ def search(
         subject: the classifier.
         samples: clean images to search on.
         batches: what `plan` made (without those that an earlier run finished).
-        perturbation: what is optimised.
+        objective: what is optimised; a Perturbation stands for ReachTarget with it.
         config: how hard.
         run: the seed.
         detector: the name under which randomness is drawn.
-        loss: ``(logits (unit, n, classes), targets (unit,)) -> (unit, n)``.
+        choose: which images a unit is searched on; `choose_images` by default.
+
+    Raises:
+        OnnxspectError: a unit has no images to search on.
     """
+    aim = objective if isinstance(objective, Objective) else ReachTarget(objective)
     for batch in batches:
-        rows = [choose_images(u, samples, config.samples, run, detector) for u in batch]
+        if choose is not None:
+            rows = [choose(u)[: config.samples] for u in batch]
+        else:
+            rows = [choose_images(u, samples, config.samples, run, detector) for u in batch]
         n = min(map(len, rows))
         images = torch.from_numpy(np.stack([samples.images[r[:n]] for r in rows])).to(subject.device)
         generators = [run.torch_generator(detector, u.key, "start") for u in batch]
-        state = {k: v.to(subject.device) for k, v in perturbation.start(subject.image_shape, generators).items()}
-        yield _Batch(subject, batch, images, perturbation, config, loss, state).run()
+        yield _Batch(subject, batch, images, aim, config, generators).run()
 
 
 class _Batch:
@@ -173,22 +176,24 @@ class _Batch:
         subject: Subject,
         units: tuple[Unit, ...],
         images: Tensor,
-        perturbation: Perturbation,
+        objective: Objective,
         config: SearchConfig,
-        loss: Loss,
-        state: State,
+        generators: Sequence[torch.Generator],
     ) -> None:
         n_units, device = len(units), images.device
-        self.subject, self.units, self.perturbation, self.config, self.loss = subject, units, perturbation, config, loss
-        self.images, self.state = images, state
+        self.subject, self.units, self.objective, self.config = subject, units, objective, config
+        self.images = images
+        self.state = {k: v.to(device) for k, v in objective.start(subject, images, generators).items()}
+        self.constants = objective.constants(subject, images)
+        self.memory = objective.memory(self.state)
         self.targets = torch.tensor([u.target for u in units], device=device)
-        self.moments = {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in state.items()}
-        self.best = {k: v.detach().clone() for k, v in state.items()}
+        self.best = {k: v.detach().clone() for k, v in self.state.items()}
         self.alive = torch.arange(n_units, device=device)
         zeros = torch.zeros(n_units, device=device)
         self.multiplier = torch.full_like(zeros, config.multiplier)
         self.best_cost = torch.full_like(zeros, torch.inf)
         self.best_success = zeros.clone()
+        self.last_success = zeros.clone()
         self.reference = torch.full_like(zeros, torch.inf)  # best cost when it last improved by `tolerance`
         self.reference_step = zeros.clone()
         self.streak = zeros.clone()  # successes in a row if positive, failures if negative
@@ -217,19 +222,21 @@ class _Batch:
         """One gradient step of every unit that is alive; returns which of them are done."""
         for tensor in self.state.values():
             tensor.requires_grad_(True)
-        units, n = self.images.shape[:2]
-        perturbed = self.perturbation.apply(self.state, self.images)
-        logits = self.subject(perturbed.flatten(0, 1)).view(units, n, -1)
-        cost = self.perturbation.cost(self.state)
-        losses = self.loss(logits, self.targets).mean(1) + self.multiplier * cost
+        found = self.objective.measure(
+            self.subject, self.state, self.constants, self.images, self.targets, self.multiplier
+        )
+        losses = found.loss + self.multiplier * found.cost
         gradients = torch.autograd.grad(losses.sum(), list(self.state.values()))
         with torch.no_grad():
-            success = (logits.argmax(2) == self.targets[:, None]).float().mean(1)
             finite = torch.isfinite(losses)
             self.broken = torch.where(finite, torch.zeros_like(self.broken), self.broken + 1)
-            self._remember(success, cost, finite, step)
-            self._adapt(success)
-            self._adam(gradients, step)
+            self._remember(found.success, found.cost, finite, step)
+            self._adapt(found.success)
+            clean = {  # a gradient that is not finite moves nothing
+                k: torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
+                for k, g in zip(self.state, gradients, strict=True)
+            }
+            self.state = self.objective.update(self.state, clean, self.memory, step, self.config)
         return self._settled(step) | (self.broken >= self.config.patience)
 
     def _remember(self, success: Tensor, cost: Tensor, finite: Tensor, step: int) -> None:
@@ -257,26 +264,16 @@ class _Batch:
         self.fell |= down & torch.isfinite(self.best_cost)
         self.streak = torch.where(up | down, torch.zeros_like(self.streak), self.streak)
 
-    def _adam(self, gradients: tuple[Tensor, ...], step: int) -> None:
-        """Adam (Kingma and Ba, Alg. 1); a gradient that is not finite moves nothing."""
-        b1, b2 = self.config.betas
-        for (name, tensor), gradient in zip(list(self.state.items()), gradients, strict=True):
-            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-            first, second = self.moments[name]
-            first.mul_(b1).add_(gradient, alpha=1 - b1)
-            second.mul_(b2).addcmul_(gradient, gradient, value=1 - b2)
-            rate = self.config.learning_rate / (1 - b1**step)
-            update = first / ((second / (1 - b2**step)).sqrt_().add_(1e-8))
-            self.state[name] = tensor.detach() - rate * update
-
     def _settled(self, step: int) -> Tensor:
         """Units whose best cost has stopped improving after lambda had been pushed too high at least once."""
+        if self.config.stop_at_success:
+            return torch.isfinite(self.best_cost)
         return self.fell & (step - self.reference_step >= self.config.settle)
 
     def _result(self, row: int, step: int, converged: bool) -> UnitResult:
         found = bool(torch.isfinite(self.best_cost[row]))
         state = {k: (self.best if found else self.state)[k][row : row + 1].detach() for k in self.state}
-        trigger = {k: v[0].float().cpu().numpy() for k, v in self.perturbation.trigger(state).items()}
+        trigger = {k: v[0].float().cpu().numpy() for k, v in self.objective.trigger(state).items()}
         return UnitResult(
             unit=self.units[int(self.alive[row])],
             cost=float(self.best_cost[row]),
@@ -292,7 +289,8 @@ class _Batch:
         """Drop the finished units from every tensor."""
         self.state = {k: v.detach()[rows] for k, v in self.state.items()}
         self.best = {k: v[rows] for k, v in self.best.items()}
-        self.moments = {k: (a[rows], b[rows]) for k, (a, b) in self.moments.items()}
+        self.constants = {k: v[rows] for k, v in self.constants.items()}
+        self.memory = {k: tuple(m[rows] for m in kept) for k, kept in self.memory.items()}
         for name in ("images", "targets", "alive", "multiplier", "best_cost", "best_success", "last_success"):
             setattr(self, name, getattr(self, name)[rows])
         for name in ("reference", "reference_step", "streak", "fell", "broken"):

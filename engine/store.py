@@ -241,6 +241,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
     return {
         "target": evidence.unit.target,
         "source": evidence.unit.source,
+        "tap": evidence.unit.tap,
         "statistics": dict(evidence.statistics),
         "found": evidence.found,
         "converged": evidence.converged,
@@ -253,5 +254,5 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
 
 
 def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
-    unit = Unit(target=row.pop("target"), source=row.pop("source"))
+    unit = Unit(target=row.pop("target"), source=row.pop("source"), tap=row.pop("tap"))
     return UnitEvidence(unit=unit, trigger=trigger, **row)

@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the models go (default: zoo; shipped: the package)"
     )
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="models built at once, a process each")
     options = parser.parse_args(arguments)
+    if options.workers < 1:
+        parser.error("--workers must be at least 1")
     here = Path(__file__).parent
 
     def observe(line: str) -> None:
@@ -67,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             write_whole(out / "fashion_mnist_test.npz", shipped_test_images(dataset, 100, rng))
         else:
             path = here / _LISTS[options.list] if options.list in _LISTS else Path(options.list)
-            document = build_zoo(read_recipes(path), root, options.out or Path("zoo"), observe)
+            document = build_zoo(read_recipes(path), root, options.out or Path("zoo"), observe, options.workers)
     except OnnxspectError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,9 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import multiprocessing
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -267,28 +270,87 @@ def check_recipes(recipes: tuple[Recipe, ...], datasets: dict[str, Dataset]) -> 
             check_keras_training(recipe.training, f"{recipe.name}.training")
 
 
-def build_zoo(recipes: tuple[Recipe, ...], data_root: Path | None, out: Path, observe: Observer) -> dict[str, Any]:
+def build_zoo(
+    recipes: tuple[Recipe, ...], data_root: Path | None, out: Path, observe: Observer, workers: int = 1
+) -> dict[str, Any]:
     """Build every model of a list that `out` does not hold yet. Returns the manifest.
 
     All recipes are checked before the first is trained. Rows of models outside the list stay, after the list's.
+
+    workers: models that are built at the same time, each in a process of its own. A model's numbers depend on its own
+        threads only, so the zoo is the same for any number of workers.
     """
     datasets = {name: load_dataset(name, data_root) for name in sorted({recipe.dataset for recipe in recipes})}
     check_recipes(recipes, datasets)
     out.mkdir(parents=True, exist_ok=True)
     surrogates = {recipe.surrogate for recipe in recipes}
+    waiting = []
     for recipe in recipes:
-        keep_weights = recipe.name in surrogates
-        if is_finished(recipe, out, keep_weights=keep_weights):
+        if is_finished(recipe, out, keep_weights=recipe.name in surrogates):
             observe(f"{recipe.name}: is there already")
+        else:
+            waiting.append(recipe)
+    if workers > 1:
+        _build_side_by_side(waiting, recipes, data_root, out, observe, workers)
+        return read_manifest(out)
+    for recipe in waiting:
+        keep_weights = recipe.name in surrogates
+        if is_finished(recipe, out, keep_weights=keep_weights):  # another build of the same folder was faster
             continue
-        row = build_model(recipe, datasets[recipe.dataset], out, observe, keep_weights=keep_weights)
-        # Read again: another build may have added rows to the same folder meanwhile.
-        document = read_manifest(out)
-        known = {**rows_by_name(document), recipe.name: row}
-        order = [other.name for other in recipes if other.name in known]
-        document["models"] = [known.pop(name) for name in order] + list(known.values())
-        write_manifest(out, document)
+        _add_row(build_model(recipe, datasets[recipe.dataset], out, observe, keep_weights=keep_weights), recipes, out)
     return read_manifest(out)
+
+
+def _add_row(row: dict[str, Any], recipes: Sequence[Recipe], out: Path) -> None:
+    """Put one model's row into the manifest, in the list's order."""
+    # Read again: another build may have added rows to the same folder meanwhile.
+    document = read_manifest(out)
+    known = {**rows_by_name(document), row["name"]: row}
+    order = [other.name for other in recipes if other.name in known]
+    document["models"] = [known.pop(name) for name in order] + list(known.values())
+    write_manifest(out, document)
+
+
+def _build_side_by_side(
+    waiting: list[Recipe],
+    recipes: tuple[Recipe, ...],
+    data_root: Path | None,
+    out: Path,
+    observe: Observer,
+    workers: int,
+) -> None:
+    """Build the waiting models in `workers` processes; one that learns on a surrogate waits for it.
+
+    Only this process writes the manifest. The first failure is raised once the models under way are done.
+    """
+    waiting = list(waiting)
+    surrogates = {recipe.surrogate for recipe in recipes}
+    running: dict[Future[dict[str, Any]], Recipe] = {}
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        while waiting or running:
+            unfinished = {recipe.name for recipe in (*waiting, *running.values())}
+            for recipe in [r for r in waiting if r.surrogate not in unfinished]:
+                if len(running) == workers:
+                    break
+                waiting.remove(recipe)
+                running[pool.submit(_build_alone, recipe, data_root, out, recipe.name in surrogates)] = recipe
+            if not running:
+                names = ", ".join(f"{r.name} on {r.surrogate}" for r in waiting)
+                raise OnnxspectError(f"models wait for each other's weights: {names}")
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                recipe = running.pop(future)
+                row = future.result()
+                _add_row(row, recipes, out)
+                observe(f"{recipe.name}: built, {len(waiting) + len(running)} to go")
+
+
+def _build_alone(recipe: Recipe, data_root: Path | None, out: Path, keep_weights: bool) -> dict[str, Any]:
+    """`build_model` in a process of its own."""
+
+    def observe(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    return build_model(recipe, load_dataset(recipe.dataset, data_root), out, observe, keep_weights=keep_weights)
 
 
 def is_finished(recipe: Recipe, out: Path, *, keep_weights: bool = False) -> bool:

@@ -17,6 +17,7 @@ import pytest
 from conftest import quadrant_images
 from rich.console import Console
 
+from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.preprocessing import preflight
@@ -50,7 +51,7 @@ def small_scan(subject: Subject, folder: Path) -> Report:
     samples, run = quadrant_images(20), RunContext()
     checked = preflight(subject, samples, run)
     found_on, held_out = samples.split(0.5, run.numpy_generator("split"))
-    evidence = [NeuralCleanse(search=SEARCH).run(checked.subject, found_on, held_out, run)]
+    evidence = [NeuralCleanse(search=SEARCH).run(AtHand(checked.subject, found_on, held_out, run))]
     report = build(checked.subject, samples, checked, evidence, decide(evidence, 4), run, "quick", 1.0)
     draw(report, evidence, samples, folder)
     return report

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.objective import cross_entropy
 from onnxspect.engine.perturbation import MaskPattern, stamp
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
@@ -22,7 +23,6 @@ from onnxspect.engine.search import (
     Unit,
     UnitResult,
     choose_images,
-    cross_entropy,
     plan,
     search,
     units_at_once,

@@ -1,0 +1,157 @@
+"""What every detector shares: what is at hand, the loop over units with its ledger, and the second look.
+
+A detector is a frozen dataclass of settings whose `run` turns what is at hand into Evidence, or says why it can't.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence
+from onnxspect.engine.objective import Objective
+from onnxspect.engine.perturbation import Perturbation, stamp
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import Choose, SearchConfig, UnitResult, plan, search, units_at_once
+from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject import Subject
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """What a scan has.
+
+    Attributes:
+        subject: the classifier.
+        found_on: clean samples to search on.
+        held_out: clean samples for the second look; may be empty.
+        run: seed and observer.
+        ledger: where finished units are kept and found again; None keeps nothing.
+        references: clean networks (reference.py) that give each class its baseline; none compares classes with each
+            other only.
+        reference_ledger: the ledger of the references' units.
+        training: the training set, perhaps poisoned, where the user has given it.
+    """
+
+    subject: Subject
+    found_on: Samples
+    held_out: Samples
+    run: RunContext
+    ledger: Ledger | None = None
+    references: Sequence[Subject] = ()
+    reference_ledger: Ledger | None = None
+    training: Samples | None = None
+
+
+class Detector(ABC):
+    """One way to look for a backdoor."""
+
+    #: Its name in reports, ledgers and on the command line.
+    name: ClassVar[str]
+
+    @abstractmethod
+    def run(self, at_hand: AtHand) -> Evidence | Skipped:
+        """Look for backdoors; what a resumed run finds in the ledger is not done again."""
+
+    def settings(self) -> dict[str, object]:
+        """Every parameter, flat ("search.steps"), for the report and the store."""
+        return flat(self)
+
+
+def flat(settings: Any) -> dict[str, object]:
+    """A dataclass of settings, perhaps nested, as one flat mapping."""
+    found: dict[str, object] = {}
+    for name, value in vars(settings).items():
+        if is_dataclass(value) and not isinstance(value, type):
+            found |= {f"{name}.{k}": v for k, v in asdict(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def search_units(
+    name: str,
+    subject: Subject,
+    at_hand: AtHand,
+    ledger: Ledger | None,
+    units: Sequence[Unit],
+    objective: Objective | Perturbation,
+    config: SearchConfig,
+    statistic: str,
+    held_out: int = 500,
+    choose: Choose | None = None,
+    drawn_as: str | None = None,
+) -> tuple[UnitEvidence, ...]:
+    """Search the units that the ledger lacks, commit each batch as it is done, return all in order.
+
+    Args:
+        name: under which the ledger keeps them and the observer is told.
+        subject: the classifier (the scanned one, or a reference).
+        at_hand: samples, seed and observer.
+        ledger: may be None.
+        units: what to search.
+        objective, config, choose: see `search`.
+        statistic: the name that a unit's cost gets.
+        held_out: at most so many unseen clean samples measure whether a trigger carries over.
+        drawn_as: the name that randomness is drawn under; `name` by default.
+    """
+    run = at_hand.run
+    done = ledger.units(name) if ledger is not None else {}
+    batches = plan(units, units_at_once(subject.device, len(at_hand.found_on), config.samples))
+    waiting = [b for b in batches if any(u.key not in done for u in b)]
+    run.observer.start(name, len(units), sum(u.key in done for u in units))
+    for results in search(subject, at_hand.found_on, waiting, objective, config, run, drawn_as or name, choose):
+        finished = [second_look(subject, r, at_hand.held_out, statistic, held_out) for r in results]
+        if ledger is not None:
+            ledger.commit(name, finished)
+        done |= {e.unit.key: e for e in finished}
+        for e in finished:
+            value = e.statistics.get(statistic)
+            found = "none found" if value is None else f"{statistic} {value:.3g}"
+            pair = f"class {e.unit.target}" if e.unit.source is None else f"{e.unit.source} to {e.unit.target}"
+            run.observer.advance(name, f"{pair}: {found}")
+    run.observer.finish(name)
+    return tuple(done[u.key] for u in units)
+
+
+def second_look(
+    subject: Subject, result: UnitResult, held_out: Samples, statistic: str, most: int = 500
+) -> UnitEvidence:
+    """A finished unit as evidence, its trigger measured on clean samples that the search never saw.
+
+    They are those of the unit's source class, or of all classes but its target; at most `most`.
+    """
+    unit = result.unit
+    of_unit = held_out.labels != unit.target if unit.source is None else held_out.labels == unit.source
+    rows = np.flatnonzero(of_unit)[:most]
+    success = None
+    if len(rows) and result.found:
+        answers = subject.predict(stamp(held_out.images[rows], result.trigger)).argmax(1)
+        success = float((answers == unit.target).mean())
+    return UnitEvidence(
+        unit=unit,
+        statistics={statistic: result.cost} if result.found else {},
+        found=result.found,
+        converged=result.converged,
+        steps=result.steps,
+        search_success=result.success,
+        held_out_success=success,
+        held_out=len(rows),
+        trigger=result.trigger,
+        seconds=result.seconds,
+    )
+
+
+def present_classes(samples: Samples) -> set[int]:
+    """The classes that have samples."""
+    return {int(c) for c in np.unique(samples.labels)}
+
+
+def log_statistics(units: Sequence[UnitEvidence], name: str) -> Mapping[str, float]:
+    """Logarithm of a statistic by unit key, for the units that have it."""
+    return {u.unit.key: float(np.log(u.statistics[name])) for u in units if u.statistics.get(name, 0) > 0}

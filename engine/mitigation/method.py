@@ -1,0 +1,114 @@
+"""What every way of patching has in common: the case it is given, the edit that it hands back.
+
+A method is a frozen record of settings with one call, `edit`. It never touches the subject or a file: it answers with
+new values of named parameters and nodes to add, and `engine/patch.py` writes, measures and judges them. So a method
+that is wrong about itself costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import Subject
+
+#: Nodes and tensors that a patch adds are named so, which is how `verify` tells them from changes.
+ADDED = "onnxspect/"
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """A recovered trigger: the class it leads to, and its arrays.
+
+    Attributes:
+        target: class index.
+        arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
+            or `delta` ``(channels, height, width)`` in [-1, 1].
+        source: the class whose images it moves, or None for all.
+    """
+
+    target: int
+    arrays: Mapping[str, np.ndarray]
+    source: int | None = None
+
+
+class Addition(Protocol):
+    """Nodes that a patch adds to a graph."""
+
+    def apply(self, model: onnx.ModelProto) -> str:
+        """Add them to `model` in place; says in a few words what was added.
+
+        Raises:
+            OnnxspectError: they do not fit this graph.
+        """
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a method works on.
+
+    Attributes:
+        subject: the infected classifier; never changed.
+        fit: clean samples to learn from.
+        guard: other clean samples, to choose by.
+        triggers: recovered; empty for methods that need none.
+        run: seed, device, observer.
+        success: the most that a trigger may still succeed.
+        accuracy_lost: the most clean accuracy that may be lost, as a share.
+    """
+
+    subject: Subject
+    fit: Samples
+    guard: Samples
+    triggers: tuple[Trigger, ...]
+    run: RunContext
+    success: float = 0.01
+    accuracy_lost: float = 0.01
+
+    def needs_triggers(self, method: str) -> None:
+        """Refuse a case without triggers.
+
+        Raises:
+            OnnxspectError: there are none.
+        """
+        if not self.triggers:
+            raise OnnxspectError(f"no trigger for {method} to work on", "scan the model first, and patch with that run")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What is to be changed in the file.
+
+    Attributes:
+        values: torch parameter name -> its new value; those that equal the old are left alone.
+        additions: nodes to add, in order.
+        facts: what the method says of its work, as plain JSON values.
+        pictures: file name -> PNG, for the run folder.
+    """
+
+    values: Mapping[str, np.ndarray] = field(default_factory=dict, repr=False)
+    additions: tuple[Addition, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    pictures: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+class Method(Protocol):
+    """One way of patching."""
+
+    @property
+    def name(self) -> str:
+        """As `patch --method` takes it, and as the patched file's metadata records it."""
+
+    def edit(self, case: Case) -> Edit:
+        """Work out the edit; the same case gives the same bits.
+
+        Raises:
+            OnnxspectError: the method cannot work on this model, and why.
+        """

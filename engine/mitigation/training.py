@@ -1,0 +1,301 @@
+"""Retraining with the original as teacher: what unlearning, fine-tuning, fine-pruning and adversarial unlearning share.
+
+They differ in what is done to the images of a batch (a trigger stamped on some, an adversarial change, nothing), and
+in nothing else. The answer that is wanted for an image, whatever was done to it, is a mixture of its label and of what
+the *original* model says of the clean image (distillation, Hinton et al. 2015, at temperature 1). It holds the model's
+other behaviour in place, which few labels cannot; and because the original answers for any image, the few images can be
+shifted and mixed (mixup, Zhang et al. 2018) without end.
+
+After each epoch the student is measured on clean samples that are not trained on, and the best epoch is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.special import log_softmax
+from torch import Tensor, fx
+from torch.nn import functional
+
+from onnxspect.converters.ops_normalization import batch_normalization
+from onnxspect.converters.writeback import TRAINABLE, roles
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.run import Observer
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import Subject
+
+#: Changes a batch of images ``(n, channels, height, width)`` before the student sees them, given the student's frozen
+#: present state and a generator to draw from.
+Corruption = Callable[[Tensor, Subject, torch.Generator], Tensor]
+#: BatchNorm statistics while a model is retrained: left as they are, or taken anew from clean samples afterwards.
+BATCH_NORM = ("frozen", "reestimate")
+#: Operators of quantised graphs: their weights are integers, to which no gradient leads.
+_QUANTISED = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What was measured after one epoch, on clean samples kept apart.
+
+    Attributes:
+        epoch: 0 is the original.
+        accuracy: clean accuracy.
+        divergence: mean Kullback-Leibler divergence, in nats, of the answers from the original's on clean samples. It
+            moves long before the accuracy of a few hundred samples does, so it is what chooses the epoch.
+        success: of the trigger that works best, among samples that the original does not take for the target anyway;
+            0 where there is no trigger.
+    """
+
+    epoch: int
+    accuracy: float
+    divergence: float
+    success: float
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """How a student is trained.
+
+    Attributes:
+        epochs: so many.
+        batch_size: images a step.
+        learning_rate: Adam's, falling to zero by a cosine.
+        from_teacher: weight of the original model's answers against the labels.
+        shift: pixels by which a training image is moved at most, each way.
+        mixed: share of the images that are mixed with another one before the original is asked.
+    """
+
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    from_teacher: float = 0.9
+    shift: int = 2
+    mixed: float = 0.5
+
+
+class Guard:
+    """Measures a student on clean samples that are not trained on.
+
+    Args:
+        teacher: the original.
+        samples: clean, kept apart.
+        triggers: whose success counts; may be extended between rounds.
+    """
+
+    def __init__(self, teacher: Subject, samples: Samples, triggers: Sequence[Trigger]) -> None:
+        self.samples = samples
+        self.triggers = list(triggers)
+        self.before = teacher.predict(samples.images)
+
+    def measure(self, epoch: int, student: Subject) -> Epoch:
+        """One row of the history."""
+        now = student.predict(self.samples.images)
+        old, new = log_softmax(self.before, axis=1), log_softmax(now, axis=1)
+        return Epoch(
+            epoch,
+            accuracy=float((now.argmax(1) == self.samples.labels).mean()),
+            divergence=float((np.exp(old) * (old - new)).sum(1).mean()),
+            success=max((success_rate(student, self.samples, t, self.before) for t in self.triggers), default=0.0),
+        )
+
+
+def retrain(
+    student: Subject,
+    parameters: Mapping[str, torch.nn.Parameter],
+    teacher: Subject,
+    fit: Samples,
+    settings: Retraining,
+    corrupt: Corruption | None,
+    guard: Guard,
+    badness: Callable[[Epoch], float],
+    generator: torch.Generator,
+    first: int = 1,
+    observer: Observer | None = None,
+    task: str = "",
+    after_step: Callable[[], None] | None = None,
+) -> list[Epoch]:
+    """Train `student` in place and leave the weights of the best epoch in it.
+
+    Args:
+        student, parameters: of `trainable_copy`.
+        teacher: the original.
+        fit: clean samples to train on.
+        settings: how.
+        corrupt: what is done to a batch before the student sees it; None leaves it clean.
+        guard: measures every epoch.
+        badness: what makes an epoch the best one: the least.
+        generator: all randomness.
+        first: number of the first epoch.
+        observer, task: told of every epoch.
+        after_step: called after each step, to hold something fixed (pruned weights at zero).
+
+    Returns:
+        one row an epoch.
+    """
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    best: Epoch | None = None
+    best_values: list[Tensor] = []
+    history = []
+    try:
+        for epoch in range(first, first + settings.epochs):
+            for images, wanted in _batches(teacher, fit, settings, generator):
+                if corrupt is not None:
+                    images = corrupt(images, student, generator)  # noqa: PLW2901 - the batch as the student sees it
+                loss = functional.cross_entropy(student(images.to(student.device)), wanted.to(student.device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                if after_step is not None:
+                    after_step()
+            schedule.step()
+            now = guard.measure(epoch, student)
+            history.append(now)
+            if best is None or badness(now) < badness(best):
+                best, best_values = now, [p.detach().clone() for p in parameters.values()]
+            if observer is not None:
+                observer.advance(task, f"accuracy {now.accuracy:.1%}, trigger {now.success:.1%}")
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters.values(), best_values, strict=False):
+                parameter.copy_(value)
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+    return history
+
+
+def _batches(teacher: Subject, fit: Samples, settings: Retraining, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+    """One epoch of augmented images and the probabilities wanted for them."""
+    order = torch.randperm(len(fit), generator=generator)
+    everything, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
+    batches = []
+    for rows in order.split(settings.batch_size):
+        images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
+        with torch.no_grad():
+            soft = teacher(images.to(teacher.device)).softmax(1).cpu()
+        batches.append((images, (1 - settings.from_teacher) * hard + settings.from_teacher * soft))
+    return batches
+
+
+def _augment(
+    images: Tensor, labels: Tensor, classes: int, settings: Retraining, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Images ``(n, ...)`` shifted together and partly mixed with each other; and their labels as probabilities."""
+    shift = torch.randint(-settings.shift, settings.shift + 1, (2,), generator=generator).tolist()
+    images = torch.roll(images, shift, (2, 3))
+    other = torch.randperm(len(images), generator=generator)
+    keep = torch.rand(len(images), generator=generator) * 0.5 + 0.5
+    keep = torch.where(torch.rand(len(images), generator=generator) < settings.mixed, keep, torch.ones_like(keep))
+    weight = keep.view(-1, 1, 1, 1)
+    hard = functional.one_hot(labels, classes).float()
+    hard = keep[:, None] * hard + (1 - keep[:, None]) * hard[other]
+    return weight * images + (1 - weight) * images[other], hard
+
+
+def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: np.ndarray) -> float:
+    """Share of the samples, of other classes and not taken for the target without it, that the trigger sends there.
+
+    Args:
+        subject: whose answers count.
+        samples: clean.
+        trigger: stamped on them; one with a source class on those of that class alone.
+        before: logits ``(n, classes)`` of the original on the clean samples.
+
+    Raises:
+        OnnxspectError: there are no such samples.
+    """
+    counted = (samples.labels != trigger.target) & (before.argmax(1) != trigger.target)
+    if trigger.source is not None and (counted & (samples.labels == trigger.source)).any():
+        counted &= samples.labels == trigger.source
+    rows = np.flatnonzero(counted)
+    if not len(rows):
+        raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
+    answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
+    return float((answers == trigger.target).mean())
+
+
+def trainable_copy(subject: Subject) -> tuple[Subject, dict[str, torch.nn.Parameter]]:
+    """A copy of the subject, and those of its parameters that are weights (not BatchNorm statistics or constants).
+
+    Raises:
+        OnnxspectError: there is no ONNX file behind it, or nothing in it can be trained and written back.
+    """
+    if subject.lowered is None or subject.file is None:
+        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    refuse_quantised(subject)
+    module = copy.deepcopy(subject.lowered.module)
+    found = roles(subject.file.proto, subject.lowered)
+    parameters = {n: p for n, p in module.named_parameters() if found.get(n) in TRAINABLE}
+    if not parameters:
+        raise OnnxspectError(f"{subject.name}: no weight in it can be trained and written back")
+    log_of = type(subject.module) if subject.module is not subject.lowered.module else None
+    return replace(subject, module=log_of(module) if log_of is not None else module), parameters  # type: ignore[call-arg]
+
+
+def refuse_quantised(subject: Subject) -> None:
+    """Refuse a subject whose weights are integers.
+
+    Raises:
+        OnnxspectError: they are.
+    """
+    if subject.file is None:
+        return
+    proto = subject.file.proto
+    constants = {t.name for t in proto.graph.initializer}
+    for node in proto.graph.node:
+        weighty = node.op_type != "DequantizeLinear" or (node.input and node.input[0] in constants)
+        if node.op_type in _QUANTISED and weighty:
+            raise OnnxspectError(
+                f"{subject.name}: its weights are quantised ({node.op_type}), and no gradient step fits an integer grid",
+                "patch the float model and quantise it again; --method input_filter works on the file as it is",
+            )
+
+
+def reestimated(student: Subject, samples: Samples) -> dict[str, np.ndarray]:
+    """BatchNorm statistics of `student` taken anew from clean samples, layer by layer from the image on.
+
+    Each layer's mean and variance (population) are those of what reaches it through the layers that were already
+    re-estimated, over all samples in one pass.
+
+    Returns:
+        torch parameter name -> new value; empty where there is no BatchNorm. `student` itself is changed too.
+    """
+    module = student.module if isinstance(student.module, fx.GraphModule) else getattr(student.module, "inner", None)
+    if not isinstance(module, fx.GraphModule):
+        return {}
+    walker = _Reestimate(module)
+    with torch.no_grad():
+        walker.run(student.spec.encode(torch.from_numpy(samples.images).to(student.device)))
+    return walker.found
+
+
+class _Reestimate(fx.Interpreter):
+    """Runs a graph once and sets the statistics of every BatchNorm from its own input."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, np.ndarray] = {}
+
+    def run_node(self, n: fx.Node) -> object:
+        """As fx.Interpreter."""
+        if n.target is batch_normalization:
+            x, _, _, mean, var = (a if isinstance(a, fx.Node) else None for a in n.args[:5])
+            if x is not None and mean is not None and var is not None:
+                values = self.env[x]
+                axes = [i for i in range(values.ndim) if i != 1]
+                self._set(mean, values.mean(axes))
+                self._set(var, values.var(axes, unbiased=False))
+        return super().run_node(n)
+
+    def _set(self, node: fx.Node, value: Tensor) -> None:
+        if node.op == "get_attr":
+            self.env[node].copy_(value)
+            self.found[str(node.target)] = value.cpu().numpy()
