@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
+from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device, device_name
-from onnxspect.engine.scan import PRESETS, scan
+from onnxspect.engine.scan import scan
 from onnxspect.engine.subject import InputSpec
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")

@@ -8,17 +8,24 @@ import click
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.report import as_text, document
-from onnxspect.engine.scan import DETECTORS, PRESETS, scan
+from onnxspect.engine.scan import scan
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
 @options.data()
 @click.option(
+    "--train",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
+)
+@click.option(
     "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
 )
-@click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(DETECTORS)}.")
+@click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
@@ -29,6 +36,7 @@ from onnxspect.engine.scan import DETECTORS, PRESETS, scan
 def command(
     model: Path,
     data: Path,
+    train: Path | None,
     preset: str,
     detectors: tuple[str, ...],
     out: Path | None,
@@ -53,7 +61,7 @@ def command(
     """
     spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run)
+    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train)
     if as_json:
         show_raw(document.as_json(result.report))
     else:

@@ -105,6 +105,8 @@ def split(
     """
     lowered = _lowered(source, None)
     name = tap if isinstance(tap, str) else tap.name
+    if name not in lowered.values and isinstance(source, onnx.ModelProto) and _computes(source, name):
+        raise OnnxspectError(f"{printable(name)} is no cut: the image reaches the logits without it")
     node = _node_of(lowered, name)
     logits = _results(lowered)[0]
     if node not in _dominators(lowered.module.graph, logits):
@@ -141,6 +143,10 @@ def _lowered(source: LoweredModel | onnx.ModelProto, output: str | None) -> Lowe
     if isinstance(source, LoweredModel):
         return source if output is None or source.outputs[0] == output else with_outputs(source, [output])
     return lower(source, [output if output is not None else source.graph.output[0].name])
+
+
+def _computes(model: onnx.ModelProto, name: str) -> bool:
+    return any(name in node.output for node in model.graph.node)
 
 
 def _results(lowered: LoweredModel) -> list[fx.Node]:

@@ -84,6 +84,7 @@ class Evidence:
         units: one row a unit, in the order of the plan.
         views: all that the null model is to judge, where there is more than `statistic`; the price of choosing among
             them is paid in `decide`.
+        convicts: False for a first look that raises suspicion but names no class on its own.
     """
 
     detector: str
@@ -93,6 +94,7 @@ class Evidence:
     tail: str
     units: tuple[UnitEvidence, ...]
     views: tuple[View, ...] = ()
+    convicts: bool = True
 
     @property
     def judged(self) -> tuple[View, ...]:

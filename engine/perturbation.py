@@ -7,12 +7,14 @@ does to the state, `apply` gives valid pixels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from onnxspect.engine.errors import OnnxspectError
 
 State = dict[str, Tensor]
 
@@ -77,6 +79,52 @@ class MaskPattern(Perturbation):
     @staticmethod
     def _pixels(state: State) -> tuple[Tensor, Tensor]:
         return (torch.tanh(state["mask"]) + 1) / 2, (torch.tanh(state["pattern"]) + 1) / 2
+
+
+@dataclass(frozen=True)
+class Additive(Perturbation):
+    """``x' = [x + v]_c``: one pattern added to all images of a unit and clipped to [0, 1] (000, Eq. 1).
+
+    The search starts at v = 0, as 000's Algorithm 1 does. v itself stays in [-1, 1]: no pixel can be moved further.
+
+    Attributes:
+        norm: d(v), the cost: "l2" (000, sec. 5.2.1), "l1" or "linf"; in units of the full pixel range.
+    """
+
+    norm: str = "l2"
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise OnnxspectError(f"unknown norm {self.norm!r}", f"one of {', '.join(NORMS)}")
+
+    def start(self, image_shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> State:
+        """No change: zeros ``(unit, channels, height, width)``."""
+        return {"delta": torch.zeros(len(generators), *image_shape)}
+
+    def apply(self, state: State, images: Tensor) -> Tensor:
+        """Add and clip."""
+        return (images + state["delta"].clamp(-1, 1)[:, None]).clamp(0, 1)
+
+    def remove(self, state: State, images: Tensor) -> Tensor:
+        """Subtract and clip: m(x; -v) of 000, Eq. 5."""
+        return (images - state["delta"].clamp(-1, 1)[:, None]).clamp(0, 1)
+
+    def cost(self, state: State) -> Tensor:
+        """The norm of v ``(unit,)``; its gradient at v = 0 is 0."""
+        return NORMS[self.norm](state["delta"].clamp(-1, 1).flatten(1))
+
+    def trigger(self, state: State) -> dict[str, Tensor]:
+        """`delta` ``(unit, channels, height, width)`` in [-1, 1]."""
+        return {"delta": state["delta"].clamp(-1, 1)}
+
+
+#: The norms that an additive pattern can be measured by, each ``(unit, pixels) -> (unit,)``. The tiny constant keeps the
+#: root differentiable at zero.
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l2": lambda v: (v.square().sum(1) + 1e-24).sqrt(),
+    "l1": lambda v: v.abs().sum(1),
+    "linf": lambda v: v.abs().amax(1),
+}
 
 
 def stamp(images: np.ndarray, trigger: dict[str, np.ndarray]) -> np.ndarray:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from onnxspect.engine.detectors.base import AtHand
-from onnxspect.engine.detectors.neural_cleanse import NAME as NEURAL_CLEANSE
-from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
+from onnxspect.engine.detectors.base import AtHand, Detector
+from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.preprocessing import preflight
@@ -20,18 +19,10 @@ from onnxspect.engine.reference import train_references
 from onnxspect.engine.report import document, pictures
 from onnxspect.engine.run import RunContext, make_deterministic
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.engine.verdict import decide
 
-#: How hard each preset searches.
-PRESETS = {
-    "quick": SearchConfig(steps=300, samples=32, settle=30, tolerance=0.02),
-    "standard": SearchConfig(),
-    "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
-}
-DETECTORS = (NEURAL_CLEANSE,)
 #: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
 SEARCH_SHARE = 0.5
 
@@ -61,6 +52,7 @@ def scan(
     resize: bool = False,
     run: RunContext | None = None,
     references: str | Path | None = None,
+    train: str | Path | None = None,
 ) -> ScanResult:
     """Scan an ONNX file for backdoors.
 
@@ -76,21 +68,19 @@ def scan(
         run: seed, device, observer.
         references: folder that keeps what was measured on reference networks, to be shared by scans of several models
             with the same data; inside the run folder by default.
+        train: the training set, perhaps poisoned, in the same forms as `data`; detectors that need one run then.
 
     Raises:
         OnnxspectError: anything that stops the scan, with a hint.
     """
     run = run or RunContext()
-    if preset not in PRESETS:
-        raise OnnxspectError(f"unknown preset {preset!r}", f"one of {', '.join(PRESETS)}")
-    unknown = [d for d in detectors if d not in DETECTORS]
-    if unknown:
-        raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(DETECTORS)}")
+    able = chosen(preset, detectors)
     make_deterministic(run.device)
     started = time.perf_counter()
     subject = Subject.from_onnx(model, spec, run.device)
     samples = Samples.load(data, subject.size, resize)
-    fingerprint = _fingerprint(subject, samples, preset, tuple(detectors) or DETECTORS, spec, resize, run)
+    training = Samples.load(train, subject.size, resize) if train is not None else None
+    fingerprint = _fingerprint(subject, samples, training, preset, [d.name for d in able], spec, resize, run)
     folder = Path(out) if out is not None else Path("runs") / f"{Path(model).stem}-{_short(fingerprint)}"
     with Ledger(folder, fingerprint) as ledger:
         if ledger.fact("report") is not None:
@@ -98,16 +88,14 @@ def scan(
             return ScanResult(ledger.report(), folder, 0)
         checked = preflight(subject, samples, run, spec)
         found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
-        detector = NeuralCleanse(search=PRESETS[preset])
-        resumed = len(ledger.units(NEURAL_CLEANSE))
+        resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
             clean = train_references(checked.subject, found_on, held_out, run)
-            at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger)
-            found = detector.run(at_hand)
-        evidence: list[Evidence | Skipped] = [found]
+            at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
+            evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
         verdict = decide(evidence, checked.subject.classes)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
@@ -119,19 +107,35 @@ def scan(
     return ScanResult(report, folder, resumed)
 
 
+def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skipped:
+    """One detector's evidence; where it cannot run, the others still do."""
+    try:
+        found = detector.run(at_hand)
+    except OnnxspectError as error:
+        if alone:
+            raise
+        return Skipped(detector.name, error.message)
+    return replace(found, convicts=detector.convicts) if isinstance(found, Evidence) else found
+
+
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:
     return Path(references) if references is not None else folder / "references"
 
 
 def _baseline_fingerprint(fingerprint: dict[str, Any], subject: Subject) -> dict[str, Any]:
     """What the references depend on: everything but the model."""
-    kept = {k: v for k, v in fingerprint.items() if k not in ("model", "model path", "data path", "preprocessing")}
+    kept = {
+        k: v
+        for k, v in fingerprint.items()
+        if k not in ("model", "model path", "data path", "training set", "preprocessing")
+    }
     return kept | {"classes": subject.classes, "image": list(subject.image_shape)}
 
 
 def _fingerprint(
     subject: Subject,
     samples: Samples,
+    training: Samples | None,
     preset: str,
     detectors: Sequence[str],
     spec: InputSpec | None,
@@ -145,6 +149,7 @@ def _fingerprint(
         "model path": subject.name,
         "data": samples.sha256,
         "data path": samples.path,
+        "training set": None if training is None else training.sha256,
         "preset": preset,
         "detectors": list(detectors),
         "preprocessing": spec.describe() if spec is not None else None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.null_model import FEWEST_CLASSES, Judgement, leave_one_out, mad
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together.
@@ -26,7 +26,8 @@ class ClassFinding:
         index: the class.
         p_value: corrected for the number of classes; 1 where there is no statistic.
         log10_p: its logarithm.
-        statistic: by detector.
+        p_values: the same by detector, before the price of looking with several.
+        statistic: by detector; of several views, the one in which the class is most extreme.
         reference: the same on the reference networks (their geometric mean), where there are any.
         anomaly: distance from the other classes, in deviations, by detector.
         mad_index: Neural Cleanse's anomaly index, by detector: the paper's rule, beside the calibrated one.
@@ -36,6 +37,7 @@ class ClassFinding:
     index: int
     p_value: float
     log10_p: float
+    p_values: dict[str, float]
     statistic: dict[str, float | None]
     reference: dict[str, float | None]
     anomaly: dict[str, float | None]
@@ -81,25 +83,32 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     if classes < FEWEST_CLASSES:
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
-    views = [_view(e, classes) for e in ran]
-    findings = tuple(_finding(k, views) for k in range(classes))
-    # Detectors look at the same model, so their p-values are dependent: Bonferroni over those that ran.
-    suspects = [f for f in findings if f.p_value * len(ran) < alpha]
+    looks = [_look(e, classes) for e in ran]
+    findings = tuple(_finding(k, looks) for k in range(classes))
+    suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     refuted: list[int] = []
     for finding in sorted(suspects, key=lambda f: f.log10_p):
-        carried = [s for s in finding.held_out_success.values() if s is not None]
+        agreeing = _agreeing(finding, ran, alpha)
+        carried = [s for d, s in finding.held_out_success.items() if s is not None and d in agreeing]
         (refuted if carried and max(carried) < CARRIES_OVER else targets).append(finding.index)
     for index in refuted:
         reasons.append(f"class {index} stands out, but its trigger does not carry over to unseen samples: no alarm")
 
-    p_value = min((min(1.0, f.p_value * len(ran)) for f in findings), default=1.0)
+    p_value = min((f.p_value for f in findings), default=1.0)
+    reasons += _suspicions(looks, findings, targets, alpha)
     if targets:
-        reasons.insert(0, _names(targets) + " is reached by a far smaller trigger than the others")
+        named = [_names(targets) + " is reached by a far smaller change than the others"]
+        if len(ran) > 1:
+            named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
+        reasons = named + reasons
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
-    weak = _not_enough(ran, classes)
-    if weak:
+    able = [e for e in ran if e.convicts]
+    weak = _not_enough(able, classes)
+    # Half of the detectors with enough evidence make a statement; what the others lacked is said beside it.
+    if classes < FEWEST_CLASSES or 2 * len(weak) > len(able) or not able:
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
+    reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
     return Verdict("clean", (), p_value, tuple(reasons), findings)
 
@@ -108,53 +117,126 @@ def _names(targets: Sequence[int]) -> str:
     return ("class " if len(targets) == 1 else "each of the classes ") + ", ".join(map(str, targets))
 
 
-@dataclass(frozen=True)
-class _View:
-    """One detector's evidence by class: the calibrated judgement, the paper's, and the unit that speaks for each."""
+def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> list[str]:
+    """The detectors that find the class suspicious, each at the level that all of them share."""
+    share = alpha / max(1, sum(e.convicts for e in ran))
+    able = {e.detector for e in ran if e.convicts}
+    return [d for d, p in finding.p_values.items() if d in able and p < share]
 
-    evidence: Evidence
+
+def _suspicions(
+    looks: Sequence[_Look], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
+) -> list[str]:
+    """What a first look says of classes that nothing else names."""
+    told = []
+    for look in looks:
+        if look.evidence.convicts:
+            continue
+        name = look.evidence.detector
+        told += [
+            f"{name} finds class {f.index} suspicious (p {f.p_values[name]:.2g}); it does not convict alone"
+            for f in findings
+            if f.p_values[name] < alpha and f.index not in targets
+        ]
+    return told
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One view of one detector, by class: the calibrated judgement, the paper's, and the unit that speaks for each."""
+
+    view: View
     calibrated: Judgement
     paper: Judgement
     units: dict[int, UnitEvidence]
 
 
-def _view(evidence: Evidence, classes: int) -> _View:
-    values, paper = np.full(classes, np.nan), np.full(classes, np.nan)
-    units: dict[int, UnitEvidence] = {}
-    sign = 1 if evidence.tail == "low" else -1
-    for unit in evidence.units:
-        value = unit.statistics.get(evidence.statistic)
-        if value is None:
-            continue
-        k = unit.unit.target
-        if np.isnan(values[k]) or sign * value < sign * values[k]:  # of several sources, the most suspicious speaks
-            values[k], units[k] = value, unit
-            paper[k] = unit.statistics[evidence.paper_statistic]
-    return _View(evidence, leave_one_out(values, evidence.tail), mad(paper, evidence.tail), units)
+@dataclass(frozen=True)
+class _Look:
+    """One detector's evidence: all its views, and its corrected log10 p-value by class."""
+
+    evidence: Evidence
+    views: tuple[_Judged, ...]
+    log10_p: np.ndarray
+
+    def speaks(self, k: int) -> _Judged:
+        """The view in which class k is most extreme."""
+        return min(self.views, key=lambda v: float(v.calibrated.log10_p[k]))
 
 
-def _finding(k: int, views: Sequence[_View]) -> ClassFinding:
-    by: dict[str, dict[str, float | None]] = {f: {} for f in ("statistic", "reference", "anomaly", "mad", "held_out")}
-    for view in views:
-        unit, name = view.units.get(k), view.evidence.detector
-        by["statistic"][name] = None if unit is None else float(unit.statistics[view.evidence.paper_statistic])
-        by["reference"][name] = (
-            None if unit is None else unit.statistics.get(f"reference_{view.evidence.paper_statistic}")
-        )
+def _look(evidence: Evidence, classes: int) -> _Look:
+    views = tuple(_judge(evidence, view, classes) for view in evidence.judged)
+    # The views of a detector are dependent, and the most extreme speaks: Bonferroni over them.
+    log10_p = np.min([v.calibrated.log10_p for v in views], axis=0) + np.log10(len(views))
+    return _Look(evidence, views, np.minimum(log10_p, 0.0))
+
+
+def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
+    """Judge every unit of a view among all of them; for a class its most suspicious unit speaks.
+
+    A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the price of
+    looking at all of them is in the judgement. With one unit a class this is the comparison of classes.
+    """
+    units = [
+        u
+        for u in evidence.units
+        if view.statistic in u.statistics and u.unit.target < classes and (not view.tap or u.unit.tap == view.tap)
+    ]
+    values = np.array([u.statistics[view.statistic] for u in units])
+    shown = np.array([u.statistics.get(evidence.paper_statistic, np.nan) for u in units])
+    judged, paper = leave_one_out(values, view.tail, view.log), mad(shown, evidence.tail)
+    speaker: dict[int, int] = {}
+    for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
+        speaker.setdefault(units[i].unit.target, i)
+    return _Judged(
+        view,
+        _by_class(judged, speaker, classes),
+        _by_class(paper, speaker, classes),
+        {k: units[i] for k, i in speaker.items()},
+    )
+
+
+def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) -> Judgement:
+    """The judgements of the units that speak for each class; nothing known of the others."""
+    index, p_value, log10_p = np.full(classes, np.nan), np.ones(classes), np.zeros(classes)
+    flag = np.zeros(classes, bool)
+    for k, i in speaker.items():
+        index[k], p_value[k] = judgement.index[i], judgement.p_value[i]
+        log10_p[k], flag[k] = judgement.log10_p[i], judgement.paper_flag[i]
+    return Judgement(index, p_value, log10_p, flag)
+
+
+def _finding(k: int, looks: Sequence[_Look]) -> ClassFinding:
+    fields = ("p", "statistic", "reference", "anomaly", "mad", "held_out")
+    by: dict[str, dict[str, float | None]] = {f: {} for f in fields}
+    p_values: dict[str, float] = {}
+    for look in looks:
+        view, name = look.speaks(k), look.evidence.detector
+        shown = look.evidence.paper_statistic
+        unit = view.units.get(k)
+        p_values[name] = float(10 ** look.log10_p[k])
+        by["statistic"][name] = None if unit is None else unit.statistics.get(shown)
+        by["reference"][name] = None if unit is None else unit.statistics.get(f"reference_{shown}")
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    log10_p = min(float(view.calibrated.log10_p[k]) for view in views)
+    log10_p = _combined([float(look.log10_p[k]) for look in looks if look.evidence.convicts])
     return ClassFinding(
         k,
         float(10**log10_p),
         log10_p,
+        p_values,
         statistic=by["statistic"],
         reference=by["reference"],
         anomaly=by["anomaly"],
         mad_index=by["mad"],
         held_out_success=by["held_out"],
     )
+
+
+def _combined(log10_p: Sequence[float]) -> float:
+    """One log10 p-value of several detectors': they look at the same model, so Bonferroni, which needs no independence."""
+    return min(0.0, min(log10_p) + float(np.log10(len(log10_p)))) if log10_p else 0.0
 
 
 def _finite(value: float) -> float | None:

@@ -53,6 +53,8 @@ class Detector(ABC):
 
     #: Its name in reports, ledgers and on the command line.
     name: ClassVar[str]
+    #: False for a first look that raises suspicion but names no class on its own.
+    convicts: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, at_hand: AtHand) -> Evidence | Skipped:

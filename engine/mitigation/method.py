@@ -112,3 +112,17 @@ class Method(Protocol):
         Raises:
             OnnxspectError: the method cannot work on this model, and why.
         """
+
+
+def strengthened(trigger: Trigger, strength: float) -> dict[str, np.ndarray]:
+    """A trigger's arrays with the mask (at most 1) or the additive change multiplied by `strength`."""
+    arrays = dict(trigger.arrays)
+    for name, most in (("mask", 1.0), ("delta", np.inf)):
+        if name in arrays:
+            arrays[name] = np.minimum(arrays[name] * np.float32(strength), np.float32(most))
+    return arrays
+
+
+def size(trigger: Trigger) -> float:
+    """L1 norm of a mask, or of an additive trigger."""
+    return float(np.abs(trigger.arrays["mask" if "mask" in trigger.arrays else "delta"]).sum())

@@ -12,7 +12,7 @@ After each epoch the student is measured on clean samples that are not trained o
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -172,17 +172,17 @@ def retrain(
     return history
 
 
-def _batches(teacher: Subject, fit: Samples, settings: Retraining, generator: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+def _batches(
+    teacher: Subject, fit: Samples, settings: Retraining, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of augmented images and the probabilities wanted for them."""
     order = torch.randperm(len(fit), generator=generator)
     everything, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
-    batches = []
     for rows in order.split(settings.batch_size):
         images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
         with torch.no_grad():
             soft = teacher(images.to(teacher.device)).softmax(1).cpu()
-        batches.append((images, (1 - settings.from_teacher) * hard + settings.from_teacher * soft))
-    return batches
+        yield images, (1 - settings.from_teacher) * hard + settings.from_teacher * soft
 
 
 def _augment(

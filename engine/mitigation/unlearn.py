@@ -26,7 +26,7 @@ from torch import Tensor
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Unit
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger
+from onnxspect.engine.mitigation.method import Case, Edit, Trigger, size, strengthened
 from onnxspect.engine.mitigation.training import (
     BATCH_NORM,
     Epoch,
@@ -178,15 +178,6 @@ class Unlearn:
         return image
 
 
-def strengthened(trigger: Trigger, strength: float) -> dict[str, np.ndarray]:
-    """A trigger's arrays with the mask (at most 1) or the additive change multiplied by `strength`."""
-    arrays = dict(trigger.arrays)
-    for name, most in (("mask", 1.0), ("delta", np.inf)):
-        if name in arrays:
-            arrays[name] = np.minimum(arrays[name] * np.float32(strength), np.float32(most))
-    return arrays
-
-
 def search_again(
     subject: Subject,
     samples: Samples,
@@ -206,8 +197,3 @@ def search_again(
     found = search(subject, samples, plan(units, 1), MaskPattern(), config, run, which)
     new = [Trigger(r.unit.target, r.trigger) for results in found for r in results if r.found]
     return [t for t in new if size(t) <= still_small * sizes[t.target]]
-
-
-def size(trigger: Trigger) -> float:
-    """L1 norm of a mask, or of an additive trigger."""
-    return float(np.abs(trigger.arrays["mask" if "mask" in trigger.arrays else "delta"]).sum())

@@ -61,6 +61,7 @@ def build(
                 "name": names[c.index] if c.index < len(names) else str(c.index),
                 "p_value": c.p_value,
                 "log10_p": c.log10_p,
+                "p_values": c.p_values,
                 "statistic": c.statistic,
                 "reference": c.reference,
                 "anomaly": c.anomaly,

@@ -1,0 +1,158 @@
+"""Channel Lipschitz pruning (CLP; Zheng, Tang, Li, Liu, ECCV 2022): no data, no trigger, no gradient.
+
+For every channel of every convolution an upper bound of its Lipschitz constant (their UCLC) is the spectral norm of its
+weights, reshaped to (input channels, kernel area), times ``|gamma| / sqrt(var + eps)`` where a BatchNorm follows. A
+backdoor needs a channel that a small trigger moves a lot, so channels above ``mean + u * deviation`` of their layer are
+switched off.
+
+Departures: clean samples are at hand, so u is not fixed at 3 but lowered step by step as long as clean accuracy stays
+within what may be lost and, where a trigger is known, until it is dead. Dense layers before the last are judged too:
+the norm of a neuron's weight row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import torch
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.training import Guard, trainable_copy
+
+NAME = "clp"
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of one layer: their bounds, and where their weights are.
+
+    Attributes:
+        bound: UCLC ``(channels,)``.
+        slices: (torch parameter, axis) whose slices switch a channel off.
+    """
+
+    bound: np.ndarray
+    slices: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class ChannelLipschitz:
+    """The method's settings.
+
+    Attributes:
+        thresholds: deviations u above the layer's mean, tried in this order (theirs: 3).
+    """
+
+    thresholds: tuple[float, ...] = (5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5)
+
+    @property
+    def name(self) -> str:
+        """As `patch --method` takes it."""
+        return NAME
+
+    def edit(self, case: Case) -> Edit:
+        """Prune the channels that stand out.
+
+        Raises:
+            OnnxspectError: no channel stands out, or none can go without losing too much accuracy.
+        """
+        student, parameters = trainable_copy(case.subject)
+        original = {n: p.detach().clone() for n, p in parameters.items()}
+        found = channels(case)
+        guard = Guard(case.subject, case.guard, case.triggers)
+        first = guard.measure(0, student)
+        best: tuple[float, dict[str, np.ndarray], int] | None = None
+        trials = []
+        last = -1
+        for u in self.thresholds:
+            off = [c.bound > c.bound.mean() + u * c.bound.std() for c in found]
+            count = int(sum(o.sum() for o in off))
+            if count in (0, last):
+                continue
+            last = count
+            with torch.no_grad():
+                for name, value in original.items():
+                    parameters[name].copy_(value)
+                for layer, gone in zip(found, off, strict=True):
+                    for name, axis in layer.slices:
+                        parameters[name].movedim(axis, 0)[torch.from_numpy(gone)] = 0
+            now = guard.measure(len(trials) + 1, student)
+            trials.append({"u": u, "pruned": count, "accuracy": now.accuracy, "success": now.success})
+            if first.accuracy - now.accuracy > case.accuracy_lost + 0.5 / len(case.guard):
+                break
+            best = (u, {n: p.detach().cpu().numpy().copy() for n, p in parameters.items()}, count)
+            if case.triggers and now.success <= case.success:
+                break
+        if best is None:
+            raise OnnxspectError(
+                "no channel can be pruned: "
+                + ("none stands out" if not trials else "the first that stand out cost too much clean accuracy")
+            )
+        return replace(Edit(best[1]), facts={"u": best[0], "pruned": best[2], "trials": trials})
+
+
+def channels(case: Case) -> list[Channels]:
+    """The bounds of every layer whose weights are in the file and its own; the layer of the logits is left out."""
+    subject = case.subject
+    assert subject.file is not None and subject.lowered is not None  # noqa: S101 - trainable_copy refused it
+    by_initializer = {w.initializer: name for name, w in subject.lowered.weights.items()}
+    parameters = {n: p.detach().cpu().numpy() for n, p in subject.lowered.module.named_parameters()}
+    nodes = list(subject.file.proto.graph.node)
+    uses: dict[str, list[onnx.NodeProto]] = {}
+    for node in nodes:
+        for name in node.input:
+            uses.setdefault(name, []).append(node)
+    found = []
+    for node in nodes:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        names = [by_initializer.get(n, "") for n in (*node.input[1:3], "", "")]
+        weight, bias = names[0], names[1]
+        if not weight or len(uses[node.input[1]]) > 1:
+            continue
+        axis = 0 if node.op_type == "Conv" or _transposed(node) else parameters[weight].ndim - 1
+        rows = np.moveaxis(parameters[weight], axis, 0)
+        if len(rows) == subject.classes and node.op_type != "Conv":
+            continue
+        bound = _norms(rows)
+        slices = [(weight, axis)]
+        if bias and parameters[bias].shape == (len(rows),) and len(uses[node.input[2]]) == 1:
+            slices.append((bias, 0))
+        bound, slices = _with_batch_norm(node, bound, slices, uses, by_initializer, parameters)
+        found.append(Channels(bound, tuple(slices)))
+    return found
+
+
+def _norms(rows: np.ndarray) -> np.ndarray:
+    """Spectral norm of each channel's weights as a matrix (input channels, kernel area)."""
+    if rows.ndim < 3:
+        return np.asarray(np.linalg.norm(rows.reshape(len(rows), -1), axis=1))
+    return np.array([np.linalg.norm(r.reshape(r.shape[0], -1), 2) for r in rows])
+
+
+def _transposed(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Gemm" and any(a.name == "transB" and a.i for a in node.attribute)
+
+
+def _with_batch_norm(
+    node: onnx.NodeProto,
+    bound: np.ndarray,
+    slices: list[tuple[str, int]],
+    uses: Mapping[str, list[onnx.NodeProto]],
+    by_initializer: Mapping[str, str],
+    parameters: Mapping[str, np.ndarray],
+) -> tuple[np.ndarray, list[tuple[str, int]]]:
+    """The bounds times the gain of the BatchNorm that alone follows, if one does; and its slices."""
+    after = uses.get(node.output[0], [])
+    if len(after) != 1 or after[0].op_type != "BatchNormalization":
+        return bound, slices
+    scale, shift, _, variance = (by_initializer.get(n, "") for n in after[0].input[1:5])
+    if not scale or not shift or not variance:
+        return bound, slices
+    epsilon = next((a.f for a in after[0].attribute if a.name == "epsilon"), 1e-5)
+    gain = np.abs(parameters[scale]) / np.sqrt(parameters[variance] + epsilon)
+    return bound * gain, [*slices, (scale, 0), (shift, 0)]

@@ -1,0 +1,118 @@
+"""Fine-Pruning (Liu, Dolan-Gavitt, Garg, RAID 2018): prune what clean images leave silent, then fine-tune.
+
+Neurons of the last convolutional layer are ranked by their mean activation on *clean* images and switched off from the
+least active on, as long as clean accuracy stays within what may be lost (their stopping rule); no trigger is needed for
+that. The pruned model is then fine-tuned on the clean samples, the pruned neurons held at zero.
+
+Departure: the layer is the last one whose neurons weights alone can switch off (neurons.py), so that fine-tuning can
+hold them at zero by holding those weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.fine_tune import chosen_by
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.neurons import (
+    Halves,
+    Layer,
+    curve_points,
+    last_convolutional,
+    layers,
+    masked,
+    per_neuron,
+    zeroed,
+)
+from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
+
+NAME = "fine_prune"
+
+
+@dataclass(frozen=True)
+class FinePrune:
+    """The method's settings.
+
+    Attributes:
+        training: of the fine-tuning; labels alone.
+        most_lost: clean accuracy that pruning may cost before fine-tuning (theirs: 4 %).
+    """
+
+    training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
+    most_lost: float = 0.04
+
+    @property
+    def name(self) -> str:
+        """As `patch --method` takes it."""
+        return NAME
+
+    def edit(self, case: Case) -> Edit:
+        """Prune, then fine-tune.
+
+        Raises:
+            OnnxspectError: no layer can be pruned by weights alone, or nothing can be trained.
+        """
+        student, parameters = trainable_copy(case.subject)
+        exact = [layer for layer in layers(case.subject) if layer.exact]
+        if not exact:
+            raise OnnxspectError(f"{case.subject.name}: no layer's neurons can be switched off by weights alone")
+        layer = last_convolutional(exact)
+        off = self._silent(case, layer)
+        zeros = zeroed(case.subject, layer, off)
+        held = [(parameters[n], torch.from_numpy(~_touched(v, layer, n, off, case))) for n, v in zeros.items()]
+
+        def hold() -> None:
+            with torch.no_grad():
+                for parameter, keep in held:
+                    parameter.mul_(keep.to(parameter.device))
+
+        hold()
+        guard = Guard(case.subject, case.guard, case.triggers)
+        first = guard.measure(0, case.subject)
+        case.run.observer.start(NAME, self.training.epochs)
+        history = retrain(
+            student,
+            parameters,
+            case.subject,
+            case.fit,
+            self.training,
+            None,
+            guard,
+            lambda epoch: chosen_by(epoch, first, case),
+            case.run.torch_generator(NAME),
+            observer=case.run.observer,
+            task=NAME,
+            after_step=hold,
+        )
+        case.run.observer.finish(NAME)
+        facts = {"layer": layer.tap.name, "pruned": int(off.sum()), "neurons": layer.neurons}
+        values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
+        return Edit(values, facts=facts | {"epochs": [asdict(e) for e in (first, *history)]})
+
+    def _silent(self, case: Case, layer: Layer) -> np.ndarray:
+        """The neurons to prune: the least active on clean images, as many as accuracy allows."""
+        halves = Halves(case.subject, layer.tap)
+        order = np.argsort(per_neuron(halves.activations(case.fit.images), layer).mean(0), kind="stable")
+        clean = halves.activations(case.guard.images)
+        start = float((halves.answers(clean) == case.guard.labels).mean())
+        off = np.zeros(layer.neurons, bool)
+        for pruned in curve_points(layer.neurons):
+            keep = np.ones(layer.neurons, bool)
+            keep[order[:pruned]] = False
+            if float((halves.answers(masked(clean, layer, keep)) == case.guard.labels).mean()) < start - self.most_lost:
+                break
+            off = ~keep
+        return off
+
+
+def _touched(value: np.ndarray, layer: Layer, parameter: str, off: np.ndarray, case: Case) -> np.ndarray:
+    """Which elements of a parameter belong to neurons that are switched off, bool in its shape."""
+    assert case.subject.lowered is not None  # noqa: S101 - layers() refused such a subject
+    initializer = case.subject.lowered.weights[parameter].initializer
+    axis = next(s.axis for s in layer.sources if s.initializer == initializer)
+    shape = [-1 if i == axis else 1 for i in range(value.ndim)]
+    return np.array(np.broadcast_to(off.reshape(shape), value.shape))

@@ -1,0 +1,73 @@
+"""Fine-tuning on clean samples: the control that every other method has to beat.
+
+Plain training on the clean samples' labels, nothing stamped, nothing adversarial. Backdoors mostly survive it (002,
+sec. VI-C: for the Trojan models "retraining with clean images" was enough, for BadNets it was not). The epoch is chosen
+as everywhere: the trigger's success above its goal, then the distance from the original.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.training import BATCH_NORM, Epoch, Guard, Retraining, reestimated, retrain, trainable_copy
+from onnxspect.engine.errors import OnnxspectError
+
+NAME = "fine_tune"
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """The method's settings.
+
+    Attributes:
+        training: labels alone, no teacher: the teacher is the infected model.
+        batch_norm: "frozen", or "reestimate" from the clean samples at the end.
+    """
+
+    training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
+    batch_norm: str = "frozen"
+
+    def __post_init__(self) -> None:
+        if self.batch_norm not in BATCH_NORM:
+            raise OnnxspectError(f"unknown choice {self.batch_norm!r} for BatchNorm", f"one of {', '.join(BATCH_NORM)}")
+
+    @property
+    def name(self) -> str:
+        """As `patch --method` takes it."""
+        return NAME
+
+    def edit(self, case: Case) -> Edit:
+        """Fine-tune a copy.
+
+        Raises:
+            OnnxspectError: no ONNX file behind the subject, or nothing in it can be trained.
+        """
+        student, parameters = trainable_copy(case.subject)
+        guard = Guard(case.subject, case.guard, case.triggers)
+        first = guard.measure(0, student)
+        case.run.observer.start(NAME, self.training.epochs)
+        history = retrain(
+            student,
+            parameters,
+            case.subject,
+            case.fit,
+            self.training,
+            None,
+            guard,
+            lambda epoch: chosen_by(epoch, first, case),
+            case.run.torch_generator(NAME),
+            observer=case.run.observer,
+            task=NAME,
+        )
+        case.run.observer.finish(NAME)
+        values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
+        if self.batch_norm == "reestimate":
+            values |= reestimated(student, case.fit)
+        return Edit(values, facts={"epochs": [asdict(e) for e in (first, *history)], "batch_norm": self.batch_norm})
+
+
+def chosen_by(epoch: Epoch, first: Epoch, case: Case) -> float:
+    """Badness of an epoch: success above its goal and accuracy lost beyond what is allowed, then divergence."""
+    lost = max(0.0, first.accuracy - epoch.accuracy - case.accuracy_lost)
+    return 10 * max(0.0, epoch.success - case.success) + 10 * lost + epoch.divergence

@@ -1,0 +1,72 @@
+"""The methods of `patch`, in one place, the cheapest first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.clp import ChannelLipschitz
+from onnxspect.engine.mitigation.fine_prune import FinePrune
+from onnxspect.engine.mitigation.fine_tune import FineTune
+from onnxspect.engine.mitigation.ibau import AdversarialUnlearning
+from onnxspect.engine.mitigation.input_filter import InputFilter
+from onnxspect.engine.mitigation.method import Method
+from onnxspect.engine.mitigation.prune import Prune
+from onnxspect.engine.mitigation.unlearn import Unlearn
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One method.
+
+    Attributes:
+        make: its settings' class.
+        automatic: whether `auto` tries it. It does not try fine-tuning, which is the control, Fine-Pruning, which
+            is fine-tuning again, nor the filter, which changes the file's outputs and mends nothing.
+        summary: one line for `--help`.
+    """
+
+    make: Callable[..., Method]
+    automatic: bool
+    summary: str
+
+
+#: By name, in order of cost: seconds without a gradient, then one training, then training against an adversary.
+METHODS: dict[str, Registered] = {
+    "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
+    "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
+    "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
+    "ibau": Registered(AdversarialUnlearning, True, "adversarial unlearning: retrain against the worst change"),
+    "fine_tune": Registered(FineTune, False, "retrain on clean samples: the control"),
+    "fine_prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),
+    "input_filter": Registered(InputFilter, False, "reject stamped images: outputs backdoor_score and rejected"),
+}
+CHOICES = (AUTO, *METHODS)
+
+
+def chosen(name: str, **settings: Any) -> list[Method]:
+    """The methods to try for a name: one, or for "auto" several in order of cost.
+
+    Args:
+        name: of a method, or "auto".
+        settings: passed on to each method that has a setting of that name.
+
+    Raises:
+        OnnxspectError: an unknown name, or a setting that no chosen method has.
+    """
+    if name not in CHOICES:
+        raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join(CHOICES)}")
+    entries = [e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)]
+    made, used = [], set()
+    for entry in entries:
+        known = {k: v for k, v in settings.items() if k in entry.make.__dataclass_fields__}  # type: ignore[attr-defined]
+        used |= known.keys()
+        made.append(entry.make(**known))
+    unused = sorted(settings.keys() - used)
+    if unused:
+        raise OnnxspectError(f"method {name} has no setting {', '.join(unused)}")
+    return made
