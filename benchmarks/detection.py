@@ -28,6 +28,8 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device, device_name
 from onnxspect.engine.scan import scan
 from onnxspect.engine.subject import InputSpec
+from onnxspect.models.recipes import recipe_from_dict
+from onnxspect.models.zoo_build import rebuild_training_set
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--reference", type=Path, help="folder of models that others trained, with manifest.json")
     parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
     parser.add_argument("--preset", choices=list(PRESETS), default="standard")
+    parser.add_argument("--detector", action="append", default=[], help="only these detectors; the preset's by default")
+    parser.add_argument("--train", action="store_true", help="also give each scan the model's own training set")
     parser.add_argument("--samples", type=int, default=1000, help="clean images a scan gets")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -91,19 +95,15 @@ def zoo_subjects(folder: Path) -> list[dict[str, Any]]:
             "attack": _attack_kind(row),
             "asr": row["asr"],
             "spec": None,
+            "recipe": row["recipe"],
         }
         for row in rows
     ]
 
 
 def _targets(row: dict[str, Any]) -> list[int]:
-    """Every class that some member of the attack leads to; for all-to-all, all of them."""
-    if not row["infected"]:
-        return []
-    if row["target"] is not None:
-        return [int(row["target"])]
-    named = {m["target"] for m in row["attack"]["members"]}
-    return sorted(int(t) for t in named) if None not in named else list(range(len(row["classes"])))
+    """Every class that the attack leads to."""
+    return [int(t) for t in row["targets"]] if row["infected"] else []
 
 
 def _attack_kind(row: dict[str, Any]) -> str:
@@ -125,6 +125,7 @@ def reference_subjects(folder: Path) -> list[dict[str, Any]]:
                 "targets": [int(row["target"])],
                 "attack": f"{row['attack']}: {row['trigger']}"[:50],
                 "asr": row["asr"],
+                "recipe": None,
                 "spec": InputSpec("as stated", mean=(0.5,), std=(0.5,)) if ".5" in row["preprocess"] else None,
             }
         )
@@ -137,9 +138,18 @@ def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext)
     data = clean_samples(subject["dataset"], asked)
     references = asked.runs / f"references-{subject['dataset']}-{asked.preset}-{asked.samples}"
     folder = asked.runs / f"{subject['name']}-{asked.preset}-{asked.samples}"
+    train = training_set(subject, asked) if asked.train else None
     try:
         report = scan(
-            subject["path"], data, folder, asked.preset, spec=subject["spec"], run=run, references=references
+            subject["path"],
+            data,
+            folder,
+            asked.preset,
+            asked.detector,
+            subject["spec"],
+            run=run,
+            references=references,
+            train=train,
         ).report
     except OnnxspectError as error:
         return row | {"verdict": "error", "found": [], "p_value": 1.0, "error": str(error)}
@@ -148,6 +158,7 @@ def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext)
         "found": report["targets"],
         "p_value": report["p_value"],
         "log10_p": min(c["log10_p"] for c in report["classes"]),
+        "by_detector": {d["name"]: told_by(d, report) for d in report["detectors"]},
         "most_extreme_mad_index": max(
             (v for c in report["classes"] for v in c["mad_index"].values() if v is not None), default=None
         ),
@@ -156,6 +167,27 @@ def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext)
         "clean_accuracy": report["preprocessing"]["clean_accuracy"],
         "digest": report["digest"],
     }
+
+
+def told_by(detector: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """One detector's most suspicious class, its p-value and what the search cost; or why it did not run."""
+    if detector["status"] != "ran":
+        return {"skipped": detector["reason"]}
+    p_values = {c["index"]: c["p_values"][detector["name"]] for c in report["classes"]}
+    most = min(p_values, key=lambda k: p_values[k])
+    return {"class": most, "p_value": p_values[most], "seconds": detector["seconds"], "budget": detector["budget"]}
+
+
+def training_set(subject: dict[str, Any], asked: argparse.Namespace) -> Path | None:
+    """The training set that a zoo's model saw, poisoned samples and all, as an npz; None for a reference model."""
+    if subject["recipe"] is None:
+        return None
+    out: Path = asked.runs / f"training-{subject['name']}.npz"
+    if not out.is_file():
+        poisoned = rebuild_training_set(recipe_from_dict(subject["recipe"]), asked.data_root, subject["path"].parent)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(out, images=poisoned.images, labels=poisoned.labels)
+    return out
 
 
 def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:

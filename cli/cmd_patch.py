@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.engine.mitigation.registry import AUTO, CHOICES, METHODS
+from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
-from onnxspect.engine.patch import METHODS, patch
+from onnxspect.engine.patch import patch
 from onnxspect.engine.report.document import as_json as to_json
 
 
@@ -24,7 +27,40 @@ from onnxspect.engine.report.document import as_json as to_json
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The patched file."
 )
-@click.option("--method", type=click.Choice(METHODS), default="auto", show_default=True, help="How to patch.")
+@click.option(
+    "--method",
+    type=click.Choice(CHOICES),
+    default=AUTO,
+    show_default=True,
+    help="How to patch; auto tries "
+    + ", ".join(n for n, e in METHODS.items() if e.automatic)
+    + " in turn. "
+    + "; ".join(f"{n}: {e.summary}" for n, e in METHODS.items())
+    + ".",
+)
+@click.option(
+    "--target",
+    "targets",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="CLASS",
+    help="Patch this class, whatever the scan named. May be given again.",
+)
+@click.option("--proactive", is_flag=True, help="Patch every class, whatever the scan named.")
+@click.option(
+    "--layer",
+    metavar="NAME",
+    help="Of prune and input_filter: best (by trial), last-conv (prune), or an ONNX value name.",
+)
+@click.option("--batch-norm", type=click.Choice(BATCH_NORM), help="Of unlearn and fine_tune: BatchNorm statistics.")
+@click.option(
+    "--rounds", type=click.IntRange(min=1), help="Of unlearn: at most so many rounds of search and unlearning."
+)
+@click.option(
+    "--false-positives",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Of input_filter: share of clean images that may be rejected.",
+)
 @click.option(
     "--max-success",
     type=click.FloatRange(0, 1),
@@ -49,6 +85,12 @@ def command(
     data: Path,
     output: Path,
     method: str,
+    targets: tuple[int, ...],
+    proactive: bool,
+    layer: str | None,
+    batch_norm: str | None,
+    rounds: int | None,
+    false_positives: float | None,
     max_success: float,
     max_accuracy_lost: float,
     resize: bool,
@@ -59,17 +101,32 @@ def command(
 ) -> int:
     """Remove the backdoor that a scan found in MODEL, and prove it on the written file in onnxruntime.
 
-    Only weights change: inputs, outputs, names, opset and metadata stay, and the original file is never touched. A
-    patch that misses its goals is not written.
+    Only weights change (and, for a mask or the input filter, nodes are added): inputs, outputs, names, opset and metadata
+    stay, and the original file is never touched. A patch that misses its goals is not written.
 
     \b
-    Example:
+    Examples:
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
+      onnxspect patch model.onnx --run runs/model --data clean.npz --method input_filter -o guarded.onnx
     """
-    goals = Goals(max_success, max_accuracy_lost)
-    done = patch(model, run_folder, data, output, method, goals, resize, options.run_context(device, seed, quiet))
+    given = {"layer": layer, "batch_norm": batch_norm, "rounds": rounds, "false_positives": false_positives}
+    done = patch(
+        model,
+        run_folder,
+        data,
+        output,
+        method,
+        Goals(max_success, max_accuracy_lost),
+        resize,
+        options.run_context(device, seed, quiet),
+        targets or None,
+        proactive,
+        {name: value for name, value in given.items() if value is not None},
+    )
     if as_json:
         show_raw(to_json(done.describe()))
     else:
         show(tables.verification(done.proof, f"{output}: patched by {done.method}"))
+        if len(done.attempts) > 1 or done.attempts[0].left is not None:
+            show(Text("\n".join(["tried in order of cost:", *(f"  {a.outcome}" for a in done.attempts)]), "dim"))
     return exit_status.CLEAN

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.detectors.registry import PRESETS
+from onnxspect.engine.mitigation.strip import Strip
+from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.prove import prove
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.scan import scan
+from onnxspect.engine.subject import InputSpec
 
 
 @click.command("verify", epilog="Exit status: 0 the goals hold, 1 they do not, 2 usage error, 4 failure.")
@@ -26,10 +34,25 @@ from onnxspect.engine.report.document import as_json as to_json
 )
 @click.option(
     "--trigger",
+    "triggers",
     type=click.Path(path_type=Path),
     metavar="NPZ",
-    help="A trigger of your own: mask and pattern, or delta; and target.",
+    multiple=True,
+    help="A trigger of your own: mask and pattern, or delta; and target. May be given again.",
 )
+@click.option(
+    "--rescan",
+    type=click.Choice(list(PRESETS)),
+    metavar="PRESET",
+    help="Also scan MODEL afresh with this preset; a backdoor found is a goal missed.",
+)
+@click.option(
+    "--rescan-out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the fresh scan is kept (default: nowhere).",
+)
+@click.option("--strip", is_flag=True, help="Also say what the STRIP filter would catch (many forward passes).")
 @click.option(
     "--max-success",
     type=click.FloatRange(0, 1),
@@ -44,6 +67,13 @@ from onnxspect.engine.report.document import as_json as to_json
     show_default=True,
     help="Most clean accuracy that may be lost.",
 )
+@click.option(
+    "--max-rejected",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Most clean images that a guarded file may reject.",
+)
 @options.preprocessing_options
 @options.JSON
 @options.run_options
@@ -53,9 +83,13 @@ def command(
     against: Path,
     data: Path,
     run_folder: Path | None,
-    trigger: Path | None,
+    triggers: tuple[Path, ...],
+    rescan: str | None,
+    rescan_out: Path | None,
+    strip: bool,
     max_success: float,
     max_accuracy_lost: float,
+    max_rejected: float,
     resize: bool,
     scale: float | None,
     mean: str | None,
@@ -66,25 +100,60 @@ def command(
     seed: int,
     quiet: bool,
 ) -> int:
-    """Measure the patched file MODEL against its original in onnxruntime: accuracy, triggers, and what differs.
+    """Measure the patched file MODEL against its original in onnxruntime: accuracy, triggers, latency, what differs.
 
     \b
-    Example:
+    Examples:
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --run runs/model
+      onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
     """
+    run = options.run_context(device, seed, quiet)
+
+    def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
+            out = rescan_out if rescan_out is not None else Path(scratch) / "run"
+            return scan(patched, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
+
     proof = prove(
         model,
         against,
         data,
         run_folder,
-        trigger,
+        triggers,
         options.input_spec(scale, mean, std, channel_order),
-        Goals(max_success, max_accuracy_lost),
+        Goals(max_success, max_accuracy_lost, rejected=max_rejected),
         resize,
-        options.run_context(device, seed, quiet),
+        run,
+        Strip() if strip else None,
+        scan_again if rescan else None,
     )
     if as_json:
         show_raw(to_json(proof.describe()))
     else:
         show(tables.verification(proof, f"{model} against {against}"))
+        show(Text("\n".join(_more(proof)), "dim"))
     return exit_status.CLEAN if proof.holds else exit_status.BACKDOOR
+
+
+def _more(proof: Verification) -> list[str]:
+    """What the table has no row for, a line each."""
+    lines = [
+        f"latency, {entry.batch} image{'s' if entry.batch != 1 else ''} a call: {entry.before:.2f} ms -> {entry.after:.2f} ms"
+        for entry in proof.latency
+    ]
+    lines += list(proof.additions)
+    if proof.rejected is not None:
+        lines.append(f"the filter rejects {proof.rejected:.1%} of clean images")
+        lines += [
+            f"the filter rejects {t.rejected:.1%} of images with trigger {t.name}" for t in proof.triggers if t.rejected
+        ]
+    if proof.strip is not None:
+        caught = ", ".join(f"{1 - missed:.1%} with trigger {name}" for name, missed in proof.strip.missed.items())
+        tail = f" and {caught}" if caught else ""
+        lines.append(
+            f"STRIP ({proof.strip.blends} passes an image) on the original would reject {proof.strip.rejected:.1%} of clean "
+            f"images{tail}"
+        )
+    if proof.rescan is not None:
+        lines.append(f"a fresh scan says: {proof.rescan.verdict} ({'; '.join(proof.rescan.reasons)})")
+    return lines

@@ -64,12 +64,14 @@ class ExternalFile:
         offset: where in the file it starts, in bytes.
         length: how long it is, in bytes.
         sha256: digest of these bytes, in hexadecimal.
+        tensor: name of the tensor that it is.
     """
 
     location: str
     offset: int
     length: int
     sha256: str
+    tensor: str
 
 
 def tensor_bytes(tensor: TensorProto) -> int | None:
@@ -131,7 +133,7 @@ def _read(tensor: TensorProto, folder: Path, left: int, limit: int) -> ExternalF
     tensor.raw_data = content.data
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]
-    return ExternalFile(location, offset, needed, content.sha256)
+    return ExternalFile(location, offset, needed, content.sha256, tensor.name)
 
 
 def _integer(entries: dict[str, str], key: str, shown: str) -> int | None:

@@ -63,12 +63,14 @@ class View:
         tail: "low" where small values are suspicious, "high" where large ones are.
         tap: only units at this tap; "" for units without one.
         log: judged on a logarithmic scale (norms, ratios); else as it is.
+        noise: deviation that measuring alone gives on that scale; classes are taken to differ by at least as much.
     """
 
     statistic: str
     tail: str = "low"
     tap: str = ""
     log: bool = True
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)

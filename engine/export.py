@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.onnx_file import OnnxFile
-from onnxspect.converters.writeback import PROVENANCE, Change, write_back
 from onnxspect.converters.text import printable
+from onnxspect.converters.writeback import PROVENANCE, Change, write_back
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import Addition
 from onnxspect.engine.store import write_atomically

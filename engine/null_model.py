@@ -11,10 +11,12 @@ t_k = (mean_{-k} - x_k) / (s_{-k} * sqrt(1 + 1/(K-1))) follows t_{K-2} exactly (
 classes costs a factor K (Bonferroni), which holds under any dependence between them.
 
 Several infected classes would hide each other, so the i smallest together, up to a third of all, are tried as a set of
-outliers: its weakest member against the classes outside it, with K - i - 1 degrees of freedom. A fixed set passes by
-chance with at most that tail probability, there are C(K, i) sets of that size, and the sizes share the error between
-them (nine tenths for one class, a tenth, halved again and again, for more): a weighted union bound, so the p-values
-stay valid. A class's p-value is the least one of the sets that it belongs to.
+outliers against the classes outside it, with K - i - 1 degrees of freedom. The chance that *all* i members of a fixed set
+lie as far out as its weakest does is E[Phi(m - t s c)^i] over the mean m and the deviation s of the rest (for i = 1 it is
+Student's tail); there are C(K, i) sets of that size, and the sizes share the error between them (nine tenths for one
+class, a tenth, halved again and again, for more): a weighted union bound, so the p-values stay valid. A class's p-value is
+the least one of the sets that it belongs to. The joint chance matters among many units: ten pairs of ninety that stand out
+together are evidence, though each of them alone must pay for all sets of ten.
 
 Classes differ by nature, too. Where reference networks could be trained (reference.py), the values judged here are the
 ratios of a class's statistic to its own on the references, and not the bare statistics.
@@ -29,6 +31,12 @@ from scipy import special, stats
 
 #: 002, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
 MAD_TO_SIGMA = 1.4826
+#: Below a thousandth on a log scale two searches do not differ by anything but rounding.
+ROUNDING = 1e-3
+#: Gauss-Hermite nodes for a standard normal, the logarithms of their weights, and steps of the integral over log s.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
+_STEPS = 300
 #: Fewer classes than this have no outliers that a test could tell from chance.
 FEWEST_CLASSES = 4
 
@@ -77,6 +85,7 @@ def leave_one_out(
     tail: str = "low",
     log: bool = True,
     threshold: float = 2.0,
+    noise: float = 0.0,
 ) -> Judgement:
     """Each class against the others, on a log scale by default; several outliers at once are allowed for.
 
@@ -85,6 +94,8 @@ def leave_one_out(
         tail: "low" or "high", the suspicious side.
         log: take logarithms first (norms, ratios).
         threshold: of the paper's MAD rule, reported beside.
+        noise: deviation that measuring alone gives (of a share of k images: sqrt(p (1 - p) / k)), on the scale that is
+            judged; the classes are taken to differ by at least as much.
     """
     values = np.array(values, np.float64)
     flag = np.zeros(len(values), bool)
@@ -96,36 +107,68 @@ def leave_one_out(
     index = np.full(len(values), np.nan)
     log_p = np.zeros(len(values))
     if known.sum() >= FEWEST_CLASSES:
-        index[known], log_p[known] = _against_the_rest(signed[known])
+        index[known], log_p[known] = _against_the_rest(signed[known], max(noise, ROUNDING))
     return Judgement(index, np.exp(log_p), log_p / np.log(10), flag & known)
 
 
-def _against_the_rest(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _against_the_rest(values: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray]:
     """(t, log of the corrected p-value) of each value, small values giving large t."""
     k = len(values)
     order = np.argsort(values, kind="stable")
     most = max(1, k // 3)
-    log_sets = [_log_subsets(k, i) + _t(values[order[i - 1]], values[order[i:]])[1] for i in range(1, most + 1)]
+    log_sets = [
+        _log_subsets(k, i) + _log_joint_tail(*_t(values[order[i - 1]], values[order[i:]], floor), k - i, i)
+        for i in range(1, most + 1)
+    ]
     t, log_p = np.zeros(k), np.zeros(k)
     for j in range(k):
         place = int((values <= values[j]).sum()) - 1  # equal classes share the last place among them
         smaller = values < values[j] if place < most else np.zeros(k, bool)
         others = ~smaller
         others[j] = False
-        t[j] = _t(values[j], values[others])[0]
+        t[j] = _t(values[j], values[others], floor)[0]
         # Every set that the class is in may speak for it: itself alone, and those of the smallest that reach to it.
-        alone = _log_subsets(k, 1) + _t(values[j], np.delete(values, j))[1]
+        alone = _log_subsets(k, 1) + _t(values[j], np.delete(values, j), floor)[1]
         log_p[j] = min(0.0, alone, *log_sets[place:])
     return t, log_p
 
 
-def _t(value: float, rest: np.ndarray) -> tuple[float, float]:
+def _t(value: float, rest: np.ndarray, floor: float) -> tuple[float, float]:
     """(t, log of its upper tail) of `value` being below `rest`: the deleted studentised residual."""
     n = len(rest)
-    # Below a thousandth on a log scale two searches do not differ by anything but rounding.
-    deviation = max(float(rest.std(ddof=1)), 1e-3)
+    deviation = max(float(rest.std(ddof=1)), floor)
     t = (float(rest.mean()) - value) / (deviation * np.sqrt(1 + 1 / n))
     return t, _log_tail(t, n - 1)
+
+
+def _log_joint_tail(t: float, log_alone: float, n: int, members: int) -> float:
+    """Log of the chance that `members` normal values all lie at least t below n others: E[Phi(m - t s c)^members].
+
+    m ~ N(0, 1/n) and s^2 ~ chi2(n - 1) / (n - 1) are the mean and the variance of the others, c = sqrt(1 + 1/n).
+    Integrated over m by Gauss-Hermite quadrature and over the logarithm of s by the midpoint rule.
+
+    Args:
+        t: of the weakest member.
+        log_alone: log of Student's tail at t, the chance of one member.
+        n: how many others.
+        members: how many values.
+    """
+    if members == 1 or t <= 0:
+        return log_alone
+    df = n - 1
+    m = _NODES / np.sqrt(n)
+    # The integrand lives where s is usual and where it is so small that t is not far: down to s = 1e-3 / t.
+    edges = np.linspace(np.log(1e-3 / max(t, 1.0)), np.log(1 + 8 / np.sqrt(df)), _STEPS + 1)
+    log_s = (edges[1:] + edges[:-1]) / 2
+    log_density = _log_chi(log_s, df) + np.log(edges[1] - edges[0])
+    inner = stats.norm.logcdf(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
+    joint = float(special.logsumexp(log_density[:, None] + inner + _LOG_WEIGHTS[None, :]))
+    return min(log_alone, joint)
+
+
+def _log_chi(log_s: np.ndarray, df: int) -> np.ndarray:
+    """Log density, over log s, of the deviation s of df + 1 normal values: df s^2 ~ chi2(df)."""
+    return np.log(2.0) + (df / 2) * np.log(df / 2) - special.gammaln(df / 2) + df * log_s - df * np.exp(2 * log_s) / 2
 
 
 def _log_tail(t: float, df: int) -> float:
@@ -153,3 +196,114 @@ def _signed(values: np.ndarray, tail: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.asarray(values, np.float64)
     known = np.isfinite(values)
     return known, values if tail == "low" else -values
+
+
+@dataclass(frozen=True)
+class PairJudgement:
+    """The order-statistic inference of 000, Eq. 10-11, over source-target pairs.
+
+    Attributes:
+        log10_p: of each target ``(class,)``, log10 of Eq. 10 (0 where the target has no statistic).
+        log10_overall: log10 of Eq. 11, the p-value of the whole model.
+        target: the class with the least p-value; None where there is nothing to infer from.
+        source: the source of its largest reciprocal statistic.
+        paper_flag: whether the paper would raise an alarm: Eq. 11 below `theta`.
+    """
+
+    log10_p: np.ndarray
+    log10_overall: float
+    target: int | None
+    source: int | None
+    paper_flag: bool
+
+
+def gamma_order(norms: np.ndarray, theta: float = 0.05) -> PairJudgement:
+    """000's inference: is one target's largest reciprocal norm too large for a Gamma law of all other targets' ones?
+
+    r_st = 1 / d(v_st). For every class c a Gamma density is fitted by maximum likelihood to the reciprocals with t != c;
+    Eq. 10: pv_c = 1 - G_c(r_c,max)^n with n the number of reciprocals with t = c (K - 1 in the paper, fewer where a search
+    found nothing); Eq. 11: pv = 1 - (1 - min pv_c)^K. All of it in logarithms: the paper's numbers underflow.
+
+    Args:
+        norms: ``(class, source)`` d(v_st), target first; NaN (the diagonal, for one) where there is none. One column
+            for searches from all other classes together.
+        theta: the paper's level.
+
+    Raises:
+        ValueError: a norm is zero or negative.
+    """
+    norms = np.asarray(norms, np.float64)
+    known = np.isfinite(norms)
+    if (norms[known] <= 0).any():
+        raise ValueError("a norm is not positive")
+    reciprocals = np.where(known, 1 / np.where(known, norms, 1.0), np.nan)
+    classes = len(norms)
+    log_p = np.zeros(classes)
+    judged = []
+    for c in range(classes):
+        own, others = reciprocals[c][known[c]], np.delete(reciprocals, c, 0)[np.delete(known, c, 0)]
+        if len(own) and len(others) >= 2:
+            shape, scale = gamma_fit(others)
+            log_p[c] = _log_any_of(_log_gamma_sf(float(own.max()) / scale, shape), len(own))
+            judged.append(c)
+    if not judged:
+        return PairJudgement(log_p, 0.0, None, None, False)
+    target = min(judged, key=lambda c: log_p[c])
+    log_overall = _log_any_of(float(log_p[target]), len(judged))
+    source = int(np.nanargmax(reciprocals[target]))
+    return PairJudgement(
+        log_p / np.log(10), log_overall / np.log(10), target, source, bool(log_overall < np.log(theta))
+    )
+
+
+def gamma_fit(values: np.ndarray) -> tuple[float, float]:
+    """(shape, scale) of a Gamma law by maximum likelihood: log(shape) - digamma(shape) = log(mean) - mean(log).
+
+    Newton's method from Minka's start (Estimating a Gamma distribution, 2002). Values that hardly differ would give an
+    infinite shape: it is capped where the deviation is a ten-thousandth of the mean.
+    """
+    values = np.asarray(values, np.float64)
+    mean = float(values.mean())
+    gap = float(np.log(mean) - np.log(values).mean())
+    most = 1e8
+    if gap <= 0.5 / most:
+        return most, mean / most
+    shape = (3 - gap + np.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
+    for _ in range(100):
+        change = (np.log(shape) - special.digamma(shape) - gap) / (1 / shape - special.polygamma(1, shape))
+        shape, before = max(shape - float(change), shape / 10), shape
+        if abs(shape - before) <= 1e-12 * shape:
+            break
+    shape = float(min(shape, most))
+    return shape, mean / shape
+
+
+def _log_gamma_sf(x: float, shape: float) -> float:
+    """Logarithm of the upper tail of a Gamma law with unit scale, also where it underflows.
+
+    Far out, Gamma(a, x) = e^-x x^a / (x + 1 - a - 1 (1 - a) / (x + 3 - a - ...)), evaluated by Lentz's method.
+    """
+    tail = float(special.gammaincc(shape, x))
+    if tail > 1e-200:
+        return float(np.log(tail))
+    tiny = 1e-300
+    b = x + 1 - shape
+    c, d = 1 / tiny, 1 / b
+    fraction = d
+    for i in range(1, 10_000):
+        a = -i * (i - shape)
+        b += 2
+        d = 1 / (a * d + b or tiny)
+        c = b + a / c or tiny
+        fraction *= c * d
+        if abs(c * d - 1) < 1e-14:
+            break
+    return float(-x + shape * np.log(x) - special.gammaln(shape) + np.log(fraction))
+
+
+def _log_any_of(log_p: float, n: int) -> float:
+    """log(1 - (1 - p)^n) for a p given by its logarithm."""
+    if log_p < -700:  # p itself underflows; n p is exact there
+        return float(min(0.0, log_p + np.log(n)))
+    p = float(np.exp(log_p))
+    return 0.0 if p >= 1 else float(np.log(-np.expm1(n * np.log1p(-p))))

@@ -1,34 +1,51 @@
 """From a finished scan to a proven file: the library call behind `onnxspect patch`.
 
-The original is opened, the run's triggers are taken from its ledger, the method changes parameters, the change is
-written beside the destination, measured there in onnxruntime, and only then renamed into place. A patch that misses
-its goals is not written.
+The original is opened, the run's triggers are taken from its ledger, a method works out an edit, the edit is written to
+a scratch folder, measured there in onnxruntime, and only then written to the destination, whole or not at all. A patch
+that misses its goals is not written.
+
+`auto` tries methods in order of cost and keeps the first whose file meets the goals *and* withstands a new search: the
+trigger that a method was given is not the attacker's own, and a method can switch off the one and leave the other. A
+file that meets the goals, but on which a search still finds a trigger nearly as small as before, is kept only if no
+other method does better, and the answer says so.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
+
 from onnxspect.converters.writeback import Change
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.unlearn import NAME, Trigger, Unlearn, Unlearned
+from onnxspect.engine.evidence import UnitEvidence
+from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
+from onnxspect.engine.mitigation.method import Case, Method, Trigger, size
+from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
+from onnxspect.engine.mitigation.unlearn import search_again
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.report.document import tool_version
 from onnxspect.engine.run import RunContext, make_deterministic
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.store import Ledger
+from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
-METHODS = ("auto", NAME)
+METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
 FIT_SHARE = 0.8
 #: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
 JUDGED_ON_FEW = 1.645
+#: A patch withstands a new search where the smallest trigger that it finds is so many times the first one's size.
+WITHSTANDS = 2.5
+_NEW_SEARCH = SearchConfig(steps=150, settle=30)
 
 
 @dataclass(frozen=True)
@@ -38,7 +55,7 @@ class Finding:
     Attributes:
         report: the scan's report.
         spec: the preprocessing that the scan settled on.
-        triggers: the trigger of every named class.
+        triggers: the trigger of every named class, or of those asked for.
         evidence: ids of the evidence.
     """
 
@@ -48,45 +65,110 @@ class Finding:
     evidence: str
 
 
-def read_finding(folder: Path) -> Finding:
+def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     """The finished scan in a run folder.
 
+    Args:
+        folder: of the run.
+        targets: classes whose triggers are taken; those that the scan named by default.
+
     Raises:
-        OnnxspectError: no run there, or not finished.
+        OnnxspectError: no run there, not finished, or a class is asked for to which no search led.
     """
     with Ledger(folder) as ledger:
         report = ledger.report()
-        chosen = report["preprocessing"]["chosen"]
-        spec = InputSpec(**{**chosen, "mean": tuple(chosen["mean"]), "std": tuple(chosen["std"])})
+        chosen_spec = report["preprocessing"]["chosen"]
+        spec = InputSpec(**{**chosen_spec, "mean": tuple(chosen_spec["mean"]), "std": tuple(chosen_spec["std"])})
+        wanted = list(report["targets"] if targets is None else targets)
         triggers, ids = [], []
         for detector in report["detectors"]:
             if detector["status"] != "ran":
                 continue
             ids.append(detector["evidence"])
             units = ledger.units(detector["name"])
-            for target in report["targets"]:
+            for target in wanted:
                 of_target = [u for u in units.values() if u.unit.target == target and u.found]
-                triggers += [Trigger(target, u.trigger) for u in of_target]
+                triggers += [t for t in map(_trigger, of_target) if t is not None]
+    missing = sorted(set(wanted) - {t.target for t in triggers})
+    if targets is not None and missing:
+        raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
     return Finding(report, spec, tuple(triggers), "+".join(ids))
+
+
+def _trigger(unit: UnitEvidence) -> Trigger | None:
+    """A unit's trigger, where it is one change of the pixels of any image."""
+    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
+    if not set(names) <= set(unit.trigger):
+        return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
+    return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one method gave.
+
+    Attributes:
+        method: its name.
+        proof: of its file; None where it made none.
+        problem: why it made none, or "".
+        left: size of the smallest trigger to the same targets that a new search found on its file, as a multiple of
+            the first one's size; None where nothing was searched, infinite where nothing was found.
+        facts: what the method says of itself.
+        seconds: wall time.
+    """
+
+    method: str
+    proof: Verification | None
+    problem: str
+    left: float | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def outcome(self) -> str:
+        """One line for people."""
+        if self.proof is None:
+            return f"{self.method}: {self.problem}"
+        lost = self.proof.accuracy_before - self.proof.accuracy_after
+        worst = max((t.after for t in self.proof.triggers), default=0.0)
+        text = f"{self.method}: triggers at most {worst:.1%}, clean accuracy {-lost:+.1%}"
+        if self.proof.rejected is not None:
+            text += f", {self.proof.rejected:.1%} of clean images rejected"
+        if self.left is not None and self.left < WITHSTANDS:
+            text += f"; a new search still finds a trigger {self.left:.1f} times the first one's size"
+        return text if self.proof.holds else f"{text}; misses its goals"
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        proof = None if self.proof is None else self.proof.describe()
+        left = None if self.left is None or not np.isfinite(self.left) else round(self.left, 3)
+        return {
+            "method": self.method,
+            "outcome": self.outcome,
+            "new_search_relative_size": left,
+            "withstands_new_search": None if self.left is None else self.left >= WITHSTANDS,
+            "facts": dict(self.facts),
+            "proof": proof,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 @dataclass(frozen=True)
 class Patched:
-    """What a patch leaves: the file, what changed in it, and its proof."""
+    """What a patch leaves: the file, what changed in it, its proof, and what was tried on the way."""
 
     out: Path
     method: str
     changes: tuple[Change, ...]
     proof: Verification
-    unlearned: Unlearned
+    attempts: tuple[Attempt, ...]
 
     def describe(self) -> dict[str, Any]:
         """As `onnxspect patch --json` prints it."""
         return {
             "out": str(self.out),
             "method": self.method,
-            "epochs": [vars(e) for e in self.unlearned.epochs],
-            "triggers_unlearned": len(self.unlearned.triggers),
+            "attempts": [a.describe() for a in self.attempts],
             "proof": self.proof.describe(),
         }
 
@@ -96,10 +178,13 @@ def patch(
     run_folder: str | Path,
     data: str | Path,
     out: str | Path,
-    method: str = "auto",
+    method: str = AUTO,
     goals: Goals | None = None,
     resize: bool = False,
     run: RunContext | None = None,
+    targets: Sequence[int] | None = None,
+    proactive: bool = False,
+    settings: Mapping[str, Any] | None = None,
 ) -> Patched:
     """Patch the backdoor that a scan found, and prove the patch on the written file.
 
@@ -108,19 +193,24 @@ def patch(
         run_folder: where the scan's run is.
         data: clean samples, to learn from (80 %) and to prove on (20 %).
         out: the patched file; an existing one is replaced only by a finished patch.
-        method: "unlearn", or "auto".
+        method: one of `METHODS`.
         goals: what the patch must reach to be written.
         resize: bring images of another size to the model's.
         run: seed, device, observer.
+        targets: classes to patch; those that the scan named by default.
+        proactive: patch every class, whatever the scan said (002, sec. VII-D).
+        settings: of the method, by the names of its fields.
 
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
     """
     run = run or RunContext()
-    if method not in METHODS:
-        raise OnnxspectError(f"unknown method {method!r}", f"one of {', '.join(METHODS)}")
+    settings = dict(settings or {})
+    methods = chosen(method, **settings)
     make_deterministic(run.device)
-    finding = read_finding(Path(run_folder))
+    finding = read_finding(Path(run_folder), targets)
+    if proactive:
+        finding = read_finding(Path(run_folder), _reachable(finding.report))
     subject = Subject.from_onnx(model, finding.spec, run.device)
     file = subject.file
     if file is None or file.sha256 != finding.report["model"]["sha256"]:
@@ -131,8 +221,10 @@ def patch(
     if not finding.triggers:
         raise OnnxspectError(
             f"{run_folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
+            "--target patches a class all the same, --proactive every class",
             inconclusive=finding.report["verdict"] == "inconclusive",
         )
+    check_writable(file, Path(out))
     samples = Samples.load(data, subject.size, resize)
     subject = subject.settled(samples.shape)
     if samples.labels.max() >= subject.classes:
@@ -142,23 +234,98 @@ def patch(
         raise OnnxspectError(
             f"{data}: {len(samples)} samples are too few to patch and to prove", "two a class at least"
         )
-
-    outcome = Unlearn().run(subject, fit, guard, finding.triggers, run)
-    provenance = Provenance(file.sha256, tool_version(), NAME, finding.evidence)
-    model_proto, changes = patched_model(subject, outcome.values, provenance)
-    with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
-        trial = Path(scratch) / "patched.onnx"
-        write_model(model_proto, file, trial)
-        wanted = replace(goals or Goals(), errors=JUDGED_ON_FEW)
-        proof = verify(trial, file.path, guard, subject.spec, stamps(finding.triggers), wanted, run.device)
-    if not proof.holds:
+    wanted = goals or Goals()
+    case = Case(subject, fit, guard, finding.triggers, run, wanted.success / 2, wanted.accuracy_lost)
+    best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
+    if best is None:
+        missed = "; ".join(a.outcome for a in attempts)
         raise OnnxspectError(
-            f"the patch misses its goals and is not written: {'; '.join(proof.failures)}",
+            f"the patch misses its goals and is not written: {missed}",
             "more clean samples give a better patch",
             inconclusive=True,
         )
-    write_model(model_proto, file, Path(out))
-    return Patched(Path(out), NAME, tuple(changes), proof, outcome)
+    attempt, proto, changes = best
+    write_model(proto, file, Path(out))
+    assert attempt.proof is not None
+    return Patched(Path(out), attempt.method, changes, attempt.proof, attempts)
+
+
+Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]
+
+
+def try_methods(
+    methods: Sequence[Method], case: Case, evidence: str, goals: Goals, folder: Path | None = None
+) -> tuple[Result | None, tuple[Attempt, ...]]:
+    """Try methods in turn, up to the first that meets the goals and withstands a new search.
+
+    Args:
+        methods: what to try.
+        case: the model, its triggers and clean samples.
+        evidence: id of the evidence, for the provenance.
+        goals: what must be reached.
+        folder: where pictures go; None keeps none.
+
+    Returns:
+        the file to keep (None where every one misses the goals), and all attempts.
+    """
+    best: Result | None = None
+    attempts = []
+    for method in methods:
+        attempt, proto, changes = _try(method, case, evidence, goals, folder, searched=len(methods) > 1)
+        attempts.append(attempt)
+        case.run.observer.notice(attempt.outcome)
+        if proto is None or attempt.proof is None or not attempt.proof.holds:
+            continue
+        if best is None or (attempt.left or 0) > (best[0].left or 0):
+            best = (attempt, proto, changes)
+        if attempt.left is None or attempt.left >= WITHSTANDS:
+            break
+    return best, tuple(attempts)
+
+
+def _try(
+    method: Method, case: Case, evidence: str, goals: Goals, folder: Path | None, searched: bool
+) -> tuple[Attempt, onnx.ModelProto | None, tuple[Change, ...]]:
+    """One method: its edit, the file made of it, and what is measured on that file."""
+    started = time.perf_counter()
+    subject = case.subject
+    file = subject.file
+    if file is None:
+        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    provenance = Provenance(file.sha256, tool_version(), method.name, evidence)
+    try:
+        edit = method.edit(case)
+        proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
+    except OnnxspectError as error:
+        if not searched:
+            raise
+        seconds = time.perf_counter() - started
+        return Attempt(method.name, None, error.message, None, seconds=seconds), None, ()
+    if folder is not None:
+        for name, png in edit.pictures.items():
+            write_atomically(folder / name, png)
+    wanted = replace(goals, errors=JUDGED_ON_FEW, rejected=getattr(method, "false_positives", goals.rejected))
+    with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
+        trial = Path(scratch) / "patched.onnx"
+        write_model(proto, file, trial)
+        judges = case.guard if method.trains else case.clean
+        proof = verify(trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device)
+        left = _left(trial, case) if searched and proof.holds else None
+    attempt = Attempt(method.name, proof, "", left, edit.facts, time.perf_counter() - started)
+    return attempt, proto, tuple(changes)
+
+
+def _left(patched: Path, case: Case) -> float:
+    """The relative size of the smallest trigger that a new search finds on the patched file."""
+    sizes = {(t.target, t.source, *sorted(t.arrays)): size(t) for t in case.triggers}
+    subject = Subject.from_onnx(patched, case.subject.spec, case.run.device).settled(case.subject.image_shape)
+    found = search_again(subject, case.fit, case.triggers, _NEW_SEARCH, np.inf, case.run, "patch: new search")
+    return min((size(t) / sizes[t.target, t.source, *sorted(t.arrays)] for t in found), default=np.inf)
+
+
+def _reachable(report: Mapping[str, Any]) -> list[int]:
+    """The classes to which some search of the scan led."""
+    return [c["index"] for c in report["classes"] if any(v is not None for v in c["statistic"].values())]
 
 
 def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp]]:

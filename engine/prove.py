@@ -1,15 +1,22 @@
-"""Verification from paths: what `onnxspect verify` calls. It gathers samples, preprocessing and triggers."""
+"""Verification from paths: what `onnxspect verify` calls. It gathers samples, preprocessing and triggers.
+
+A fresh scan of the patched file is asked of the caller (`rescan`), because a scan is a whole job of its own.
+"""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.mitigation.unlearn import Trigger
-from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.strip import Strip
+from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
 from onnxspect.engine.patch import read_finding, stamps
 from onnxspect.engine.preprocessing import preflight
 from onnxspect.engine.run import RunContext
@@ -22,11 +29,13 @@ def prove(
     original: str | Path,
     data: str | Path,
     run_folder: str | Path | None = None,
-    trigger: str | Path | None = None,
+    trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
     goals: Goals | None = None,
     resize: bool = False,
     run: RunContext | None = None,
+    strip: Strip | None = None,
+    rescan: Callable[[Path, InputSpec], Mapping[str, Any]] | None = None,
 ) -> Verification:
     """Measure a patched file against its original.
 
@@ -34,11 +43,13 @@ def prove(
         patched, original: the files.
         data: clean samples.
         run_folder: of the scan whose triggers are measured; its preprocessing is used too.
-        trigger: npz of a trigger of one's own (see `load_trigger`).
+        trigger: npz of a trigger of one's own (see `load_trigger`), or several.
         spec: preprocessing where the user knows it; else the run's, else it is found on the original.
         goals: what must hold.
         resize: bring images of another size to the model's.
         run: seed, device, observer.
+        strip: also say what this filter would do on top of the original.
+        rescan: scans the patched file with this preprocessing and returns the report; its verdict counts too.
 
     Raises:
         OnnxspectError: a file does not fit.
@@ -52,14 +63,27 @@ def prove(
         if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:
             raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
         triggers |= stamps(finding.triggers)
-    if trigger is not None:
-        own = load_trigger(Path(trigger), samples.shape)
-        triggers |= {Path(trigger).stem: next(iter(stamps((own,)).values()))}
+    given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
+    for path in map(Path, given):
+        own = load_trigger(path, samples.shape)
+        if own.target >= subject.classes and subject.classes:
+            raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
+        name = path.stem
+        while name in triggers:
+            name += "'"
+        triggers[name] = next(iter(stamps((own,)).values()))
     if spec is None and finding is not None:
         chosen = finding.spec
     else:
         chosen = preflight(subject, samples, run, spec).subject.spec
-    return verify(Path(patched), Path(original), samples, chosen, triggers, goals, run.device)
+    proof = verify(
+        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+    )
+    if rescan is None:
+        return proof
+    report = rescan(Path(patched), chosen)
+    found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
+    return replace(proof, rescan=found)
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

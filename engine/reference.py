@@ -17,7 +17,9 @@ and a one-cycle schedule they were as accurate, but the correlation fell to 0.5.
 
 from __future__ import annotations
 
+import io
 import itertools
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -29,6 +31,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 from onnxspect.engine.preprocessing import accuracy_floor
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
+from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
 #: Independent networks; the mean of their log statistics is the baseline.
@@ -41,7 +44,9 @@ WEIGHT_DECAY = 0.05
 SHIFT = 2
 
 
-def train_references(subject: Subject, fit: Samples, check: Samples, run: RunContext) -> list[Subject]:
+def train_references(
+    subject: Subject, fit: Samples, check: Samples, run: RunContext, folder: Path | None = None
+) -> list[Subject]:
     """Small classifiers of the same classes, trained on clean samples alone.
 
     Args:
@@ -49,6 +54,8 @@ def train_references(subject: Subject, fit: Samples, check: Samples, run: RunCon
         fit: clean samples to train on.
         check: other clean samples; a network that is near chance on them is no reference.
         run: seed and observer.
+        folder: where trained networks are kept and found again; whoever calls sees to it that a folder belongs to one
+            set of samples and one seed.
 
     Returns:
         those that learned to classify; perhaps none, where samples are few.
@@ -59,7 +66,10 @@ def train_references(subject: Subject, fit: Samples, check: Samples, run: RunCon
     references, accuracies = [], []
     run.observer.start("reference networks", COUNT)
     for i in range(COUNT):
-        network = _train(subject, fit, run.torch_generator("reference", i)).to(subject.device)
+        kept = None if folder is None else folder / f"reference-{i}.npz"
+        network = _kept(kept, subject) or _train(subject, fit, run.torch_generator("reference", i), kept)
+        # Convolution and pooling run a quarter faster on a CPU in this layout.
+        network = network.folded().to(subject.device, memory_format=torch.channels_last)
         reference = Subject(
             network, InputSpec(), subject.image_shape, subject.classes, subject.device, name=f"reference {i}"
         )
@@ -77,7 +87,18 @@ def train_references(subject: Subject, fit: Samples, check: Samples, run: RunCon
     return references
 
 
-def _train(subject: Subject, fit: Samples, generator: torch.Generator) -> _Network:
+def _kept(path: Path | None, subject: Subject) -> _Network | None:
+    """The network that an earlier run trained, or None."""
+    if path is None or not path.is_file():
+        return None
+    with torch.random.fork_rng(devices=[]):
+        network = _Network(subject.image_shape, subject.classes, torch.Generator())
+    with np.load(path, allow_pickle=False) as archive:
+        network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
+    return network.eval().requires_grad_(False)
+
+
+def _train(subject: Subject, fit: Samples, generator: torch.Generator, kept: Path | None) -> _Network:
     with torch.random.fork_rng(devices=[]):  # layers draw their first values from global state before we set them
         network = _Network(subject.image_shape, subject.classes, generator)
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
@@ -92,7 +113,11 @@ def _train(subject: Subject, fit: Samples, generator: torch.Generator) -> _Netwo
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-    return network.eval().requires_grad_(False).folded()
+    if kept is not None:
+        stream = io.BytesIO()
+        np.savez(stream, **{k: v.numpy() for k, v in network.state_dict().items()})
+        write_atomically(kept, stream.getvalue())
+    return network.eval().requires_grad_(False)
 
 
 class _Network(nn.Module):

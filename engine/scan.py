@@ -93,7 +93,7 @@ def scan(
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
-            clean = train_references(checked.subject, found_on, held_out, run)
+            clean = train_references(checked.subject, found_on, held_out, run, baseline)
             at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
             evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
         verdict = decide(evidence, checked.subject.classes)
@@ -115,7 +115,9 @@ def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skippe
         if alone:
             raise
         return Skipped(detector.name, error.message)
-    return replace(found, convicts=detector.convicts) if isinstance(found, Evidence) else found
+    if isinstance(found, Skipped):
+        return found
+    return replace(found, convicts=found.convicts and detector.convicts)
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:

@@ -184,7 +184,7 @@ def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
     ]
     values = np.array([u.statistics[view.statistic] for u in units])
     shown = np.array([u.statistics.get(evidence.paper_statistic, np.nan) for u in units])
-    judged, paper = leave_one_out(values, view.tail, view.log), mad(shown, evidence.tail)
+    judged, paper = leave_one_out(values, view.tail, view.log, noise=view.noise), mad(shown, evidence.tail)
     speaker: dict[int, int] = {}
     for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
         speaker.setdefault(units[i].unit.target, i)

@@ -12,11 +12,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 from onnxspect.models import zoo
+
+# A busy machine is no failure: how long an example takes says nothing about the mathematics.
+settings.register_profile("onnxspect", deadline=None)
+settings.load_profile("onnxspect")
 
 SIDE, CLASSES = 8, 4
 #: Rows and columns of the planted patch, and the sign that each of its pixels is weighted with.

@@ -10,7 +10,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import onnx
 import torch
@@ -283,11 +283,11 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, families: Mapping[str, Callable[[], nn.Module]] = FAMILIES) -> nn.Module:
     """The network, in evaluation mode, with seeded weights and lively statistics."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = FAMILIES[name]()
+        network = families[name]()
         for module in network.modules():
             if (
                 isinstance(module, nn.BatchNorm2d)

@@ -46,5 +46,5 @@ def test_the_draws_reach_the_operators() -> None:
     load_operators()
     known = {operator for domain, operator, _ in registry.registered() if not domain}
     assert seen <= known
-    assert len(seen) >= 70, sorted(known - seen)
+    assert len(seen) >= 75, sorted(known - seen)
     assert len(STEPS) >= 35

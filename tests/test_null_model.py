@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from onnxspect.engine import null_model
 from onnxspect.engine.null_model import leave_one_out, mad, mad_index
 
 ALPHA = 0.05
@@ -209,3 +210,34 @@ def test_input_is_left_alone() -> None:
 def test_unknown_tail() -> None:
     with pytest.raises(ValueError, match="sideways"):
         leave_one_out(np.arange(1, 6), "sideways")
+
+
+@pytest.mark.parametrize(("n", "members"), [(9, 2), (9, 3), (30, 5)])
+def test_joint_tail_is_the_chance_it_says(n: int, members: int) -> None:
+    """All members of a fixed set as far below the others as t: against a simulation of exactly that."""
+    rng = np.random.default_rng(n * members)
+    draws = rng.normal(size=(400_000, n + members))
+    rest, weakest = draws[:, members:], draws[:, :members].max(1)
+    seen = (rest.mean(1) - weakest) / (rest.std(1, ddof=1) * np.sqrt(1 + 1 / n))
+    for t in (0.2, 0.6, 1.0, 1.5):
+        expected = np.exp(null_model._log_joint_tail(t, float(stats.t.logsf(t, n - 1)), n, members))
+        count = int((seen >= t).sum())
+        if count >= 100:
+            assert count / len(seen) == pytest.approx(expected, abs=4 * np.sqrt(expected / len(seen)))
+
+
+def test_ten_pairs_of_ninety_are_found_together() -> None:
+    rng = np.random.default_rng(5)
+    values = norms(rng, 90)
+    assert leave_one_out(values).p_value.min() > ALPHA
+    values[:10] *= 0.15
+    judged = leave_one_out(values)
+    assert (judged.p_value[:10] < 1e-3).all()
+    assert (judged.p_value[10:] > ALPHA).all()
+
+
+def test_shares_of_few_images_are_not_taken_for_exact() -> None:
+    """Nine classes at 1.00 and one at 0.94 of 16 images: one image. Without the noise the test takes it for certain."""
+    values = np.array([1.0] * 9 + [0.9375])
+    assert leave_one_out(values, log=False).p_value[9] < 1e-3
+    assert leave_one_out(values, log=False, noise=float(np.sqrt(0.94 * 0.06 / 16))).p_value[9] > ALPHA

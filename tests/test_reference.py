@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -57,6 +59,19 @@ def test_same_bits_whatever_the_global_state(references: list[Subject]) -> None:
     again = train_references(subject(), FIT, CHECK, RunContext())
     for a, b in zip(references, again, strict=True):
         assert a.predict(CHECK.images).tobytes() == b.predict(CHECK.images).tobytes()
+
+
+def test_kept_networks_are_found_again_and_are_the_same(references: list[Subject], tmp_path: Path) -> None:
+    trained = train_references(subject(), FIT, CHECK, RunContext(), tmp_path)
+    files = sorted(tmp_path.glob("reference-*.npz"))
+    assert len(files) == COUNT
+    times = [f.stat().st_mtime_ns for f in files]
+    # Samples that would train other networks: what is kept is used, and nothing is trained or written again.
+    kept = train_references(subject(), quadrant_images(16, 5), CHECK, RunContext(), tmp_path)
+    assert [f.stat().st_mtime_ns for f in files] == times
+    for a, b, c in zip(references, trained, kept, strict=True):
+        assert a.predict(CHECK.images).tobytes() == b.predict(CHECK.images).tobytes()
+        assert b.predict(CHECK.images).tobytes() == c.predict(CHECK.images).tobytes()
 
 
 def test_global_random_state_is_not_moved() -> None:

@@ -12,7 +12,9 @@ from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.unlearn import Trigger, Unlearn, Unlearned, success_rate, trainable_copy
+from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.training import Retraining, success_rate, trainable_copy
+from onnxspect.engine.mitigation.unlearn import Unlearn, Unlearned
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
@@ -22,7 +24,10 @@ from onnxspect.engine.subject import InputSpec, Subject
 
 TARGET = 2
 METHOD = Unlearn(
-    rounds=2, variants=1, epochs=8, learning_rate=0.05, batch_size=16, shift=0, search=SearchConfig(steps=60, settle=20)
+    rounds=2,
+    variants=1,
+    training=Retraining(epochs=8, learning_rate=0.05, batch_size=16, shift=0),
+    search=SearchConfig(steps=60, settle=20),
 )
 
 
@@ -75,7 +80,7 @@ def test_history(outcome: Unlearned) -> None:
     first, *rest = outcome.epochs
     assert (first.epoch, first.success, first.divergence) == (0, 1.0, 0.0)
     assert [e.epoch for e in rest] == list(range(1, len(rest) + 1))
-    assert len(rest) in (METHOD.epochs, 2 * METHOD.epochs)
+    assert len(rest) in (METHOD.training.epochs, 2 * METHOD.training.epochs)
     assert min(e.success for e in rest) <= METHOD.goal
     assert outcome.triggers[0].target == TARGET
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.null_model import leave_one_out
 from onnxspect.engine.search import Unit
 from onnxspect.engine.verdict import ALPHA, CARRIES_OVER, decide
@@ -174,3 +174,65 @@ def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
     assert verdict.targets == (3,)
     assert verdict.classes[3].statistic == {"neural-cleanse": 13.0}
     assert verdict.classes[3].reference == {"neural-cleanse": 40.0}
+
+
+def test_pairs_are_compared_with_pairs() -> None:
+    """All-to-all: every class is reached from one source. No class stands out among classes, ten pairs among ninety do."""
+    rng = np.random.default_rng(3)
+    pairs = [
+        unit(t, float(np.exp(rng.normal(3.0, 0.3))) * (0.05 if (s + 1) % 10 == t else 1.0), source=s)
+        for t in range(10)
+        for s in range(10)
+        if s != t
+    ]
+    verdict = decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(pairs))], 10)
+    assert set(verdict.targets) == set(range(10))
+    clean = [replace(u, statistics={"l1": float(np.exp(rng.normal(3.0, 0.3)))}) for u in pairs]
+    assert decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(clean))], 10).verdict == "clean"
+
+
+def two_taps(first: np.ndarray, second: np.ndarray) -> Evidence:
+    units = [replace(unit(k, float(v)), unit=Unit(k, tap="a")) for k, v in enumerate(first)]
+    units += [replace(unit(k, float(v)), unit=Unit(k, tap="b")) for k, v in enumerate(second)]
+    views = (View("l1", tap="a"), View("l1", tap="b"))
+    return Evidence("taps", {}, "l1", "l1", "low", tuple(units), views)
+
+
+def test_views_are_judged_apart_and_their_choice_is_paid_for() -> None:
+    verdict = decide([two_taps(100 * CLEAN, planted())], 10)
+    assert verdict.targets == (3,)
+    assert verdict.p_value == pytest.approx(2 * leave_one_out(planted()).p_value[3])
+    assert verdict.classes[3].statistic == {"taps": 0.5}
+    # Taps have scales of their own: what is small at one tap only because the tap is must not stand out.
+    assert decide([two_taps(100 * CLEAN, CLEAN)], 10).verdict == "clean"
+
+
+def test_a_first_look_raises_suspicion_and_names_nothing() -> None:
+    first_look = replace(evidence(planted(), "max-margin"), convicts=False)
+    verdict = decide([first_look, evidence(CLEAN)], 10)
+    assert (verdict.verdict, verdict.targets) == ("clean", ())
+    assert any("max-margin finds class 3 suspicious" in r for r in verdict.reasons)
+    # It costs the others nothing, either.
+    assert verdict.p_value == decide([evidence(CLEAN)], 10).p_value
+    assert decide([first_look], 10).verdict == "inconclusive"
+
+
+def test_the_agreeing_detectors_are_named() -> None:
+    verdict = decide([evidence(planted(0.05)), evidence(planted(0.05), "cepa"), evidence(CLEAN, "third")], 10)
+    assert verdict.targets == (3,)
+    assert any(r == "class 3: found by neural-cleanse, cepa" for r in verdict.reasons)
+    assert verdict.classes[3].p_values["third"] > ALPHA
+
+
+def test_only_the_suspicious_detectors_trigger_has_to_carry_over() -> None:
+    both = [evidence(planted(0.05), held_out=0.1), evidence(CLEAN, "other", held_out=1.0)]
+    assert decide(both, 10).targets == ()
+
+
+def test_one_weak_detector_of_three_does_not_silence_the_others() -> None:
+    weak = replace(evidence(CLEAN, "weak"), units=tuple(replace(u, converged=False) for u in evidence(CLEAN).units))
+    strong = [evidence(CLEAN), evidence(CLEAN, "other")]
+    verdict = decide([weak, *strong], 10)
+    assert verdict.verdict == "clean"
+    assert any("weak: 10 of 10 searches had not converged" in r for r in verdict.reasons)
+    assert decide([weak], 10).verdict == "inconclusive"

@@ -15,8 +15,8 @@ ball, ``Regret <= lambda_T rho^2 / 2 + sum_t ||g_t||^2 / (2 lambda_{t-1})``, whi
 Departures, all of which keep U* a bound. (1) The paper's T = epsilon n steps are few when epsilon is small; the walk goes
 over a multiple of epsilon n steps where that is less than `steps`, and the attack is every k-th point, each standing for
 k steps. (2) U is evaluated at the trained classifier too: any theta is a bound, and this one is often the best.
-(3) The paper leaves the step size open; it is ``rho / (G sqrt(T))`` with G the norm of the first subgradient, the order
-of the best one for the regret bound.
+(3) The paper leaves the step size open. The regret bound is least at ``rho / (G sqrt(T))`` with G the usual norm of a
+subgradient; the first one, at zero, is about ten times that (measured on MNIST 1 against 7), so a tenth of it is used.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def certify_fixed(
     epsilon: float,
     radius: float,
     rng: np.random.Generator,
-    steps: int = 300,
+    steps: int = 600,
 ) -> Certificate:
     """The bound and the candidate attack for poison of `epsilon` times the clean samples.
 
@@ -189,7 +189,7 @@ def _walk(
         if worst.bound > 0:
             gradient = gradient - epsilon * worst.sign * np.append(worst.point, 1.0)
         if t == 0:
-            inverse_step = max(float(np.linalg.norm(gradient)) * np.sqrt(steps) / radius, 1e-12)
+            inverse_step = max(0.1 * float(np.linalg.norm(gradient)) * np.sqrt(steps) / radius, 1e-12)
         squares += float(gradient @ gradient) / (2 * inverse_step)
         z -= gradient
         inverse_step = max(inverse_step, float(np.linalg.norm(z)) / radius)

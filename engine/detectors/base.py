@@ -5,9 +5,10 @@ A detector is a frozen dataclass of settings whose `run` turns what is at hand i
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -76,6 +77,10 @@ def flat(settings: Any) -> dict[str, object]:
     return found
 
 
+#: A finished unit as evidence.
+Look = Callable[[UnitResult], UnitEvidence]
+
+
 def search_units(
     name: str,
     subject: Subject,
@@ -88,6 +93,7 @@ def search_units(
     held_out: int = 500,
     choose: Choose | None = None,
     drawn_as: str | None = None,
+    look: Look | None = None,
 ) -> tuple[UnitEvidence, ...]:
     """Search the units that the ledger lacks, commit each batch as it is done, return all in order.
 
@@ -101,6 +107,7 @@ def search_units(
         statistic: the name that a unit's cost gets.
         held_out: at most so many unseen clean samples measure whether a trigger carries over.
         drawn_as: the name that randomness is drawn under; `name` by default.
+        look: what makes evidence of a finished unit; `second_look` by default.
     """
     run = at_hand.run
     done = ledger.units(name) if ledger is not None else {}
@@ -108,7 +115,10 @@ def search_units(
     waiting = [b for b in batches if any(u.key not in done for u in b)]
     run.observer.start(name, len(units), sum(u.key in done for u in units))
     for results in search(subject, at_hand.found_on, waiting, objective, config, run, drawn_as or name, choose):
-        finished = [second_look(subject, r, at_hand.held_out, statistic, held_out) for r in results]
+        finished = [
+            look(r) if look is not None else second_look(subject, r, at_hand.held_out, statistic, held_out)
+            for r in results
+        ]
         if ledger is not None:
             ledger.commit(name, finished)
         done |= {e.unit.key: e for e in finished}
@@ -157,3 +167,31 @@ def present_classes(samples: Samples) -> set[int]:
 def log_statistics(units: Sequence[UnitEvidence], name: str) -> Mapping[str, float]:
     """Logarithm of a statistic by unit key, for the units that have it."""
     return {u.unit.key: float(np.log(u.statistics[name])) for u in units if u.statistics.get(name, 0) > 0}
+
+
+def logs_of_references(baselines: Sequence[Sequence[UnitEvidence]], statistic: str) -> np.ndarray:
+    """What is normal for each unit ``(unit,)``: the mean over the references of the logarithm of its statistic.
+
+    A unit that no reference could be led to gets the units' median: it is judged all the same.
+
+    Args:
+        baselines: the same units on each reference, in the same order.
+        statistic: its name.
+    """
+    logs = np.array([[np.log(u.statistics.get(statistic, np.nan)) for u in units] for units in baselines], np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
+        mean = np.nanmean(logs, axis=0)
+        return np.where(np.isnan(mean), np.nanmedian(mean), mean)
+
+
+def relative_to(unit: UnitEvidence, log_reference: float, statistic: str, shown: str = "") -> UnitEvidence:
+    """`unit` with `relative_<statistic>`, its ratio to the references, and `reference_<shown>`, what theirs is.
+
+    Unchanged where the unit has no such statistic, or no reference has.
+    """
+    if statistic not in unit.statistics or not np.isfinite(log_reference):
+        return unit
+    reference = float(np.exp(log_reference))
+    told = {f"reference_{shown or statistic}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
+    return replace(unit, statistics={**unit.statistics, **told})

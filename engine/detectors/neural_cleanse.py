@@ -15,14 +15,10 @@ Departures, and why:
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
-
-from onnxspect.engine.detectors.base import AtHand, Detector, present_classes, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, logs_of_references, present_classes, relative_to, search_units
 from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.perturbation import MaskPattern
 from onnxspect.engine.search import SearchConfig
@@ -65,23 +61,6 @@ class NeuralCleanse(Detector):
         if not baselines:
             return Evidence(NAME, self.settings(), "l1", "l1", "low", found)
         settings = self.settings() | {"references": len(baselines)}
-        return Evidence(NAME, settings, "relative_l1", "l1", "low", _relative(found, baselines))
-
-
-def _relative(found: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]]) -> tuple[UnitEvidence, ...]:
-    """`reference_l1` (geometric mean over the references) and `relative_l1` added to each unit's statistics.
-
-    A class that no reference could be led to gets the references' median: it is judged all the same.
-    """
-    logs = np.array([[np.log(u.statistics.get("l1", np.nan)) for u in units] for units in baselines])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
-        baseline = np.nanmean(logs, axis=0)
-    baseline = np.where(np.isnan(baseline), np.nanmedian(baseline), baseline)
-    told = []
-    for unit, reference in zip(found, np.exp(baseline), strict=True):
-        statistics = dict(unit.statistics)
-        if "l1" in statistics and np.isfinite(reference):
-            statistics |= {"reference_l1": float(reference), "relative_l1": statistics["l1"] / float(reference)}
-        told.append(replace(unit, statistics=statistics))
-    return tuple(told)
+        logs = logs_of_references(baselines, "l1")
+        told = tuple(relative_to(u, log, "l1") for u, log in zip(found, logs, strict=True))
+        return Evidence(NAME, settings, "relative_l1", "l1", "low", told)

@@ -54,6 +54,11 @@ class ChannelLipschitz:
         """As `patch --method` takes it."""
         return NAME
 
+    @property
+    def trains(self) -> bool:
+        """It fits no weights."""
+        return False
+
     def edit(self, case: Case) -> Edit:
         """Prune the channels that stand out.
 
@@ -63,10 +68,10 @@ class ChannelLipschitz:
         student, parameters = trainable_copy(case.subject)
         original = {n: p.detach().clone() for n, p in parameters.items()}
         found = channels(case)
-        guard = Guard(case.subject, case.guard, case.triggers)
+        guard = Guard(case.subject, case.clean, case.triggers)
         first = guard.measure(0, student)
         best: tuple[float, dict[str, np.ndarray], int] | None = None
-        trials = []
+        trials: list[dict[str, float]] = []
         last = -1
         for u in self.thresholds:
             off = [c.bound > c.bound.mean() + u * c.bound.std() for c in found]
@@ -82,7 +87,7 @@ class ChannelLipschitz:
                         parameters[name].movedim(axis, 0)[torch.from_numpy(gone)] = 0
             now = guard.measure(len(trials) + 1, student)
             trials.append({"u": u, "pruned": count, "accuracy": now.accuracy, "success": now.success})
-            if first.accuracy - now.accuracy > case.accuracy_lost + 0.5 / len(case.guard):
+            if first.accuracy - now.accuracy > case.accuracy_lost + 0.5 / len(case.clean):
                 break
             best = (u, {n: p.detach().cpu().numpy().copy() for n, p in parameters.items()}, count)
             if case.triggers and now.success <= case.success:
@@ -98,7 +103,8 @@ class ChannelLipschitz:
 def channels(case: Case) -> list[Channels]:
     """The bounds of every layer whose weights are in the file and its own; the layer of the logits is left out."""
     subject = case.subject
-    assert subject.file is not None and subject.lowered is not None  # noqa: S101 - trainable_copy refused it
+    assert subject.file is not None
+    assert subject.lowered is not None
     by_initializer = {w.initializer: name for name, w in subject.lowered.weights.items()}
     parameters = {n: p.detach().cpu().numpy() for n, p in subject.lowered.module.named_parameters()}
     nodes = list(subject.file.proto.graph.node)

@@ -50,6 +50,11 @@ class FinePrune:
         """As `patch --method` takes it."""
         return NAME
 
+    @property
+    def trains(self) -> bool:
+        """It fits weights to the clean samples."""
+        return True
+
     def edit(self, case: Case) -> Edit:
         """Prune, then fine-tune.
 
@@ -111,7 +116,7 @@ class FinePrune:
 
 def _touched(value: np.ndarray, layer: Layer, parameter: str, off: np.ndarray, case: Case) -> np.ndarray:
     """Which elements of a parameter belong to neurons that are switched off, bool in its shape."""
-    assert case.subject.lowered is not None  # noqa: S101 - layers() refused such a subject
+    assert case.subject.lowered is not None
     initializer = case.subject.lowered.weights[parameter].initializer
     axis = next(s.axis for s in layer.sources if s.initializer == initializer)
     shape = [-1 if i == axis else 1 for i in range(value.ndim)]

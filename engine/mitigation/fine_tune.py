@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from onnxspect.engine.mitigation.method import Case, Edit
-from onnxspect.engine.mitigation.training import BATCH_NORM, Epoch, Guard, Retraining, reestimated, retrain, trainable_copy
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.training import (
+    BATCH_NORM,
+    Epoch,
+    Guard,
+    Retraining,
+    reestimated,
+    retrain,
+    trainable_copy,
+)
 
 NAME = "fine_tune"
 
@@ -36,6 +44,11 @@ class FineTune:
     def name(self) -> str:
         """As `patch --method` takes it."""
         return NAME
+
+    @property
+    def trains(self) -> bool:
+        """It fits weights to the clean samples."""
+        return True
 
     def edit(self, case: Case) -> Edit:
         """Fine-tune a copy.

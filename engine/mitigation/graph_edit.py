@@ -54,7 +54,9 @@ class Mask:
         values = self.keep.astype(helper.tensor_dtype_to_np_dtype(kind)).reshape(shape)
         node.output[output] = inner
         model.graph.initializer.append(numpy_helper.from_array(values, mask))
-        masking = helper.make_node("Mul", [inner, mask], [self.value], name=_fresh(model, f"{ADDED}masking/{self.value}"))
+        masking = helper.make_node(
+            "Mul", [inner, mask], [self.value], name=_fresh(model, f"{ADDED}masking/{self.value}")
+        )
         model.graph.node.insert(position + 1, masking)
         return f"a mask on {printable(self.value)} that keeps {int(self.keep.sum())} of {len(self.keep)} neurons"
 
@@ -93,7 +95,9 @@ class Filter:
                 numpy_helper.from_array(np.array([-1], np.int64), names["rows"]),
             ]
         )
-        flat, picked, wide, product = (_fresh(model, f"{ADDED}filter/{n}") for n in ("flat", "picked", "wide", "product"))
+        flat, picked, wide, product = (
+            _fresh(model, f"{ADDED}filter/{n}") for n in ("flat", "picked", "wide", "product")
+        )
         nodes = [
             helper.make_node("Flatten", [self.value], [flat], axis=1),
             helper.make_node("Gather", [flat, names["neurons"]], [picked], axis=1),

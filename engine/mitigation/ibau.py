@@ -52,6 +52,11 @@ class AdversarialUnlearning:
         """As `patch --method` takes it."""
         return NAME
 
+    @property
+    def trains(self) -> bool:
+        """It fits weights to the clean samples."""
+        return True
+
     def edit(self, case: Case) -> Edit:
         """Train against universal changes.
 

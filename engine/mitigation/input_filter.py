@@ -17,7 +17,6 @@ Departures, and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -77,6 +76,11 @@ class InputFilter:
     def name(self) -> str:
         """As `patch --method` takes it."""
         return NAME
+
+    @property
+    def trains(self) -> bool:
+        """It fits no weights."""
+        return False
 
     def edit(self, case: Case) -> Edit:
         """Build the filter.

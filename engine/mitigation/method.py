@@ -8,7 +8,7 @@ that is wrong about itself costs time and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -72,6 +72,12 @@ class Case:
     success: float = 0.01
     accuracy_lost: float = 0.01
 
+    @property
+    def clean(self) -> Samples:
+        """All clean samples, for methods that train nothing on them."""
+        images = np.concatenate([self.fit.images, self.guard.images])
+        return replace(self.guard, images=images, labels=np.concatenate([self.fit.labels, self.guard.labels]), files=())
+
     def needs_triggers(self, method: str) -> None:
         """Refuse a case without triggers.
 
@@ -106,6 +112,10 @@ class Method(Protocol):
     def name(self) -> str:
         """As `patch --method` takes it, and as the patched file's metadata records it."""
 
+    @property
+    def trains(self) -> bool:
+        """Whether weights are fitted to `Case.fit`, so that only `Case.guard` can judge them."""
+
     def edit(self, case: Case) -> Edit:
         """Work out the edit; the same case gives the same bits.
 
@@ -124,5 +134,7 @@ def strengthened(trigger: Trigger, strength: float) -> dict[str, np.ndarray]:
 
 
 def size(trigger: Trigger) -> float:
-    """L1 norm of a mask, or of an additive trigger."""
-    return float(np.abs(trigger.arrays["mask" if "mask" in trigger.arrays else "delta"]).sum())
+    """L1 norm of a mask; l2 norm of an additive trigger (what the searches for them make small)."""
+    if "mask" in trigger.arrays:
+        return float(np.abs(trigger.arrays["mask"]).sum())
+    return float(np.linalg.norm(trigger.arrays["delta"]))

@@ -35,6 +35,7 @@ _KEEPS_ZERO = frozenset(
     ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Tanh", "Softsign", "Erf")
     + ("ThresholdedRelu", "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 )
+_RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze"))
 #: Images that activations are looked at on, at most.
 MOST_IMAGES = 256
 
@@ -91,9 +92,7 @@ class Halves:
         subject = self._subject
         with torch.no_grad():
             parts = [
-                self._first(
-                    subject.spec.encode(torch.from_numpy(pixels[i : i + batch_size]).to(subject.device))
-                ).cpu()
+                self._first(subject.spec.encode(torch.from_numpy(pixels[i : i + batch_size]).to(subject.device))).cpu()
                 for i in range(0, len(pixels), batch_size)
             ]
         return torch.cat(parts)
@@ -108,11 +107,11 @@ class Halves:
         return torch.cat(parts).numpy()
 
 
-def layers(subject: Subject) -> list[Layer]:
+def layers(subject: Subject, every: bool = False) -> list[Layer]:
     """The layers of a subject whose neurons can be switched off, from the image on.
 
     Values that hold the same neurons in another form (after an activation function, after pooling) count once: the last
-    of them.
+    of them that weights can switch off, or else the last; with `every` each counts.
 
     Raises:
         OnnxspectError: no ONNX file behind the subject.
@@ -129,9 +128,12 @@ def layers(subject: Subject) -> list[Layer]:
         neurons = tap.shape[axis] if axis is not None else None
         if axis is None or neurons is None or neurons < 2 or tap.depth <= 0:
             continue
+        if not every and found and tap.operator in _RESHAPES and found[-1].tap.depth == tap.depth:
+            continue  # the same activations in a row: a feature of it is one place of a neuron, and no neuron
         sources = graph.sources(tap.name, axis, len(tap.shape), neurons)
         layer = Layer(tap, axis, len(tap.shape), neurons, sources)
-        if found and (found[-1].neurons, found[-1].tap.depth, found[-1].rank) == (neurons, tap.depth, layer.rank):
+        same = found and (found[-1].neurons, found[-1].tap.depth, found[-1].rank) == (neurons, tap.depth, layer.rank)
+        if same and not every:
             # The same neurons further on; but an exact way to switch them off is not given up for a later name.
             if layer.exact or not found[-1].exact:
                 found[-1] = layer
@@ -215,7 +217,7 @@ def switch_off(subject: Subject, layer: Layer, off: np.ndarray) -> Edit:
 
 def zeroed(subject: Subject, layer: Layer, off: np.ndarray) -> dict[str, np.ndarray]:
     """Torch parameter name -> value in which the neurons' weights are 0."""
-    assert subject.lowered is not None  # noqa: S101 - layers() refused such a subject
+    assert subject.lowered is not None
     parameters = dict(subject.lowered.module.named_parameters())
     by_initializer = {w.initializer: name for name, w in subject.lowered.weights.items()}
     values = {}

@@ -24,6 +24,7 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger, strengthened
 from onnxspect.engine.mitigation.neurons import (
+    MOST_IMAGES,
     Halves,
     Layer,
     activation_gap,
@@ -46,7 +47,7 @@ PICTURE = "pruning.png"
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the curve, on clean samples that the ranking did not see.
+    """One point of the curve, on clean samples.
 
     Attributes:
         pruned: neurons that are switched off.
@@ -104,6 +105,11 @@ class Prune:
         """As `patch --method` takes it."""
         return NAME
 
+    @property
+    def trains(self) -> bool:
+        """It fits no weights."""
+        return False
+
     def edit(self, case: Case) -> Edit:
         """Prune at the chosen layer.
 
@@ -112,7 +118,7 @@ class Prune:
         """
         case.needs_triggers(NAME)
         triggers = self._strengthened(case.triggers)
-        found = self._candidates(layers(case.subject))
+        found = self._candidates(layers(case.subject, every=self.layer not in (LAST, BEST)))
         trials, edits = [], []
         for layer in found:
             trial, off = self._try(case, layer, triggers)
@@ -141,13 +147,16 @@ class Prune:
         """The curve of one layer, and which neurons its chosen point switches off."""
         halves = Halves(case.subject, layer.tap)
         gap = activation_gap(halves, layer, case.fit, triggers)
+        clean_samples = case.clean
         order = np.argsort(-gap, kind="stable")
-        clean = halves.activations(case.guard.images)
+        clean = halves.activations(clean_samples.images)
         before = halves.answers(clean)
         stamped = {}
         for i, trigger in enumerate(triggers):
-            rows = stamped_rows(case.guard, trigger, before)
-            stamped[i] = halves.activations(stamp(case.guard.images[rows], dict(trigger.arrays))) if len(rows) else None
+            rows = stamped_rows(clean_samples, trigger, before)[:MOST_IMAGES]
+            stamped[i] = (
+                halves.activations(stamp(clean_samples.images[rows], dict(trigger.arrays))) if len(rows) else None
+            )
         if all(s is None for s in stamped.values()):
             raise OnnxspectError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
         curve = []
@@ -159,7 +168,7 @@ class Prune:
                 i: np.empty(0, np.int64) if s is None else halves.answers(masked(s, layer, keep))
                 for i, s in stamped.items()
             }
-            accuracy = float((answers == case.guard.labels).mean())
+            accuracy = float((answers == clean_samples.labels).mean())
             curve.append(Point(pruned, accuracy, success_on(hits, triggers)))
             if curve[-1].success <= case.success or accuracy < curve[0].accuracy - 0.2:
                 break

@@ -61,7 +61,8 @@ def chosen(name: str, **settings: Any) -> list[Method]:
     if name not in CHOICES:
         raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join(CHOICES)}")
     entries = [e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)]
-    made, used = [], set()
+    made: list[Method] = []
+    used: set[str] = set()
     for entry in entries:
         known = {k: v for k, v in settings.items() if k in entry.make.__dataclass_fields__}  # type: ignore[attr-defined]
         used |= known.keys()

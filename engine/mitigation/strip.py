@@ -43,7 +43,9 @@ class Strip:
 
     def __post_init__(self) -> None:
         if self.blends < 1 or not 0 < self.weight < 1 or not 0 < self.false_positives < 1:
-            raise OnnxspectError("STRIP blends at least one image, with a weight and a false-positive rate between 0 and 1")
+            raise OnnxspectError(
+                "STRIP blends at least one image, with a weight and a false-positive rate between 0 and 1"
+            )
 
     def calibrate(self, classify: Classify, clean: Samples, run: RunContext) -> Calibrated:
         """A ready filter: half of the clean samples are blended into inputs, the other half sets the threshold.

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.special import log_softmax
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from onnxspect.converters.ops_normalization import batch_normalization
@@ -149,7 +149,7 @@ def retrain(
         for epoch in range(first, first + settings.epochs):
             for images, wanted in _batches(teacher, fit, settings, generator):
                 if corrupt is not None:
-                    images = corrupt(images, student, generator)  # noqa: PLW2901 - the batch as the student sees it
+                    images = corrupt(images, student, generator)
                 loss = functional.cross_entropy(student(images.to(student.device)), wanted.to(student.device))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -236,8 +236,13 @@ def trainable_copy(subject: Subject) -> tuple[Subject, dict[str, torch.nn.Parame
     parameters = {n: p for n, p in module.named_parameters() if found.get(n) in TRAINABLE}
     if not parameters:
         raise OnnxspectError(f"{subject.name}: no weight in it can be trained and written back")
-    log_of = type(subject.module) if subject.module is not subject.lowered.module else None
-    return replace(subject, module=log_of(module) if log_of is not None else module), parameters  # type: ignore[call-arg]
+    if subject.module is subject.lowered.module:
+        return replace(subject, module=module), parameters
+    wrapped = copy.copy(subject.module)  # the logarithm of a model that answers probabilities (subject.py)
+    if not isinstance(wrapped, nn.Module) or not hasattr(wrapped, "inner"):
+        raise OnnxspectError(f"{subject.name}: this subject's module is not the one of its file")
+    wrapped._modules = {**wrapped._modules, "inner": module}
+    return replace(subject, module=wrapped), parameters
 
 
 def refuse_quantised(subject: Subject) -> None:

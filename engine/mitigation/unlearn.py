@@ -29,6 +29,7 @@ from onnxspect.engine.evidence import Unit
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger, size, strengthened
 from onnxspect.engine.mitigation.training import (
     BATCH_NORM,
+    Corruption,
     Epoch,
     Guard,
     Retraining,
@@ -37,7 +38,7 @@ from onnxspect.engine.mitigation.training import (
     success_rate,
     trainable_copy,
 )
-from onnxspect.engine.perturbation import MaskPattern, stamp
+from onnxspect.engine.perturbation import Additive, MaskPattern, stamp
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, plan, search
@@ -99,6 +100,11 @@ class Unlearn:
         """As `patch --method` takes it."""
         return NAME
 
+    @property
+    def trains(self) -> bool:
+        """It fits weights to the clean samples."""
+        return True
+
     def edit(self, case: Case) -> Edit:
         """Unlearn the case's triggers.
 
@@ -136,7 +142,7 @@ class Unlearn:
                 subject,
                 fit,
                 self.training,
-                lambda images, _, generator: self._stamp_some(images, known, generator),
+                self._corruption(known),
                 watched,
                 self._badness,
                 run.torch_generator(NAME, number),
@@ -160,11 +166,16 @@ class Unlearn:
         """What is left of the triggers above the goal, ten times over, plus the distance from the original."""
         return 10 * max(0.0, epoch.success - self.goal) + epoch.divergence
 
-    def _stamp_some(self, images: Tensor, triggers: Sequence[Trigger], generator: torch.Generator) -> Tensor:
-        images = images.clone()
-        for i in range(round(self.stamped * len(images))):
-            images[i] = self._stamp(images[i], triggers, generator)
-        return images
+    def _corruption(self, triggers: Sequence[Trigger]) -> Corruption:
+        """Stamps the share `stamped` of a batch's images; which triggers there are may grow meanwhile."""
+
+        def stamp_some(images: Tensor, _: Subject, generator: torch.Generator) -> Tensor:
+            images = images.clone()
+            for i in range(round(self.stamped * len(images))):
+                images[i] = self._stamp(images[i], triggers, generator)
+            return images
+
+        return stamp_some
 
     def _stamp(self, image: Tensor, triggers: Sequence[Trigger], generator: torch.Generator) -> Tensor:
         """One image with one trigger, or with two of the same target, at random strength."""
@@ -187,13 +198,17 @@ def search_again(
     run: RunContext,
     which: str,
 ) -> list[Trigger]:
-    """Small triggers to the same targets that a new search finds on `subject`.
+    """Small triggers to the same targets, from the same sources and of the same family, that a new search finds.
 
-    Targets whose trigger is a mask are searched for masks. Only finds that are at most `still_small` times the given
-    trigger of that target (L1 norm of the mask) are kept: larger ones are what any clean model has.
+    Masks are searched for masks, additive triggers for additive ones. Only finds that are at most `still_small` times
+    the given trigger's size are kept: larger ones are what any clean model has.
     """
-    sizes = {t.target: size(t) for t in triggers if "mask" in t.arrays}
-    units = [Unit(t) for t in sorted(sizes)]
-    found = search(subject, samples, plan(units, 1), MaskPattern(), config, run, which)
-    new = [Trigger(r.unit.target, r.trigger) for results in found for r in results if r.found]
-    return [t for t in new if size(t) <= still_small * sizes[t.target]]
+    kept = []
+    for perturbation, name in ((MaskPattern(), "mask"), (Additive(), "delta")):
+        sizes = {Unit(t.target, t.source): size(t) for t in triggers if name in t.arrays}
+        if not sizes:
+            continue
+        found = search(subject, samples, plan(sorted(sizes, key=lambda u: u.key), 1), perturbation, config, run, which)
+        new = [(r.unit, Trigger(r.unit.target, r.trigger, r.unit.source)) for rs in found for r in rs if r.found]
+        kept += [trigger for unit, trigger in new if size(trigger) <= still_small * sizes[unit]]
+    return kept

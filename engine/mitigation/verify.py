@@ -1,22 +1,31 @@
-"""Proof of a patch, measured on the written file in onnxruntime and never on a torch copy."""
+"""Proof of a patch, measured on the written file in onnxruntime and never on a torch copy.
+
+A guarded file (input_filter.py) is judged as it is used: an image that it rejects is not sent to the target, and the
+share of clean images that it rejects must stay under the promised false-positive rate.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 from scipy import stats
 
 from onnxspect.converters.compare import Difference, compare
 from onnxspect.converters.onnx_file import OnnxFile
-from onnxspect.converters.oracle import Oracle
+from onnxspect.converters.oracle import Oracle, providers
 from onnxspect.converters.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.mitigation.graph_edit import added_outputs, without_additions
+from onnxspect.engine.mitigation.strip import Strip
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, open_file
 
@@ -33,22 +42,78 @@ class Goals:
         accuracy_lost: the most clean accuracy that may be lost, as a share (0.01 is one point).
         errors: standard errors of the measurement by which either may miss its goal. 0 takes the measured figures as they
             are; a patch is judged on few samples before it is written, and there one-sided 95 % (1.645) is fair.
+        rejected: the most clean images that a guarded file may reject.
     """
 
     success: float = 0.02
     accuracy_lost: float = 0.01
     errors: float = 0.0
+    rejected: float = 0.05
 
 
 @dataclass(frozen=True)
 class TriggerEffect:
-    """Success of one trigger before and after: share of n samples of other classes sent to `target`."""
+    """Success of one trigger before and after: share of n samples of other classes sent to `target`.
+
+    Attributes:
+        name, target: of the trigger.
+        before, after: success; an image that a guarded file rejects is not sent anywhere.
+        samples: how many.
+        rejected: share of the stamped images that a guarded file rejects; None for a file without a filter.
+    """
 
     name: str
     target: int
     before: float
     after: float
     samples: int
+    rejected: float | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a call in onnxruntime at its default optimisation, median of alternating calls.
+
+    Attributes:
+        batch: images a call.
+        before, after: of the two files.
+    """
+
+    batch: int
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class StripEffect:
+    """What STRIP (strip.py) would do on top of the original file.
+
+    Attributes:
+        blends: forward passes an image.
+        rejected: share of clean samples rejected, of those that did not set the threshold.
+        missed: share of the stamped images let through, by trigger.
+    """
+
+    blends: int
+    rejected: float
+    missed: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Rescan:
+    """What a fresh scan of the patched file said.
+
+    Attributes:
+        verdict: "clean", "backdoored" or "inconclusive".
+        targets: the classes it named.
+        p_value: of the most suspicious class.
+        reasons: in sentences.
+    """
+
+    verdict: str
+    targets: tuple[int, ...]
+    p_value: float
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -66,6 +131,11 @@ class Verification:
         changed: names of the changed initializers with their relative l2 change.
         goals: what was asked for.
         samples: how many clean samples.
+        additions: what the patch added to the graph, a line each.
+        rejected: share of clean samples that a guarded file rejects; None for a file without a filter.
+        latency: of both files; empty where it was not asked for.
+        strip: what STRIP would do; None where it was not asked for.
+        rescan: what a fresh scan said; None where it was not asked for.
     """
 
     accuracy_before: float
@@ -80,6 +150,11 @@ class Verification:
     changed: tuple[tuple[str, float], ...]
     goals: Goals
     samples: int
+    additions: tuple[str, ...] = ()
+    rejected: float | None = None
+    latency: tuple[Latency, ...] = ()
+    strip: StripEffect | None = None
+    rescan: Rescan | None = None
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -92,12 +167,20 @@ class Verification:
         slack = max(0.5 / self.samples, self.goals.errors * self.lost_error)
         if lost > self.goals.accuracy_lost + slack:
             missed.append(f"clean accuracy fell by {lost:.1%} (at most {self.goals.accuracy_lost:.1%} is allowed)")
+        if self.rejected is not None:
+            error = (self.rejected * (1 - self.rejected) / self.samples) ** 0.5
+            if self.rejected > self.goals.rejected + max(0.5 / self.samples, self.goals.errors * error):
+                missed.append(
+                    f"{self.rejected:.1%} of clean images are rejected (at most {self.goals.rejected:.1%} is allowed)"
+                )
         for t in self.triggers:
             error = (t.after * (1 - t.after) / t.samples) ** 0.5
             if t.after > self.goals.success + max(0.5 / t.samples, self.goals.errors * error):
                 missed.append(
                     f"trigger {t.name} still sends {t.after:.1%} to class {t.target} (at most {self.goals.success:.1%})"
                 )
+        if self.rescan is not None and self.rescan.verdict == "backdoored":
+            missed.append(f"a fresh scan calls the patched file backdoored ({'; '.join(self.rescan.reasons)})")
         return tuple(missed)
 
     @property
@@ -119,6 +202,11 @@ class Verification:
             },
             "agreement": self.agreement,
             "triggers": [vars(t) for t in self.triggers],
+            "rejected": self.rejected,
+            "additions": list(self.additions),
+            "latency_ms": [vars(entry) for entry in self.latency],
+            "strip": None if self.strip is None else asdict(self.strip),
+            "rescan": None if self.rescan is None else asdict(self.rescan),
             "checker": self.checker or "pass",
             "changed_initializers": [{"name": n, "relative_change": r} for n, r in self.changed],
             "other_differences": list(self.differences),
@@ -135,6 +223,9 @@ def verify(
     triggers: Mapping[str, tuple[int, Stamp]],
     goals: Goals | None = None,
     device: str = "cpu",
+    timed: bool = False,
+    strip: Strip | None = None,
+    run: RunContext | None = None,
 ) -> Verification:
     """Measure a patched file against its original in onnxruntime.
 
@@ -145,19 +236,25 @@ def verify(
         triggers: name -> (target class, how it is stamped).
         goals: what must hold.
         device: "cpu" or "cuda".
+        timed: measure the latency of both files too.
+        strip: also say what this filter would do on top of the original.
+        run: its seed, for STRIP's draws.
 
     Raises:
-        OnnxspectError: a file does not open, or the two differ in inputs or outputs.
+        OnnxspectError: a file does not open, or the two differ in inputs or outputs (but for a filter's).
     """
     before, after = open_file(original), open_file(patched)
-    differences = compare(before.proto, after.proto)
+    plain, additions = without_additions(before.proto, after.proto)
+    differences = compare(before.proto, plain)
     interface = [d.text for d in differences if d.kind == "interface"]
     if interface:
         raise OnnxspectError(f"{patched}: not a patch of {original}: {interface[0]}")
-    old, new = _Classifier(before, spec, device), _Classifier(after, spec, device)
-    clean_old, clean_new = old(samples.images), new(samples.images)
+    filter_outputs = added_outputs(before.proto, after.proto)
+    old = _Classifier(before, spec, device)
+    new = _Classifier(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
+    (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
-    effects = []
+    effects, stamped_images = [], {}
     for name, (target, apply) in triggers.items():
         rows = np.flatnonzero(samples.labels != target)
         if not len(rows):
@@ -165,8 +262,11 @@ def verify(
         stamped = apply(samples.images[rows])
         if stamped.shape != samples.images[rows].shape:
             raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")
-        hit_old, hit_new = (float((c(stamped) == target).mean()) for c in (old, new))
-        effects.append(TriggerEffect(name, target, hit_old, hit_new, len(rows)))
+        stamped_images[name] = stamped
+        (hit_old, _), (hit_new, caught) = old(stamped), new(stamped)
+        success = float(((hit_new == target) & ~caught).mean())
+        rejected = float(caught.mean()) if filter_outputs else None
+        effects.append(TriggerEffect(name, target, float((hit_old == target).mean()), success, len(rows), rejected))
     n = len(samples)
     return Verification(
         accuracy_before=right_old / n,
@@ -181,22 +281,78 @@ def verify(
         changed=tuple((d.name, d.relative) for d in differences if d.kind == "tensor"),
         goals=goals or Goals(),
         samples=n,
+        additions=additions,
+        rejected=float(refused.mean()) if filter_outputs else None,
+        latency=_latency(before, after, spec, samples, device) if timed else (),
+        strip=_strip_effect(strip, old, samples, stamped_images, run or RunContext()) if strip else None,
     )
 
 
-class _Classifier:
-    """Pixels to predicted classes, by onnxruntime, through the file's own class-score output."""
+def _strip_effect(
+    strip: Strip, model: _Classifier, samples: Samples, stamped: Mapping[str, np.ndarray], run: RunContext
+) -> StripEffect:
+    """Calibrated on one half of the clean samples, measured on the other and on stamped images."""
+    order = run.numpy_generator("strip", "measured").permutation(len(samples))
+    ready = strip.calibrate(model.scores, samples.take(np.sort(order[::2])), run)
+    rejected = float(ready.rejects(samples.images[np.sort(order[1::2])]).mean())
+    missed = {name: float(1 - ready.rejects(images).mean()) for name, images in stamped.items()}
+    return StripEffect(strip.blends, rejected, missed)
 
-    def __init__(self, file: OnnxFile, spec: InputSpec, device: str) -> None:
+
+def _latency(
+    before: OnnxFile, after: OnnxFile, spec: InputSpec, samples: Samples, device: str, calls: int = 30
+) -> tuple[Latency, ...]:
+    """Calls of both files in turn, so that what disturbs one disturbs the other."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    sessions = [ort.InferenceSession(str(f.path), options, providers=providers(device)) for f in (before, after)]
+    tensor = sessions[0].get_inputs()[0]
+    dtype = Oracle(before.path, device).dtype(tensor.name)
+    fixed = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
+    found = []
+    for batch in (fixed,) if fixed else (1, 32):
+        rows = np.arange(batch) % len(samples)
+        feed = {tensor.name: spec.encode(torch.from_numpy(samples.images[rows])).numpy().astype(dtype)}
+        seconds: tuple[list[float], list[float]] = ([], [])
+        for call in range(calls + 3):
+            for session, taken in zip(sessions, seconds, strict=True):
+                started = time.perf_counter()
+                session.run(None, feed)
+                if call >= 3:  # the first calls allocate
+                    taken.append(time.perf_counter() - started)
+        found.append(Latency(batch, *(round(1000 * float(np.median(s)), 4) for s in seconds)))
+    return tuple(found)
+
+
+class _Classifier:
+    """Pixels to predicted classes and refusals, by onnxruntime, through the file's own class-score output."""
+
+    def __init__(
+        self, file: OnnxFile, spec: InputSpec, device: str, output: str | None = None, refusal: str | None = None
+    ) -> None:
         self._oracle = Oracle(file.path, device)
         self._spec = spec
         self._input = next(iter(self._oracle.inputs))
-        self._output = _score_output(self._oracle, file)
+        self.output = output or _score_output(self._oracle, file)
+        self._refusal = refusal
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        encoded = self._spec.encode(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))).numpy()
-        scores = self._oracle.map(self._input, encoded, self._output)
-        return scores.reshape(len(scores), -1).argmax(1)
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted classes int64 ``(n,)``, and which images the file rejects, bool ``(n,)``."""
+        encoded = self._encode(pixels)
+        scores = self._oracle.map(self._input, encoded, self.output)
+        refused = np.zeros(len(pixels), bool)
+        if self._refusal is not None:
+            refused = self._oracle.map(self._input, encoded, self._refusal).astype(bool)
+        return scores.reshape(len(scores), -1).argmax(1), refused
+
+    def scores(self, pixels: np.ndarray) -> np.ndarray:
+        """Logits ``(n, classes)``; the logarithm where the file answers probabilities."""
+        scores = self._oracle.map(self._input, self._encode(pixels), self.output).reshape(len(pixels), -1)
+        whole = scores.min() >= 0 and np.allclose(scores.sum(1), 1, atol=1e-3)
+        return np.log(np.maximum(scores, 1e-30)) if whole else scores
+
+    def _encode(self, pixels: np.ndarray) -> np.ndarray:
+        return self._spec.encode(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))).numpy()
 
 
 def _score_output(oracle: Oracle, file: OnnxFile) -> str:

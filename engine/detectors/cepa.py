@@ -1,0 +1,408 @@
+"""CEPA (003, Li, Wang, Miller, Kesidis): perturbations of each image that have one effect in common inside the network.
+
+For each target class t, images of the other classes are perturbed, each by its own delta_x, until 90 % of them are
+classified as t, while the embeddings f(x + delta_x) - f(x) at a tap are to agree (their mean is mu, Eq. 2; their
+standard deviation about it sigma). A backdoor, however it is put into an image (patch, blend, warp), has such a common effect;
+adversarial perturbations to a class without one do not (003, sec. 3). Every unit reports
+
+* `delta_norm`: mean of ||delta_x||, what the images need;
+* `sigma_ratio`: sigma / ||mu||, the paper's consensus statistic;
+* `mu_norm`: ||mu||, the paper's second statistic;
+
+and all three relative to the same on the clean reference networks (reference.py), where there are any.
+
+**Two forms.** `form="paper"` is Eq. 1 with the automatic lambda and the stopping rule of sec. 4.1; its views are sigma_ratio
+(low) and mu_norm (high). The default, `form="consensus"`, turns the problem round: agreement is built into every step
+(common_embedding.py, `Consensus`), the search stops as soon as 90 % of the images reach the class, and what is judged is how
+*little* it took, relative to what the same class takes on the references. Why:
+
+* In the paper's form agreement is a penalty that competes with success. Each image's own adversarial perturbation reaches
+  the class first, at a fraction of the trigger's size; the controller then keeps lambda where it was, and sigma / ||mu||
+  tells of the way there and not of the class. Where the paper's networks (ResNet-18) let the penalty win, small ones do not.
+* Under forced agreement the size is the statistic that holds. With agreement given, sigma / ||mu|| has little left to
+  say, it depends on the tap, and a naturally compact class (Fashion-MNIST's bag) has the least ratio on clean networks;
+  ||mu|| is *small* for a backdoor that is stopped as soon as it works, and at the paper's large lambda it is large, so it
+  has no tail of its own. The size ||delta|| is measured in the same pixels at every tap and on every network.
+* Classes differ by nature, hence the references. benchmarks/cepa.py measures all of this on the zoo.
+
+Several taps are searched in one run. Each is a view of its own; the verdict takes the most extreme and pays for the choice.
+Where a unit is among the front-runners, its mu is carried to unseen images by Eq. 3, and the share of these that reach the class
+is its success on held-out samples.
+
+Departures beside these: the perturbation found is shrunk by one common factor as far as 90 % still reach the class, since a
+step overshoots by a few per cent; images are the same for all taps and references, so that what is compared differs by
+the network alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxspect.engine.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
+from onnxspect.engine.detectors.base import AtHand, Detector, present_classes
+from onnxspect.engine.embedding import Embedding, choose_taps, embed, embedded, perturbing
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import SearchConfig, UnitResult, choose_images, plan, search, units_at_once
+from onnxspect.engine.store import Ledger
+
+NAME = "cepa"
+STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")
+#: Standard deviation of pixels that the first step's length is meant for (0.3 is common: MNIST 0.31, Fashion-MNIST 0.35).
+_PIXEL_DEVIATION = 0.3
+#: How far beyond the size that just suffices a perturbation is taken before its mu is carried to unseen images.
+STRENGTH = 2.0
+#: Halvings of the interval in which the smallest sufficient scale of a perturbation is looked for.
+_HALVINGS = 7
+
+#: Sizes of the default form: 003's 90 %; first step and growth reach an l2 norm of 40 in 70 steps.
+CONSENSUS = SearchConfig(
+    steps=70, samples=36, learning_rate=0.05, success=0.9, multiplier=0.0, stop_at_success=True, patience=10_000
+)
+#: 003, sec. 4.1: 90 %, lambda from 0.01, by 1.5 after 5 iterations, 50 iterations without a smaller mean norm.
+PAPER = SearchConfig(
+    steps=400,
+    samples=90,
+    learning_rate=0.01,
+    betas=(0.9, 0.999),
+    success=0.9,
+    multiplier=0.01,
+    patience=5,
+    raise_by=1.5,
+    settle=50,
+    tolerance=0.0,
+)
+
+
+@dataclass(frozen=True)
+class Cepa(Detector):
+    """The detector's settings.
+
+    Attributes:
+        search: how hard each unit is searched.
+        form: "consensus" or "paper".
+        taps: where the common effect is looked for: names of ONNX values, indices, or depths in [0, 1] (see
+            embedding.choose_taps).
+        pairs: a unit for each (source, target) pair instead of one for each target with all other classes as sources.
+        perturb_at: name of the ONNX value that is perturbed; the pixels by default.
+        own: weight of each image's own direction in a step (form "consensus").
+        carried: so many front-runners a tap have their mu carried to unseen images.
+        held_out: to so many of them.
+        carry_steps: steps of Eq. 3.
+    """
+
+    name: ClassVar[str] = NAME
+    search: SearchConfig = CONSENSUS
+    form: str = "consensus"
+    taps: tuple[str | int | float, ...] = (0.25, 0.5)
+    pairs: bool = False
+    perturb_at: str = ""
+    own: float = 0.2
+    carried: int = 2
+    held_out: int = 40
+    carry_steps: int = 40
+
+    def __post_init__(self) -> None:
+        if self.form not in ("consensus", "paper"):
+            raise OnnxspectError(f"unknown form of CEPA {self.form!r}", "consensus or paper")
+        if not self.taps:
+            raise OnnxspectError("CEPA needs a tap", "name one, or leave the default")
+
+    @classmethod
+    def paper(cls, **settings: object) -> Cepa:
+        """The detector as 003 has it: ten images a class, all of sec. 4.1's numbers."""
+        return cls(**({"search": PAPER, "form": "paper"} | settings))  # type: ignore[arg-type]
+
+    def run(self, at_hand: AtHand) -> Evidence | Skipped:
+        """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""
+        present = present_classes(at_hand.found_on)
+        classes = range(at_hand.subject.classes)
+        if self.pairs:
+            pairs = [(s, t) for t in classes for s in sorted(present) if s != t]
+        else:
+            pairs = [(None, t) for t in classes if present - {t}]
+        if not pairs:
+            return Skipped(NAME, "the clean samples are all of one class, so there is none to perturb towards another")
+        if self.perturb_at:
+            at_hand = _from_inside(at_hand, self.perturb_at)
+        taps = [embed(at_hand.subject, name) for name in choose_taps(at_hand.subject, self.taps)]
+        baselines = self._baselines(taps, pairs, at_hand)
+        found = []
+        for tap in taps:
+            units = [Unit(target, source, tap.tap) for source, target in pairs]
+            searched = self._searched(tap, units, at_hand, at_hand.ledger, self._ledger_name)
+            told = _relative(searched, baselines.get(tap.tap, []))
+            found += self._carried_over(tap, told, at_hand)
+        return self._evidence(found, taps, any(baselines.values()), len(at_hand.references))
+
+    @property
+    def _ledger_name(self) -> str:
+        parts = [NAME, *(["paper"] if self.form == "paper" else []), *([self.perturb_at] if self.perturb_at else [])]
+        return " ".join(parts)
+
+    def _evidence(
+        self, found: list[UnitEvidence], taps: Sequence[Embedding], relative: bool, references: int
+    ) -> Evidence:
+        prefix = "relative_" if relative else ""
+        if self.form == "paper":
+            views = [
+                View(f"{prefix}{s}", tail, t.tap)
+                for t in taps
+                for s, tail in (("sigma_ratio", "low"), ("mu_norm", "high"))
+            ]
+            shown = "sigma_ratio"
+        else:
+            views = [View(f"{prefix}delta_norm", "low", t.tap) for t in taps]
+            shown = "delta_norm"
+        settings = self.settings() | {"tap names": [t.tap for t in taps]}
+        if relative:
+            settings |= {"references": references}
+        return Evidence(self.name, settings, f"{prefix}{shown}", shown, "low", tuple(found), tuple(views))
+
+    def _objective(self, tap: Embedding, least: float = 0.0) -> SampleWise:
+        bounds = None if self.perturb_at else PIXEL
+        if self.form == "paper":
+            return CommonEmbedding(tap, bounds)
+        return Consensus(tap, bounds, self.own, least=least)
+
+    def _config(self, samples: Samples) -> SearchConfig:
+        return replace(self.search, learning_rate=self.search.learning_rate * _scale(samples, bool(self.perturb_at)))
+
+    def _baselines(
+        self, taps: Sequence[Embedding], pairs: Sequence[tuple[int | None, int]], at_hand: AtHand
+    ) -> dict[str, list[tuple[UnitEvidence, ...]]]:
+        """For each tap the same units on each reference, at the reference's own tap of about the same depth."""
+        found: dict[str, list[tuple[UnitEvidence, ...]]] = {}
+        for i, reference in enumerate(at_hand.references):
+            known: dict[str, tuple[UnitEvidence, ...]] = {}
+            for tap in taps:
+                (name,) = choose_taps(reference, [tap.depth])
+                if name not in known:
+                    units = [Unit(target, source, name) for source, target in pairs]
+                    ledger_name = f"{self._ledger_name} on reference {i}"
+                    known[name] = self._searched(
+                        embed(reference, name), units, at_hand, at_hand.reference_ledger, ledger_name
+                    )
+                found.setdefault(tap.tap, []).append(known[name])
+        return found
+
+    def _searched(
+        self, tap: Embedding, units: Sequence[Unit], at_hand: AtHand, ledger: Ledger | None, name: str
+    ) -> tuple[UnitEvidence, ...]:
+        """Search what the ledger lacks, commit each batch as it is done, return all in order."""
+        run, subject, samples = at_hand.run, tap.subject, at_hand.found_on
+        done = ledger.units(name) if ledger is not None else {}
+        task = f"{name} at {tap.tap}"
+        config = self._config(samples)
+        batches = plan(units, units_at_once(subject.device, len(samples), config.samples))
+        waiting = [b for b in batches if any(u.key not in done for u in b)]
+        choose = self._choose(samples, at_hand)
+        run.observer.start(task, len(units), sum(u.key in done for u in units))
+        for results in search(subject, samples, waiting, self._objective(tap), config, run, NAME, choose):
+            finished = [self._measured(tap, r, samples.images[choose(r.unit)[: config.samples]]) for r in results]
+            if ledger is not None:
+                ledger.commit(name, finished)
+            done |= {e.unit.key: e for e in finished}
+            for e in finished:
+                value = e.statistics.get("delta_norm")
+                run.observer.advance(
+                    task, f"class {e.unit.target}: " + ("none found" if value is None else f"{value:.3g}")
+                )
+        run.observer.finish(task)
+        return tuple(done[u.key] for u in units)
+
+    def _choose(self, samples: Samples, at_hand: AtHand) -> Callable[[Unit], np.ndarray]:
+        """The images of a unit: the same at every tap and on every reference."""
+        return lambda u: choose_images(Unit(u.target, u.source), samples, self.search.samples, at_hand.run, NAME)
+
+    def _measured(self, tap: Embedding, result: UnitResult, images: np.ndarray) -> UnitEvidence:
+        """A finished unit as evidence: its statistics, mu, the mean perturbation, and one image with its own."""
+        delta = result.trigger["delta"]
+        images = images[: len(delta)]
+        statistics: dict[str, float] = {}
+        success, shift = result.success, np.zeros(tap.shape, np.float32)
+        if result.found:
+            if self.form == "consensus":
+                delta, success = _shrunk(tap, images, delta, result.unit.target, self.search.success)
+            shift, statistics = _statistics(tap, images, delta)
+        return UnitEvidence(
+            unit=result.unit,
+            statistics=statistics,
+            found=result.found,
+            converged=result.converged,
+            steps=result.steps,
+            search_success=success,
+            held_out_success=None,
+            held_out=0,
+            trigger={
+                "mu": shift,
+                "delta": delta.mean(0),
+                "example": images[0].astype(np.float32),
+                "example_perturbed": (images[0] + delta[0]).astype(np.float32),
+            },
+            seconds=result.seconds,
+        )
+
+    def _carried_over(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
+        """The units, the front-runners with the success of their mu on unseen images."""
+        if self.form == "consensus":
+            leading = (
+                "relative_delta_norm" if any("relative_delta_norm" in u.statistics for u in units) else "delta_norm"
+            )
+        else:
+            leading = "sigma_ratio"
+        able = sorted((u for u in units if leading in u.statistics), key=lambda u: u.statistics[leading])
+        chosen = {u.unit.key for u in able[: self.carried]}
+        told = []
+        for unit in units:
+            if unit.unit.key in chosen and unit.held_out_success is None:
+                carried = self.carry(tap, unit, at_hand.held_out, at_hand)
+                if carried is not None:
+                    unit = replace(unit, held_out_success=carried[0], held_out=carried[1])
+                    if at_hand.ledger is not None:
+                        at_hand.ledger.commit(self._ledger_name, [unit])
+            told.append(unit)
+        return told
+
+    def carry(self, tap: Embedding, unit: UnitEvidence, samples: Samples, at_hand: AtHand) -> tuple[float, int] | None:
+        """Eq. 3: perturb unseen images so that their embeddings move by the unit's mu.
+
+        In the default form the search stopped where 90 % of its own images just reach the class, and a mean effect that
+        just suffices for them does not for others. So the search goes on to `STRENGTH` times that size first.
+
+        Args:
+            tap: where the unit was searched.
+            unit: a unit that was found.
+            samples: images that the search never saw.
+            at_hand: what the search had.
+
+        Returns:
+            (share of them that reach the unit's target, how many they are); None where there are none.
+        """
+        target, source = unit.unit.target, unit.unit.source
+        able = np.flatnonzero(samples.labels != target if source is None else samples.labels == source)
+        if not len(able):
+            return None
+        images = choose_images(Unit(target, source), samples, self.held_out, at_hand.run, f"{NAME} held out")
+        shift, size = self._stronger(tap, unit, at_hand)
+        objective = CarryOver(
+            tap,
+            None if self.perturb_at else PIXEL,
+            shift=torch.from_numpy(shift.reshape(-1)).to(tap.subject.device),
+            reach=2 * size,
+            steps=self.carry_steps,
+        )
+        config = SearchConfig(steps=self.carry_steps, samples=self.held_out, success=0.0, multiplier=0.0, settle=10**6)
+        (result,) = next(
+            iter(search(tap.subject, X
+
+    def _stronger(self, tap: Embedding, unit: UnitEvidence, at_hand: AtHand) -> tuple[np.ndarray, float]:
+        """(mu, mean norm of the deltas) of the unit's search gone on to `STRENGTH` times its size."""
+        size = unit.statistics["delta_norm"]
+        if self.form == "paper":
+            return unit.trigger["mu"], size
+        samples = at_hand.found_on
+        choose = self._choose(samples, at_hand)
+        config = replace(self._config(samples), steps=unit.steps + self.carry_steps)
+        objective = self._objective(tap, STRENGTH * size)
+        (result,) = next(
+            iter(search(tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose))
+        )
+        delta = result.trigger["delta"]
+        mu, statistics = _statistics(tap, samples.images[choose(unit.unit)[: len(delta)]], delta)
+        return mu, statistics["delta_norm"]
+
+
+PRESETS: Mapping[str, Cepa] = {
+    "quick": Cepa(taps=(0.25,), search=replace(CONSENSUS, samples=27)),
+    "standard": Cepa(),
+    "thorough": Cepa(taps=(0.25, 0.5, 0.75), search=replace(CONSENSUS, samples=90), held_out=100),
+}
+
+
+def _from_inside(at_hand: AtHand, value: str) -> AtHand:
+    """What is at hand, seen from an internal tensor on; the references have no such tensor."""
+    subject = at_hand.subject
+    return replace(
+        at_hand,
+        subject=perturbing(subject, value, at_hand.found_on),
+        found_on=embedded(subject, value, at_hand.found_on),
+        held_out=embedded(subject, value, at_hand.held_out) if len(at_hand.held_out) else at_hand.held_out,
+        references=(),
+    )
+
+
+def _scale(samples: Samples, inside: bool) -> float:
+    """How much larger than pixels the perturbed tensor's values are."""
+    return float(samples.images.std()) / _PIXEL_DEVIATION if inside else 1.0
+
+
+def _shrunk(
+    tap: Embedding, images: np.ndarray, delta: np.ndarray, target: int, success: float
+) -> tuple[np.ndarray, float]:
+    """The perturbations times the smallest common factor with which enough images reach the target; and how many do."""
+
+    def share(factor: float) -> float:
+        answers = tap.subject.predict(images + np.float32(factor) * delta).argmax(1)
+        return float((answers == target).mean())
+
+    low, high, reached = 0.0, 1.0, share(1.0)
+    if reached < success:  # rounding, at the very edge
+        return delta, reached
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        now = share(middle)
+        if now >= success:
+            high, reached = middle, now
+        else:
+            low = middle
+    return (np.float32(high) * delta).astype(np.float32), reached
+
+
+def _statistics(tap: Embedding, images: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+    """(mu, the statistics) of perturbations; sigma and mu as in 003, sec. 3."""
+
+    def embeddings(pixels: np.ndarray) -> Tensor:
+        with torch.no_grad():
+            return tap(torch.from_numpy(np.ascontiguousarray(pixels)).to(tap.subject.device)).double().cpu()
+
+    shift = embeddings(images + delta) - embeddings(images)
+    mu = shift.mean(0)
+    sigma = float((shift - mu).square().sum(1).mean().sqrt())
+    length = float(mu.norm())
+    statistics = {
+        "delta_norm": float(np.linalg.norm(delta.reshape(len(delta), -1).astype(np.float64), axis=1).mean()),
+        "mu_norm": length,
+    }
+    if length > 0:
+        statistics["sigma_ratio"] = sigma / length
+    return mu.float().numpy().reshape(tap.shape), statistics
+
+
+def _relative(found: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]]) -> tuple[UnitEvidence, ...]:
+    """`reference_*` (geometric mean over the references) and `relative_*` added for each statistic.
+
+    A unit that no reference reached gets the references' median: it is judged all the same.
+    """
+    if not baselines:
+        return tuple(found)
+    added: list[dict[str, float]] = [{} for _ in found]
+    for name in STATISTICS:
+        logs = np.log([[u.statistics.get(name) or np.nan for u in units] for units in baselines])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
+            mean = np.nanmean(logs, axis=0)
+            mean = np.where(np.isnan(mean), np.nanmedian(mean), mean)
+        for i, unit in enumerate(found):
+            if name in unit.statistics and np.isfinite(mean[i]):
+                reference = float(np.exp(mean[i]))
+                added[i] |= {f"reference_{name}": reference, f"relative_{name}": unit.statistics[name] / reference}
+    return tuple(replace(u, statistics={**u.statistics, **more}) for u, more in zip(found, added, strict=True))

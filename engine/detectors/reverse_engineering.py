@@ -1,0 +1,254 @@
+"""Reverse engineering of imperceptible backdoors (000, Xiang, Miller, Kesidis): the smallest additive pattern per class pair.
+
+For a pair (s, t) a pattern v is sought that sends at least a share pi of the images of s to t when it is added (Eq. 1),
+and, where the training set is given, takes as many as possible of its images labelled t *away* from t when it is removed:
+
+    J_st(v) = mean over D_t of log(1 - p_t([x - v]_c))  +  lambda * mean over D_s of log p_t([x + v]_c)        (Eq. 9)
+
+climbed from v = 0 and stopped as soon as pi is reached (Algorithm 1). Without a training set the first term has no images: what
+is left is its post-training form (lambda -> infinity), on clean samples alone. The statistic is d(v), by default the l2
+norm; a backdoor pair needs a far smaller one. The paper's inference over it (Eq. 10-11) is `null_model.gamma_order`.
+
+Departures, and why:
+
+* *Step.* The paper's constant step (1e-4 times the gradient) needs thousands of steps on one network and overshoots on
+  another. Here a step goes along the gradient over a length of `growth` times the present norm (at least
+  `learning_rate`). So the norm at the first success exceeds the norm of the last failure by at most that factor: an overshoot of
+  at most `growth` on any network, in tens of steps. On logarithms, where the classes are compared, it is 0.1 at most,
+  against a spread between classes of 0.2 to 0.3.
+* *Fixed images*, full-batch steps: success is exact at every step, and the same bits come out twice.
+* *All classes to one first.* One search per target with all other classes as its sources is K searches instead of
+  K (K - 1), and finds every attack from all classes. Then all pairs are scouted on a few images each, and for each
+  target the most suspicious pair is searched in full. So every target is judged by the same rule, which the null model
+  needs, and attacks from chosen sources are found at about twice the cost of the first pass.
+* *References.* Classes differ by nature (a shirt is a T-shirt but for 0.7 of l2 norm). Where reference networks could be
+  trained (engine/reference.py), norms are judged relative to the same unit's on them.
+* A pair whose images are classified as t without any pattern has no statistic: that is confusion, not a trigger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxspect.engine.detectors.base import (
+    AtHand,
+    Detector,
+    logs_of_references,
+    present_classes,
+    relative_to,
+    search_units,
+)
+from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.null_model import PairJudgement, gamma_order
+from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings
+from onnxspect.engine.perturbation import Additive, State
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.subject import Subject
+
+NAME = "reverse-engineering"
+#: 000, sec. 5.2.1: pi = 0.95. No multiplier: the norm is bounded by where the climb stops. `patience` only ends a unit
+#: whose loss is not finite.
+CLIMB = SearchConfig(steps=150, samples=64, learning_rate=0.05, success=0.95, multiplier=0.0, stop_at_success=True)
+
+
+@dataclass(frozen=True)
+class Climb(ReachTarget):
+    """Eq. 9 of 000, climbed by steps that grow with the pattern.
+
+    Attributes:
+        growth: length of a step, as a share of the present norm.
+        labelled: training images by class ``(class, n, channels, height, width)``, D_t of Eq. 9; None leaves its first
+            term out.
+        weight: lambda, of the term that sends images to t (1 in the paper).
+    """
+
+    perturbation: Additive = field(default_factory=Additive)
+    growth: float = 0.1
+    labelled: Tensor | None = field(default=None, repr=False, compare=False)
+    weight: float = 1.0
+
+    def measure(
+        self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
+    ) -> Measured:
+        """-J_st, the pattern's norm, the share that reaches t."""
+        reached = super().measure(subject, state, constants, images, targets, multiplier)
+        if self.labelled is None:
+            return reached
+        units = len(targets)
+        labelled = self.labelled[targets]
+        logits = subject(self.perturbation.remove(state, labelled).flatten(0, 1)).view(units, labelled.shape[1], -1)
+        own = torch.zeros_like(logits, dtype=torch.bool)
+        own[torch.arange(units, device=targets.device), :, targets] = True
+        # log(1 - p_t), from logits: nothing is lost where p_t rounds to 1
+        away = torch.logsumexp(logits.masked_fill(own, -torch.inf), 2) - torch.logsumexp(logits, 2)
+        return replace(reached, loss=self.weight * reached.loss - away.mean(1))
+
+    def memory(self, state: State) -> Memory:
+        """Nothing: a plain gradient step."""
+        return {k: () for k in state}
+
+    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+        """Along the gradient, by `growth` times the present norm or `learning_rate`, whichever is longer."""
+        delta, gradient = state["delta"].detach(), gradients["delta"]
+        shape = (-1, *[1] * (delta.ndim - 1))
+        present = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        length = (self.growth * present).clamp_min(settings.learning_rate)
+        steep = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+        return {"delta": (delta - (length / steep).view(shape) * gradient).clamp(-1, 1)}
+
+
+@dataclass(frozen=True)
+class ReverseEngineering(Detector):
+    """The detector's settings.
+
+    Attributes:
+        search: how hard the units that are judged are searched; `learning_rate` is the least length of a step.
+        perturbation: the additive family and its norm.
+        growth: length of a step, as a share of the present norm.
+        pairs: also look at source-target pairs.
+        scout_samples: images of the source class that a pair is scouted on.
+        most_pairs: at most so many pairs are scouted; of more, those of the targets that the first pass finds most
+            suspicious and of as many random targets.
+        training_samples: images a class that the first term of Eq. 9 is taken over.
+        weight: lambda of Eq. 9.
+        held_out: at most so many unseen clean samples measure whether a pattern carries over.
+    """
+
+    name: ClassVar[str] = NAME
+    search: SearchConfig = CLIMB
+    perturbation: Additive = field(default_factory=Additive)
+    growth: float = 0.1
+    pairs: bool = True
+    scout_samples: int = 8
+    most_pairs: int = 400
+    training_samples: int = 64
+    weight: float = 1.0
+    held_out: int = 500
+
+    def run(self, at_hand: AtHand) -> Evidence | Skipped:
+        """Every target from all classes; then the most suspicious pair of every target."""
+        if at_hand.training is not None:
+            at_hand = replace(at_hand, found_on=at_hand.training)  # 000: D_s and D_t are the training set's
+        present = present_classes(at_hand.found_on)
+        targets = [t for t in range(at_hand.subject.classes) if present - {t}]
+        if not targets:
+            return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
+        norm = self.perturbation.norm
+        found = self._judged(at_hand, [Unit(t) for t in targets], f"all_{norm}")
+        if self.pairs:
+            found += self._pairs(at_hand, targets, sorted(present), found)
+        views = [f"all_{norm}", f"pair_{norm}"] if self.pairs else [f"all_{norm}"]
+        prefix = "relative_" if at_hand.references else ""
+        settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
+        return Evidence(
+            NAME,
+            settings,
+            f"{prefix}all_{norm}",
+            norm,
+            "low",
+            tuple(found),
+            tuple(View(prefix + view) for view in views if any(view in u.statistics for u in found)),
+        )
+
+    def _pairs(
+        self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]
+    ) -> list[UnitEvidence]:
+        """All pairs scouted; of every target the most suspicious one in full, the others as they were scouted."""
+        norm, scouting = self.perturbation.norm, replace(self.search, samples=self.scout_samples)
+        of = self._scouted_targets(at_hand, targets, first)
+        units = [Unit(t, s) for t in of for s in sources if s != t]
+        scouts = self._judged(at_hand, units, f"scout_{norm}", " scouts", scouting, held_out=0)
+        statistic = f"relative_scout_{norm}" if at_hand.references else f"scout_{norm}"
+        best: dict[int, UnitEvidence] = {}
+        for unit in scouts:
+            known = best.get(unit.unit.target)
+            value = unit.statistics.get(statistic)
+            if value is not None and (known is None or value < known.statistics[statistic]):
+                best[unit.unit.target] = unit
+        chosen = [u.unit for u in best.values()]
+        full = {u.unit: u for u in self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, scouting)}
+        return [self._with(full[u.unit], u.statistics) if u.unit in full else u for u in scouts]
+
+    def _scouted_targets(self, at_hand: AtHand, targets: Sequence[int], first: Sequence[UnitEvidence]) -> list[int]:
+        """All targets where there are few pairs; else the front-runners of the first pass and as many random ones."""
+        most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
+        if len(targets) <= most:
+            return list(targets)
+        norm = self.perturbation.norm
+        statistic = f"relative_all_{norm}" if at_hand.references else f"all_{norm}"
+        ranked = sorted(first, key=lambda u: (u.statistics.get(statistic, np.inf), u.unit.target))
+        front = [u.unit.target for u in ranked[: most // 2]]
+        others = [t for t in targets if t not in front]
+        drawn = at_hand.run.numpy_generator(NAME, "random targets").permutation(len(others))[: most - len(front)]
+        return sorted([*front, *(others[i] for i in drawn)])
+
+    def _judged(
+        self,
+        at_hand: AtHand,
+        units: Sequence[Unit],
+        statistic: str,
+        stage: str = "",
+        config: SearchConfig | None = None,
+        on_references: SearchConfig | None = None,
+        held_out: int | None = None,
+    ) -> list[UnitEvidence]:
+        """Units searched on the subject and on every reference, with their statistics, also relative to these."""
+        config = config or self.search
+        lighter = on_references or replace(config, samples=max(1, config.samples // 2))
+        images = self.held_out if held_out is None else held_out
+        norm = self.perturbation.norm
+
+        def searched(subject: Subject, name: str, reference: bool) -> tuple[UnitEvidence, ...]:
+            objective = Climb(self.perturbation, growth=self.growth, weight=self.weight)
+            if not reference and at_hand.training is not None:
+                labelled = _by_class(at_hand.training, subject.classes, self.training_samples, at_hand)
+                objective = replace(objective, labelled=labelled.to(subject.device))
+            ledger = at_hand.reference_ledger if reference else at_hand.ledger
+            settings = lighter if reference else config
+            many = 0 if reference else images
+            return search_units(
+                name, subject, at_hand, ledger, units, objective, settings, norm, many, drawn_as=NAME
+            )
+
+        baselines = [
+            searched(subject, f"{NAME}{stage} on reference {i}", True) for i, subject in enumerate(at_hand.references)
+        ]
+        found = [self._named(u, statistic) for u in searched(at_hand.subject, f"{NAME}{stage}", False)]
+        if not baselines:
+            return found
+        logs = logs_of_references(baselines, norm)
+        return [relative_to(u, log, statistic, norm) for u, log in zip(found, logs, strict=True)]
+
+    def _named(self, unit: UnitEvidence, statistic: str) -> UnitEvidence:
+        """The norm under the name of its stage too; none where no pattern was needed."""
+        norm = self.perturbation.norm
+        value = unit.statistics.get(norm)
+        if value is None or not np.abs(unit.trigger["delta"]).max() > 0:
+            return replace(unit, statistics={})
+        return replace(unit, statistics={norm: value, statistic: value})
+
+    @staticmethod
+    def _with(unit: UnitEvidence, scouted: object) -> UnitEvidence:
+        assert isinstance(scouted, dict)
+        return replace(unit, statistics={**scouted, **unit.statistics})
+
+
+def _by_class(training: Samples, classes: int, n: int, at_hand: AtHand) -> Tensor:
+    """``(class, n, channels, height, width)``: of every class n images, drawn again where there are fewer.
+
+    A class without images gets those of no class in particular: as a target it still has sources to be led from.
+    """
+    rows = []
+    for c in range(classes):
+        own = np.flatnonzero(training.labels == c)
+        pool = own if len(own) else np.arange(len(training.labels))
+        order = at_hand.run.numpy_generator(NAME, c, "labelled").permutation(pool)
+        rows.append(np.resize(order, n))
+    return torch.from_numpy(training.images[np.stack(rows)])

@@ -1,0 +1,123 @@
+"""Tiny classifiers whose backdoor is one neuron, known by hand, and what the tests of patches do with them.
+
+The world is conftest's: four quadrants, and a 2x2 checkerboard in the middle. `neuron_model` has a hidden layer of five
+neurons: four hear a quadrant each, the last hears the checkerboard and shouts for the target. `channel_model` is the
+same with a convolution of two channels: the first passes the picture on, the second finds the checkerboard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_images, quadrant_weights, saved
+from onnx import helper, numpy_helper
+
+from onnxspect.engine.export import Provenance, patched_model, write_model
+from onnxspect.engine.mitigation.method import Case, Edit, Trigger
+from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import InputSpec, Subject
+
+TARGET = 2
+FIT, GUARD, UNSEEN = quadrant_images(16, 0), quadrant_images(10, 1), quadrant_images(25, 2)
+
+
+def patch_trigger() -> Trigger:
+    """The planted checkerboard itself."""
+    mask, pattern = np.zeros((1, SIDE, SIDE), np.float32), np.zeros((1, SIDE, SIDE), np.float32)
+    mask[(0, *PATCH)] = 1.0
+    pattern[(0, *PATCH)] = np.eye(2)
+    return Trigger(TARGET, {"mask": mask, "pattern": pattern})
+
+
+def additive_trigger() -> Trigger:
+    """The same as a change that is added."""
+    delta = np.zeros((1, SIDE, SIDE), np.float32)
+    delta[(0, *PATCH)] = CHECKERBOARD
+    return Trigger(TARGET, {"delta": delta})
+
+
+def neuron_model(activation: str = "Relu") -> onnx.ModelProto:
+    """Flatten, Gemm to 5, an activation, Gemm to the classes; neuron 4 is the backdoor."""
+    first = np.zeros((SIDE, SIDE, 5), np.float32)
+    first[..., :4] = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
+    first[(*PATCH, 4)] = 8.0 * CHECKERBOARD
+    bias = np.array([0, 0, 0, 0, -2], np.float32)
+    second = np.concatenate([np.eye(4), np.eye(4)[TARGET : TARGET + 1]]).astype(np.float32)
+    tensors = {"first": first.reshape(-1, 5), "bias": bias, "second": second}
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "first", "bias"], ["before"]),
+        helper.make_node(activation, ["before"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "second"], ["logits"]),
+    ]
+    return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+
+
+def channel_model(branch: bool = False) -> onnx.ModelProto:
+    """Conv to 2 channels, Relu, Flatten, Gemm; channel 1 is the backdoor.
+
+    branch: the convolution's value is added to itself, so that no weights switch a channel of the sum off exactly.
+    """
+    kernel = np.zeros((2, 1, 2, 2), np.float32)
+    kernel[0, 0, 0, 0] = 1.0
+    kernel[1, 0] = CHECKERBOARD
+    # Quadrant borders give at most 0.65 to the second channel, the checkerboard 2.
+    bias = np.array([0.0, -1.2], np.float32)
+    dense = np.zeros((2, SIDE, SIDE, CLASSES), np.float32)
+    dense[0] = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
+    dense[1, ..., TARGET] = 40.0
+    tensors = {
+        "kernel": kernel,
+        "kernel_bias": bias,
+        "dense": dense.reshape(-1, CLASSES),
+        "dense_bias": np.zeros(CLASSES, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "kernel", "kernel_bias"], ["conv"], pads=[0, 0, 1, 1]),
+        helper.make_node("Relu", ["conv"], ["active"]),
+    ]
+    last = "active"
+    if branch:
+        nodes.append(helper.make_node("Add", ["active", "active"], ["sum"]))
+        last = "sum"
+    nodes += [
+        helper.make_node("Flatten", [last], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense", "dense_bias"], ["logits"]),
+    ]
+    return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+
+
+def opened(model: onnx.ModelProto, folder: Path) -> Subject:
+    """The model as a file, and the file as a subject."""
+    return Subject.from_onnx(saved(model, folder / "model.onnx"))
+
+
+def case_of(subject: Subject, *triggers: Trigger, fit: Samples = FIT, guard: Samples = GUARD) -> Case:
+    """What a method is given; the planted trigger by default."""
+    return Case(subject, fit, guard, triggers or (patch_trigger(),), RunContext())
+
+
+def written(subject: Subject, edit: Edit, folder: Path, name: str = "method") -> Path:
+    """The edit as a file."""
+    assert subject.file is not None
+    model, _ = patched_model(subject, edit.values, Provenance("0" * 64, "1", name, "e"), edit.additions)
+    out = folder / f"{name}.onnx"
+    write_model(model, subject.file, out)
+    return out
+
+
+def proven(subject: Subject, edit: Edit, folder: Path, goals: Goals | None = None) -> Verification:
+    """The written edit measured by onnxruntime on samples that nothing has seen."""
+    assert subject.file is not None
+    return verify(written(subject, edit, folder), subject.file.path, UNSEEN, InputSpec(), planted(), goals)
+
+
+def planted() -> dict[str, tuple[int, Stamp]]:
+    """The true trigger, as `verify` takes it."""
+    arrays = dict(patch_trigger().arrays)
+    return {"planted": (TARGET, lambda images: stamp(images, arrays))}
