@@ -44,7 +44,7 @@ from onnxspect.converters.builder import FLOATS, Builder, NodeView, Unsupported,
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.fixed_batch import frees_batch, graph_module, in_groups
 from onnxspect.converters.functions import inline_functions
-from onnxspect.converters.fusions import fuse_gelu
+from onnxspect.converters.fusions import fuse
 from onnxspect.converters.knowledge import Knowledge, learn
 from onnxspect.converters.text import printable
 
@@ -151,7 +151,7 @@ def _finish(builder: Builder, inputs: tuple[str, ...], wanted: tuple[str, ...]) 
     except Unsupported as error:
         raise OnnxspectError(f"an output cannot be computed: {error}") from error
     graph.output(results[0] if len(results) == 1 else tuple(results))
-    fused = fuse_gelu(graph, builder.number)
+    fused = fuse(graph, builder.number)
     graph.eliminate_dead_code()  # also shape arithmetic whose result was known beforehand
     alive = set(graph.nodes)
     env = {name: fused.get(node, node) for name, node in builder.env.items()}

@@ -40,8 +40,10 @@ def test_the_inner_problem_climbs_and_stays_in_the_ball(subject: Subject) -> Non
         moved.append(float((answers == TARGET).float().mean()))
     # The planted weight is by far the shortest way to the target, so one change for all images finds it.
     assert moved[-1] == 1.0
-    change = change.numpy()[0]
-    assert set(map(tuple, np.argwhere(np.abs(change) > 0.5 * np.abs(change).max()))) == {(3, 3), (3, 4), (4, 3), (4, 4)}
+    largest = np.argsort(-np.abs(change.numpy()[0]), axis=None)[:4]
+    assert {(int(r), int(c)) for r, c in zip(*np.unravel_index(largest, (8, 8)), strict=True)} == {
+        (3, 3), (3, 4), (4, 3), (4, 4),
+    }  # fmt: skip
 
 
 def test_the_planted_weight_is_unlearned(subject: Subject, tmp_path: Path) -> None:

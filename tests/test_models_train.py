@@ -249,6 +249,20 @@ def test_training_sets_are_rebuilt_exactly(small_zoo: tuple[Path, tuple[Recipe, 
         rebuild_training_set(dataclasses.replace(recipes[1], seed=9), None, out)
 
 
+def test_any_number_of_workers_builds_the_same_zoo(
+    small_zoo: tuple[Path, tuple[Recipe, ...]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, recipes = small_zoo
+    # The one that learns on a surrogate first: it has to wait for it.
+    said: list[str] = []
+    build_zoo((recipes[2], recipes[0], recipes[1]), None, tmp_path, said.append, workers=2)
+    assert [line.split(":")[0] for line in said if "to go" in line][-1] == "learned"
+    here, there = rows_by_name(read_manifest(tmp_path)), rows_by_name(read_manifest(out))
+    assert list(here) == ["learned", "clean", "patched"]
+    assert {n: r["sha256"] for n, r in here.items()} == {n: there[n]["sha256"] for n in here}
+    assert "patched: accuracy" in capfd.readouterr().err
+
+
 def test_manifest_holds_the_learned_trigger(small_zoo: tuple[Path, tuple[Recipe, ...]]) -> None:
     out, recipes = small_zoo
     row = rows_by_name(read_manifest(out))["learned"]

@@ -193,5 +193,8 @@ def relative_to(unit: UnitEvidence, log_reference: float, statistic: str, shown:
     if statistic not in unit.statistics or not np.isfinite(log_reference):
         return unit
     reference = float(np.exp(log_reference))
-    told = {f"reference_{shown or statistic}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
+    told = {
+        f"reference_{shown or statistic}": reference,
+        f"relative_{statistic}": unit.statistics[statistic] / reference,
+    }
     return replace(unit, statistics={**unit.statistics, **told})

@@ -59,7 +59,7 @@ STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")
 #: Standard deviation of pixels that the first step's length is meant for (0.3 is common: MNIST 0.31, Fashion-MNIST 0.35).
 _PIXEL_DEVIATION = 0.3
 #: How far beyond the size that just suffices a perturbation is taken before its mu is carried to unseen images.
-STRENGTH = 2.0
+STRENGTH = 2.5
 #: Halvings of the interval in which the smallest sufficient scale of a perturbation is looked for.
 _HALVINGS = 7
 
@@ -301,8 +301,11 @@ class Cepa(Detector):
             steps=self.carry_steps,
         )
         config = SearchConfig(steps=self.carry_steps, samples=self.held_out, success=0.0, multiplier=0.0, settle=10**6)
-        (result,) = next(
-            iter(search(tap.subject, X
+        found = search(
+            tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose=lambda _: images
+        )
+        (result,) = next(found)
+        return result.success, len(images)
 
     def _stronger(self, tap: Embedding, unit: UnitEvidence, at_hand: AtHand) -> tuple[np.ndarray, float]:
         """(mu, mean norm of the deltas) of the unit's search gone on to `STRENGTH` times its size."""
@@ -313,9 +316,7 @@ class Cepa(Detector):
         choose = self._choose(samples, at_hand)
         config = replace(self._config(samples), steps=unit.steps + self.carry_steps)
         objective = self._objective(tap, STRENGTH * size)
-        (result,) = next(
-            iter(search(tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose))
-        )
+        (result,) = next(search(tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose))
         delta = result.trigger["delta"]
         mu, statistics = _statistics(tap, samples.images[choose(unit.unit)[: len(delta)]], delta)
         return mu, statistics["delta_norm"]

@@ -14,15 +14,17 @@ which D_l does not have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional
 
+from onnxspect.converters.taps import cuts, with_outputs
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.confidence import log_odds, superimposed
 from onnxspect.engine.errors import OnnxspectError
@@ -30,12 +32,17 @@ from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, Vie
 from onnxspect.engine.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
 from onnxspect.engine.objective import Measured, Objective
 from onnxspect.engine.perturbation import MaskPattern, Perturbation, State, stamp
+from onnxspect.engine.preprocessing import accuracy_floor
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, UnitResult
 from onnxspect.engine.subject import Subject
 
 NAME = "dtinspector"
+#: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
+PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
+#: A pixel counts as covered by a patch where the mask is above this.
+COVERED = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,3 +85,366 @@ class LeaveClass(Objective):
     def trigger(self, state: State) -> dict[str, Tensor]:
         """The perturbation's own."""
         return self.perturbation.trigger(state)
+
+
+@dataclass(frozen=True)
+class DTInspector(Detector):
+    """The detector's settings.
+
+    Attributes:
+        search: how hard each class is searched; `samples` is the size K of D_h and of its unseen peers, D_l has 2 K;
+            `success` is the share of D_h that the patch must take out of the class.
+        perturbation: the patch family, Eq. 1.
+        loss: "odds" or "square", see LeaveClass.
+        ranking: how D_h is chosen: "superimposed" or "confidence", see confidence.py.
+        partners: clean images that are laid over each sample for "superimposed".
+        ranked: at most so many samples of a class are ranked for D_h, drawn evenly; all are for D_l.
+        fewest: a class with fewer than three times as many samples is not judged.
+        held_out: on at most so many clean samples the restored trigger is tried.
+        data_inspection: also measure the KL divergence of the paper's data-inspection baseline (sec. 4.2 F).
+    """
+
+    name: ClassVar[str] = NAME
+    search: SearchConfig = field(
+        default_factory=lambda: SearchConfig(steps=120, samples=32, success=0.6, multiplier=1e-4, settle=20)
+    )
+    perturbation: MaskPattern = field(default_factory=MaskPattern)
+    loss: str = "odds"
+    ranking: str = "superimposed"
+    partners: int = 8
+    ranked: int = 2000
+    fewest: int = 10
+    held_out: int = 300
+    data_inspection: bool = False
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("odds", "square"):
+            raise OnnxspectError(f"unknown loss {self.loss!r}", "odds or square")
+        if self.ranking not in ("superimposed", "confidence"):
+            raise OnnxspectError(f"unknown ranking {self.ranking!r}", "superimposed or confidence")
+        if min(self.search.samples, self.partners, self.ranked, self.fewest) < 1:
+            raise OnnxspectError("samples, partners, ranked and fewest are at least 1")
+
+    @classmethod
+    def paper(cls) -> DTInspector:
+        """The paper's own settings (sec. 4.1): K = 50 by confidence alone, 95 % of D_h, p_z squared, lambda 1e-4.
+
+        Its loss is what fails on confident models; ``replace(DTInspector.paper(), loss="odds")`` mends just that.
+        """
+        search = SearchConfig(steps=400, samples=50, success=0.95, multiplier=1e-4)
+        return cls(search=search, loss="square", ranking="confidence")
+
+    def run(self, at_hand: AtHand) -> Evidence | Skipped:
+        """Search a patch for every class with enough samples; see whom else it takes out of the class.
+
+        Without a training set the clean samples stand for it. They hold no poisoned sample, so a backdoor can show only
+        where the model is sure of a class for a reason that its confident samples share by accident: the evidence then
+        raises no more than a suspicion (`convicts` is False), and `settings` says "samples": "clean".
+
+        Raises:
+            OnnxspectError: the training set is not this model's: shapes, labels, or an accuracy no better than chance.
+        """
+        subject, run = at_hand.subject, at_hand.run
+        samples = at_hand.found_on if at_hand.training is None else at_hand.training
+        if at_hand.training is not None:
+            _check_training_set(samples, subject)
+        logits = subject.predict(samples.images)
+        if not np.isfinite(logits).all():
+            return Skipped(NAME, "the model answers NaN or infinity on some samples: no confidence to rank by")
+        if len(logits) > 1 and np.ptp(logits, axis=0).max() == 0:
+            return Skipped(
+                NAME, "the model answers the same whatever its input: no sample is more certain than another"
+            )
+        predicted = logits.argmax(1)
+        if at_hand.training is not None:
+            _check_agreement(predicted, samples.labels, subject)
+        confidence = log_odds(logits, predicted)
+        judged = _classes_with(predicted, confidence, 3 * self.fewest)
+        if len(judged) < FEWEST_CLASSES:
+            return Skipped(NAME, self._too_few(predicted, confidence, subject.classes))
+        size = min(self.search.samples, min(int((predicted == z).sum()) for z in judged) // 3)
+        if size < self.search.samples:
+            run.observer.notice(
+                f"{NAME}: groups of {size} instead of {self.search.samples}: a class has no more samples"
+            )
+        groups = _Groups(self, at_hand, samples, predicted, confidence, size)
+        search = replace(self.search, samples=size)
+        objective = LeaveClass(self.perturbation, self.loss, search.success)
+        found = search_units(
+            NAME,
+            subject,
+            replace(at_hand, found_on=samples),
+            at_hand.ledger,
+            [Unit(target=z) for z in judged],
+            objective,
+            search,
+            "l1",
+            choose=lambda unit: groups.confident(unit.target)[0],
+            look=lambda result: self._look(result, groups, at_hand),
+        )
+        told = _with_paper_rule(found, 2 * size)
+        settings = self.settings() | {
+            "samples": "clean" if at_hand.training is None else "training set",
+            "group size": size,
+        }
+        views = (
+            View("transfer_angle", "low", log=False, noise=_angle_noise(2 * size)),
+            View("restored_angle", "high", log=False, noise=_angle_noise(len(groups.clean))),
+        )
+        views = views if len(groups.clean) else views[:1]
+        return Evidence(
+            NAME,
+            settings,
+            "transfer_angle",
+            "transfer_ratio",
+            "low",
+            told,
+            views,
+            convicts=at_hand.training is not None,
+        )
+
+    def _look(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:
+        """The unit as evidence: whom the patch takes out of the class, and whom its restored trigger takes into it."""
+        subject, z = at_hand.subject, result.unit.target
+        statistics: dict[str, float] = {}
+        if result.found:
+            learned, peers = groups.confident(z)
+            images = groups.samples.images
+            statistics["l1"] = result.cost
+            statistics["transfer_ratio"] = _leave(subject, images[groups.unsure(z)], result.trigger, z)
+            statistics["transfer_angle"] = _angle(statistics["transfer_ratio"])
+            statistics["peer_ratio"] = _leave(subject, images[peers], result.trigger, z)
+            others = groups.clean.images[groups.clean.labels != z]
+            if len(others):
+                restored = restored_trigger(subject, images[learned], result.trigger, z)
+                answers = subject.predict(stamp(others, restored)).argmax(1)
+                before = subject.predict(others).argmax(1)
+                statistics["restored_success"] = float((answers == z).mean() - (before == z).mean())
+                statistics["restored_angle"] = _angle(max(0.0, statistics["restored_success"]))
+        if self.data_inspection:
+            divergence = groups.divergence(z)
+            statistics |= {} if divergence is None else {"kl": divergence}
+        return UnitEvidence(
+            unit=result.unit,
+            statistics=statistics,
+            found=result.found,
+            converged=result.converged,
+            steps=result.steps,
+            search_success=result.success,
+            held_out_success=None,  # the patch leads away from its class; what leads into it is `restored_success`
+            held_out=0,
+            trigger=result.trigger,
+            seconds=result.seconds,
+        )
+
+    def _too_few(self, predicted: np.ndarray, confidence: np.ndarray, classes: int) -> str:
+        """Why there is nothing to compare."""
+        enough = [z for z in range(classes) if (predicted == z).sum() >= 3 * self.fewest]
+        if len(enough) >= FEWEST_CLASSES:
+            flat = [z for z in enough if np.ptp(confidence[predicted == z]) == 0]
+            return f"the model is equally sure of all samples of {len(flat)} classes: there is no ranking to learn from"
+        return (
+            f"only {len(enough)} of {classes} classes are predicted for at least {3 * self.fewest} samples each "
+            f"(at least {FEWEST_CLASSES} classes are needed); give more training samples"
+        )
+
+
+class _Groups:
+    """Who is looked at: for each class the confident samples, their unseen peers, the unsure ones; clean samples.
+
+    What is dear to find is found once, and only for classes that a resumed run has not finished.
+    """
+
+    def __init__(
+        self,
+        settings: DTInspector,
+        at_hand: AtHand,
+        samples: Samples,
+        predicted: np.ndarray,
+        confidence: np.ndarray,
+        size: int,
+    ) -> None:
+        self.settings, self.subject, self.run = settings, at_hand.subject, at_hand.run
+        self.samples, self.predicted, self.confidence, self.size = samples, predicted, confidence, size
+        self.pool = at_hand.found_on
+        rows = at_hand.run.numpy_generator(NAME, "held out").permutation(len(at_hand.held_out))
+        self.clean = at_hand.held_out.take(np.sort(rows[: settings.held_out]))
+        self._confident: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def confident(self, z: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of the 2 K most confident samples of class z every other one, D_h, and the others, which no patch sees."""
+        if z not in self._confident:
+            rows = self._ordered(z)[: 2 * self.size]
+            self._confident[z] = rows[::2], rows[1::2]
+        return self._confident[z]
+
+    def unsure(self, z: int) -> np.ndarray:
+        """D_l: the 2 K least confident samples of class z that are not among the confident ones."""
+        rows = np.flatnonzero(self.predicted == z)
+        rows = rows[np.argsort(self.confidence[rows], kind="stable")]
+        return rows[~np.isin(rows, np.concatenate(self.confident(z)))][: 2 * self.size]
+
+    def _ordered(self, z: int) -> np.ndarray:
+        """Samples of class z, the most confident first."""
+        rows = np.flatnonzero(self.predicted == z)
+        rng = self.run.numpy_generator(NAME, z, "partners")
+        other = np.flatnonzero(self.pool.labels != z)
+        if self.settings.ranking == "confidence" or not len(other):
+            return rows[np.argsort(-self.confidence[rows], kind="stable")]
+        if len(rows) > self.settings.ranked:
+            rows = np.sort(rng.permutation(rows)[: self.settings.ranked])
+        partners = self.pool.images[_one_of_each(self.pool.labels, other, self.settings.partners, rng)]
+        certain = superimposed(self.subject, self.samples.images[rows], z, partners)
+        return rows[np.argsort(-certain, kind="stable")]
+
+    def divergence(self, z: int) -> float | None:
+        """KL divergence of the mean representation of D_h from that of D_l (sec. 4.2 F); None without a graph."""
+        features = penultimate(self.subject)
+        if features is None:
+            return None
+        images = self.samples.images
+        high, low = (softmax(features(images[r]).mean(0)) for r in (self.confident(z)[0], self.unsure(z)))
+        return float((high * (np.log(high) - np.log(low))).sum())
+
+
+def _one_of_each(labels: np.ndarray, rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """At most n of `rows`, their classes in turn."""
+    mixed = rng.permutation(rows)
+    nth = np.zeros(len(mixed), np.int64)
+    for label in np.unique(labels[mixed]):
+        own = np.flatnonzero(labels[mixed] == label)
+        nth[own] = np.arange(len(own))
+    return mixed[np.argsort(nth, kind="stable")][:n]
+
+
+def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Pixels ``(n, channels, height, width)`` to the values ``(n, features)`` float64 at the last cut before the last layer.
+
+    None where the subject is a live module without a graph, or its graph has no such cut.
+    """
+    if subject.lowered is None:
+        return None
+    before = [tap for tap in cuts(subject.lowered) if tap.depth < 1]
+    if not before:
+        return None
+    module = with_outputs(subject.lowered, [before[-1].name]).module
+
+    def features(pixels: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            given = torch.from_numpy(np.ascontiguousarray(pixels)).to(subject.device)
+            return np.asarray(module(subject.spec.encode(given)).flatten(1).double().cpu().numpy())
+
+    return features
+
+
+def restored_trigger(
+    subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int
+) -> dict[str, np.ndarray]:
+    """What the patch has destroyed: its mask, with the median of the images that it takes out of the class.
+
+    If these are poisoned and the patch lies where their trigger is, this is the trigger (or as much of it as matters), and
+    clean images of other classes that get it go to `label`. The paper only looks at the patch.
+
+    Args:
+        subject: the classifier.
+        images: D_h ``(n, channels, height, width)``.
+        patch: `mask` and `pattern`.
+        label: the class.
+    """
+    left = subject.predict(stamp(images, dict(patch))).argmax(1) != label
+    mask = (patch["mask"] > COVERED).astype(np.float32)
+    return {"mask": mask, "pattern": np.median(images[left] if left.any() else images, axis=0).astype(np.float32)}
+
+
+@dataclass(frozen=True)
+class PaperRule:
+    """Sec. 3.3 for all classes.
+
+    Attributes:
+        index: MAD anomaly index of each transfer ratio ``(class,)``, positive where it is low; NaN where there is none.
+        infected: indices of the classes that the rule calls infected, the most extreme first.
+    """
+
+    index: np.ndarray
+    infected: tuple[int, ...]
+
+
+def paper_rule(ratios: np.ndarray, group: int) -> PaperRule:
+    """The paper's decision: MAD index above 3.5, and not all ratios above 90 %; any number of classes at once.
+
+    A median absolute deviation of less than half a sample in the group is rounding, and taken to be that: where most
+    ratios are 1 the paper's index is infinite.
+
+    Args:
+        ratios: transfer ratio of each class ``(class,)``, NaN where there is none.
+        group: how many samples a ratio is measured on.
+    """
+    ratios = np.asarray(ratios, np.float64)
+    known = np.isfinite(ratios)
+    index = np.full(len(ratios), np.nan)
+    if known.any():
+        median = np.median(ratios[known])
+        deviation = MAD_TO_SIGMA * max(float(np.median(np.abs(ratios[known] - median))), 0.5 / group)
+        index[known] = (median - ratios[known]) / deviation
+    if not known.any() or ratios[known].min() > ALL_LEAVE:
+        return PaperRule(index, ())
+    flagged = np.flatnonzero(np.nan_to_num(index, nan=-np.inf) > PAPER_INDEX)
+    return PaperRule(index, tuple(int(k) for k in flagged[np.argsort(-index[flagged], kind="stable")]))
+
+
+def _with_paper_rule(units: Sequence[UnitEvidence], group: int) -> tuple[UnitEvidence, ...]:
+    """`paper_index` and `paper_infected` (0 or 1) added to each unit that has a ratio; the same for `kl`, if measured."""
+    rule = paper_rule(np.array([u.statistics.get("transfer_ratio", np.nan) for u in units]), group)
+    told = []
+    for i, unit in enumerate(units):
+        statistics = dict(unit.statistics)
+        if "transfer_ratio" in statistics:
+            statistics |= {"paper_index": float(rule.index[i]), "paper_infected": float(i in rule.infected)}
+        told.append(replace(unit, statistics=statistics))
+    return tuple(told)
+
+
+def _leave(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int) -> float:
+    """Share of images that are not of class `label` any more: the transfer ratio of sec. 3.3."""
+    return float((subject.predict(stamp(images, dict(patch))).argmax(1) != label).mean())
+
+
+def _angle(share: float) -> float:
+    """arcsin(sqrt(share)): the scale on which a share of n has the same deviation, 1 / (2 sqrt n), whatever it is."""
+    return float(np.arcsin(np.sqrt(share)))
+
+
+def _angle_noise(n: int) -> float:
+    return 0.5 / float(np.sqrt(max(1, n)))
+
+
+def _classes_with(predicted: np.ndarray, confidence: np.ndarray, fewest: int) -> list[int]:
+    """The classes that at least `fewest` samples are predicted as, not all with the same confidence."""
+    judged = []
+    for z in np.unique(predicted):
+        own = confidence[predicted == z]
+        if len(own) >= fewest and np.ptp(own) > 0:
+            judged.append(int(z))
+    return judged
+
+
+def _check_training_set(training: Samples, subject: Subject) -> None:
+    if subject.size is not None and training.shape != subject.size:
+        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.size}")
+    if int(training.labels.max()) >= subject.classes:
+        raise OnnxspectError(
+            f"the training set has label {int(training.labels.max())}, the model {subject.classes} classes",
+            "give the training set of this very model",
+        )
+
+
+def _check_agreement(predicted: np.ndarray, labels: np.ndarray, subject: Subject) -> None:
+    """A model knows most of its training set, poisoned or not."""
+    accuracy = float((predicted == labels).mean())
+    floor = accuracy_floor(labels, subject.classes)
+    if accuracy < floor:
+        raise OnnxspectError(
+            f"the model gives {accuracy:.1%} of the training samples their label (at least {floor:.1%} is expected): "
+            "the labels do not match",
+            "give the training set of this very model, with labels in the model's order",
+        )

@@ -18,7 +18,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from onnxspect.engine.detectors.base import AtHand, Detector, logs_of_references, present_classes, relative_to, search_units
+from onnxspect.engine.detectors.base import (
+    AtHand,
+    Detector,
+    logs_of_references,
+    present_classes,
+    relative_to,
+    search_units,
+)
 from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.perturbation import MaskPattern
 from onnxspect.engine.search import SearchConfig

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
+from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.search import SearchConfig
 
@@ -16,16 +18,23 @@ PRESETS = {
     "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
 }
 
-#: Name -> what makes the detector for a preset, in the order in which they run: the cheap ones first.
+_REVERSE_ENGINEERING = {
+    "quick": ReverseEngineering(search=replace(CLIMB, samples=32), pairs=False),
+    "standard": ReverseEngineering(),
+    "thorough": ReverseEngineering(search=replace(CLIMB, samples=128), scout_samples=16, growth=0.05),
+}
+
+#: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     NeuralCleanse.name: lambda preset: NeuralCleanse(search=PRESETS[preset]),
+    ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
 }
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    "quick": (NeuralCleanse.name,),
-    "standard": (NeuralCleanse.name,),
-    "thorough": (NeuralCleanse.name,),
+    "quick": (NeuralCleanse.name, ReverseEngineering.name),
+    "standard": (NeuralCleanse.name, ReverseEngineering.name),
+    "thorough": (NeuralCleanse.name, ReverseEngineering.name),
 }
 
 

@@ -92,7 +92,7 @@ class Climb(ReachTarget):
 
     def memory(self, state: State) -> Memory:
         """Nothing: a plain gradient step."""
-        return {k: () for k in state}
+        return dict.fromkeys(state, ())
 
     def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
         """Along the gradient, by `growth` times the present norm or `learning_rate`, whichever is longer."""
@@ -174,7 +174,10 @@ class ReverseEngineering(Detector):
                 best[unit.unit.target] = unit
         chosen = [u.unit for u in best.values()]
         full = {u.unit: u for u in self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, scouting)}
-        return [self._with(full[u.unit], u.statistics) if u.unit in full else u for u in scouts]
+        return [
+            replace(full[u.unit], statistics={**u.statistics, **full[u.unit].statistics}) if u.unit in full else u
+            for u in scouts
+        ]
 
     def _scouted_targets(self, at_hand: AtHand, targets: Sequence[int], first: Sequence[UnitEvidence]) -> list[int]:
         """All targets where there are few pairs; else the front-runners of the first pass and as many random ones."""
@@ -213,9 +216,7 @@ class ReverseEngineering(Detector):
             ledger = at_hand.reference_ledger if reference else at_hand.ledger
             settings = lighter if reference else config
             many = 0 if reference else images
-            return search_units(
-                name, subject, at_hand, ledger, units, objective, settings, norm, many, drawn_as=NAME
-            )
+            return search_units(name, subject, at_hand, ledger, units, objective, settings, norm, many, drawn_as=NAME)
 
         baselines = [
             searched(subject, f"{NAME}{stage} on reference {i}", True) for i, subject in enumerate(at_hand.references)
@@ -234,16 +235,56 @@ class ReverseEngineering(Detector):
             return replace(unit, statistics={})
         return replace(unit, statistics={norm: value, statistic: value})
 
-    @staticmethod
-    def _with(unit: UnitEvidence, scouted: object) -> UnitEvidence:
-        assert isinstance(scouted, dict)
-        return replace(unit, statistics={**scouted, **unit.statistics})
+
+@dataclass(frozen=True)
+class Inference:
+    """What 000's inference (sec. 4.2.2) says of a model.
+
+    Attributes:
+        judgement: Eq. 10-11 over the pairs.
+        target: t-hat, the class with the least p-value.
+        source: s-hat, the source of the smallest pattern that leads there; None where only all sources together were
+            searched.
+        pattern: v-hat ``(channels, height, width)``.
+    """
+
+    judgement: PairJudgement
+    target: int | None
+    source: int | None
+    pattern: np.ndarray | None = field(repr=False)
+
+
+def infer(evidence: Evidence, classes: int, theta: float = 0.05) -> Inference:
+    """The paper's own inference from this detector's evidence: attacked or not, target, source, pattern.
+
+    It reads the scouted pairs, all searched on equal terms; where no pairs were, the searches from all classes.
+
+    Args:
+        evidence: of `ReverseEngineering`.
+        classes: of the subject.
+        theta: the paper's level.
+    """
+    norm = evidence.paper_statistic
+    by_pair = any(f"scout_{norm}" in u.statistics for u in evidence.units)
+    norms = np.full((classes, classes if by_pair else 1), np.nan)
+    units = {}
+    for unit in evidence.units:
+        if (unit.unit.source is not None) != by_pair or not unit.statistics:
+            continue
+        place = (unit.unit.target, unit.unit.source or 0)
+        norms[place] = unit.statistics[f"scout_{norm}" if by_pair else norm]
+        units[place] = unit
+    judgement = gamma_order(norms, theta)
+    if judgement.target is None or judgement.source is None:
+        return Inference(judgement, None, None, None)
+    best = units[judgement.target, judgement.source]
+    return Inference(judgement, judgement.target, best.unit.source, best.trigger["delta"])
 
 
 def _by_class(training: Samples, classes: int, n: int, at_hand: AtHand) -> Tensor:
     """``(class, n, channels, height, width)``: of every class n images, drawn again where there are fewer.
 
-    A class without images gets those of no class in particular: as a target it still has sources to be led from.
+    A class without images gets those of other classes: they are not of it already, so Eq. 9's first term is about 0.
     """
     rows = []
     for c in range(classes):

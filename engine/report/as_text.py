@@ -52,8 +52,12 @@ def _classes(report: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     ran = [d for d in report["detectors"] if d["status"] == "ran"]
     table.add_column("class")
+    several = len(ran) > 1  # then what they say in common matters more than how each came to it
     for d in ran:
         table.add_column(f"{d['name']}\n{d['statistic']}", justify="right")
+        if several:
+            table.add_column("p", justify="right")
+            continue
         table.add_column("reference", justify="right")
         table.add_column("anomaly", justify="right")
         table.add_column("MAD index", justify="right")
@@ -66,6 +70,9 @@ def _classes(report: dict[str, Any]) -> Table:
         cells = []
         for d in ran:
             name = d["name"]
+            if several:
+                cells += [_number(c["statistic"].get(name), ".3g"), _number(c["p_values"].get(name), ".2g")]
+                continue
             cells += [
                 _number(c["statistic"].get(name), ".1f"),
                 _number(c["reference"].get(name), ".1f"),

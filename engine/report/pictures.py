@@ -25,25 +25,51 @@ mpl.rcParams["svg.hashsalt"] = "onnxspect"
 
 
 def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path) -> list[Path]:
-    """Write classes.png, triggers.png and trigger-class-N.png for every target; returns what was written."""
+    """Write classes.png, and for each detector with triggers triggers.png and trigger-class-N.png for every target.
+
+    The first detector's files have these names; the others' carry the detector's name too. Returns what was written.
+    """
     written = [_write(folder / "classes.png", bars(report))]
     targets = set(report["targets"])
+    first = True
     for e in evidence:
-        if not isinstance(e, Evidence):
+        units = [u for u in e.units if u.found and _drawable(u)] if isinstance(e, Evidence) else []
+        if not units:
             continue
-        units = [u for u in e.units if u.found]
-        if units:
-            written.append(_write(folder / "triggers.png", sheet(units, targets, report)))
-        for unit in units:
-            if unit.unit.target in targets:
-                name = f"trigger-class-{unit.unit.target}.png"
-                written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
+        suffix = "" if first else f"-{e.detector}"
+        first = False
+        written.append(_write(folder / f"triggers{suffix}.png", sheet(units, targets, report)))
+        for unit in _speaking(units, targets, e.tail if isinstance(e, Evidence) else "low"):
+            name = f"trigger-class-{unit.unit.target}{suffix}.png"
+            written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
     return written
 
 
+def _drawable(unit: UnitEvidence) -> bool:
+    """Whether its trigger is a change of pixels: some are changes of an inner layer."""
+    return {"mask", "pattern"} <= set(unit.trigger) or "delta" in unit.trigger
+
+
+def _speaking(units: Sequence[UnitEvidence], targets: set[int], tail: str) -> list[UnitEvidence]:
+    """One unit a target: of several sources or taps the most suspicious."""
+    best: dict[int, UnitEvidence] = {}
+    sign = 1 if tail == "low" else -1
+    for unit in units:
+        k = unit.unit.target
+        if k in targets and (k not in best or sign * _value(unit) < sign * _value(best[k])):
+            best[k] = unit
+    return [best[k] for k in sorted(best)]
+
+
+def _value(unit: UnitEvidence) -> float:
+    return next(iter(unit.statistics.values()), float("nan"))
+
+
 def bars(report: dict[str, Any]) -> Figure:
-    """The statistic of every class, targets in red, with its corrected p-value."""
-    detector = next((d for d in report["detectors"] if d["status"] == "ran"), None)
+    """The statistic of every class by the detector that is surest, targets in red, with the corrected p-value."""
+    ran = [d for d in report["detectors"] if d["status"] == "ran"]
+    least = {d["name"]: min((c["p_values"][d["name"]] for c in report["classes"]), default=1.0) for d in ran}
+    detector = min(ran, key=lambda d: least[d["name"]], default=None)
     rows = [
         (
             c["index"],
@@ -71,7 +97,11 @@ def bars(report: dict[str, Any]) -> Figure:
         axes.legend(frameon=False, fontsize=8)
     axes.set_xticks(range(len(rows)), [_label(r[0], r[1]) for r in rows], rotation=45, ha="right", fontsize=8)
     axes.set_ylabel(
-        "L1 norm of the smallest mask (pixels)" if detector and detector["statistic"] == "l1" else "statistic"
+        "L1 norm of the smallest mask (pixels)"
+        if detector and detector["statistic"] == "l1"
+        else f"{detector['name']}: {detector['statistic']}"
+        if detector
+        else "statistic"
     )
     axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -80,7 +110,7 @@ def bars(report: dict[str, Any]) -> Figure:
 
 def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, Any]) -> Figure:
     """The trigger of every class, as it looks on a grey image."""
-    units = sorted(units, key=lambda u: u.statistics.get("l1", np.inf))[:MOST_BARS]
+    units = sorted(units, key=_value)[:MOST_BARS]
     columns = min(10, len(units))
     rows = -(-len(units) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.3), dpi=120, layout="constrained")
@@ -91,9 +121,8 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
     for axes, unit in zip(grid.flat, units, strict=False):
         _show(axes, trigger_alone(unit.trigger))
         k = unit.unit.target
-        value = next(iter(unit.statistics.values()), float("nan"))
         axes.set_title(
-            f"{_label(k, report['classes'][k]['name'])}\n{value:.1f}",
+            f"{_pair(unit, report)}\n{_value(unit):.3g}",
             fontsize=7,
             color=ACCENT if k in targets else "black",
         )
@@ -164,6 +193,13 @@ def _show(axes: Any, image: np.ndarray) -> None:
         axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:
         axes.imshow(pixels, interpolation="nearest")
+
+
+def _pair(unit: UnitEvidence, report: dict[str, Any]) -> str:
+    """The class, or "source to class"."""
+    k, source = unit.unit.target, unit.unit.source
+    label = _label(k, report["classes"][k]["name"])
+    return label if source is None else f"{source} to {label}"
 
 
 def _label(index: int, name: str) -> str:
