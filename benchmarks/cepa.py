@@ -56,12 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/cepa"), help="where data and reference units are kept")
-    parser.add_argument("--only", nargs="*", default=[], help="these models only")
+    parser.add_argument("--only", nargs="*", default=[], help="these models only, in this order")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     asked = parser.parse_args(arguments)
     subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
     subjects += reference_subjects(asked.reference) if asked.reference else []
-    subjects = [s for s in subjects if not asked.only or s["name"] in asked.only]
+    if asked.only:
+        subjects = sorted((s for s in subjects if s["name"] in asked.only), key=lambda s: asked.only.index(s["name"]))
     if not subjects:
         parser.error("no models: give --zoo or --reference")
     run = RunContext(asked.seed, choose_device(asked.device))

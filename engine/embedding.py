@@ -4,25 +4,29 @@ For a model that came from a file, a tap is a cut of its graph (converters/taps.
 and g are exact. For a live torch module, which has no such graph, a tap is the *input of a submodule*, addressed by the
 submodule's name; that no path leads around it is then the caller's promise.
 
-`perturbing` moves the other end: it makes a Subject whose "pixels" are an internal tensor of the model, so that models
-whose input is discrete (token ids, fed to an embedding table) can be searched from their first continuous tensor on.
+`perturbing` moves the other end: it makes a Subject whose "pixels" are an internal tensor of the model; `from_discrete`
+does so for models whose input is discrete (token ids, fed to an embedding table), which can be searched from their first
+continuous tensor on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from onnxspect.converters.lowering import LoweredModel
+from onnxspect.converters.logits import LogitsInfo, logits_of
+from onnxspect.converters.lowering import LoweredModel, lower
+from onnxspect.converters.simplify import simplify
 from onnxspect.converters.taps import Tap, cuts, split, with_outputs
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.subject import InputSpec, Subject, open_file
 
 #: Operators after which a layer is complete: activations, poolings, and what joins the branches of a block.
 _ENDS = frozenset(
@@ -219,7 +223,7 @@ def _shape(subject: Subject, both: Callable[[Tensor], tuple[Tensor, Tensor]], ta
     return one[1:] if one[0] == 1 else one
 
 
-def perturbing(subject: Subject, value: str, example: Samples | None = None) -> Subject:
+def perturbing(subject: Subject, value: str) -> Subject:
     """A Subject whose "pixels" are the tensor `value` of the model: every search then perturbs that, and not the image.
 
     Its images are embeddings (see `embedded`), of any range; whatever clips to [0, 1] must be told not to.
@@ -227,41 +231,15 @@ def perturbing(subject: Subject, value: str, example: Samples | None = None) -> 
     Args:
         subject: a classifier from a file.
         value: ONNX value name of a cut.
-        example: samples, where the model leaves sizes of its input open.
 
     Raises:
         OnnxspectError: the subject has no graph, or `value` is no cut of it.
     """
     if subject.lowered is None:
         raise OnnxspectError(f"{subject.name}: only a model from a file can be perturbed at an internal tensor")
-    lowered = subject.lowered
-    image = example.shape if example is not None else subject.image_shape
-    layout = _layout_of(subject, image)
-    _, behind = split(lowered, value, layout)
-    names = {node.name: node for node in behind.graph.nodes}
-    start = next(node for node in behind.graph.nodes if node.op == "placeholder")
-    values = {k: v for k, v in lowered.values.items() if v in names}
-    cut = replace(
-        lowered,
-        module=behind,
-        inputs=(value,),
-        values=values | {value: start.name},
-        weights={k: w for k, w in lowered.weights.items() if any(n.target == k for n in behind.graph.nodes)},
-    )
+    _, behind = split(subject.lowered, value, _example(subject))
     shape = embed(subject, value).shape
-    probabilities = subject.logits is not None and subject.logits.how == "log_of_probabilities"
-    module: Callable[[Tensor], Tensor] = (lambda x: torch.log(behind(x).clamp_min(1e-30))) if probabilities else behind
-    return Subject(
-        module,
-        InputSpec(name=f"at {value}"),
-        shape,  # type: ignore[arg-type]  # an internal tensor has as many axes as it has
-        subject.classes,
-        subject.device,
-        f"{subject.name} from {value} on",
-        None,
-        cut,
-        subject.logits,
-    )
+    return _from_value_on(subject.lowered, behind, value, shape, subject.logits, subject.device, subject.name)
 
 
 def embedded(subject: Subject, value: str, samples: Samples, batch_size: int = 256) -> Samples:
@@ -275,9 +253,81 @@ def embedded(subject: Subject, value: str, samples: Samples, batch_size: int = 2
     return replace(samples, images=torch.cat(parts).numpy(), files=())
 
 
-def _layout_of(subject: Subject, image: tuple[int, int, int]) -> tuple[int, ...] | None:
+def from_discrete(
+    path: str | Path, value: str, inputs: np.ndarray, labels: np.ndarray, device: str = "cpu"
+) -> tuple[Subject, Samples]:
+    """A model whose input is no image (token ids, say), as a Subject and Samples from its tensor `value` on.
+
+    Args:
+        path: an ONNX file with one input, of any type and shape.
+        value: ONNX value name of a cut that is continuous: the output of the embedding table, or anything behind it.
+        inputs: clean inputs as the model takes them, ``(n, ...)``.
+        labels: class indices ``(n,)``.
+        device: where to search.
+
+    Returns:
+        the Subject (see `perturbing`) and its Samples: ``(n, *shape of value)`` float32.
+
+    Raises:
+        OnnxspectError: the file is not usable, has several inputs, does not run on such inputs, or `value` is no cut.
+    """
+    if len(inputs) == 0 or len(inputs) != len(labels):
+        raise OnnxspectError(f"{len(inputs)} inputs but {len(labels)} labels", "give one label for each input")
+    file = open_file(path)
+    proto, _ = simplify(file.proto)
+    info = logits_of(proto)
+    lowered = lower(proto, [info.value])
+    if len(lowered.inputs) != 1:
+        raise OnnxspectError(f"{path}: the model has {len(lowered.inputs)} inputs, not one")
+    before, behind = split(lowered, value, inputs.shape[1:])
+    before.to(device), behind.to(device)
+    try:
+        with torch.no_grad():
+            images = before(torch.from_numpy(np.ascontiguousarray(inputs)).to(device)).float().cpu().numpy()
+    except Exception as error:  # whatever the stranger's graph raises on these inputs is the same finding
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OnnxspectError(f"{path}: does not run on inputs of shape {inputs.shape[1:]}: {line}") from error
+    if len(images) != len(inputs) or images.dtype.kind != "f":
+        raise OnnxspectError(f"{printable(value)}: the first axis of this value does not count the inputs")
+    subject = _from_value_on(lowered, behind, value, images.shape[1:], info, device, str(path))
+    return subject, Samples(images, np.asarray(labels, np.int64), path=str(path))
+
+
+def _from_value_on(
+    lowered: LoweredModel,
+    behind: fx.GraphModule,
+    value: str,
+    shape: tuple[int, ...],
+    info: LogitsInfo | None,
+    device: str,
+    name: str,
+) -> Subject:
+    kept = {node.name for node in behind.graph.nodes}
+    used = {node.target for node in behind.graph.nodes if node.op == "get_attr"}
+    start = next(node for node in behind.graph.nodes if node.op == "placeholder")
+    cut = replace(
+        lowered,
+        module=behind,
+        inputs=(value,),
+        values={k: v for k, v in lowered.values.items() if v in kept} | {value: start.name},
+        weights={k: w for k, w in lowered.weights.items() if k in used},
+    )
+    probabilities = info is not None and info.how == "log_of_probabilities"
+
+    def module(x: Tensor) -> Tensor:
+        answer: Tensor = behind(x)
+        return torch.log(answer.clamp_min(1e-30)) if probabilities else answer
+
+    with torch.no_grad():
+        classes = int(module(torch.zeros(1, *shape, device=device)).reshape(1, -1).shape[1])
+    spec = InputSpec(name=f"at {value}")
+    # An internal tensor has as many axes as it has; what reads `image_shape` as an image does not meet such a subject.
+    return Subject(module, spec, shape, classes, device, f"{name} from {value} on", None, cut, info)  # type: ignore[arg-type]
+
+
+def _example(subject: Subject) -> tuple[int, ...] | None:
     """Shape of one image as the model's own input tensor has it."""
-    if not all(image):
+    if not all(subject.image_shape):
         return None
     with torch.no_grad():
-        return tuple(subject.spec.encode(torch.zeros(1, *image)).shape[1:])
+        return tuple(subject.spec.encode(torch.zeros(1, *subject.image_shape)).shape[1:])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ def test_a_file_that_does_not_withstand_a_new_search_is_kept_only_for_want_of_a_
     second = np.concatenate([np.eye(4), np.tile(np.eye(4)[TARGET], (2, 1))]).astype(np.float32)
     model = neuron_model()
     for i, (name, value) in enumerate(
-        (("first", weights.reshape(-1, 6)), ("bias", np.array([0, 0, 0, 0, -3, -3], np.float32)), ("second", second))
+        (("first", weights.reshape(-1, 6)), ("bias", np.zeros(6, np.float32)), ("second", second))
     ):
         model.graph.initializer[i].CopyFrom(numpy_helper.from_array(value, name))
     subject = opened(model, tmp_path)
@@ -147,24 +148,21 @@ def test_a_guarded_file_from_the_command_line(work: Path, tmp_path: Path) -> Non
 
 def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
     """What the scan says of the patched file is a goal like the others; it is asked with the right preprocessing."""
-    asked = []
-
-    def says(verdict: str):  # type: ignore[no-untyped-def]
-        def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
-            asked.append((path, spec))
-            report = scan(path, work / "known.npz", tmp_path / verdict, "quick", ["neural-cleanse"], spec=spec).report
-            return {**report, "verdict": verdict, "reasons": ["it is so"]}
-
-        return rescan
-
     model = work / "model.onnx"
+    found = []
+
+    def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
+        assert (path, spec.name) == (model, read_finding(work / "run").spec.name)
+        found.append(scan(path, work / "known.npz", tmp_path / "again", "quick", ["neural-cleanse"], spec=spec).report)
+        return found[-1]
+
+    proof = prove(model, model, work / "unseen.npz", work / "run", rescan=rescan)
+    assert proof.rescan is not None
+    assert (proof.rescan.verdict, list(proof.rescan.targets)) == (found[0]["verdict"], found[0]["targets"])
     for verdict, holds in (("clean", True), ("inconclusive", True), ("backdoored", False)):
-        proof = prove(model, model, work / "unseen.npz", work / "run", rescan=says(verdict))
-        assert proof.rescan is not None
-        assert proof.rescan.verdict == verdict
-        assert proof.holds is holds
-    assert {(p, s.name) for p, s in asked} == {(model, read_finding(work / "run").spec.name)}
-    assert "a fresh scan calls the patched file backdoored (it is so)" in proof.failures[0]
+        told = replace(proof, triggers=(), rescan=replace(proof.rescan, verdict=verdict, reasons=("it is so",)))
+        assert told.holds is holds
+    assert told.failures == ("a fresh scan calls the patched file backdoored (it is so)",)
 
 
 def test_latency_and_strip_are_measured(work: Path) -> None:

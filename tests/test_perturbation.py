@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from onnxspect.engine.perturbation import MaskPattern, stamp
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.perturbation import NORMS, Additive, MaskPattern, stamp
 
 SHAPE = (3, 4, 5)
 states = hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-1e4, 1e4, width=32))
@@ -104,3 +106,38 @@ def test_stamp_adds_and_clips() -> None:
     stamped = stamp(images, {"delta": np.array([-0.5, 0.1, 0.5], np.float32).reshape(1, 1, 3)})
     np.testing.assert_allclose(stamped.ravel(), [0.0, 0.5, 1.0], rtol=1e-6)
     assert stamped.dtype == np.float32
+
+
+@given(st.sampled_from(sorted(NORMS)), states, pixels)
+def test_additive_pixels_cost_and_stamp(norm: str, delta: np.ndarray, images: np.ndarray) -> None:
+    """000, Eq. 1, written out; valid pixels whatever the optimiser does; what is handed over is what was applied."""
+    kind, state = Additive(norm), {"delta": torch.from_numpy(delta)}
+    v = np.clip(delta.astype(np.float64), -1, 1)
+    applied = kind.apply(state, torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(applied, np.clip(images + v[:, None], 0, 1), atol=1e-6)
+    removed = kind.remove(state, torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(removed, np.clip(images - v[:, None], 0, 1), atol=1e-6)
+    order = {"l2": 2, "l1": 1, "linf": np.inf}[norm]
+    expected = [np.linalg.norm(x.ravel(), order) for x in v]
+    np.testing.assert_allclose(kind.cost(state).numpy(), expected, rtol=1e-5, atol=1e-9)
+    trigger = {k: t.numpy() for k, t in kind.trigger(state).items()}
+    for u in range(2):
+        np.testing.assert_allclose(stamp(images[u], {"delta": trigger["delta"][u]}), applied[u], atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_additive_starts_at_no_change_and_can_leave_it(norm: str) -> None:
+    kind = Additive(norm)
+    state = {k: v.requires_grad_() for k, v in kind.start(SHAPE, generators(1, 2)).items()}
+    images = torch.rand(2, 3, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(kind.apply(state, images), images)
+    loss = kind.apply(state, images).sum() + kind.cost(state).sum()
+    (gradient,) = torch.autograd.grad(loss, [state["delta"]])
+    assert bool(torch.isfinite(gradient).all())
+    assert bool((gradient > 0).all())
+
+
+def test_additive_refuses_an_unknown_norm() -> None:
+    with pytest.raises(OnnxspectError, match="l3") as caught:
+        Additive("l3")
+    assert "l2" in str(caught.value.hint)

@@ -21,8 +21,9 @@ theta. Derivation of the inner maximum, which the slides leave out:
   holds for every attack, and is weaker.
 
 The outer minimisation is the walk of `fixed`. It has no regret guarantee for the attack here (the paper: weaker
-theoretical guarantees): an average of feasible distributions need not be feasible. Averages over the last steps are drawn
-towards the clean centres until every point lies inside the set *that they themselves move*; the best is the attack.
+theoretical guarantees): an average of feasible distributions need not be feasible. So the walk is also taken against each
+split alone, and its distributions (one point a class) and means of them are tried as attacks: drawn towards the clean
+centres until every point lies inside the set *that they themselves move*, and trained against. The best is kept.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ from onnxspect.engine.certification.fixed import Attack
 from onnxspect.engine.certification.hinge import Trained, hinge, hinge_gradient, train, with_bias
 from onnxspect.engine.errors import OnnxspectError
 
-#: Averages over so large a share of the walk's last steps are tried as attacks.
-_WINDOWS = (0.0, 0.1, 0.5)
+#: So many steps of each walk are tried as attacks, and the means over such shares of its last steps.
+_TRIED, _WINDOWS = 6, (0.1, 0.5)
+#: Relative accuracy of the training that compares attacks.
+_ROUGH = 0.02
 
 
 @dataclass(frozen=True)
@@ -283,29 +286,12 @@ def certify_data_dependent(
         return Bound(0.0, clean.loss, clean.loss, empty, clean.loss, clean.loss, 0, np.zeros(0))
     epsilon = count / n
     inner = Inner(feasible, np.array([(signs == -1).mean(), (signs == 1).mean()]), rng)
-    theta = clean.theta
-    values, thetas, found = np.zeros(steps), [], []
-    z, inverse_step = np.zeros(rows.shape[1]), 0.0
-    for t in range(steps):
-        worst = max((inner.worst(theta, roles) for roles in splits(epsilon)), key=lambda w: w.bound)
-        loss, gradient = hinge_gradient(theta, rows, signs, share)
-        values[t] = loss + worst.bound
-        thetas.append(theta)
-        found.append(worst)
-        for role, point in zip(worst.roles, worst.points, strict=True):
-            sign = 2 * role.k - 1
-            if role.counts and 1 - sign * float(theta @ np.append(point, 1.0)) > 0:
-                gradient = gradient - role.mass * sign * np.append(point, 1.0)
-        if t == 0:  # the walk starts at the clean classifier, as if it had come there from zero
-            inverse_step = max(0.1 * float(np.linalg.norm(gradient)) * np.sqrt(steps) / radius, 1e-12)
-            z = theta * inverse_step
-        z -= gradient
-        inverse_step = max(inverse_step, float(np.linalg.norm(z)) / radius)
-        theta = z / inverse_step
-    attacks = [_attack(found, thetas, window, features, signs, feasible, count, radius) for window in _WINDOWS]
-    attack = max(attacks, key=lambda a: a.trained.loss)
-    candidates = [thetas[int(np.argmin(values))], np.mean(thetas, 0), clean.theta, *(a.trained.theta for a in attacks)]
-    totals = [_upper(inner, theta, rows, signs, epsilon, attack) for theta in candidates]
+    walk = _walk(inner, rows, signs, splits(epsilon), radius, steps)
+    attack = _best_attack(inner, rows, signs, epsilon, count, radius, steps // 2)
+    candidates = [walk.thetas[int(np.argmin(walk.values))], np.mean(walk.thetas, 0), clean.theta, attack.trained.theta]
+    # U is convex along a ray, and 1 + epsilon at zero: shorter ones of the same direction are often better bounds.
+    scaled = [scale * theta for theta in candidates for scale in (1.0, 0.5, 0.2)] + [0 * clean.theta]
+    totals = [_upper(inner, theta, rows, signs, epsilon, attack) for theta in scaled]
     return Bound(
         epsilon,
         min(t[0] for t in totals),
@@ -314,8 +300,45 @@ def certify_data_dependent(
         attack.trained.loss,
         float(hinge(attack.trained.theta, rows, signs).mean()),
         steps,
-        values,
+        walk.values,
     )
+
+
+@dataclass(frozen=True)
+class _Walk:
+    values: np.ndarray
+    thetas: list[np.ndarray]
+    found: list[Worst]
+
+
+def _walk(
+    inner: Inner,
+    rows: np.ndarray,
+    signs: np.ndarray,
+    tried: Sequence[tuple[Role, ...]],
+    radius: float,
+    steps: int,
+) -> _Walk:
+    """The walk of `fixed`, against the worst distribution over the given splits."""
+    share = np.full(len(rows), 1.0 / len(rows))
+    theta, z, inverse_step = np.zeros(rows.shape[1]), np.zeros(rows.shape[1]), 0.0
+    values, thetas, found = np.zeros(steps), [], []
+    for t in range(steps):
+        worst = max((inner.worst(theta, roles) for roles in tried), key=lambda w: w.bound)
+        loss, gradient = hinge_gradient(theta, rows, signs, share)
+        values[t] = loss + worst.bound
+        thetas.append(theta)
+        found.append(worst)
+        for role, point in zip(worst.roles, worst.points, strict=True):
+            sign = 2 * role.k - 1
+            if 1 - sign * float(theta @ np.append(point, 1.0)) > 0:
+                gradient = gradient - role.mass * sign * np.append(point, 1.0)
+        if t == 0:
+            inverse_step = max(0.1 * float(np.linalg.norm(gradient)) * np.sqrt(steps) / radius, 1e-12)
+        z -= gradient
+        inverse_step = max(inverse_step, float(np.linalg.norm(z)) / radius)
+        theta = z / inverse_step
+    return _Walk(values, thetas, found)
 
 
 def _upper(
@@ -343,42 +366,69 @@ def inside_own_set(
     return moved.contains(poison, labels)
 
 
-def _attack(
-    found: Sequence[Worst],
-    thetas: Sequence[np.ndarray],
-    window: float,
+def _best_attack(
+    inner: Inner, rows: np.ndarray, signs: np.ndarray, epsilon: float, count: int, radius: float, steps: int
+) -> Attack:
+    """The best of many distributions, each met on the walk against one split.
+
+    A step's distribution is one point a class, which lies inside the set that it moves. The points of several steps
+    together do not (their common centre is elsewhere), but the *mean* of a class's points over some steps nearly does.
+    """
+    tried: list[tuple[float, np.ndarray, np.ndarray, np.ndarray]] = []
+    features = rows[:, :-1]
+    for roles in splits(epsilon):
+        walk = _walk(inner, rows, signs, [roles], radius, steps)
+        kept = walk.found[0].roles
+        stacked = np.stack([w.points for w in walk.found])
+        choices = [stacked[t] for t in np.linspace(0, steps - 1, _TRIED).astype(int)]
+        choices += [stacked[-max(1, round(share * steps)) :].mean(0) for share in _WINDOWS]
+        for points in choices:
+            poison, labels = _inside(inner.feasible, features, signs, points, kept, count)
+            trained = _retrained(rows, signs, poison, labels, radius, walk.thetas[-1], _ROUGH)
+            tried.append((trained.lower, poison, labels, trained.theta))
+    _, poison, labels, theta = max(tried, key=lambda found: found[0])
+    return Attack(poison, labels, _retrained(rows, signs, poison, labels, radius, theta))
+
+
+def _retrained(
+    rows: np.ndarray,
+    signs: np.ndarray,
+    poison: np.ndarray,
+    labels: np.ndarray,
+    radius: float,
+    start: np.ndarray,
+    tolerance: float = 1e-3,
+) -> Trained:
+    """The best classifier on clean and poison; equal poison points are one row with their weight."""
+    _, index, copies = np.unique(np.column_stack([labels, poison]), axis=0, return_index=True, return_counts=True)
+    both = np.concatenate([rows, with_bias(poison[index]).astype(rows.dtype)])
+    weights = np.concatenate([np.ones(len(rows)), copies]) / len(rows)
+    return train(both, np.concatenate([signs, labels[index]]), weights, radius, tolerance, start)
+
+
+def _inside(
+    feasible: FeasibleSet,
     features: np.ndarray,
     signs: np.ndarray,
-    feasible: FeasibleSet,
+    points: np.ndarray,
+    roles: Sequence[Role],
     count: int,
-    radius: float,
-) -> Attack:
-    """The average over the last steps as `count` points, drawn inwards until all lie in the set that they move."""
-    last = found[-max(1, round(window * len(found))) :]
-    points = np.concatenate([w.points for w in last])
-    labels = np.concatenate([[2 * r.k - 1 for r in w.roles] for w in last]).astype(int)
-    masses = np.concatenate([[r.mass for r in w.roles] for w in last])
-    # Whole numbers of points in the proportion of the masses: every 1/count-th of the running sum takes one.
-    running = np.cumsum(masses) / masses.sum()
-    chosen = np.minimum(np.searchsorted(running, (np.arange(count) + 0.5) / count), len(points) - 1)
-    points, labels = points[chosen], labels[chosen]
-    centres = feasible.centres[(labels == 1).astype(int)]
-    drawn = points
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` points in the proportion of the roles' masses, drawn to the clean centres until all lie inside."""
+    running = np.cumsum([r.mass for r in roles])
+    chosen = np.minimum(np.searchsorted(running / running[-1], (np.arange(count) + 0.5) / count), len(roles) - 1)
+    labels = np.array([2 * r.k - 1 for r in roles])[chosen]
+    poison, centres = points[chosen], feasible.centres[(labels == 1).astype(int)]
+    if inside_own_set(feasible, features, signs, poison, labels).all():
+        return poison, labels
     low, high = 0.0, 1.0
-    if not inside_own_set(feasible, features, signs, points, labels).all():
-        for _ in range(30):
-            middle = (low + high) / 2
-            trial = centres + middle * (points - centres)
-            if inside_own_set(feasible, features, signs, trial, labels).all():
-                low = middle
-            else:
-                high = middle
-        drawn = centres + low * (points - centres)
-    n = len(features)
-    weights = np.full(n + count, 1.0 / n)
-    both = np.concatenate([with_bias(features), with_bias(drawn).astype(features.dtype)])
-    trained: Trained = train(both, np.concatenate([signs, labels]), weights, radius, start=thetas[-1])
-    return Attack(drawn, labels, trained)
+    for _ in range(20):
+        middle = (low + high) / 2
+        if inside_own_set(feasible, features, signs, centres + middle * (poison - centres), labels).all():
+            low = middle
+        else:
+            high = middle
+    return centres + low * (poison - centres), labels
 
 
 def _clarabel() -> Any:

@@ -136,8 +136,10 @@ def certify_fixed(
     upper = min(_upper(rows, signs, feasible, epsilon, theta) for theta in candidates)
     walked = np.concatenate([rows, with_bias(walk.points).astype(rows.dtype)])
     walked_weights = np.concatenate([share, np.full(len(walk.points), epsilon / len(walk.points))])
-    best = trained if stride == 1 and not feasible.integers else train(
-        walked, np.concatenate([signs, walk.signs]), walked_weights, radius, start=trained.theta
+    best = (
+        trained
+        if stride == 1 and not feasible.integers
+        else train(walked, np.concatenate([signs, walk.signs]), walked_weights, radius, start=trained.theta)
     )
     return Certificate(
         epsilon,
@@ -181,7 +183,12 @@ def _walk(
     d = rows.shape[1]
     theta, z = np.zeros(d), np.zeros(d)
     inverse_step, squares = 0.0, 0.0
-    values, points, labels, thetas = np.zeros(steps), np.zeros((steps, d - 1)), np.zeros(steps, int), np.zeros((steps, d))
+    values, points, labels, thetas = (
+        np.zeros(steps),
+        np.zeros((steps, d - 1)),
+        np.zeros(steps, int),
+        np.zeros((steps, d)),
+    )
     for t in range(steps):
         worst = worst_point(feasible, theta)
         loss, gradient = hinge_gradient(theta, rows, signs, share)
@@ -200,7 +207,9 @@ def _walk(
 
 def _upper(rows: np.ndarray, signs: np.ndarray, feasible: FeasibleSet, epsilon: float, theta: np.ndarray) -> float:
     """U(theta), in double precision."""
-    losses = [hinge(theta, rows[i : i + 4096].astype(np.float64), signs[i : i + 4096]) for i in range(0, len(rows), 4096)]
+    losses = [
+        hinge(theta, rows[i : i + 4096].astype(np.float64), signs[i : i + 4096]) for i in range(0, len(rows), 4096)
+    ]
     return float(np.concatenate(losses).mean()) + epsilon * worst_point(feasible, theta).bound
 
 

@@ -93,6 +93,8 @@ class Cepa(Detector):
             embedding.choose_taps).
         pairs: a unit for each (source, target) pair instead of one for each target with all other classes as sources.
         perturb_at: name of the ONNX value that is perturbed; the pixels by default.
+        bounds: smallest and largest valid value of what is perturbed; None for a tensor without a range, as with
+            `perturb_at`.
         own: weight of each image's own direction in a step (form "consensus").
         carried: so many front-runners a tap have their mu carried to unseen images.
         held_out: to so many of them.
@@ -105,6 +107,7 @@ class Cepa(Detector):
     taps: tuple[str | int | float, ...] = (0.25, 0.5)
     pairs: bool = False
     perturb_at: str = ""
+    bounds: tuple[float, float] | None = PIXEL
     own: float = 0.2
     carried: int = 2
     held_out: int = 40
@@ -168,13 +171,16 @@ class Cepa(Detector):
         return Evidence(self.name, settings, f"{prefix}{shown}", shown, "low", tuple(found), tuple(views))
 
     def _objective(self, tap: Embedding, least: float = 0.0) -> SampleWise:
-        bounds = None if self.perturb_at else PIXEL
         if self.form == "paper":
-            return CommonEmbedding(tap, bounds)
-        return Consensus(tap, bounds, self.own, least=least)
+            return CommonEmbedding(tap, self._bounds)
+        return Consensus(tap, self._bounds, self.own, least=least)
+
+    @property
+    def _bounds(self) -> tuple[float, float] | None:
+        return None if self.perturb_at else self.bounds
 
     def _config(self, samples: Samples) -> SearchConfig:
-        return replace(self.search, learning_rate=self.search.learning_rate * _scale(samples, bool(self.perturb_at)))
+        return replace(self.search, learning_rate=self.search.learning_rate * _scale(samples, self._bounds))
 
     def _baselines(
         self, taps: Sequence[Embedding], pairs: Sequence[tuple[int | None, int]], at_hand: AtHand
@@ -295,7 +301,7 @@ class Cepa(Detector):
         shift, size = self._stronger(tap, unit, at_hand)
         objective = CarryOver(
             tap,
-            None if self.perturb_at else PIXEL,
+            self._bounds,
             shift=torch.from_numpy(shift.reshape(-1)).to(tap.subject.device),
             reach=2 * size,
             steps=self.carry_steps,
@@ -334,16 +340,16 @@ def _from_inside(at_hand: AtHand, value: str) -> AtHand:
     subject = at_hand.subject
     return replace(
         at_hand,
-        subject=perturbing(subject, value, at_hand.found_on),
+        subject=perturbing(subject, value),
         found_on=embedded(subject, value, at_hand.found_on),
         held_out=embedded(subject, value, at_hand.held_out) if len(at_hand.held_out) else at_hand.held_out,
         references=(),
     )
 
 
-def _scale(samples: Samples, inside: bool) -> float:
-    """How much larger than pixels the perturbed tensor's values are."""
-    return float(samples.images.std()) / _PIXEL_DEVIATION if inside else 1.0
+def _scale(samples: Samples, bounds: tuple[float, float] | None) -> float:
+    """How much larger than pixels the values of a tensor without a range are."""
+    return 1.0 if bounds is not None else max(float(samples.images.std()), 1e-6) / _PIXEL_DEVIATION
 
 
 def _shrunk(

@@ -33,7 +33,6 @@ from onnxspect.engine.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
 from onnxspect.engine.objective import Measured, Objective
 from onnxspect.engine.perturbation import MaskPattern, Perturbation, State, stamp
 from onnxspect.engine.preprocessing import accuracy_floor
-from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, UnitResult
 from onnxspect.engine.subject import Subject

@@ -114,7 +114,7 @@ class MaxMargin(Detector):
             self.objective,
             self.search,
             STATISTIC,
-            choose=lambda unit: np.zeros(1, np.int64),
+            choose=lambda _: np.zeros(1, np.int64),
             look=lambda result: _as_evidence(subject, result),
         )
         margins = np.array([u.statistics.get(STATISTIC, np.nan) for u in found])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
@@ -28,13 +29,14 @@ _REVERSE_ENGINEERING = {
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     NeuralCleanse.name: lambda preset: NeuralCleanse(search=PRESETS[preset]),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
+    cepa.NAME: cepa.PRESETS.__getitem__,
 }
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "quick": (NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (NeuralCleanse.name, ReverseEngineering.name),
-    "thorough": (NeuralCleanse.name, ReverseEngineering.name),
+    "standard": (NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "thorough": (NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
 }
 
 
