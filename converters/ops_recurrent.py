@@ -6,15 +6,18 @@ lengths), they are used, with the gates put in torch's order; else the recurrenc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
-from onnxspect.converters.builder import NodeView, Unsupported
+from onnxspect.converters.builder import NodeView, Unsupported, to_device
+from onnxspect.converters.ops_creation import constant_of_shape
+from onnxspect.converters.ops_shape import slice_axes
 from onnxspect.converters.registry import lowering
 
 #: Activations by name; alpha and beta as the operator documents their defaults (None where it has none).
@@ -219,19 +222,25 @@ def _are_torch_defaults(kind: str, activations: Sequence[Activation]) -> bool:
     return names == defaults * (len(names) // len(defaults))
 
 
+@functools.cache
+def _torch_order(kind: str, device: torch.device) -> Tensor:
+    return torch.tensor(_TORCH_ORDER[kind], device=device)
+
+
 def _by_torch(
     kind: str, mode: str, x: Tensor, w: Tensor, r: Tensor, bias: Tensor, h0: Tensor, c0: Tensor, direction: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     directions, hidden = r.shape[0], r.shape[2]
-    order = torch.tensor(_TORCH_ORDER[kind], device=w.device)
+    order = _torch_order(kind, w.device)
 
-    def reordered(weight: Tensor) -> Tensor:
-        gates = weight.reshape(weight.shape[0], len(order), hidden, -1)
-        return gates.index_select(1, order).reshape(weight.shape) if len(order) > 1 else weight
+    def reordered(weight: Tensor, parts: int) -> tuple[Tensor, ...]:
+        gates = weight.reshape(parts, len(order), hidden, -1)
+        ordered = gates.index_select(1, order) if len(order) > 1 else gates
+        return ordered.reshape(parts, *weight.shape[1:]).unbind()
 
-    w, r = reordered(w), reordered(r)
-    biases = reordered(bias.reshape(2 * directions, -1)).reshape(directions, 2, -1)
-    flat = [t for d in range(directions) for t in (w[d], r[d], biases[d, 0], biases[d, 1])]
+    ws, rs = reordered(w, directions), reordered(r, directions)
+    biases = reordered(bias.reshape(2 * directions, -1), 2 * directions)
+    flat = [t for d in range(directions) for t in (ws[d], rs[d], biases[2 * d], biases[2 * d + 1])]
     xs = x.flip(0) if direction == "reverse" else x
     both = direction == "bidirectional"
     h0, c0 = h0.contiguous(), c0.contiguous()
@@ -267,6 +276,15 @@ def _activations(node: NodeView, directions: int) -> list[Activation]:
     return found
 
 
+def _state(initial: Any) -> Any:
+    """The first state, or None where it is zeros that the graph makes for the batch size, as exporters of torch do."""
+    source = initial
+    while isinstance(source, fx.Node) and source.target in (to_device, slice_axes):
+        source = source.args[0]
+    zero = isinstance(source, fx.Node) and source.target is constant_of_shape and source.args[1] == 0
+    return None if zero else initial
+
+
 def _recurrent(node: NodeView) -> Any:
     direction = node.attr("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
@@ -277,8 +295,9 @@ def _recurrent(node: NodeView) -> Any:
     results = node.call(
         recurrent,
         node.op_type,
-        *(node.input(i) for i in range(6)),
-        node.input(6) if is_lstm else None,
+        *(node.input(i) for i in range(5)),
+        _state(node.input(5)),
+        _state(node.input(6)) if is_lstm else None,
         node.input(7) if is_lstm else None,
         direction,
         _activations(node, directions),

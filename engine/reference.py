@@ -69,7 +69,8 @@ def train_references(
         kept = None if folder is None else folder / f"reference-{i}.npz"
         network = _kept(kept, subject) or _train(subject, fit, run.torch_generator("reference", i), kept)
         # Convolution and pooling run a quarter faster on a CPU in this layout.
-        network = network.folded().to(subject.device, memory_format=torch.channels_last)
+        network = network.folded().to(subject.device)
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
         reference = Subject(
             network, InputSpec(), subject.image_shape, subject.classes, subject.device, name=f"reference {i}"
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
+from onnxspect.engine.kind import suggest_kind
 from onnxspect.engine.null_model import FEWEST_CLASSES, Judgement, leave_one_out, mad
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together.
 ALPHA = 0.05
-#: A trigger that fools fewer clean samples than this, of those the search never saw, is overfitted and proves nothing.
-CARRIES_OVER = 0.8
+#: A trigger that fools fewer clean samples than this, of those the search never saw, is overfitted and proves nothing. Not
+#: more than half: a trigger found on 32 images of a hard attack carries over to 70 %, and how small it is decides anyway.
+CARRIES_OVER = 0.5
 #: Share of searches that must have converged before "clean" may be said.
 CONVERGED_ENOUGH = 0.7
 
@@ -32,6 +34,7 @@ class ClassFinding:
         anomaly: distance from the other classes, in deviations, by detector.
         mad_index: Neural Cleanse's anomaly index, by detector: the paper's rule, beside the calibrated one.
         held_out_success: of its trigger on unseen clean samples, by detector.
+        kind: what its trigger suggests of the backdoor, in words; "" for classes that are not named.
     """
 
     index: int
@@ -43,6 +46,7 @@ class ClassFinding:
     anomaly: dict[str, float | None]
     mad_index: dict[str, float | None]
     held_out_success: dict[str, float | None]
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,9 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     p_value = min((f.p_value for f in findings), default=1.0)
     reasons += _suspicions(looks, findings, targets, alpha)
     if targets:
+        kinds = {k: suggest_kind(k, ran, _agreeing(findings[k], ran, alpha)) for k in targets}
+        findings = tuple(replace(f, kind=kinds.get(f.index, "")) for f in findings)
+        reasons += [f"class {k}: the trigger looks like {kind}" for k, kind in kinds.items() if kind]
         named = [_names(targets) + " is reached by a far smaller change than the others"]
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]

@@ -128,7 +128,7 @@ def test_the_step_does_not_overshoot(growth: float, step: float, target: int) ->
 def test_a_backdoor_from_one_source_is_found_by_pairs() -> None:
     found = looked(QUICK, at_hand(tiny(20.0, sources=[SOURCE])))
     everywhere, pairs = units(found, "all_l2"), units(found, "pair_l2")
-    assert set(u.target for u in pairs) == set(range(CLASSES))
+    assert {u.target for u in pairs} == set(range(CLASSES))
     assert len(pairs) == CLASSES
     assert pairs[Unit(TARGET, SOURCE)] < 0.5 * min(v for u, v in pairs.items() if u.target != TARGET)
     assert everywhere[Unit(TARGET)] > 0.7 * min(everywhere.values())  # which the first pass does not see
@@ -170,7 +170,7 @@ def test_equation_9_and_its_gradient() -> None:
     p_added = torch.softmax(subject((sources[0] + delta).clamp(0, 1)).double(), 1)[:, TARGET]
     p_removed = torch.softmax(subject((labelled[TARGET] - delta).clamp(0, 1)).double(), 1)[:, TARGET]
     j = torch.log(1 - p_removed).mean() + 0.7 * torch.log(p_added).mean()
-    assert float(loss(delta)) == pytest.approx(-float(j), rel=1e-5)
+    assert float(loss(delta).detach()) == pytest.approx(-float(j.detach()), rel=1e-5)
     (gradient,) = torch.autograd.grad(loss(delta).sum(), [delta])
     (expected,) = torch.autograd.grad(-j, [delta])
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)

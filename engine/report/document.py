@@ -67,6 +67,7 @@ def build(
                 "anomaly": c.anomaly,
                 "mad_index": c.mad_index,
                 "held_out_success": c.held_out_success,
+                "kind": c.kind,
             }
             for c in verdict.classes
         ],
