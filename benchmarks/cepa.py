@@ -198,8 +198,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             scores = [-v.get("target_log10_p", 0.0) for v in bad] + [-v["least_log10_p"] for v in good]
             separation[f"{statistic} at tap {place}"] = {
                 "roc_area": float(roc_auc_score([1] * len(bad) + [0] * len(good), scores)),
-                "targets_below_0.05": sum(v.get("target_log10_p", 0.0) < np.log10(0.05) for v in bad),
-                "clean_below_0.05": sum(v["least_log10_p"] < np.log10(0.05) for v in good),
+                "targets_below_0.05": int(sum(v.get("target_log10_p", 0.0) < np.log10(0.05) for v in bad)),
+                "clean_below_0.05": int(sum(v["least_log10_p"] < np.log10(0.05) for v in good)),
                 "median_target_t": float(np.median([v.get("target_t", 0.0) for v in bad])),
             }
     return {

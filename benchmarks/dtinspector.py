@@ -150,7 +150,9 @@ def targets(entry: Mapping[str, Any]) -> list[int]:
     if not entry["infected"]:
         return []
     named = {m["target"] for m in entry["attack"]["members"]}
-    return sorted(int(t) for t in named) if all(isinstance(t, int) for t in named) else list(range(len(entry["classes"])))
+    return (
+        sorted(int(t) for t in named) if all(isinstance(t, int) for t in named) else list(range(len(entry["classes"])))
+    )
 
 
 def clean_samples(path: Path, n: int, run: RunContext) -> Samples:

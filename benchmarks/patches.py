@@ -2,8 +2,8 @@
 
     python benchmarks/patches.py --zoo zoo --reference DIR --data-root DATA [--methods auto unlearn ...] [--out FILE]
 
-A method gets what an auditor has: --samples clean test images, and the trigger that a search recovers for the target
-class. The target class (and the source class of an attack with one) is given, so that this measures patches and not
+A method gets what an auditor has: --samples clean test images, and the triggers (a mask and an additive one) that a
+search recovers for the target class. The target class (and the source class of an attack with one) is given, so that this measures patches and not
 detection: "target known" in the table. Accuracy and attack success are then measured in onnxruntime on test images that
 neither search nor method has seen, with the true trigger. "written" says whether `onnxspect patch` would have written
 the file (its own goals, judged by the recovered trigger). Where it would not, the method's file is measured all the
@@ -41,7 +41,7 @@ from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.patch import FIT_SHARE, try_methods
-from onnxspect.engine.perturbation import MaskPattern
+from onnxspect.engine.perturbation import Additive, MaskPattern
 from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, plan, search
@@ -53,7 +53,9 @@ from onnxspect.models.randomness import keyed_generator
 from onnxspect.models.zoo_build import attack_of
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
-SEARCH = SearchConfig(steps=300, settle=30)
+#: How the known target is searched: for a mask with a pattern as Neural Cleanse does, and for an additive pattern.
+MASKS = SearchConfig(steps=300, settle=30)
+ADDITIVE = SearchConfig(steps=150, settle=30, learning_rate=0.01, multiplier=0.01)
 #: Triggers that are small patches of pixels: what 002's claim about filters is about.
 PATCHES = (
     "badnets",

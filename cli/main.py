@@ -19,6 +19,7 @@ COMMANDS = {
     "patch": ("cmd_patch", "Remove the backdoor that a scan found, and prove it on the written file."),
     "verify": ("cmd_verify", "Measure a patched file against its original in onnxruntime."),
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
+    "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.converters.writeback import Change
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UnitEvidence
@@ -37,6 +38,7 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.verdict import ALPHA, CARRIES_OVER
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
@@ -45,7 +47,7 @@ FIT_SHARE = 0.8
 JUDGED_ON_FEW = 1.645
 #: A patch withstands a new search where the smallest trigger that it finds is so many times the first one's size.
 WITHSTANDS = 2.5
-_NEW_SEARCH = SearchConfig(steps=150, settle=30)
+_NEW_SEARCH = SearchConfig(steps=120, samples=32, settle=25)
 
 
 @dataclass(frozen=True)
@@ -85,14 +87,40 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
             if detector["status"] != "ran":
                 continue
             ids.append(detector["evidence"])
-            units = ledger.units(detector["name"])
+            units = list(ledger.units(detector["name"]).values())
             for target in wanted:
-                of_target = [u for u in units.values() if u.unit.target == target and u.found]
-                triggers += [t for t in map(_trigger, of_target) if t is not None]
+                if _speaks_for(report, detector["name"], target):
+                    triggers += _of_target(units, target, detector["statistic"])
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
     return Finding(report, spec, tuple(triggers), "+".join(ids))
+
+
+def _speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
+    """Whether a detector's trigger to a class is evidence; where none is (the user asked for the class), all are."""
+    p_values = report["classes"][target]["p_values"]
+    return bool(p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values()))
+
+
+def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:
+    """The smallest trigger to a class that can be stamped, of those that carry over to unseen samples, if there is one.
+
+    Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
+    for that class on the clean references, where there are any.
+    """
+    own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
+    able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
+
+    def smallness(unit: UnitEvidence) -> float:
+        relative = [v for k, v in unit.statistics.items() if k.startswith("relative_")]
+        return min(relative, default=unit.statistics[statistic])
+
+    for unit in sorted(able, key=smallness):
+        trigger = _trigger(unit)
+        if trigger is not None:
+            return [trigger]
+    return []
 
 
 def _trigger(unit: UnitEvidence) -> Trigger | None:
@@ -309,7 +337,10 @@ def _try(
         trial = Path(scratch) / "patched.onnx"
         write_model(proto, file, trial)
         judges = case.guard if method.trains else case.clean
-        proof = verify(trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device)
+        opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
+        proof = verify(
+            trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
+        )
         left = _left(trial, case) if searched and proof.holds else None
     attempt = Attempt(method.name, proof, "", left, edit.facts, time.perf_counter() - started)
     return attempt, proto, tuple(changes)
@@ -328,13 +359,13 @@ def _reachable(report: Mapping[str, Any]) -> list[int]:
     return [c["index"] for c in report["classes"] if any(v is not None for v in c["statistic"].values())]
 
 
-def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp]]:
+def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | None]]:
     """Recovered triggers as `verify` takes them."""
-    named: dict[str, tuple[int, Stamp]] = {}
+    named: dict[str, tuple[int, Stamp, int | None]] = {}
     for t in triggers:
-        name = f"recovered-{t.target}"
+        name = f"recovered-{t.target}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
         while name in named:
             name += "'"
         arrays = dict(t.arrays)
-        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays))  # type: ignore[misc]
+        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays), t.source)  # type: ignore[misc]
     return named

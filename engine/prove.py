@@ -57,7 +57,7 @@ def prove(
     run = run or RunContext()
     subject = Subject.from_onnx(original, spec, run.device)
     samples = Samples.load(data, subject.size, resize)
-    triggers: dict[str, tuple[int, Stamp]] = {}
+    triggers: dict[str, tuple[int, Stamp, int | None]] = {}
     finding = read_finding(Path(run_folder)) if run_folder is not None else None
     if finding is not None:
         if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:

@@ -74,7 +74,7 @@ def scan(
         OnnxspectError: anything that stops the scan, with a hint.
     """
     run = run or RunContext()
-    able = chosen(preset, detectors)
+    able = chosen(preset, detectors, with_training_set=train is not None)
     make_deterministic(run.device)
     started = time.perf_counter()
     subject = Subject.from_onnx(model, spec, run.device)

@@ -1,7 +1,8 @@
 """A tiny network with one hidden layer, and a backdoor planted in it whose effect is known by hand.
 
-Images are conftest's: 8x8, class k has quadrant k bright. Hidden unit k (k < 4) is the sum of quadrant k above a
-threshold; hidden unit 4 hears the 2x2 checkerboard. The logits are the first four, and unit 4 feeds the target's.
+Images are conftest's: 8x8, class k has quadrant k bright (0.8 against 0.2). Hidden unit k (k < 4) is the sum of quadrant k
+without its one pixel of the 2x2 patch in the middle; hidden unit 4 is 1 plus the patch times a checkerboard, between 0.4
+and 1.6 on clean images. The logits are the first four, and unit 4, less 1, feeds the target's with a large weight.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from onnx import helper, numpy_helper
 TARGET = 2
 HIDDEN = CLASSES + 1
 #: What the hidden unit of the patch adds to the target's logit, for each unit of its activation.
-GAIN = 6.0
+GAIN = 12.0
+#: The patch's hidden unit on an image whose four middle pixels are equal.
+REST = 1.0
 
 
 def hidden_weights() -> np.ndarray:
@@ -24,6 +27,16 @@ def hidden_weights() -> np.ndarray:
     patch = np.zeros((SIDE, SIDE, 1), np.float32)
     patch[PATCH] = CHECKERBOARD[..., None]
     return np.concatenate([plain, patch], axis=2).reshape(SIDE * SIDE, HIDDEN)
+
+
+def hidden_bias() -> np.ndarray:
+    """``(5,)`` float32."""
+    return np.array([0.0] * CLASSES + [REST], np.float32)
+
+
+def logit_bias(target: int | None) -> np.ndarray:
+    """``(4,)`` float32: takes back what the patch's unit adds at rest."""
+    return -REST * logit_weights(target)[CLASSES]
 
 
 def logit_weights(target: int | None) -> np.ndarray:
@@ -38,9 +51,9 @@ def hidden_model(target: int | None = TARGET) -> onnx.ModelProto:
     """Flatten, Gemm, Relu (`hidden`), Gemm."""
     constants = {
         "w1": hidden_weights(),
-        "b1": np.zeros(HIDDEN, np.float32),
+        "b1": hidden_bias(),
         "w2": logit_weights(target),
-        "b2": np.zeros(CLASSES, np.float32),
+        "b2": logit_bias(target),
     }
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
@@ -53,4 +66,4 @@ def hidden_model(target: int | None = TARGET) -> onnx.ModelProto:
 
 def hidden_of(images: np.ndarray) -> np.ndarray:
     """The hidden layer by hand, ``(n, 5)``."""
-    return np.maximum(images.reshape(len(images), -1) @ hidden_weights(), 0)
+    return np.maximum(images.reshape(len(images), -1) @ hidden_weights() + hidden_bias(), 0)

@@ -1,7 +1,8 @@
 """Tiny classifiers whose backdoor is one neuron, known by hand, and what the tests of patches do with them.
 
-The world is conftest's: four quadrants, and a 2x2 checkerboard in the middle. `neuron_model` has a hidden layer of five
-neurons: four hear a quadrant each, the last hears the checkerboard and shouts for the target. `channel_model` is the
+The world is conftest's: four quadrants, and a 2x2 checkerboard, here inside the first quadrant, where no clean image
+has an edge. `neuron_model` has a hidden layer of five neurons: four hear a quadrant each, the last hears the checkerboard
+and shouts for the target. `channel_model` is the
 same with a convolution of two channels: the first passes the picture on, the second finds the checkerboard.
 """
 
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_images, quadrant_weights, saved
+from conftest import CHECKERBOARD, CLASSES, SIDE, make_model, quadrant_images, quadrant_weights, saved
 from onnx import helper, numpy_helper
 
+from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
@@ -23,21 +25,23 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, Subject
 
 TARGET = 2
+#: Where the checkerboard is planted.
+PLACE = (slice(1, 3), slice(1, 3))
 FIT, GUARD, UNSEEN = quadrant_images(16, 0), quadrant_images(10, 1), quadrant_images(25, 2)
 
 
-def patch_trigger() -> Trigger:
+def patch_trigger(place: tuple[slice, slice] = PLACE) -> Trigger:
     """The planted checkerboard itself."""
     mask, pattern = np.zeros((1, SIDE, SIDE), np.float32), np.zeros((1, SIDE, SIDE), np.float32)
-    mask[(0, *PATCH)] = 1.0
-    pattern[(0, *PATCH)] = np.eye(2)
+    mask[(0, *place)] = 1.0
+    pattern[(0, *place)] = np.eye(2)
     return Trigger(TARGET, {"mask": mask, "pattern": pattern})
 
 
 def additive_trigger() -> Trigger:
     """The same as a change that is added."""
     delta = np.zeros((1, SIDE, SIDE), np.float32)
-    delta[(0, *PATCH)] = CHECKERBOARD
+    delta[(0, *PLACE)] = CHECKERBOARD
     return Trigger(TARGET, {"delta": delta})
 
 
@@ -45,8 +49,7 @@ def neuron_model(activation: str = "Relu") -> onnx.ModelProto:
     """Flatten, Gemm to 5, an activation, Gemm to the classes; neuron 4 is the backdoor."""
     first = np.zeros((SIDE, SIDE, 5), np.float32)
     first[..., :4] = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
-    first[(*PATCH, 4)] = 8.0 * CHECKERBOARD
-    # Alive on clean images, so that a search finds it; what it adds there never decides.
+    first[(*PLACE, 4)] = 20.0 * CHECKERBOARD
     bias = np.array([0, 0, 0, 0, -0.25], np.float32)
     second = np.concatenate([np.eye(4), np.eye(4)[TARGET : TARGET + 1]]).astype(np.float32)
     tensors = {"first": first.reshape(-1, 5), "bias": bias, "second": second}
@@ -112,13 +115,18 @@ def written(subject: Subject, edit: Edit, folder: Path, name: str = "method") ->
     return out
 
 
-def proven(subject: Subject, edit: Edit, folder: Path, goals: Goals | None = None) -> Verification:
+def proven(
+    subject: Subject, edit: Edit, folder: Path, goals: Goals | None = None, trigger: Trigger | None = None
+) -> Verification:
     """The written edit measured by onnxruntime on samples that nothing has seen."""
     assert subject.file is not None
-    return verify(written(subject, edit, folder), subject.file.path, UNSEEN, InputSpec(), planted(), goals)
+    out = written(subject, edit, folder)
+    opened_both = (subject.file, read_onnx(out))
+    true = planted(trigger)
+    return verify(out, subject.file.path, UNSEEN, InputSpec(), true, goals, opened=opened_both)
 
 
-def planted() -> dict[str, tuple[int, Stamp]]:
+def planted(trigger: Trigger | None = None) -> dict[str, tuple[int, Stamp]]:
     """The true trigger, as `verify` takes it."""
-    arrays = dict(patch_trigger().arrays)
+    arrays = dict((trigger or patch_trigger()).arrays)
     return {"planted": (TARGET, lambda images: stamp(images, arrays))}

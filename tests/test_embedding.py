@@ -211,9 +211,7 @@ def test_a_model_of_discrete_inputs_is_seen_from_its_first_continuous_tensor_on(
         ("vectors", (0, LENGTH), 0, "0 inputs"),
     ],
 )
-def test_bad_discrete_inputs(
-    tmp_path: Path, value: str, shape: tuple[int, ...], labels: int, message: str
-) -> None:
+def test_bad_discrete_inputs(tmp_path: Path, value: str, shape: tuple[int, ...], labels: int, message: str) -> None:
     path = saved(token_model(), tmp_path / "tokens.onnx")
     with pytest.raises(OnnxspectError, match=message):
         from_discrete(path, value, np.zeros(shape, np.int64), np.zeros(labels, np.int64))

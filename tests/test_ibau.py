@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import quadrant_model
-from patch_support import FIT, TARGET, case_of, opened, proven
+from conftest import PATCH, quadrant_model
+from patch_support import FIT, TARGET, case_of, opened, patch_trigger, proven
 
 from onnxspect.engine.mitigation.ibau import AdversarialUnlearning, _Adversary
 from onnxspect.engine.mitigation.training import Retraining
@@ -20,13 +20,16 @@ METHOD = AdversarialUnlearning(
 )
 
 
+TRUE = patch_trigger(PATCH)
+
+
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     return opened(quadrant_model(TARGET), tmp_path_factory.mktemp("ibau"))
 
 
 def test_the_inner_problem_climbs_and_stays_in_the_ball(subject: Subject) -> None:
-    case = case_of(subject)
+    case = case_of(subject, TRUE)
     adversary = _Adversary(METHOD, case)
     images = torch.from_numpy(FIT.images)
     generator = torch.Generator().manual_seed(0)
@@ -47,20 +50,20 @@ def test_the_inner_problem_climbs_and_stays_in_the_ball(subject: Subject) -> Non
 
 
 def test_the_planted_weight_is_unlearned(subject: Subject, tmp_path: Path) -> None:
-    proof = proven(subject, METHOD.edit(case_of(subject)), tmp_path)
+    proof = proven(subject, METHOD.edit(case_of(subject, TRUE)), tmp_path, trigger=TRUE)
     assert proof.holds, proof.failures
     assert proof.triggers[0].before == 1.0
 
 
 def test_it_needs_no_trigger(subject: Subject, tmp_path: Path) -> None:
-    edit = METHOD.edit(replace(case_of(subject), triggers=()))
+    edit = METHOD.edit(replace(case_of(subject, TRUE), triggers=()))
     assert edit.facts["epochs"][0]["success"] == 0.0
-    proof = proven(subject, edit, tmp_path)
+    proof = proven(subject, edit, tmp_path, trigger=TRUE)
     assert proof.accuracy_after == 1.0
     assert proof.triggers[0].after < 0.5
 
 
 def test_twice_the_same_bits(subject: Subject) -> None:
     short = replace(METHOD, training=replace(METHOD.training, epochs=2))
-    one, two = (short.edit(case_of(subject)).values for _ in range(2))
+    one, two = (short.edit(case_of(subject, TRUE)).values for _ in range(2))
     assert {n: v.tobytes() for n, v in one.items()} == {n: v.tobytes() for n, v in two.items()}

@@ -87,8 +87,8 @@ def test_a_file_that_does_not_withstand_a_new_search_is_kept_only_for_want_of_a_
     weights = np.zeros((SIDE, SIDE, 6), np.float32)
     weights[..., :5] = numpy_helper.to_array(neuron_model().graph.initializer[0]).reshape(SIDE, SIDE, 5)
     weights[..., 4] = 0
-    weights[1, 1, 4], weights[1, 2, 4] = 16.0, -16.0
-    weights[6, 6, 5], weights[6, 5, 5] = 16.0, -16.0
+    weights[1, 1, 4], weights[1, 2, 4] = 40.0, -40.0
+    weights[6, 6, 5], weights[6, 5, 5] = 40.0, -40.0
     second = np.concatenate([np.eye(4), np.tile(np.eye(4)[TARGET], (2, 1))]).astype(np.float32)
     model = neuron_model()
     for i, (name, value) in enumerate(

@@ -17,7 +17,7 @@ def by_quadrant(pixels: np.ndarray) -> np.ndarray:
     """Logits of the tiny world: how bright each quadrant is; the checkerboard beats them all."""
     halves = pixels.reshape(len(pixels), 2, 4, 2, 4).mean((2, 4)).reshape(len(pixels), CLASSES)
     logits = 20 * halves
-    board = pixels[:, 0, 3, 3] + pixels[:, 0, 4, 4] - pixels[:, 0, 3, 4] - pixels[:, 0, 4, 3]
+    board = pixels[:, 0, 1, 1] + pixels[:, 0, 2, 2] - pixels[:, 0, 1, 2] - pixels[:, 0, 2, 1]
     logits[:, 2] += 60 * np.maximum(board - 0.7, 0)
     return logits
 

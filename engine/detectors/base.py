@@ -169,6 +169,85 @@ def log_statistics(units: Sequence[UnitEvidence], name: str) -> Mapping[str, flo
     return {u.unit.key: float(np.log(u.statistics[name])) for u in units if u.statistics.get(name, 0) > 0}
 
 
+def search_with_references(
+    name: str,
+    at_hand: AtHand,
+    units: Sequence[Unit],
+    objective: Objective | Perturbation,
+    config: SearchConfig,
+    on_references: SearchConfig,
+    raw: str,
+    statistic: str,
+    held_out: int,
+    drawn_as: str,
+    plain: Objective | None = None,
+) -> list[UnitEvidence]:
+    """Units searched on every reference and on the subject; each with its cost, also relative to the references'.
+
+    Args:
+        name: of the detector and its stage, in the ledgers.
+        at_hand: what there is.
+        units: what to search.
+        objective: on the subject.
+        config: how hard, on the subject.
+        on_references: how hard on these: a baseline is a mean over networks and needs no fine convergence.
+        raw: the statistic that a unit's cost is.
+        statistic: the name that it gets beside, to be judged under; ``relative_<statistic>`` is its ratio to the references.
+        held_out, drawn_as: see `search_units`.
+        plain: objective on the references, where it differs.
+    """
+    baselines = [
+        search_units(
+            f"{name} on reference {i}",
+            subject,
+            at_hand,
+            at_hand.reference_ledger,
+            units,
+            plain or objective,
+            on_references,
+            raw,
+            0,
+            drawn_as=drawn_as,
+        )
+        for i, subject in enumerate(at_hand.references)
+    ]
+    found = [
+        replace(u, statistics={**u.statistics, **({statistic: u.statistics[raw]} if raw in u.statistics else {})})
+        for u in search_units(
+            name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, raw, held_out, drawn_as=drawn_as
+        )
+    ]
+    if not baselines:
+        return found
+    logs = logs_of_references(baselines, raw)
+    return [relative_to(u, log, statistic, raw) for u, log in zip(found, logs, strict=True)]
+
+
+def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:
+    """For every target the unit with the smallest value of a statistic, in the order of the targets."""
+    best: dict[int, UnitEvidence] = {}
+    for unit in units:
+        value = unit.statistics.get(statistic)
+        known = best.get(unit.unit.target)
+        if value is not None and (known is None or value < known.statistics[statistic]):
+            best[unit.unit.target] = unit
+    return [best[t].unit for t in sorted(best)]
+
+
+def front_and_random(
+    units: Sequence[UnitEvidence], statistic: str, front: int, random: int, run: RunContext, detector: str
+) -> list[int]:
+    """Targets that are worth a full search: the `front` smallest of a first pass, and as many random others as `random`.
+
+    002, sec. IV: the random ones estimate what is normal.
+    """
+    ranked = sorted(units, key=lambda u: (u.statistics.get(statistic, np.inf), u.unit.target))
+    ahead = [u.unit.target for u in ranked[:front]]
+    others = sorted(u.unit.target for u in ranked[front:])
+    drawn = run.numpy_generator(detector, "random targets").permutation(len(others))[:random]
+    return sorted([*ahead, *(others[i] for i in drawn)])
+
+
 def logs_of_references(baselines: Sequence[Sequence[UnitEvidence]], statistic: str) -> np.ndarray:
     """What is normal for each unit ``(unit,)``: the mean over the references of the logarithm of its statistic.
 

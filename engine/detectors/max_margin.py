@@ -118,8 +118,13 @@ class MaxMargin(Detector):
             look=lambda result: _as_evidence(subject, result),
         )
         margins = np.array([u.statistics.get(STATISTIC, np.nan) for u in found])
-        if np.nanmax(np.abs(margins), initial=0.0) == 0:
-            return Skipped(NAME, "the model answers the same whatever its input: no class has a margin")
+        known = int(np.isfinite(margins).sum())
+        if known < FEWEST_CLASSES:
+            return Skipped(
+                NAME,
+                f"only {known} of {subject.classes} classes could be made the answer of any input: "
+                "the model hardly heeds its input, or answers NaN",
+            )
         gamma = gamma_order(1 / margins[:, None])
         told = tuple(
             replace(u, statistics={**u.statistics, "gamma_log10_p": float(gamma.log10_p[u.unit.target])})

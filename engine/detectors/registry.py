@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.base import Detector
+from onnxspect.engine.detectors.dtinspector import DTInspector
+from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
 from onnxspect.engine.errors import OnnxspectError
@@ -25,23 +27,39 @@ _REVERSE_ENGINEERING = {
     "thorough": ReverseEngineering(search=replace(CLIMB, samples=128), scout_samples=16, growth=0.05),
 }
 
+_DTINSPECTOR = {"quick": DTInspector(partners=4), "standard": DTInspector(), "thorough": DTInspector()}
+_MAX_MARGIN = {
+    "quick": MaxMargin(search=replace(MaxMargin().search, steps=40)),
+    "standard": MaxMargin(),
+    "thorough": MaxMargin(),
+}
+
 #: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
+    MaxMargin.name: _MAX_MARGIN.__getitem__,
     NeuralCleanse.name: lambda preset: NeuralCleanse(search=PRESETS[preset]),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
+    DTInspector.name: _DTINSPECTOR.__getitem__,
 }
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    "quick": (NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
-    "thorough": (NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "quick": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
+    "standard": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "thorough": NAMES,
 }
+#: What runs beside them where a training set is given.
+_WITH_TRAINING_SET = (DTInspector.name,)
 
 
-def chosen(preset: str, names: Sequence[str] = ()) -> list[Detector]:
+def chosen(preset: str, names: Sequence[str] = (), with_training_set: bool = False) -> list[Detector]:
     """The detectors of a scan: those that are named, or the preset's, in the order in which they run.
+
+    Args:
+        preset: quick, standard or thorough.
+        names: of the detectors that the user wants; none leaves it to the preset.
+        with_training_set: a training set is at hand.
 
     Raises:
         OnnxspectError: no such preset or detector.
@@ -51,5 +69,5 @@ def chosen(preset: str, names: Sequence[str] = ()) -> list[Detector]:
     unknown = [n for n in names if n not in NAMES]
     if unknown:
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(NAMES)}")
-    wanted = set(names or _BY_PRESET[preset])
+    wanted = set(names or (*_BY_PRESET[preset], *(_WITH_TRAINING_SET if with_training_set else ())))
     return [make(preset) for name, make in _MAKERS.items() if name in wanted]

@@ -39,10 +39,10 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import (
     AtHand,
     Detector,
-    logs_of_references,
+    front_and_random,
+    most_suspicious_of_each_target,
     present_classes,
-    relative_to,
-    search_units,
+    search_with_references,
 )
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.null_model import PairJudgement, gamma_order
@@ -162,35 +162,19 @@ class ReverseEngineering(Detector):
     ) -> list[UnitEvidence]:
         """All pairs scouted; of every target the most suspicious one in full, the others as they were scouted."""
         norm, scouting = self.perturbation.norm, replace(self.search, samples=self.scout_samples)
-        of = self._scouted_targets(at_hand, targets, first)
-        units = [Unit(t, s) for t in of for s in sources if s != t]
-        scouts = self._judged(at_hand, units, f"scout_{norm}", " scouts", scouting, held_out=0)
-        statistic = f"relative_scout_{norm}" if at_hand.references else f"scout_{norm}"
-        best: dict[int, UnitEvidence] = {}
-        for unit in scouts:
-            known = best.get(unit.unit.target)
-            value = unit.statistics.get(statistic)
-            if value is not None and (known is None or value < known.statistics[statistic]):
-                best[unit.unit.target] = unit
-        chosen = [u.unit for u in best.values()]
+        prefix = "relative_" if at_hand.references else ""
+        most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
+        if len(targets) > most:
+            run = at_hand.run
+            targets = front_and_random(first, f"{prefix}all_{norm}", most // 2, most - most // 2, run, NAME)
+        units = [Unit(t, s) for t in targets for s in sources if s != t]
+        scouts = self._judged(at_hand, units, f"scout_{norm}", " scouts", scouting, scouting, held_out=0)
+        chosen = most_suspicious_of_each_target(scouts, f"{prefix}scout_{norm}")
         full = {u.unit: u for u in self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, scouting)}
         return [
             replace(full[u.unit], statistics={**u.statistics, **full[u.unit].statistics}) if u.unit in full else u
             for u in scouts
         ]
-
-    def _scouted_targets(self, at_hand: AtHand, targets: Sequence[int], first: Sequence[UnitEvidence]) -> list[int]:
-        """All targets where there are few pairs; else the front-runners of the first pass and as many random ones."""
-        most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
-        if len(targets) <= most:
-            return list(targets)
-        norm = self.perturbation.norm
-        statistic = f"relative_all_{norm}" if at_hand.references else f"all_{norm}"
-        ranked = sorted(first, key=lambda u: (u.statistics.get(statistic, np.inf), u.unit.target))
-        front = [u.unit.target for u in ranked[: most // 2]]
-        others = [t for t in targets if t not in front]
-        drawn = at_hand.run.numpy_generator(NAME, "random targets").permutation(len(others))[: most - len(front)]
-        return sorted([*front, *(others[i] for i in drawn)])
 
     def _judged(
         self,
@@ -202,38 +186,27 @@ class ReverseEngineering(Detector):
         on_references: SearchConfig | None = None,
         held_out: int | None = None,
     ) -> list[UnitEvidence]:
-        """Units searched on the subject and on every reference, with their statistics, also relative to these."""
+        """Units searched on the subject and on every reference; no statistic where no pattern was needed."""
         config = config or self.search
-        lighter = on_references or replace(config, samples=max(1, config.samples // 2))
-        images = self.held_out if held_out is None else held_out
-        norm = self.perturbation.norm
-
-        def searched(subject: Subject, name: str, reference: bool) -> tuple[UnitEvidence, ...]:
-            objective = Climb(self.perturbation, growth=self.growth, weight=self.weight)
-            if not reference and at_hand.training is not None:
-                labelled = _by_class(at_hand.training, subject.classes, self.training_samples, at_hand)
-                objective = replace(objective, labelled=labelled.to(subject.device))
-            ledger = at_hand.reference_ledger if reference else at_hand.ledger
-            settings = lighter if reference else config
-            many = 0 if reference else images
-            return search_units(name, subject, at_hand, ledger, units, objective, settings, norm, many, drawn_as=NAME)
-
-        baselines = [
-            searched(subject, f"{NAME}{stage} on reference {i}", True) for i, subject in enumerate(at_hand.references)
-        ]
-        found = [self._named(u, statistic) for u in searched(at_hand.subject, f"{NAME}{stage}", False)]
-        if not baselines:
-            return found
-        logs = logs_of_references(baselines, norm)
-        return [relative_to(u, log, statistic, norm) for u, log in zip(found, logs, strict=True)]
-
-    def _named(self, unit: UnitEvidence, statistic: str) -> UnitEvidence:
-        """The norm under the name of its stage too; none where no pattern was needed."""
-        norm = self.perturbation.norm
-        value = unit.statistics.get(norm)
-        if value is None or not np.abs(unit.trigger["delta"]).max() > 0:
-            return replace(unit, statistics={})
-        return replace(unit, statistics={norm: value, statistic: value})
+        plain = Climb(self.perturbation, growth=self.growth, weight=self.weight)
+        objective = plain
+        if at_hand.training is not None:
+            labelled = _by_class(at_hand.training, at_hand.subject.classes, self.training_samples, at_hand)
+            objective = replace(plain, labelled=labelled.to(at_hand.subject.device))
+        found = search_with_references(
+            NAME + stage,
+            at_hand,
+            units,
+            objective,
+            config,
+            on_references or replace(config, samples=max(1, config.samples // 2)),
+            self.perturbation.norm,
+            statistic,
+            self.held_out if held_out is None else held_out,
+            drawn_as=NAME,
+            plain=plain,
+        )
+        return [u if np.abs(u.trigger["delta"]).max() > 0 else replace(u, statistics={}) for u in found]
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class AdversarialUnlearning:
         changed: share of the images of a batch that are changed.
     """
 
-    training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.9))
+    training: Retraining = field(default_factory=lambda: Retraining(epochs=12, from_teacher=0.9))
     radius: float = 0.12
     steps: int = 3
     changed: float = 0.5

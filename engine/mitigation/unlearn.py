@@ -82,14 +82,14 @@ class Unlearn:
     """
 
     rounds: int = 3
-    variants: int = 4
-    training: Retraining = field(default_factory=Retraining)
+    variants: int = 2
+    training: Retraining = field(default_factory=lambda: Retraining(epochs=10))
     stamped: float = 0.3
     strength: tuple[float, float] = (0.5, 4.0)
     goal: float = 0.01
     batch_norm: str = "frozen"
     still_small: float = 2.5
-    search: SearchConfig = field(default_factory=lambda: SearchConfig(steps=150, settle=30))
+    search: SearchConfig = field(default_factory=lambda: SearchConfig(steps=100, samples=32, settle=20))
 
     def __post_init__(self) -> None:
         if self.batch_norm not in BATCH_NORM:

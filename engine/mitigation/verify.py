@@ -220,12 +220,13 @@ def verify(
     original: Path,
     samples: Samples,
     spec: InputSpec,
-    triggers: Mapping[str, tuple[int, Stamp]],
+    triggers: Mapping[str, tuple[int, Stamp] | tuple[int, Stamp, int | None]],
     goals: Goals | None = None,
     device: str = "cpu",
     timed: bool = False,
     strip: Strip | None = None,
     run: RunContext | None = None,
+    opened: tuple[OnnxFile, OnnxFile] | None = None,
 ) -> Verification:
     """Measure a patched file against its original in onnxruntime.
 
@@ -233,17 +234,19 @@ def verify(
         patched, original: the files.
         samples: clean samples, best those that neither the search nor the patch has seen.
         spec: how pixels are fed to both.
-        triggers: name -> (target class, how it is stamped).
+        triggers: name -> (target class, how it is stamped), and perhaps the class whose images it is stamped on (all
+            but the target by default).
         goals: what must hold.
         device: "cpu" or "cuda".
         timed: measure the latency of both files too.
         strip: also say what this filter would do on top of the original.
         run: its seed, for STRIP's draws.
+        opened: the original and the patched file, by who has them open already and made the second from the first.
 
     Raises:
         OnnxspectError: a file does not open, or the two differ in inputs or outputs (but for a filter's).
     """
-    before, after = open_file(original), open_file(patched)
+    before, after = opened or (open_file(original), open_file(patched))
     plain, additions = without_additions(before.proto, after.proto)
     differences = compare(before.proto, plain)
     interface = [d.text for d in differences if d.kind == "interface"]
@@ -255,8 +258,11 @@ def verify(
     (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
-    for name, (target, apply) in triggers.items():
-        rows = np.flatnonzero(samples.labels != target)
+    for name, (target, apply, *sources) in triggers.items():
+        counted = samples.labels != target
+        if sources and sources[0] is not None and (samples.labels == sources[0]).any():
+            counted &= samples.labels == sources[0]
+        rows = np.flatnonzero(counted)
         if not len(rows):
             raise OnnxspectError(f"no samples of any class but {target} to measure trigger {name} on")
         stamped = apply(samples.images[rows])

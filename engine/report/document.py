@@ -121,14 +121,20 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
 
 
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
-    """What this scan did not check, in sentences."""
-    ran = {e.detector for e in evidence if isinstance(e, Evidence)}
-    missing = ["Backdoors that act from chosen source classes only were not searched for (class pairs)."]
-    if ran == {"neural-cleanse"}:
-        missing.append(
-            "Only triggers that replace a part of the image (mask and pattern) were searched for: a trigger that "
-            "covers most of the image, a faint additive pattern or a warp can escape."
-        )
+    """What this scan did not check, in sentences: each kind of trigger is some detector's to find."""
+    ran = [e for e in evidence if isinstance(e, Evidence)]
+    names = {e.detector for e in ran}
+    missing = []
+    if not any(u.unit.source is not None for e in ran for u in e.units):
+        missing.append("Backdoors that act from chosen source classes only were not searched for (class pairs).")
+    if "reverse-engineering" not in names:
+        missing.append("Faint patterns that are added to the whole image were not searched for (reverse-engineering).")
+    if "cepa" not in names:
+        missing.append("Changes that differ from image to image, such as warps, were not searched for (cepa).")
+    if "neural-cleanse" not in names:
+        missing.append("Triggers that replace a part of the image were not searched for as such (neural-cleanse).")
+    if "dtinspector" not in names:
+        missing.append("The training set was not looked at (dtinspector; give it with --train).")
     missing.append(
         "A verdict of clean means that no backdoor of the kinds searched for was found, not that none exists."
     )

@@ -1,0 +1,582 @@
+"""Cleansing from files: what `onnxspect cleanse` calls. It gathers scores, decides, and writes what is kept.
+
+The training set is never changed: everything goes to the output folder. Its images are read in order and in batches, the
+model runs in onnxruntime, and only labels, scores and decisions are held for all samples (and one class's activations
+at a time), so a training set may be larger than memory. `retrain` is the exception: it holds the kept images.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch.nn import functional
+
+from onnxspect.engine.activations import Session, TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.cleansing.by_activation import (
+    CLUSTERING,
+    IMPURITY,
+    SPECTRAL,
+    Help,
+    activation_clustering,
+    box_blur,
+    cluster_impurity,
+    known_targets,
+    spectral_signatures,
+)
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
+from onnxspect.engine.cleansing.scores import Rates, Scores, rates
+from onnxspect.engine.detectors.base import AtHand, search_units
+from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
+from onnxspect.engine.export import Provenance, patched_model, write_model
+from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
+from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.patch import stamps
+from onnxspect.engine.preprocessing import preflight
+from onnxspect.engine.report.document import as_json, tool_version
+from onnxspect.engine.report.pictures import png
+from onnxspect.engine.run import RunContext, make_deterministic
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject import InputSpec, Subject
+
+METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
+#: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
+SEARCHED = 100
+#: Samples on the contact sheet.
+SHOWN = 40
+#: Share of the kept samples that fine-tuning is measured on.
+APART = 0.1
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """How `retrain` fine-tunes.
+
+    Attributes:
+        epochs: over the kept samples.
+        batch_size: images a step.
+        learning_rate: Adam's, falling to zero.
+        restored: the removed samples are trained on too, as they are, with the class that the model gives them once the
+            trigger is off. Without them nothing tells the network to forget: it has already learned the trigger.
+    """
+
+    epochs: int = 4
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    restored: bool = True
+
+
+@dataclass(frozen=True)
+class Cleansed:
+    """What a cleansing leaves.
+
+    Attributes:
+        report: the JSON document.
+        folder: with scores.csv, kept.npz or kept.txt, suspicious.png, cleansing.json.
+        scores: one a method.
+        removed: bool ``(n,)``: what any of the methods removes.
+        proof: of the retrained model, where one was asked for.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+    scores: tuple[Scores, ...]
+    removed: np.ndarray
+    proof: Verification | None
+
+
+def cleanse(
+    model: str | Path,
+    train: str | Path,
+    out: str | Path,
+    run_folder: str | Path | None = None,
+    detectors: Sequence[str] = (),
+    tap: str | None = None,
+    targets: Sequence[int] = (),
+    known: Help | None = None,
+    as_written: bool = False,
+    truth: str | Path | None = None,
+    retrain: str | Path | None = None,
+    how: Retrain | None = None,
+    spec: InputSpec | None = None,
+    run: RunContext | None = None,
+) -> Cleansed:
+    """Name the poisoned samples of a training set by a model that was trained on it.
+
+    Args:
+        model: the ONNX file.
+        train: the suspect training set: npz, or a folder of images by class; never changed.
+        out: folder for what is found; activations are kept in its `cache`.
+        run_folder: of a finished scan of this model, whose triggers are used.
+        detectors: methods, of METHODS; a sample is removed if any of them says so. By default those by trigger for which
+            there is one.
+        tap: where activations are taken; the penultimate layer by default.
+        targets: target classes, where they are known.
+        known: more that is known, for the baselines.
+        as_written: Eq. 12 of 000 to the letter; see `by_trigger`.
+        truth: npz with `indices` of the samples that are poisoned, to measure TPR and FPR.
+        retrain: write a model fine-tuned on the kept samples there.
+        how: its settings.
+        spec: the model's preprocessing, where the user knows it.
+        run: seed, device, observer.
+
+    Raises:
+        OnnxspectError: what does not fit, with a hint.
+    """
+    run = run or RunContext()
+    unknown = [d for d in detectors if d not in METHODS]
+    if unknown:
+        raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
+    make_deterministic(run.device)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    finding = _Finding.read(Path(run_folder)) if run_folder is not None else None
+    chosen = spec or (finding.spec if finding is not None else None)
+    subject = Subject.from_onnx(model, chosen, run.device)
+    training = open_training_set(train, subject.size)
+    subject = subject.settled(training.shape)
+    notes = check_labels(training, subject.classes)
+    part = _part(training, run)
+    if finding is not None:
+        finding.check(subject, Path(run_folder or ""))
+    else:
+        subject = preflight(subject, part, run, chosen).subject
+    poisoned = _truth(Path(truth), len(training)) if truth is not None else None
+
+    known = replace(known or Help(), targets=known_targets(targets, subject.classes))
+    by_method, found_notes = _triggers(subject, part, finding, detectors, known, folder, run)
+    notes += found_notes
+    methods = list(detectors) or [m for m in (REMOVE, SUPERIMPOSE) if by_method.get(m)]
+    inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
+    name = (tap or penultimate(subject)) if inside else None
+    values = activations(subject, training, [name] if name else [], folder / "cache", run)
+    logits = np.asarray(values["logits"])
+    session = Session(subject, [])
+    scores = tuple(
+        _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
+        for m in methods
+    )
+    removed = np.zeros(len(training), bool)
+    for one in scores:
+        removed |= one.removed
+        notes += [f"{one.detector}: {note}" for note in one.notes]
+    for c in sorted(set(training.labels.tolist())):
+        if removed[training.labels == c].all():
+            notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")
+    report = {
+        "model": {"path": subject.name, "sha256": subject.file.sha256 if subject.file else ""},
+        "train": {"path": str(training.path), "sha256": training.sha256, "samples": len(training)},
+        "preprocessing": subject.spec.describe(),
+        "tap": name,
+        "model_accuracy_on_train": float((logits.argmax(1) == training.labels).mean()),
+        "methods": [_method(s, training.labels, poisoned) for s in scores],
+        "removed": int(removed.sum()),
+        "kept": int((~removed).sum()),
+        "rates": vars(rates(removed, training.labels, poisoned)) if poisoned is not None else None,
+        "triggers": [{"method": m, "target": t.target, "source": t.source} for m, ts in by_method.items() for t in ts],
+        "notes": notes,
+        "seed": run.seed,
+    }
+    _write_scores(scores, training, folder)
+    kept_path = write_kept(training, ~removed, folder)
+    report["kept_as"] = kept_path.name
+    if scores:
+        write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
+    proof = None
+    if retrain is not None:
+        triggers = [t for ts in by_method.values() for t in ts]
+        proof = _retrained(
+            subject, training, removed, by_method.get(REMOVE, ()), triggers, Path(retrain), how or Retrain(), run
+        )
+        report["retrained"] = {"path": str(retrain), "proof": proof.describe()}
+    write_atomically(folder / "cleansing.json", as_json(report).encode())
+    return Cleansed(report, folder, scores, removed, proof)
+
+
+def check_labels(training: TrainingSet, classes: int) -> list[str]:
+    """Notes on classes without samples.
+
+    Raises:
+        OnnxspectError: a label that the model does not have.
+    """
+    most = int(training.labels.max())
+    if most >= classes:
+        raise OnnxspectError(
+            f"{training.path}: label {most}, but the model has {classes} classes",
+            "this is not the model's training set, or its labels do not count from 0",
+        )
+    sizes = np.bincount(training.labels, minlength=classes)
+    return [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """A finished scan, as far as a cleansing needs it."""
+
+    spec: InputSpec
+    model: str
+    targets: tuple[int, ...]
+    units: Mapping[str, tuple[str, Sequence[UnitEvidence]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> _Finding:
+        with Ledger(folder) as ledger:
+            report = ledger.report()
+            chosen = report["preprocessing"]["chosen"]
+            spec = InputSpec(**{**chosen, "mean": tuple(chosen["mean"]), "std": tuple(chosen["std"])})
+            ran = [d for d in report["detectors"] if d["status"] == "ran"]
+            units = {d["name"]: (str(d["statistic"]), _units(ledger, d["name"])) for d in ran}
+        return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units)
+
+    def check(self, subject: Subject, folder: Path) -> None:
+        if subject.file is None or subject.file.sha256 != self.model:
+            raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
+
+    def triggers(self, targets: Sequence[int]) -> dict[str, list[Found]]:
+        """For every target the smallest trigger of each method that has one of the right form."""
+        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: []}
+        for target in targets:
+            for name, (_, units) in self.units.items():
+                own = [u for u in units if u.unit.target == target and u.found]
+                additive = [u for u in own if "delta" in u.trigger]
+                masked = [u for u in own if {"mask", "pattern"} <= set(u.trigger)]
+                if name == SUPERIMPOSE and masked:
+                    found[SUPERIMPOSE].append(_as_found(masked[0]))
+                elif additive:
+                    best = min(additive, key=lambda u: float(np.linalg.norm(u.trigger["delta"])))
+                    found[REMOVE].append(_as_found(best))
+        if not found[REMOVE]:  # no additive pattern: what a mask covers can be taken off too
+            for target in targets:
+                masked = [
+                    u
+                    for name, (_, units) in self.units.items()
+                    for u in units
+                    if name != SUPERIMPOSE and u.unit.target == target and u.found and "mask" in u.trigger
+                ]
+                if masked:
+                    found[REMOVE].append(_as_found(min(masked, key=lambda u: float(u.trigger["mask"].sum()))))
+        return found
+
+
+def _units(ledger: Ledger, detector: str) -> list[UnitEvidence]:
+    """Units of a detector, those of its later stages ("... pairs") too."""
+    return [u for stage in ("", " pairs") for u in ledger.units(detector + stage).values()]
+
+
+def _as_found(unit: UnitEvidence) -> Found:
+    names = ("delta",) if "delta" in unit.trigger else ("mask", "pattern")
+    return Found(unit.unit.target, {n: np.asarray(unit.trigger[n]) for n in names}, unit.unit.source)
+
+
+def _triggers(
+    subject: Subject,
+    part: Samples,
+    finding: _Finding | None,
+    detectors: Sequence[str],
+    known: Help,
+    folder: Path,
+    run: RunContext,
+) -> tuple[dict[str, list[Found]], list[str]]:
+    """Triggers by method: those of the scan, or estimated here on the training set as 000 does."""
+    if finding is not None:
+        targets = known.targets or finding.targets
+        found = finding.triggers(targets)
+        if not targets:
+            return found, ["the scan names no target class, so no trigger is looked for"]
+        return found, []
+    if SUPERIMPOSE in detectors:
+        raise OnnxspectError(
+            "DTInspector's patch comes from a scan",
+            "onnxspect scan MODEL --data clean.npz --train PATH --detector dtinspector --out DIR, then --run DIR",
+        )
+    if detectors and REMOVE not in detectors:
+        return {}, []
+    patterns = estimate_patterns(subject, part, known.targets, folder, run)
+    if not patterns:
+        return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
+    return {REMOVE: patterns}, []
+
+
+def estimate_patterns(
+    subject: Subject, part: Samples, targets: Sequence[int] | None, folder: Path, run: RunContext
+) -> list[Found]:
+    """The patterns of 000 estimated on a part of the training set itself (Eq. 9, Algorithm 1).
+
+    Args:
+        subject: the model.
+        part: some training samples of every class.
+        targets: target classes where they are known; else Eq. 10-11 find one, or none.
+        folder: where finished units are kept.
+        run: seed and observer.
+    """
+    detector = ReverseEngineering(held_out=0)
+    nothing = part.take(np.zeros(0, int))
+    names = {"model": subject.file.sha256 if subject.file else subject.name, "train": part.sha256, "seed": run.seed}
+    with Ledger(folder / "search", names | {"targets": list(targets or ()), "tool": tool_version()}) as ledger:
+        at_hand = AtHand(subject, part, nothing, run, ledger, training=part)
+        if targets is None:
+            evidence = detector.run(at_hand)
+            if not isinstance(evidence, Evidence):
+                raise OnnxspectError(f"{REMOVE}: {evidence.reason}")
+            judged = infer(evidence, subject.classes)
+            if not judged.judgement.paper_flag or judged.target is None or judged.pattern is None:
+                return []
+            return [Found(judged.target, {"delta": judged.pattern}, judged.source)]
+        found = []
+        for target in targets:
+            sources = sorted(set(part.labels.tolist()) - {target})
+            units = [Unit(target), *(Unit(target, s) for s in sources)]
+            labelled = _labelled(part, subject.classes, detector.training_samples, run).to(subject.device)
+            climb = Climb(detector.perturbation, growth=detector.growth, weight=detector.weight, labelled=labelled)
+            norm = detector.perturbation.norm
+            done = search_units(REMOVE, subject, at_hand, ledger, units, climb, detector.search, norm, held_out=0)
+            able = [u for u in done if u.found and float(np.abs(u.trigger["delta"]).max()) > 0]
+            if able:
+                found.append(_as_found(min(able, key=lambda u: u.statistics[norm])))
+        return found
+
+
+def _labelled(part: Samples, classes: int, n: int, run: RunContext) -> torch.Tensor:
+    """D_t of Eq. 9: ``(class, n, channels, height, width)``, drawn again where a class has fewer."""
+    rows = []
+    for c in range(classes):
+        own = np.flatnonzero(part.labels == c)
+        order = run.numpy_generator("cleanse", c, "labelled").permutation(own if len(own) else np.arange(len(part)))
+        rows.append(np.resize(order, n))
+    return torch.from_numpy(part.images[np.stack(rows)])
+
+
+def _part(training: TrainingSet, run: RunContext) -> Samples:
+    """At most SEARCHED samples of every class."""
+    rows = []
+    for c in np.unique(training.labels):
+        own = run.numpy_generator("cleanse", int(c), "part").permutation(np.flatnonzero(training.labels == c))
+        rows.append(own[:SEARCHED])
+    return training.take(np.sort(np.concatenate(rows)))
+
+
+def _score(
+    method: str,
+    training: TrainingSet,
+    session: Session,
+    logits: np.ndarray,
+    values: np.ndarray,
+    triggers: Mapping[str, Sequence[Found]],
+    known: Help,
+    as_written: bool,
+    run: RunContext,
+) -> Scores:
+    if method in (REMOVE, SUPERIMPOSE):
+        found = list(triggers.get(method, ()))
+        if not found:
+            nothing = np.full(len(training), np.nan)
+            return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
+        return by_trigger(
+            method,
+            found,
+            training.labels,
+            logits,
+            training.batches,
+            lambda images: session.run(images)[0],
+            superimpose=method == SUPERIMPOSE,
+            as_written=as_written or method == SUPERIMPOSE,
+        )
+    if method == SPECTRAL:
+        return spectral_signatures(values, training.labels, known)
+    seed = run.key(method) % 2**31
+    if method == CLUSTERING:
+        return activation_clustering(values, training.labels, known, seed)
+
+    def blurred() -> np.ndarray:
+        return np.concatenate([session.run(box_blur(images))[0].argmax(1) for _, images in training.batches()])
+
+    return cluster_impurity(values, training.labels, logits.argmax(1), blurred, known, seed)
+
+
+def _method(scores: Scores, labels: np.ndarray, poisoned: np.ndarray | None) -> dict[str, Any]:
+    measured: Rates | None = rates(scores.removed, labels, poisoned) if poisoned is not None else None
+    return {
+        "name": scores.detector,
+        "removed": int(scores.removed.sum()),
+        "classes": {str(c): dict(facts) for c, facts in scores.classes.items()},
+        "notes": list(scores.notes),
+        "rates": vars(measured) if measured is not None else None,
+    }
+
+
+def _truth(path: Path, n: int) -> np.ndarray:
+    """Indices of the poisoned samples; `rates` checks them."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            indices = np.asarray(archive["indices"])
+    except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples") from error
+    if indices.ndim != 1 or indices.dtype.kind not in "ui":
+        raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
+    rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
+    return indices.astype(np.int64)
+
+
+def _write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) -> None:
+    """scores.csv, and scores.parquet where pyarrow is installed."""
+    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector")}
+    for one in scores:
+        columns["index"] += range(len(training))
+        columns["label"] += training.labels.tolist()
+        columns["score"] += [None if np.isnan(s) else float(s) for s in one.score]
+        columns["decision"] += ["remove" if r else "keep" for r in one.removed]
+        columns["detector"] += [one.detector] * len(training)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_atomically(folder / "scores.csv", text.getvalue().encode())
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    write_atomically(folder / "scores.parquet", buffer.getvalue())
+
+
+def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
+    """kept.npz (images as they were stored, labels, index in the original), or kept.txt with the paths of a folder's files.
+
+    Written whole or not at all; images pass through one batch at a time.
+    """
+    if training.files:
+        lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
+        write_atomically(folder / "kept.txt", ("\n".join(lines) + "\n" if lines else "").encode())
+        return folder / "kept.txt"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
+    os.close(handle)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("images.npy", "w", force_zip64=True) as stream:
+                _stream_array(stream, training.raw(keep), int(keep.sum()))
+            others = {"labels": training.labels[keep], "index": np.flatnonzero(keep)}
+            if training.names:
+                others["classes"] = np.array(training.names)
+            for name, array in others.items():
+                with archive.open(f"{name}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, array, allow_pickle=False)
+        Path(temporary).replace(folder / "kept.npz")
+    except OSError as error:
+        raise OnnxspectError(f"{folder}: the kept samples cannot be written ({error.strerror or error})") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return folder / "kept.npz"
+
+
+def _stream_array(stream: Any, parts: Iterator[np.ndarray], count: int) -> None:
+    begun = False
+    for part in parts:
+        if not begun:
+            described = {"descr": part.dtype.str, "fortran_order": False, "shape": (count, *part.shape[1:])}
+            np.lib.format.write_array_header_1_0(stream, described)
+            begun = True
+        stream.write(np.ascontiguousarray(part).tobytes())
+
+
+def contact_sheet(scores: Scores, training: TrainingSet) -> Figure:
+    """The removed samples with the highest scores; where nothing is removed, the highest scores."""
+    order = np.lexsort((np.arange(len(training)), -np.nan_to_num(scores.score, nan=-np.inf), ~scores.removed))
+    chosen = order[:SHOWN]
+    pictures = training.take(chosen)
+    position = {int(i): k for k, i in enumerate(np.unique(chosen))}
+    columns = min(10, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(1.1 * columns, 1.45 * rows + 0.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, chosen, strict=False):
+        pixels = pictures.images[position[int(i)]].transpose(1, 2, 0)
+        grey = pixels.shape[-1] == 1
+        axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
+        label = int(training.labels[i])
+        named = training.names[label][:10] if label < len(training.names) else str(label)
+        axes.set_title(f"#{i}\n{named}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
+    figure.suptitle(f"{scores.detector}: {int(scores.removed.sum())} of {len(training)} removed", fontsize=9)
+    return figure
+
+
+def _retrained(
+    subject: Subject,
+    training: TrainingSet,
+    removed: np.ndarray,
+    patterns: Sequence[Found],
+    triggers: Sequence[Found],
+    out: Path,
+    how: Retrain,
+    run: RunContext,
+) -> Verification:
+    """Fine-tune on the kept samples, write the model, and measure it on kept samples that it has not seen."""
+    kept = training.take(np.flatnonzero(~removed))
+    apart, fit = kept.split(APART, run.numpy_generator("cleanse", "apart"))
+    if how.restored and patterns and removed.any():
+        fit = _joined(fit, _restored(subject, training.take(np.flatnonzero(removed)), patterns))
+    student, parameters = trainable_copy(subject)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters.values(), lr=how.learning_rate)
+    steps = how.epochs * -(-len(fit) // how.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
+    run.observer.start("retrain", how.epochs)
+    for epoch in range(how.epochs):
+        order = torch.randperm(len(fit), generator=run.torch_generator("cleanse", "retrain", epoch))
+        total = 0.0
+        for rows in order.split(how.batch_size):
+            loss = functional.cross_entropy(student(images[rows].to(subject.device)), labels[rows].to(subject.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(rows)
+        run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
+    run.observer.finish("retrain")
+    file = subject.file
+    if file is None:
+        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
+    proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
+    write_model(proto, file, out)
+    named = stamps(tuple(Trigger(t.target, t.arrays) for t in triggers if "delta" in t.arrays))
+    return verify(out, file.path, apart, subject.spec, named, Goals(), run.device)
+
+
+def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:
+    """The removed samples as they are, labelled by what they are taken for without their trigger."""
+    labels = removed.labels.copy()
+    background = removed.images.mean(0)
+    for pattern in patterns:
+        rows = np.flatnonzero(removed.labels == pattern.target)
+        if len(rows):
+            answers = subject.predict(without(removed.images[rows], pattern.arrays, background)).argmax(1)
+            labels[rows] = np.where(answers != pattern.target, answers, labels[rows])
+    changed = np.flatnonzero(labels != removed.labels)
+    return replace(removed.take(changed), labels=labels[changed])
+
+
+def _joined(a: Samples, b: Samples) -> Samples:
+    return replace(
+        a, images=np.concatenate([a.images, b.images]), labels=np.concatenate([a.labels, b.labels]), files=()
+    )
