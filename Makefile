@@ -30,9 +30,10 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
 	touch $@
 
-# The large Keras networks through every format: heavier than `make test` may be.
+# All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 test-converters: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py
+	ONNXSPECT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py \
+	  tests/test_lowering_exports.py tests/test_lowering_light.py tests/test_lowering_random.py
 
 # Heavier things; DATA is a folder with the data sets as npz.
 DATA ?= $(ONNXSPECT_DATA)

@@ -246,8 +246,13 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     started = time.perf_counter()
     subject = Subject.from_onnx(infected.path, infected.spec).settled(infected.clean.shape)
     fit, guard = infected.clean.split(FIT_SHARE, run.numpy_generator("patch"))
-    found = search(subject, fit, plan(infected.units, 1), MaskPattern(), SEARCH, run, "benchmark")
-    triggers = tuple(Trigger(r.unit.target, r.trigger, r.unit.source) for results in found for r in results if r.found)
+    triggers = tuple(
+        Trigger(r.unit.target, r.trigger, r.unit.source)
+        for family, config in ((MaskPattern(), MASKS), (Additive(), ADDITIVE))
+        for results in search(subject, fit, plan(infected.units, 1), family, config, run, "benchmark")
+        for r in results
+        if r.found
+    )
     goals = Goals()
     case = Case(subject, fit, guard, triggers, run, goals.success / 2, goals.accuracy_lost)
     return case, time.perf_counter() - started

@@ -43,7 +43,6 @@ from onnxspect.engine.subject import InputSpec
 @click.option(
     "--rescan",
     type=click.Choice(list(PRESETS)),
-    metavar="PRESET",
     help="Also scan MODEL afresh with this preset; a backdoor found is a goal missed.",
 )
 @click.option(

@@ -64,17 +64,32 @@ def _detection(r: dict[str, Any]) -> str:
     lines += [line(name, s) for kind in ("by_network", "by_attack") for name, s in r[kind].items()]
     s = r["summary"]
     models = "\n".join(
-        f"| {m['name']} | {m['verdict']} | {m['found']} | {m['targets']} | {m['p_value']:.2g} | {m.get('seconds', 0):.0f} |"
+        f"| {m['name']} | {m['verdict']} | {_classes(m['found'])} | {_classes(m['targets'])} | {m['p_value']:.2g} "
+        f"| {_each(m)} | {m.get('seconds', 0):.0f} |"
         for m in r["models"]
     )
+    missed = [m["name"] for m in r["models"] if m["infected"] and not set(m["found"]) & set(m["targets"])]
+    misses = f"Missed: {', '.join(missed)}.\n\n" if missed else ""
     return (
         f"## Detection\n\n`{r['command']}`, {r['date']}, {r['device']}, seed {r['seed']}. Beside the calibrated verdict, the "
         f"paper's rule (MAD index above 2) finds {s['found_by_the_paper_rule']} of {s['infected']} infected models and "
         f"raises {s['false_alarms_of_the_paper_rule']} alarms on {s['clean']} clean ones.\n\n{head}\n"
         + "\n".join(lines)
-        + "\n\n| model | verdict | found | true | p | seconds |\n|---|---|---|---|---|---|\n"
+        + f"\n\n{misses}| model | verdict | found | true | p | most suspicious class by detector (p) | seconds |\n"
+        + "|---|---|---|---|---|---|---|\n"
         + models
         + "\n"
+    )
+
+
+def _classes(indices: list[int]) -> str:
+    return "-" if not indices else "all" if len(indices) > 9 else ", ".join(map(str, indices))
+
+
+def _each(m: dict[str, Any]) -> str:
+    told = m.get("by_detector", {})
+    return "; ".join(f"{n} {d['class']} ({d['p_value']:.1g})" for n, d in told.items() if "class" in d) or m.get(
+        "error", ""
     )
 
 

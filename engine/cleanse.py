@@ -274,7 +274,7 @@ class _Finding:
 
 def _units(ledger: Ledger, detector: str) -> list[UnitEvidence]:
     """Units of a detector, those of its later stages ("... pairs") too."""
-    return [u for stage in ("", " pairs") for u in ledger.units(detector + stage).values()]
+    return ledger.evidence(detector)
 
 
 def _as_found(unit: UnitEvidence) -> Found:

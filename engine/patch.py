@@ -87,7 +87,7 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
             if detector["status"] != "ran":
                 continue
             ids.append(detector["evidence"])
-            units = list(ledger.units(detector["name"]).values())
+            units = ledger.evidence(detector["name"])
             for target in wanted:
                 if _speaks_for(report, detector["name"], target):
                     triggers += _of_target(units, target, detector["statistic"])

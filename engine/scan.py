@@ -96,6 +96,9 @@ def scan(
             clean = train_references(checked.subject, found_on, held_out, run, baseline)
             at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
             evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
+        for found in evidence:
+            if isinstance(found, Evidence):
+                ledger.keep_evidence(found.detector, found.units)
         verdict = decide(evidence, checked.subject.classes)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started

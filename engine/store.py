@@ -39,6 +39,10 @@ FILE = "run.sqlite"
 FORMAT = "1"
 
 
+#: The name under which the units of a finished detector are kept, beside those of its stages.
+_EVIDENCE_OF = "evidence of {}"
+
+
 class Ledger:
     """An open run folder. Use as a context manager, or `close` it.
 
@@ -103,6 +107,14 @@ class Ledger:
             rows.append((detector, evidence.unit.key, json.dumps(_row(evidence)), json.dumps(arrays)))
         with self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO units VALUES (?, ?, ?, ?)", rows)
+
+    def keep_evidence(self, detector: str, units: Sequence[UnitEvidence]) -> None:
+        """Keep what a detector concludes: units of all its stages, with every statistic that was judged."""
+        self.commit(_EVIDENCE_OF.format(detector), units)
+
+    def evidence(self, detector: str) -> list[UnitEvidence]:
+        """What `keep_evidence` kept; nothing before the scan has finished with the detector."""
+        return list(self.units(_EVIDENCE_OF.format(detector)).values())
 
     def fact(self, name: str) -> str | None:
         """A named text of the run, or None."""

@@ -16,7 +16,10 @@ from torch.nn import functional
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.from_onnx import broadcast_as_numpy, upgrade
+from onnxspect.converters.logits import logits_of
+from onnxspect.converters.lowering import lower
 from onnxspect.converters.onnx_file import read_onnx
+from onnxspect.converters.parity import check_parity
 from onnxspect.converters.probe import probe
 from onnxspect.converters.sources import convert, sidecar_path
 
@@ -153,7 +156,7 @@ NAMES = sorted(p.name for p in WILD.glob("*.onnx")) if WILD.is_dir() else []
 @needs_data
 @pytest.mark.parametrize("name", NAMES)
 def test_files_of_other_exporters(tmp_path: Path, name: str) -> None:
-    """Each of the twelve ends in a graph that runs, or in a refusal that names the cause."""
+    """Each of the twelve ends in a torch graph that answers what the file answers, or in a refusal that names the cause."""
     if name in REFUSED:
         with pytest.raises(OnnxspectError) as caught:
             convert(WILD / name, tmp_path / "out.onnx")
@@ -167,6 +170,9 @@ def test_files_of_other_exporters(tmp_path: Path, name: str) -> None:
     assert found.finite
     if name not in UPGRADED:
         assert made.out.read_bytes() == (WILD / name).read_bytes()
+    proto = read_onnx(made.out).proto
+    report = check_parity(proto, lower(proto, [logits_of(proto).value]), batch_sizes=(1, 2))
+    assert report.worst.scale > 0
 
 
 @needs_data

@@ -304,3 +304,15 @@ def test_kill_in_the_middle_of_commits(tmp_path: Path) -> None:
             assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
             assert db.execute("SELECT count(*) FROM units").fetchone() == (len(found),)
         db.close()
+
+
+def test_conclusions_are_kept_beside_the_stages(tmp_path: Path) -> None:
+    with Ledger(tmp_path, {"a": 1}) as ledger:
+        ledger.commit("nc", [unit(0, mask=array(0))])
+        assert ledger.evidence("nc") == []
+        ledger.keep_evidence("nc", [unit(0, mask=array(1)), unit(1, mask=array(2))])
+    with Ledger(tmp_path) as ledger:
+        assert set(ledger.units("nc")) == {"any->0"}
+        first, second = ledger.evidence("nc")
+        same(unit(0, mask=array(1)), first)
+        same(unit(1, mask=array(2)), second)

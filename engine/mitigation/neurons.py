@@ -33,7 +33,7 @@ from onnxspect.engine.subject import Subject
 #: Elementwise functions f with f(0) = 0, and pooling: a channel of zeros stays one of zeros.
 _KEEPS_ZERO = frozenset(
     ("Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Gelu", "HardSwish", "Mish", "Tanh", "Softsign", "Erf")
-    + ("ThresholdedRelu", "Identity", "Dropout", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
+    + ("ThresholdedRelu", "Identity", "Dropout", "Cast", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 )
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze"))
 #: Images that activations are looked at on, at most.
@@ -122,7 +122,7 @@ def layers(subject: Subject, every: bool = False) -> list[Layer]:
     graph = _Graph(proto, {w.initializer for w in lowered.weights.values()})
     found: list[Layer] = []
     for tap in cuts(lowered):
-        if tap.shape is None or tap.name not in graph.producers:
+        if tap.shape is None or not graph.feeds_weights(tap.name):
             continue
         axis = graph.channel_axis(tap.name, len(tap.shape))
         neurons = tap.shape[axis] if axis is not None else None
@@ -243,12 +243,19 @@ class _Graph:
         }
         self._shapes |= {name: tuple(t.dims) for name, t in self._constants.items()}
         self._initializers = {t.name: t for t in model.graph.initializer}
+        weighty = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        self._before = {o: i for i, n in enumerate(model.graph.node) for o in n.output if o}
+        self._last = max((i for i, n in enumerate(model.graph.node) if n.op_type in weighty), default=-1)
         self._uses: dict[str, int] = {}
         for node in model.graph.node:
             for name in node.input:
                 self._uses[name] = self._uses.get(name, 0) + 1
         for output in model.graph.output:
             self._uses[output.name] = self._uses.get(output.name, 0) + 1
+
+    def feeds_weights(self, value: str) -> bool:
+        """Whether a layer with weights is still to come: what follows the last one are class scores, not neurons."""
+        return self._before.get(value, self._last) < self._last
 
     def channel_axis(self, value: str, rank: int) -> int | None:
         """The axis of `value` that holds its neurons."""
@@ -272,8 +279,7 @@ class _Graph:
                 if axis is None:
                     continue
                 if node.op_type == "Transpose":
-                    order = list(next((a.ints for a in node.attribute if a.name == "perm"), (3, 2, 1, 0)))
-                    return order.index(axis)
+                    return _order(node).index(axis)
                 return axis
         return None
 
@@ -285,6 +291,9 @@ class _Graph:
             if node is None:
                 return ()
             if node.op_type in _KEEPS_ZERO or self._clip_keeps_zero(node):
+                value = node.input[0]
+            elif node.op_type == "Transpose" and rank == 4:
+                axis = _order(node)[axis]
                 value = node.input[0]
             elif node.op_type == "Add":
                 # A bias of its own node: x + b, with x from a MatMul or Conv.
@@ -347,6 +356,11 @@ class _Graph:
                     return False
                 bounds[name] = float(numpy_helper.to_array(tensor).reshape(()))
         return bounds.get("min", -1.0) <= 0 <= bounds.get("max", 1.0)
+
+
+def _order(transpose: onnx.NodeProto) -> list[int]:
+    """The permutation of a Transpose of four axes."""
+    return list(next((a.ints for a in transpose.attribute if a.name == "perm"), (3, 2, 1, 0)))
 
 
 def curve_points(neurons: int, most: int = 48) -> list[int]:
