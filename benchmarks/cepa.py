@@ -1,7 +1,7 @@
 """CEPA over a zoo: each statistic's view of the target, at each tap, on infected and clean models.
 
     python benchmarks/cepa.py --zoo zoo --data-root DIR [--reference DIR] [--preset standard] [--form consensus|paper]
-        [--pairs] [--only NAME ...] [--out FILE]
+        [--pairs] [--images N] [--steps N] [--only NAME ...] --out FILE
 
 Every model is given --samples clean test images of its data set, half of them to search on; reference networks are trained
 on that half, once for each data set. Reported are for each (statistic, tap, relative to the references or not): Student's t and
@@ -19,6 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="standard")
     parser.add_argument("--form", choices=["consensus", "paper"], default="consensus")
     parser.add_argument("--pairs", action="store_true", help="a unit for each pair of classes")
+    parser.add_argument("--images", type=int, help="images a unit is searched on, in place of the preset's")
+    parser.add_argument("--steps", type=int, help="steps of a search, in place of the preset's")
     parser.add_argument("--samples", type=int, default=1000, help="clean images a model is given")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
@@ -66,9 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not subjects:
         parser.error("no models: give --zoo or --reference")
     run = RunContext(asked.seed, choose_device(asked.device))
-    detector = Cepa.paper(pairs=asked.pairs) if asked.form == "paper" else PRESETS[asked.preset]
-    if asked.pairs and asked.form != "paper":
-        detector = Cepa(search=detector.search, taps=detector.taps, pairs=True)
+    detector = Cepa.paper() if asked.form == "paper" else PRESETS[asked.preset]
+    search = replace(
+        detector.search, samples=asked.images or detector.search.samples, steps=asked.steps or detector.search.steps
+    )
+    detector = replace(detector, search=search, pairs=asked.pairs)
     settings = {k: str(v) for k, v in detector.settings().items()} | {"samples": asked.samples, "seed": asked.seed}
     rows = _known(asked.out, settings)
     for subject in subjects:
@@ -91,7 +96,7 @@ def _known(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def _write(asked: argparse.Namespace, settings: dict[str, Any], run: RunContext, rows: list[dict[str, Any]]) -> None:
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"benchmarks/cepa.py --preset {asked.preset} --form {asked.form}" + (" --pairs" * asked.pairs),
+        "command": " ".join(["benchmarks/cepa.py", *_told(asked)]),
         "settings": settings,
         "device": device_name(run.device),
         "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
@@ -101,6 +106,12 @@ def _write(asked: argparse.Namespace, settings: dict[str, Any], run: RunContext,
     }
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _told(asked: argparse.Namespace) -> list[str]:
+    """The arguments that the numbers depend on."""
+    told = [f"--preset {asked.preset}", f"--form {asked.form}", *(["--pairs"] if asked.pairs else [])]
+    return told + [f"--{n} {v}" for n in ("images", "steps", "samples", "seed") if (v := getattr(asked, n)) is not None]
 
 
 def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, run: RunContext) -> dict[str, Any]:
@@ -113,8 +124,8 @@ def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, 
         )
         found_on, held_out = samples.split(0.5, run.numpy_generator("split"))
         references = _references(checked.subject, found_on, held_out, subject["dataset"], run)
-        form = detector.form + ("-pairs" if detector.pairs else "")
-        folder = asked.runs / f"references-{subject['dataset']}-{asked.preset}-{form}-{asked.samples}"
+        kind = "-".join(t.replace("--", "").replace(" ", "-") for t in _told(asked))
+        folder = asked.runs / f"references-{subject['dataset']}-{kind}"
         fingerprint = {"seed": run.seed, "settings": {k: str(v) for k, v in detector.settings().items()}}
         with Ledger(folder, fingerprint) as ledger:
             at_hand = AtHand(checked.subject, found_on, held_out, run, None, references, ledger)

@@ -8,7 +8,8 @@ import click
 
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import show_raw
-from onnxspect.converters.compare import compare
+from onnxspect.converters.compare import Difference, compare
+from onnxspect.engine.mitigation.graph_edit import without_additions
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.subject import open_file
 
@@ -24,7 +25,10 @@ def command(a: Path, b: Path, as_json: bool) -> int:
     Example:
       onnxspect diff model.onnx patched.onnx
     """
-    differences = compare(open_file(a).proto, open_file(b).proto)
+    before, after = open_file(a).proto, open_file(b).proto
+    # What a patch added is told apart, so that everything else can be compared node by node.
+    plain, added = without_additions(before, after)
+    differences = [*(Difference("added", "", line) for line in added), *compare(before, plain)]
     if as_json:
         show_raw(to_json({"differences": [vars(d) for d in differences]}))
     else:

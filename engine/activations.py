@@ -313,7 +313,9 @@ def _compute(session: Session, training: TrainingSet, paths: Mapping[str, Path],
     partial = {n: p.with_suffix(".part") for n, p in paths.items()}
     maps: dict[str, np.memmap[Any, Any]] = {}
     task = "activations"
-    run.observer.start(task, -(-len(training) // BATCH))
+    tenth = max(1, len(training) // 10)
+    told = 0
+    run.observer.start(task, 10)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for start, images in training.batches():
@@ -326,7 +328,9 @@ def _compute(session: Session, training: TrainingSet, paths: Mapping[str, Path],
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])
                     )
                 maps[name][start : start + len(flat)] = flat
-            run.observer.advance(task)
+            for _ in range(told, min(10, (start + len(images)) // tenth)):
+                run.observer.advance(task, f"{start + len(images)} of {len(training)} images")
+                told += 1
         for name, mapped in maps.items():
             mapped.flush()
             os.replace(partial[name], paths[name])  # noqa: PTH105 - a cache file is there whole or not at all

@@ -12,7 +12,7 @@ import io
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, best_pattern, by_trigger, without
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.detectors.base import AtHand, search_units
 from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer
@@ -58,6 +58,10 @@ METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
 SEARCHED = 100
 #: Samples on the contact sheet.
 SHOWN = 40
+#: Samples of a target class that choose among its patterns.
+JUDGED = 1000
+#: Chooses among patterns to one class.
+Choose = Callable[[Sequence[Found]], Found]
 #: Share of the kept samples that fine-tuning is measured on.
 APART = 0.1
 
@@ -158,7 +162,7 @@ def cleanse(
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or Help(), targets=known_targets(targets, subject.classes))
-    by_method, found_notes = _triggers(subject, part, finding, detectors, known, folder, run)
+    by_method, found_notes = _triggers(subject, training, part, finding, detectors, known, folder, run)
     notes += found_notes
     methods = list(detectors) or [m for m in (REMOVE, SUPERIMPOSE) if by_method.get(m)]
     inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
@@ -246,19 +250,19 @@ class _Finding:
         if subject.file is None or subject.file.sha256 != self.model:
             raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
 
-    def triggers(self, targets: Sequence[int]) -> dict[str, list[Found]]:
-        """For every target the smallest trigger of each method that has one of the right form."""
+    def triggers(self, targets: Sequence[int], choose: Choose) -> dict[str, list[Found]]:
+        """For every target its DTInspector patch, and the one of its additive patterns that fits the training set."""
         found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: []}
         for target in targets:
+            additive: list[Found] = []
             for name, (_, units) in self.units.items():
                 own = [u for u in units if u.unit.target == target and u.found]
-                additive = [u for u in own if "delta" in u.trigger]
                 masked = [u for u in own if {"mask", "pattern"} <= set(u.trigger)]
                 if name == SUPERIMPOSE and masked:
                     found[SUPERIMPOSE].append(_as_found(masked[0]))
-                elif additive:
-                    best = min(additive, key=lambda u: float(np.linalg.norm(u.trigger["delta"])))
-                    found[REMOVE].append(_as_found(best))
+                additive += [_as_found(u) for u in own if np.abs(u.trigger.get("delta", 0)).max() > 0]
+            if additive:
+                found[REMOVE].append(choose(additive))
         if not found[REMOVE]:  # no additive pattern: what a mask covers can be taken off too
             for target in targets:
                 masked = [
@@ -284,6 +288,7 @@ def _as_found(unit: UnitEvidence) -> Found:
 
 def _triggers(
     subject: Subject,
+    training: TrainingSet,
     part: Samples,
     finding: _Finding | None,
     detectors: Sequence[str],
@@ -292,9 +297,18 @@ def _triggers(
     run: RunContext,
 ) -> tuple[dict[str, list[Found]], list[str]]:
     """Triggers by method: those of the scan, or estimated here on the training set as 000 does."""
+
+    def choose(candidates: Sequence[Found]) -> Found:
+        rows = np.flatnonzero(training.labels == candidates[0].target)
+        if len(candidates) == 1 or not len(rows):
+            return min(candidates, key=lambda f: float(np.linalg.norm(f.arrays["delta"])))
+        drawn = run.numpy_generator("cleanse", candidates[0].target, "judged").permutation(rows)[:JUDGED]
+        return best_pattern(candidates, training.take(drawn).images, lambda images: session.run(images)[0])
+
+    session = Session(subject, [])
     if finding is not None:
         targets = known.targets or finding.targets
-        found = finding.triggers(targets)
+        found = finding.triggers(targets, choose)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         return found, []
@@ -305,14 +319,14 @@ def _triggers(
         )
     if detectors and REMOVE not in detectors:
         return {}, []
-    patterns = estimate_patterns(subject, part, known.targets, folder, run)
+    patterns = estimate_patterns(subject, part, known.targets, folder, run, choose)
     if not patterns:
         return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
     return {REMOVE: patterns}, []
 
 
 def estimate_patterns(
-    subject: Subject, part: Samples, targets: Sequence[int] | None, folder: Path, run: RunContext
+    subject: Subject, part: Samples, targets: Sequence[int] | None, folder: Path, run: RunContext, choose: Choose
 ) -> list[Found]:
     """The patterns of 000 estimated on a part of the training set itself (Eq. 9, Algorithm 1).
 
@@ -322,6 +336,7 @@ def estimate_patterns(
         targets: target classes where they are known; else Eq. 10-11 find one, or none.
         folder: where finished units are kept.
         run: seed and observer.
+        choose: among the patterns to one class.
     """
     detector = ReverseEngineering(held_out=0)
     nothing = part.take(np.zeros(0, int))
@@ -333,9 +348,10 @@ def estimate_patterns(
             if not isinstance(evidence, Evidence):
                 raise OnnxspectError(f"{REMOVE}: {evidence.reason}")
             judged = infer(evidence, subject.classes)
-            if not judged.judgement.paper_flag or judged.target is None or judged.pattern is None:
+            if not judged.judgement.paper_flag or judged.target is None:
                 return []
-            return [Found(judged.target, {"delta": judged.pattern}, judged.source)]
+            to_target = [u for u in evidence.units if u.unit.target == judged.target]
+            return [choose([_as_found(u) for u in to_target if u.found and u.statistics])]
         found = []
         for target in targets:
             sources = sorted(set(part.labels.tolist()) - {target})
@@ -346,7 +362,7 @@ def estimate_patterns(
             done = search_units(REMOVE, subject, at_hand, ledger, units, climb, detector.search, norm, held_out=0)
             able = [u for u in done if u.found and float(np.abs(u.trigger["delta"]).max()) > 0]
             if able:
-                found.append(_as_found(min(able, key=lambda u: u.statistics[norm])))
+                found.append(choose([_as_found(u) for u in able]))
         return found
 
 

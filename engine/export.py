@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from onnxspect.converters.external_layout import write_like
 from onnxspect.converters.onnx_file import OnnxFile
 from onnxspect.converters.text import printable
 from onnxspect.converters.writeback import PROVENANCE, Change, write_back
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import Addition
-from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject import Subject
 
 
@@ -108,10 +108,10 @@ def check_writable(file: OnnxFile, out: Path) -> None:
 
 
 def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> None:
-    """Write `model` to `out`, whole or not at all.
+    """Write `model` to `out`, whole or not at all; tensors that are external in the original lie beside it again.
 
     Raises:
         OnnxspectError: `out` is the original, or cannot be written; nothing is left behind.
     """
     check_writable(file, out)
-    write_atomically(out, model.SerializeToString())
+    write_like(model, file, out)

@@ -84,13 +84,16 @@ def test_its_common_effect_is_the_patchs(evidence: Evidence) -> None:
 
 
 def test_the_smallest_sufficient_size_by_hand(evidence: Evidence) -> None:
-    """Class 1 has farthest to go: its patch reads -0.6. All images step alike, so its distance is everyone's size."""
+    """Class 1 has farthest to go: its patch reads -0.6. All images step alike, so its distance is everyone's size.
+
+    Less, for the other two classes, by what the range of pixels cuts off: their bright pixel of the patch is at 0.8.
+    """
     unit = evidence.units[TARGET]
     assert 0.9 <= unit.search_success <= 1.0
     gap = 0.6 * 15 + 0.6 * GAIN  # the bright quadrant's 15 pixels, and the patch
     slope = np.linalg.norm([*[GAIN] * 4, *[1.0] * 15, *[-1.0] * 15])  # of the difference of the two logits
     shortest = gap / slope
-    assert 0.95 * shortest < unit.statistics["delta_norm"] < 1.2 * shortest
+    assert 0.75 * shortest < unit.statistics["delta_norm"] < 1.2 * shortest
 
 
 def test_mu_is_carried_to_unseen_images(evidence: Evidence) -> None:
@@ -111,7 +114,7 @@ def test_without_unseen_images_nothing_is_carried(subject: Subject) -> None:
     assert [u.held_out_success for u in found.units] == [None] * CLASSES
 
 
-def test_the_example_is_a_valid_image_and_its_perturbation(evidence: Evidence, subject: Subject) -> None:
+def test_the_example_is_a_valid_image_and_its_perturbation(evidence: Evidence) -> None:
     for unit in evidence.units:
         before, after = unit.trigger["example"], unit.trigger["example_perturbed"]
         assert before.shape == after.shape == (1, SIDE, SIDE)
@@ -151,8 +154,10 @@ def test_statistics_are_relative_to_the_references(subject: Subject, tmp_path: P
 def test_pairs_are_units(subject: Subject) -> None:
     found = ran(replace(TINY, pairs=True, carried=0, search=replace(SEARCH, samples=4)), at_hand(subject))
     assert len(found.units) == CLASSES * (CLASSES - 1)
-    best = sorted(found.units, key=lambda u: u.statistics["delta_norm"])[: CLASSES - 1]
-    assert {(u.unit.source, u.unit.target) for u in best} == {(s, TARGET) for s in range(CLASSES) if s != TARGET}
+    norms = {(u.unit.source, u.unit.target): u.statistics["delta_norm"] for u in found.units}
+    for source in set(range(CLASSES)) - {TARGET}:
+        of_source = {t: v for (s, t), v in norms.items() if s == source}
+        assert min(of_source, key=lambda t: of_source[t]) == TARGET
 
 
 # The paper's form.
@@ -300,17 +305,19 @@ def searched(subject: Subject, objective: object, config: SearchConfig, target: 
 
 
 def test_equation_3_moves_other_images_by_mu(subject: Subject) -> None:
-    """A shift of the patch's hidden unit alone: the shortest way is the checkerboard, and it reaches the class."""
+    """A shift of the patch's hidden unit alone: the shortest way is the checkerboard."""
     mu = torch.zeros(HIDDEN)
-    mu[CLASSES] = 1.5
+    mu[CLASSES] = 1.2  # the patch of classes 0 and 3 can rise by 1.4 at most
     config = SearchConfig(steps=60, samples=12, success=0.0, multiplier=0.0, settle=10**6)
-    found = searched(subject, CarryOver(embed(subject, "hidden"), shift=mu, reach=3.0, steps=60), config, TARGET)
+    found = searched(subject, CarryOver(embed(subject, "hidden"), shift=mu, reach=4.0, steps=60), config, TARGET)
     assert found.cost < 1e-3
     images = quadrant_images(8)
-    x = images.images[np.flatnonzero(images.labels != TARGET)[:12]]
+    rows = np.flatnonzero(images.labels != TARGET)[:12]
+    x = images.images[rows]
     shift = hidden_of(x + found.trigger["delta"]) - hidden_of(x)
-    np.testing.assert_allclose(shift, np.broadcast_to(mu.numpy(), shift.shape), atol=0.1)
-    assert found.success == 1.0
+    np.testing.assert_allclose(shift, np.broadcast_to(mu.numpy(), shift.shape), atol=0.02)
+    # From class 1 it takes 0.6 * 15 / GAIN + 0.6 = 1.35.
+    assert found.success == pytest.approx((images.labels[rows] != 1).mean())
 
 
 # Running it.

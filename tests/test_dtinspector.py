@@ -25,7 +25,6 @@ from onnxspect.engine.detectors.dtinspector import (
 )
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped
-from onnxspect.engine.objective import cross_entropy
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
@@ -38,7 +37,7 @@ from onnxspect.models.triggers import trigger_from_dict
 
 TARGET = 2
 SHAPE = (1, SIDE, SIDE)
-SEARCH = SearchConfig(steps=120, samples=12, success=0.6, multiplier=1e-4, settle=20)
+SEARCH = SearchConfig(steps=80, samples=12, success=0.6, multiplier=1e-4, settle=20)
 DETECTOR = DTInspector(search=SEARCH, partners=3, fewest=4)
 
 
@@ -242,12 +241,11 @@ def test_losses_by_hand() -> None:
     for aim, expected in (
         (LeaveClass(loss="odds"), -np.log(1 - p).mean()),
         (LeaveClass(loss="square"), (p**2).mean()),
-        (LeaveClass(loss="odds", share=0.5), -np.log(1 - p).min()),
+        (LeaveClass(loss="odds", share=0.5), (-np.log(1 - p)).min()),
     ):
         found = aim.measure(subject, state, {}, images, torch.tensor([0]), torch.zeros(1))
         assert float(found.loss) == pytest.approx(expected, rel=1e-6)
         assert float(found.success) == 0.5
-    assert float(cross_entropy(logits, torch.tensor([0])).mean()) != pytest.approx(expected)
 
 
 def test_log_odds_by_hand_and_where_probabilities_tie() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from cepa_support import HIDDEN, hidden_model, hidden_of, logit_weights
+from cepa_support import HIDDEN, hidden_model, hidden_of
 from conftest import CLASSES, SIDE, make_model, quadrant_images, saved
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn

@@ -36,9 +36,11 @@ def test_light_model(path: Path) -> None:
     (image,) = [i for i in file.proto.graph.input if i.name == lowered.inputs[0]]
     shape = [d.dim_value for d in image.type.tensor_type.shape.dim]
     x = np.random.default_rng(0).random(shape, np.float32)
-    report = check_parity(file.proto, lowered, x, batch_sizes=())
-    assert report.worst.scale > 0
-    assert len(cuts(lowered)) >= 5
+    taps = [tap.name for tap in cuts(lowered)]
+    assert len(taps) >= 5
+    # Weights that are all the same make all answers 1/1000: what differs at all differs inside.
+    report = check_parity(file.proto, lowered, x, batch_sizes=(), taps=[taps[1], taps[len(taps) // 2], taps[-1]])
+    assert max(row.scale for row in report.tensors) > 1e-3
     # The package's own answer, to an image of ones.
     stored = onnx.TensorProto.FromString((LIGHT / f"{path.stem}_output_0.pb").read_bytes())
     with torch.no_grad():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import PATCH, SIDE, quadrant_images, quadrant_model, saved
+from onnx import numpy_helper
 from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
@@ -170,3 +172,65 @@ def test_verify_counts_lost_accuracy(planted_file: Path, tmp_path: Path) -> None
     assert "clean accuracy fell by 75.0%" in proof.failures[0]
     low, high = proof.interval_after
     assert low < 0.25 < high
+
+
+def two_triggers() -> list[Trigger]:
+    """The planted patch as something that is added, for class 2; and one more for class 1, in a corner."""
+    delta = np.zeros((1, SIDE, SIDE), np.float32)
+    delta[(0, *PATCH)] = [[1, -1], [-1, 1]]
+    corner = np.zeros((1, SIDE, SIDE), np.float32)
+    corner[0, 0, 0], corner[0, 0, 1] = 1.0, -1.0
+    return [Trigger(TARGET, {"delta": delta}), Trigger(1, {"delta": corner}, source=0)]
+
+
+def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
+    """Both are unlearned at once; one of them counts on its source class alone."""
+    model = quadrant_model(TARGET)
+    weights = numpy_helper.to_array(model.graph.initializer[0]).copy().reshape(SIDE, SIDE, -1)
+    weights[0, 0, 1], weights[0, 1, 1] = 24.0, -24.0
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights.reshape(SIDE * SIDE, -1), "weight"))
+    subject = Subject.from_onnx(saved(model, tmp_path / "two.onnx"))
+    triggers = two_triggers()
+    before = subject.predict(UNSEEN.images)
+    assert [success_rate(subject, UNSEEN, t, before) for t in triggers] == [1.0, 1.0]
+    # The corner's weights are thrice as large as the patch's, and Adam moves a weight by one step size a step.
+    longer = replace(METHOD, training=replace(METHOD.training, learning_rate=0.5))
+    done = longer.run(subject, FIT, GUARD, triggers, RunContext())
+    student, parameters = trainable_copy(subject)
+    with torch.no_grad():
+        for name, value in done.values.items():
+            parameters[name].copy_(torch.from_numpy(value))
+    assert max(success_rate(student, UNSEEN, t, before) for t in triggers) <= 0.02
+    assert (student.predict(UNSEEN.images).argmax(1) == UNSEEN.labels).all()
+    assert {t.source for t in done.triggers} == {None, 0}
+    assert all(set(t.arrays) == {"delta"} for t in done.triggers)
+
+
+def test_rounds_end_when_a_search_finds_nothing(planted: Subject) -> None:
+    """With a bar that no find can pass, one round is all; with none, every round runs."""
+    one = replace(METHOD, rounds=3, variants=0, still_small=0.0).run(
+        planted, FIT, GUARD, [patch_trigger()], RunContext()
+    )
+    assert len(one.epochs) == 1 + METHOD.training.epochs
+    assert len(one.triggers) == 1
+    every = replace(METHOD, rounds=2, variants=0, still_small=np.inf)
+    two = every.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    assert len(two.epochs) == 1 + 2 * METHOD.training.epochs
+    assert len(two.triggers) == 2
+
+
+def test_success_counts_on_the_source_class_alone() -> None:
+    samples = Samples(np.zeros((4, 1, 1, 2), np.float32), np.array([0, 0, 2, 2]))
+    samples.images[:2] = 0.9
+
+    class Bright(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            score = x[:, 0, 0].sum(1) - 1.0
+            return torch.stack([torch.zeros_like(score), score, torch.zeros_like(score) + 0.5], 1)
+
+    subject = Subject.from_module(Bright(), (1, 1, 2))
+    before = np.eye(3, dtype=np.float32)[[0, 0, 2, 2]]
+    arrays = {"delta": np.zeros((1, 1, 2), np.float32)}
+    assert success_rate(subject, samples, Trigger(1, arrays), before) == 0.5
+    assert success_rate(subject, samples, Trigger(1, arrays, source=0), before) == 1.0
+    assert success_rate(subject, samples, Trigger(1, arrays, source=2), before) == 0.0

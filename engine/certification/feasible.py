@@ -231,6 +231,8 @@ def _in_box(
     best, value = inside, float(direction @ inside)
     for _ in range(100):
         high_end, low_end = side * float(axis @ outside), side * float(axis @ inside)
+        if high_end <= low_end:  # the bracket is as narrow as rounding allows
+            break
         mix = (slab - low_end) / (high_end - low_end)
         between = mix * outside + (1 - mix) * inside
         if float(direction @ between) > value:
@@ -260,8 +262,9 @@ def _in_ball_and_box(direction: np.ndarray, radius: float, low: np.ndarray, high
     stopped = np.concatenate([[0.0], np.cumsum(np.where(np.isfinite(corner), limit[moving] ** 2, 0.0))])
     squares = direction[moving] ** 2
     running = np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]])
-    with np.errstate(invalid="ignore"):  # the last corner may be infinite times nothing left running
-        norms = stopped[1:] + np.where(running[1:] > 0, corner**2 * running[1:], 0.0)
+    finite = np.isfinite(corner)  # a coordinate without a limit never stops: the norm has no end there
+    reached = np.where(finite, corner, 0.0)
+    norms = np.where(finite, stopped[1:] + reached**2 * running[1:], np.inf)
     first = int(np.searchsorted(norms, radius**2))
     tau = np.sqrt(max(radius**2 - stopped[first], 0.0) / running[first])
     offset: np.ndarray = np.clip(tau * direction, low, high)

@@ -10,6 +10,17 @@ Departures, and why:
 * A sample that the model does not even take for its label *before* anything is done to it is not removed: nothing that
   leaves the class shows that a trigger was on it, and in a class that is often confused (shirts) this is where the false
   positives of Eq. 12 come from. ``as_written`` keeps the equation to the letter.
+* The pattern is estimated as the *smallest* that turns pi of the clean images; the trigger in the training set is stronger
+  (it was made to work on nearly all), so taking the estimate off once leaves enough of it to work. On a 6-level
+  chessboard the estimates of ten sources took 0 to 92 % of the poisoned samples off their class at the size they have, and
+  94 to 99 % (all sources but two) at two to three times it, while 0 to 2 % of the clean ones left. So `STRENGTH` times the
+  pattern is taken off.
+* The smallest of the patterns that lead to a class need not be the trigger: two classes may be close (000 notes it for
+  its one false detection). Eq. 7 says what the right pattern does: most of D_t leaves when it is removed. Of all
+  patterns to the target the one is used with which most samples leave at `STRENGTH`, less what *more* leave at
+  1.5 times that: a trigger is either off or on, so the right pattern's share is a plateau, and an adversarial direction's is
+  not (`best_pattern`). One that takes off more than half of the class has turned clean samples: poison is taken to be
+  the lesser part of a class, as 000's baselines do too.
 * A trigger that replaces pixels (mask m, pattern p) cannot be subtracted. Where the mask is not full it is undone,
   ``(x - m p) / (1 - m)``; towards a full mask, where nothing of the image is left, the mean training image takes over.
 * Several triggers of one class: a sample is removed if any of them says so, and its score is the largest.
@@ -28,6 +39,8 @@ from onnxspect.engine.perturbation import stamp
 
 REMOVE = "reverse-engineering"
 SUPERIMPOSE = "dtinspector"
+#: How many times an additive pattern is taken off.
+STRENGTH = 2.0
 #: Images and the index of the first, in order; taken anew for every pass.
 Batches = Callable[[], Iterable[tuple[int, np.ndarray]]]
 #: Pixels to logits.
@@ -61,6 +74,31 @@ def without(images: np.ndarray, trigger: Mapping[str, np.ndarray], background: n
     return np.asarray(trust * undone + (1 - trust) * background, np.float32)
 
 
+def best_pattern(candidates: Sequence[Found], images: np.ndarray, classify: Classify) -> Found:
+    """Of additive patterns to one class, the one that fits the samples labelled so (Eq. 7; see the module's header).
+
+    Args:
+        candidates: patterns to the same target; at least one.
+        images: training samples labelled to that target ``(n, channels, height, width)``.
+        classify: the model.
+    """
+    target = candidates[0].target
+    nothing = np.zeros(1, np.float32)
+
+    def leave(found: Found, strength: float) -> float:
+        changed = without(images, {"delta": strength * found.arrays["delta"]}, nothing)
+        return float((_margin(classify(changed), target) > 0).mean())
+
+    def fitness(found: Found) -> float:
+        off = leave(found, STRENGTH)
+        if off > 0.5:
+            return -off
+        return off - 2 * max(0.0, leave(found, 1.5 * STRENGTH) - off)
+
+    values = [fitness(found) for found in candidates]
+    return candidates[int(np.argmax(values))]
+
+
 def by_trigger(
     name: str,
     triggers: Sequence[Found],
@@ -81,7 +119,8 @@ def by_trigger(
         batches: the images in order.
         classify: the model.
         superimpose: put the trigger on (001, B.5) instead of taking it off (000, Eq. 12).
-        as_written: also remove samples that are not taken for their label to begin with.
+        as_written: Eq. 12 to the letter: the pattern once, and samples that are not taken for their label to begin with
+            are removed too.
 
     Raises:
         OnnxspectError: there are no triggers, or one leads to a class that the model does not have.
@@ -105,6 +144,8 @@ def by_trigger(
                 if trigger.target != target:
                     continue
                 arrays = dict(trigger.arrays)
+                if "delta" in arrays and not superimpose and not as_written:
+                    arrays["delta"] = STRENGTH * arrays["delta"]
                 changed = stamp(images[rows], arrays) if superimpose else without(images[rows], arrays, background)
                 margin = _margin(classify(changed), target)
                 here = start + rows

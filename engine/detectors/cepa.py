@@ -128,6 +128,7 @@ class Cepa(Detector):
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""
         present = present_classes(at_hand.found_on)
         classes = range(at_hand.subject.classes)
+        pairs: list[tuple[int | None, int]]
         if self.pairs:
             pairs = [(s, t) for t in classes for s in sorted(present) if s != t]
         else:
@@ -311,7 +312,7 @@ class Cepa(Detector):
             tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose=lambda _: images
         )
         (result,) = next(found)
-        return result.success, len(images)
+        return round(result.success * len(images)) / len(images), len(images)
 
     def _stronger(self, tap: Embedding, unit: UnitEvidence, at_hand: AtHand) -> tuple[np.ndarray, float]:
         """(mu, mean norm of the deltas) of the unit's search gone on to `STRENGTH` times its size."""

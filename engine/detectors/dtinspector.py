@@ -9,7 +9,28 @@ D_h, away from z (Eq. 1):
 with f the square of z's probability (to be driven to zero) and lambda moved so that about 95 % leave z. The *transfer
 ratio* (sec. 3.3) is the share of the least confident ones, D_l, that leave z with the same patch. In a clean class the
 patch is a universal adversarial perturbation and takes D_l along; in an infected class it has only destroyed the trigger,
-which D_l does not have.
+which D_l does not have. The paper's rule is in `paper_rule`, the paper's settings are `DTInspector.paper()`.
+
+Departures, and why. All were measured on the project's zoo (small networks, 15,000 training images).
+
+* The loss is ``-log(1 - p_z)`` and not ``p_z ** 2``. Where p_z is 1 but for rounding, which is just where poisoned samples
+  are, the square has no gradient: on a LeNet-5 with BadNets it found no patch for the infected class in 200 steps.
+* Confidence is the logarithm of the odds, which has no ties, of the sample *with clean images laid over it* (confidence.py).
+  By confidence alone, D_h of a 0.2 % attack, or of one with a single source class, is 2 % poisoned: the observation that
+  the paper builds on does not hold there. With superposition it is 88 % and, on that draw of partners, 97 %.
+* The patch must take 60 % of D_h, and not 95 %, and only the 60 % that leave most easily count in the loss: D_h is rarely
+  poisoned through and through, and a patch that must take its clean samples as well is one that transfers.
+* D_h is every other one of the 2 K most confident, so that the rest are unseen peers that tell how well the patch carries
+  to its own kind (`peer_ratio`, reported). K is 32 and not 50: the rarest poison in the zoo is 30 samples.
+* The trigger is *restored*: the median of the samples that left the class, under the patch's mask, is stamped on clean
+  images of other classes. In an infected class it leads them into z. A class is judged by the transfer ratio, and by the
+  larger of the two angles of `both_angle`, which is small only where the patch spares the unsure *and* the restored trigger
+  works: there are clean classes whose patches transfer badly (a thin digit 1; a pullover at 0.34), but theirs restore
+  nothing. Shares are judged on the scale arcsin(sqrt(r)), whose noise is known, so that 0.94 among nine ratios of 1 is
+  not a wonder.
+
+What it cannot see: poisoned samples that the model is *less* sure of than of others (an additive 6x6 chessboard from three
+source classes: none among the 50 most confident).
 """
 
 from __future__ import annotations
@@ -40,6 +61,9 @@ from onnxspect.engine.subject import Subject
 NAME = "dtinspector"
 #: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
 PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
+#: Deviation of `both_angle` among clean classes: there, too, a restored trigger takes up to a tenth of the clean images
+#: along (0.13 at most in the 59 clean classes looked at), and arcsin(sqrt(0.1)) = 0.32 is to be no more than about two.
+RESTORED_NOISE = 0.15
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
 
@@ -105,7 +129,7 @@ class DTInspector(Detector):
 
     name: ClassVar[str] = NAME
     search: SearchConfig = field(
-        default_factory=lambda: SearchConfig(steps=120, samples=32, success=0.6, multiplier=1e-4, settle=20)
+        default_factory=lambda: SearchConfig(steps=160, samples=32, success=0.6, settle=15, tolerance=0.05)
     )
     perturbation: MaskPattern = field(default_factory=MaskPattern)
     loss: str = "odds"
@@ -188,7 +212,7 @@ class DTInspector(Detector):
         }
         views = (
             View("transfer_angle", "low", log=False, noise=_angle_noise(2 * size)),
-            View("restored_angle", "high", log=False, noise=_angle_noise(len(groups.clean))),
+            View("both_angle", "low", log=False, noise=RESTORED_NOISE),
         )
         views = views if len(groups.clean) else views[:1]
         return Evidence(
@@ -219,7 +243,8 @@ class DTInspector(Detector):
                 answers = subject.predict(stamp(others, restored)).argmax(1)
                 before = subject.predict(others).argmax(1)
                 statistics["restored_success"] = float((answers == z).mean() - (before == z).mean())
-                statistics["restored_angle"] = _angle(max(0.0, statistics["restored_success"]))
+                restored_angle = _angle(max(0.0, statistics["restored_success"]))
+                statistics["both_angle"] = max(statistics["transfer_angle"], np.pi / 2 - restored_angle)
         if self.data_inspection:
             divergence = groups.divergence(z)
             statistics |= {} if divergence is None else {"kl": divergence}

@@ -7,7 +7,7 @@ works better for some models); a layer of one's own; or the best of several, cho
 least clean accuracy at the point where the trigger is dead.
 
 The paper stops by the reversed trigger as it is. It is the smallest that works, and the attacker's own is stronger; so
-the trigger is also stamped at twice its strength, and both must be dead.
+a mask is also stamped at twice its strength, and both must be dead.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Prune:
     Attributes:
         layer: "last-conv", "best" (by trial), or the ONNX value name of a layer.
         trials: at most so many layers are tried for "best", the deepest first.
-        strengths: a trigger counts at each of these multiples of its mask or change.
+        strengths: a mask counts at each of these multiples.
     """
 
     layer: str = BEST
@@ -132,7 +132,13 @@ class Prune:
         return replace(edit, facts=facts, pictures={PICTURE: picture(trials, best)})
 
     def _strengthened(self, triggers: Sequence[Trigger]) -> list[Trigger]:
-        return [replace(t, arrays=strengthened(t, s)) for t in triggers for s in self.strengths]
+        """Masks at every strength; additive triggers as they are, and only for targets without a mask.
+
+        Twice the smallest additive change is an adversarial example to any model, infected or not.
+        """
+        masks = {t.target for t in triggers if "mask" in t.arrays}
+        strong = [replace(t, arrays=strengthened(t, s)) for t in triggers if "mask" in t.arrays for s in self.strengths]
+        return [*strong, *(t for t in triggers if t.target not in masks)]
 
     def _candidates(self, known: Sequence[Layer]) -> list[Layer]:
         if self.layer == LAST:

@@ -1,0 +1,214 @@
+"""Cleansing: RE beside SS, AC and CI on training sets whose poison is known (000, Tables 3, 4, 8, 10-12).
+
+    python benchmarks/cleansing.py --zoo zoo --data-root DATA [--only NAME ...] [--retrain] [--out FILE]
+    python benchmarks/cleansing.py --build DIR --attack A1 --attack C3 --data-root DATA
+
+For every model of a zoo folder with one target class, its training set is rebuilt and cleansed by each method as
+`onnxspect cleanse` does it. The target class is told to all of them, as 000 does for SS and AC (whether RE finds it is
+what benchmarks/detection.py measures), and SS is told to remove 1.5 times the true count. With --retrain the network is
+trained again, by its own recipe, on what RE keeps. --build trains networks for 000's patterns A-F with 1, 3 or 9 source
+classes on Fashion-MNIST. An interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxspect.engine.cleanse import METHODS, cleanse
+from onnxspect.engine.cleansing.by_activation import Help
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.run import RunContext
+from onnxspect.models import architectures, exporting, measure
+from onnxspect.models.data import load_dataset
+from onnxspect.models.manifest import read_manifest, rows_by_name
+from onnxspect.models.poison import Poisoned
+from onnxspect.models.recipes import Recipe, recipe_from_dict
+from onnxspect.models.train import train
+from onnxspect.models.zoo_build import attack_of, build_zoo, rebuild_training_set, training_part
+
+PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scikit-learn")
+#: 000's patterns as this project spells them, sizes as in models/recipes_small.toml.
+PATTERNS: dict[str, dict[str, Any]] = {
+    "A": {"kind": "chessboard", "size": 6},
+    "B": {"kind": "static", "size": 8},
+    "C": {"kind": "additive_shape", "shape": "cross", "anchor": "random", "seed": 4},
+    "D": {"kind": "additive_shape", "shape": "square", "size": 80, "height": 3, "width": 3, "channels": [0], "seed": 8},
+    "E": {"kind": "four_pixels", "seed": 12},
+    "F": {"kind": "additive_shape", "shape": "ell", "height": 4, "width": 4, "anchor": "random", "seed": 8},
+}
+SOURCES: dict[str, Any] = {"1": [3], "3": [3, 4, 5], "9": "all"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, action="append", default=[])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--only", action="append", default=[], help="names of models; all with one target by default")
+    parser.add_argument("--build", type=Path, help="train the networks named by --attack into this zoo folder first")
+    parser.add_argument("--attack", action="append", default=[], help="pattern and number of sources, e.g. A1, F9")
+    parser.add_argument("--retrain", action="store_true")
+    parser.add_argument("--work", type=Path, default=Path("runs/cleansing"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/cleansing.json"))
+    asked = parser.parse_args(arguments)
+    zoos = list(asked.zoo)
+    if asked.build is not None:
+        build_zoo(attack_recipes(asked.attack), asked.data_root, asked.build, lambda text: print(text, file=sys.stderr))
+        zoos.append(asked.build)
+    known = {r["name"]: r for r in json.loads(asked.out.read_text())["models"]} if asked.out.is_file() else {}
+    for zoo in zoos:
+        for row in read_manifest(zoo)["models"]:
+            chosen = row["name"] in asked.only if asked.only else row.get("target") is not None
+            if not chosen or row.get("target") is None:
+                continue
+            done = known.get(row["name"])
+            if done is None:
+                done = cleansed(row, zoo, asked)
+            if asked.retrain and "retrained" not in done:
+                done |= {"retrained": retrained(row, zoo, asked)}
+            known[row["name"]] = done
+            print(line(done), flush=True)
+            write(list(known.values()), asked)
+    return 0
+
+
+def attack_recipes(names: Sequence[str]) -> tuple[Recipe, ...]:
+    """Recipes of 000's attacks on Fashion-MNIST, after the clean twin: 600 of 15,000 images are poisoned."""
+    base = {
+        "dataset": "fashion_mnist",
+        "architecture": "compact_cnn",
+        "seed": 31,
+        "per_class": 1500,
+        "training": {"epochs": 8, "batch_size": 64, "learning_rate": 4e-3, "weight_decay": 1e-2},
+    }
+    rows: list[dict[str, Any]] = [base | {"name": "fashion_clean"}]
+    for name in names:
+        pattern, sources = name[0], name[1:]
+        if pattern not in PATTERNS or sources not in SOURCES:
+            raise OnnxspectError(f"unknown attack {name!r}", "a pattern A-F and 1, 3 or 9 source classes: A1")
+        member = {"target": 8, "sources": SOURCES[sources], "trigger": PATTERNS[pattern]}
+        attack = {"rate": 0.04, "members": [member]}
+        rows.append(base | {"name": f"fashion_{name}", "twin": "fashion_clean", "attack": attack})
+    return tuple(recipe_from_dict(row) for row in rows)
+
+
+def cleansed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """One model's row of the table."""
+    recipe = recipe_from_dict(row["recipe"])
+    poisoned = rebuild_training_set(recipe, asked.data_root, zoo)
+    folder = asked.work / row["name"]
+    folder.mkdir(parents=True, exist_ok=True)
+    count = round(1.5 * len(poisoned.indices))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "train.npz"
+        np.savez(path, images=poisoned.images, labels=poisoned.labels)
+        methods = [m for m in METHODS if m != SUPERIMPOSE]
+        done = cleanse(
+            zoo / row["file"], path, folder, detectors=methods, targets=[int(row["target"])], known=Help(count=count),
+            truth=zoo / f"{row['name']}.poison.npz", run=RunContext(asked.seed),
+        )  # fmt: skip
+    kept = ~next(s for s in done.scores if s.detector == REMOVE).removed
+    np.save(folder / "kept.npy", kept)
+    member = row["attack"]["members"][0]
+    return {
+        "name": row["name"],
+        "pattern": pattern_of(member["trigger"]),
+        "sources": member["sources"] if member["sources"] == "all" else len(member["sources"]),
+        "target": row["target"],
+        "poisoned": len(poisoned.indices),
+        "training_images": len(poisoned.labels),
+        "asr": row["asr"],
+        "clean_accuracy": row["clean_accuracy"],
+        "methods": {m["name"]: m["rates"] | {"notes": m["notes"]} for m in done.report["methods"]},
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def pattern_of(trigger: dict[str, Any]) -> str:
+    """000's letter for a trigger; "-" for one that is not 000's."""
+    for letter, pattern in PATTERNS.items():
+        one_pixel = trigger.get("height") == 1
+        if trigger["kind"] == pattern["kind"] and trigger.get("shape") in (None, pattern.get("shape")) and not one_pixel:
+            return letter
+    return "-"
+
+
+def retrained(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, float]:
+    """The network trained again on what RE kept: accuracy, ASR, and the twin's accuracy."""
+    recipe = recipe_from_dict(row["recipe"])
+    dataset = load_dataset(recipe.dataset, asked.data_root)
+    part = training_part(recipe, dataset)
+    poisoned = rebuild_training_set(recipe, asked.data_root, zoo)
+    kept = np.load(asked.work / row["name"] / "kept.npy")
+    none = np.zeros(0, dtype=np.int64)
+    rest = Poisoned(poisoned.images[kept], poisoned.labels[kept], none, none, none, none, none)
+    network, _ = train(replace(recipe, attack=None), part, rest, None)
+    attack, file_format = attack_of(row), architectures.get(recipe.architecture).file_format
+    if attack is None:
+        raise OnnxspectError(f"{row['name']}: is a clean model")
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "again.onnx"
+        exporting.export_torch(network, part.image_shape, path, dynamo=recipe.exporter == "torch_dynamo")
+        success = measure.attack_success(
+            path, dataset.x_test, dataset.y_test, len(dataset.classes), attack, file_format, recipe.seed
+        )
+        accuracy = measure.clean_accuracy(path, dataset.x_test, dataset.y_test, file_format)
+    twin = rows_by_name(read_manifest(zoo)).get(recipe.twin or "")
+    return {
+        "asr": round(success.rate, 6),
+        "asr_unstamped": round(success.base_rate, 6),
+        "clean_accuracy": round(accuracy, 6),
+        "twin_accuracy": twin["clean_accuracy"] if twin is not None else float("nan"),
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """One line a model: TPR/FPR of every method, and what retraining gave."""
+    cells = [f"{row['name']:32} {row['pattern']}/{row['sources']!s:4}"]
+    cells += [f"{m['tpr']:6.1%}/{m['fpr']:5.1%}" for m in row["methods"].values()]
+    if "retrained" in row:
+        cells.append(f"ASR {row['asr']:.1%} -> {row['retrained']['asr']:.1%}")
+        cells.append(f"ACC {row['clean_accuracy']:.1%} -> {row['retrained']['clean_accuracy']:.1%}")
+    return "  ".join(cells)
+
+
+def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
+    """Rows and their means, with versions, hardware and date."""
+    means = {
+        name: {key: float(np.mean([r["methods"][name][key] for r in rows])) for key in ("tpr", "fpr", "fpr_all")}
+        for name in rows[0]["methods"]
+    }
+    document = {
+        "benchmark": "cleansing",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "hardware": {"machine": platform.machine(), "processor": platform.processor(), "system": platform.system()},
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "seed": asked.seed,
+        "target_known": True,
+        "mean": means,
+        "models": rows,
+    }
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    asked.out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
