@@ -1,7 +1,7 @@
 """CEPA over a zoo: each statistic's view of the target, at each tap, on infected and clean models.
 
     python benchmarks/cepa.py --zoo zoo --data-root DIR [--reference DIR] [--preset standard] [--form consensus|paper]
-        [--pairs] [--images N] [--steps N] [--only NAME ...] --out FILE
+        [--pairs] [--taps DEPTH ...] [--images N] [--steps N] [--only NAME ...] --out FILE
 
 Every model is given --samples clean test images of its data set, half of them to search on; reference networks are trained
 on that half, once for each data set. Reported are for each (statistic, tap, relative to the references or not): Student's t and
@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", choices=list(PRESETS), default="standard")
     parser.add_argument("--form", choices=["consensus", "paper"], default="consensus")
     parser.add_argument("--pairs", action="store_true", help="a unit for each pair of classes")
+    parser.add_argument("--taps", type=float, nargs="*", help="depths in [0, 1], in place of the preset's")
     parser.add_argument("--images", type=int, help="images a unit is searched on, in place of the preset's")
     parser.add_argument("--steps", type=int, help="steps of a search, in place of the preset's")
     parser.add_argument("--samples", type=int, default=1000, help="clean images a model is given")
@@ -73,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     search = replace(
         detector.search, samples=asked.images or detector.search.samples, steps=asked.steps or detector.search.steps
     )
-    detector = replace(detector, search=search, pairs=asked.pairs)
+    taps = tuple(asked.taps) if asked.taps else detector.taps
+    detector = replace(detector, search=search, pairs=asked.pairs, taps=taps)
     settings = {k: str(v) for k, v in detector.settings().items()} | {"samples": asked.samples, "seed": asked.seed}
     rows = _known(asked.out, settings)
     for subject in subjects:
@@ -110,7 +112,8 @@ def _write(asked: argparse.Namespace, settings: dict[str, Any], run: RunContext,
 
 def _told(asked: argparse.Namespace) -> list[str]:
     """The arguments that the numbers depend on."""
-    told = [f"--preset {asked.preset}", f"--form {asked.form}", *(["--pairs"] if asked.pairs else [])]
+    taps = [f"--taps {' '.join(map(str, asked.taps))}"] if asked.taps else []
+    told = [*taps, f"--preset {asked.preset}", f"--form {asked.form}", *(["--pairs"] if asked.pairs else [])]
     return told + [f"--{n} {v}" for n in ("images", "steps", "samples", "seed") if (v := getattr(asked, n)) is not None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Group
@@ -110,7 +111,7 @@ def _fractions(text: str) -> list[float]:
         raise OnnxspectError(f"--epsilon {text!r}: not a comma-separated list of numbers") from None
 
 
-def _table(report: dict) -> Group:  # type: ignore[type-arg]
+def _table(report: dict[str, Any]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("poison", "points", "upper bound", "attack attains", "on clean part", "error on clean", "gap"):
         table.add_column(column, justify="right")

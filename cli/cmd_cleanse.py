@@ -69,6 +69,10 @@ from onnxspect.engine.report.document import as_json as to_json
     "--out", type=click.Path(path_type=Path), default=Path("cleansed"), show_default=True, metavar="DIR",
     help="Folder for scores, kept samples and pictures.",
 )  # fmt: skip
+@click.option("--scale", type=float, help="The model takes pixels times this (1 or 255).")
+@click.option("--mean", help="Subtracted after scaling: one number, or one a channel.")
+@click.option("--std", help="Divided by, after the mean: one number, or one a channel.")
+@click.option("--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the model's colour channels.")
 @options.JSON
 @options.run_options
 @options.QUIET
@@ -87,6 +91,10 @@ def command(
     truth: Path | None,
     retrain: Path | None,
     out: Path,
+    scale: float | None,
+    mean: str | None,
+    std: str | None,
+    channel_order: str | None,
     as_json: bool,
     device: str,
     seed: int,
@@ -104,7 +112,7 @@ def command(
     known = Help(count=count, expected=expected, silhouette=silhouette, impurity=impurity)
     done = cleanse(
         model, train, out, run_folder, detectors, tap, targets, known, as_written, truth, retrain,
-        run=options.run_context(device, seed, quiet),
+        spec=options.input_spec(scale, mean, std, channel_order), run=options.run_context(device, seed, quiet),
     )  # fmt: skip
     if as_json:
         show_raw(to_json(done.report))

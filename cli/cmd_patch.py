@@ -105,7 +105,7 @@ def command(
     stay, and the original file is never touched. A patch that misses its goals is not written.
 
     \b
-    Examples:
+    Example:
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
       onnxspect patch model.onnx --run runs/model --data clean.npz --method input_filter -o guarded.onnx
     """

@@ -26,6 +26,8 @@ from onnxspect.engine.scan import scan
     "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
 )
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
+@click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
+@click.option("--perturb-at", default="", metavar="NAME", help="Perturb this inner value, not the pixels (cepa).")
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
@@ -39,6 +41,8 @@ def command(
     train: Path | None,
     preset: str,
     detectors: tuple[str, ...],
+    taps: tuple[str, ...],
+    perturb_at: str,
     out: Path | None,
     as_json: bool,
     resize: bool,
@@ -61,7 +65,7 @@ def command(
     """
     spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train)
+    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
     if as_json:
         show_raw(document.as_json(result.report))
     else:

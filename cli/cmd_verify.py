@@ -102,7 +102,7 @@ def command(
     """Measure the patched file MODEL against its original in onnxruntime: accuracy, triggers, latency, what differs.
 
     \b
-    Examples:
+    Example:
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --run runs/model
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
     """

@@ -183,7 +183,11 @@ def _roll(node: fx.Node) -> _Call | None:
     if x is not y or start != end or zero != (0,) or first != [(axis,), None] or second != first:
         return None
     far = parts[0].args[2]  # type: ignore[union-attr]
-    if not (isinstance(far, tuple) and isinstance(far[0], int) and far[0] >= _FAR and isinstance(start, tuple)):
+    if not (isinstance(far, tuple) and isinstance(start, tuple) and isinstance(x, fx.Node) and isinstance(axis, int)):
+        return None
+    shape = x.meta.get("onnx", {}).get("shape")
+    size = shape[axis] if shape is not None else None
+    if not isinstance(far[0], int) or (far[0] < _FAR and far[0] != size):
         return None
     return rotate, (x, start[0], axis), {}
 

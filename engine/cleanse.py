@@ -206,7 +206,12 @@ def cleanse(
         proof = _retrained(
             subject, training, removed, by_method.get(REMOVE, ()), triggers, Path(retrain), how or Retrain(), run
         )
-        report["retrained"] = {"path": str(retrain), "proof": proof.describe()}
+        report["retrained"] = {
+            "path": str(retrain),
+            "clean_accuracy": [proof.accuracy_before, proof.accuracy_after],
+            "trigger_success": [[t.before, t.after] for t in proof.triggers],
+            "failures": list(proof.failures),
+        }
     write_atomically(folder / "cleansing.json", as_json(report).encode())
     return Cleansed(report, folder, scores, removed, proof)
 

@@ -101,6 +101,15 @@ class Objective(ABC):
         """What the report and the patches get of a state, by name, leading dimension the unit."""
 
 
+def laid_out(pixels: Tensor) -> Tensor:
+    """`pixels` ``(n, channels, height, width)`` in the memory layout that convolutions are fastest in; the same values.
+
+    On a CPU that is channels last: forward and input-backward passes took 7 to 33 % less time on grey images, and the
+    same time on colour ones (eight networks, one thread, benchmarks/search.py measures it).
+    """
+    return pixels.to(memory_format=torch.channels_last) if pixels.device.type == "cpu" else pixels
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy ``(unit, n)`` of logits ``(unit, n, classes)`` to each unit's target ``(unit,)``: 002, Eq. 3."""
     units, n, classes = logits.shape
@@ -130,7 +139,7 @@ class ReachTarget(Objective):
     ) -> Measured:
         """Mean loss over the images, the perturbation's cost, the share that is classified as the target."""
         units, n = images.shape[:2]
-        logits = subject(self.perturbation.apply(state, images).flatten(0, 1)).view(units, n, -1)
+        logits = subject(laid_out(self.perturbation.apply(state, images).flatten(0, 1))).view(units, n, -1)
         success = (logits.detach().argmax(2) == targets[:, None]).float().mean(1)
         return Measured(self.loss(logits, targets).mean(1), self.perturbation.cost(state), success)
 

@@ -82,6 +82,9 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
         chosen_spec = report["preprocessing"]["chosen"]
         spec = InputSpec(**{**chosen_spec, "mean": tuple(chosen_spec["mean"]), "std": tuple(chosen_spec["std"])})
         wanted = list(report["targets"] if targets is None else targets)
+        unknown = [t for t in wanted if t >= len(report["classes"])]
+        if unknown:
+            raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
         triggers, ids = [], []
         for detector in report["detectors"]:
             if detector["status"] != "ran":

@@ -64,8 +64,8 @@ class MaskPattern(Perturbation):
     def apply(self, state: State, images: Tensor) -> Tensor:
         """Blend the pattern into the images by the mask."""
         mask, pattern = self._pixels(state)
-        # images + mask * (pattern - images): one product less than the equation as it is written
-        return torch.addcmul(images, mask[:, None], pattern[:, None] - images)
+        # In this order one pass over the images is enough, and the pattern's gradient is a plain sum over them.
+        return torch.addcmul((mask * pattern)[:, None], images, (1 - mask)[:, None])
 
     def cost(self, state: State) -> Tensor:
         """The mask's L1 norm, in pixels."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from onnxspect.engine.detectors.base import AtHand, Detector
+from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped
@@ -53,6 +54,8 @@ def scan(
     run: RunContext | None = None,
     references: str | Path | None = None,
     train: str | Path | None = None,
+    taps: Sequence[str] = (),
+    perturb_at: str = "",
 ) -> ScanResult:
     """Scan an ONNX file for backdoors.
 
@@ -69,18 +72,23 @@ def scan(
         references: folder that keeps what was measured on reference networks, to be shared by scans of several models
             with the same data; inside the run folder by default.
         train: the training set, perhaps poisoned, in the same forms as `data`; detectors that need one run then.
+        taps: internal layers that cepa looks at: ONNX value names, or indices as `onnxspect info` lists them.
+        perturb_at: value name of the first continuous tensor of a model whose input is discrete: cepa perturbs it in
+            place of the pixels.
 
     Raises:
         OnnxspectError: anything that stops the scan, with a hint.
     """
     run = run or RunContext()
-    able = chosen(preset, detectors, with_training_set=train is not None)
+    able = [_aimed(d, taps, perturb_at) for d in chosen(preset, detectors, with_training_set=train is not None)]
+    if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
+        raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
     make_deterministic(run.device)
     started = time.perf_counter()
     subject = Subject.from_onnx(model, spec, run.device)
     samples = Samples.load(data, subject.size, resize)
     training = Samples.load(train, subject.size, resize) if train is not None else None
-    fingerprint = _fingerprint(subject, samples, training, preset, [d.name for d in able], spec, resize, run)
+    fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
     folder = Path(out) if out is not None else Path("runs") / f"{Path(model).stem}-{_short(fingerprint)}"
     with Ledger(folder, fingerprint) as ledger:
         if ledger.fact("report") is not None:
@@ -108,6 +116,14 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
     return ScanResult(report, folder, resumed)
+
+
+def _aimed(detector: Detector, taps: Sequence[str], perturb_at: str) -> Detector:
+    """CEPA at the user's layers; every other detector as it is."""
+    if not isinstance(detector, Cepa):
+        return detector
+    wanted = tuple(int(t) if t.isdecimal() else t for t in taps)
+    return replace(detector, taps=wanted or detector.taps, perturb_at=perturb_at)
 
 
 def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skipped:
@@ -142,7 +158,7 @@ def _fingerprint(
     samples: Samples,
     training: Samples | None,
     preset: str,
-    detectors: Sequence[str],
+    detectors: Sequence[Detector],
     spec: InputSpec | None,
     resize: bool,
     run: RunContext,
@@ -156,7 +172,7 @@ def _fingerprint(
         "data path": samples.path,
         "training set": None if training is None else training.sha256,
         "preset": preset,
-        "detectors": list(detectors),
+        "detectors": {d.name: {k: str(v) for k, v in d.settings().items()} for d in detectors},
         "preprocessing": spec.describe() if spec is not None else None,
         "resize": resize,
         "seed": run.seed,

@@ -121,10 +121,16 @@ def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detecto
     """
     rng = run.numpy_generator(detector, unit.key, "images")
     classes = [unit.source] if unit.source is not None else [c for c in np.unique(samples.labels) if c != unit.target]
-    queues = [rng.permutation(np.flatnonzero(samples.labels == c)) for c in classes]
+    by_class = np.argsort(samples.labels, kind="stable")
+    edges = np.searchsorted(samples.labels[by_class], [(c, c + 1) for c in classes])
+    queues = [rng.permutation(by_class[first:last]) for first, last in edges]
     order = rng.permutation(len(queues))
     rounds = max((len(q) for q in queues), default=0)
-    picked = [int(queues[i][r]) for r in range(rounds) for i in order if r < len(queues[i])]
+    picked: list[int] = []
+    for r in range(rounds):
+        picked += [int(queues[i][r]) for i in order if r < len(queues[i])]
+        if len(picked) >= n:
+            break
     if not picked:
         what = f"class {unit.source}" if unit.source is not None else f"any class but {unit.target}"
         raise OnnxspectError(f"no clean samples of {what} to search on", inconclusive=True)

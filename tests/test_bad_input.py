@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,9 @@ def test_scan_says_what_is_wrong(kind: str, tmp_path: Path, capfd: pytest.Captur
         ["scan", "m.onnx"],
         ["scan", "m.onnx", "--data", "d", "--preset", "eternal"],
         ["scan", "m.onnx", "--data", "d", "--detector", "guesswork"],
+        ["scan", "m.onnx", "--data", "d", "--tap", "relu", "--preset", "quick"],
+        ["scan", "m.onnx", "--data", "d", "--perturb-at", "x", "--detector", "neural-cleanse"],
+        ["scan", "m.onnx", "--data", "d", "--train", "nowhere.npz"],
         ["scan", "m.onnx", "--data", "d", "--mean", "a,b"],
         ["scan", "m.onnx", "--data", "d", "--std", "0"],
         ["patch", "m.onnx"],
@@ -162,3 +166,27 @@ def test_an_existing_output_survives_a_refused_patch(tmp_path: Path) -> None:
     assert run(arguments) == 2
     assert existing.read_bytes() == b"precious"
     assert list(tmp_path.iterdir()) == [existing]
+
+
+def test_a_tap_that_is_no_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Alone it is an error that names the tap; beside other detectors they still run, and the report says why it did not."""
+    wrong = [
+        "scan",
+        str(MODEL),
+        "--data",
+        str(DATA),
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--tap",
+        "no_such_layer",
+    ]
+    assert run([*wrong, "--detector", "cepa"]) in (2, 3)
+    assert "no_such_layer" in capfd.readouterr().err
+    status = run([*wrong, "--out", str(tmp_path / "other"), "--detector", "cepa", "--detector", "max-margin", "--json"])
+    report = json.loads(capfd.readouterr().out)
+    assert status == 3  # a first look alone convicts and acquits nobody
+    told = {d["name"]: d for d in report["detectors"]}
+    assert told["cepa"]["status"] == "skipped"
+    assert "no_such_layer" in told["cepa"]["reason"]
+    assert told["max-margin"]["status"] == "ran"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import quadrant_images
 
 from onnxspect.cli.main import run
 from onnxspect.engine.certify import certify
 from onnxspect.engine.errors import OnnxspectError
-from conftest import quadrant_images
 
 
 @pytest.fixture

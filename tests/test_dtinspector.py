@@ -339,7 +339,11 @@ def suspect_set(clean_samples: Samples) -> tuple[Samples, Samples, Samples]:
 def test_shipped_pair(name: str, suspect_set: tuple[Samples, Samples, Samples]) -> None:
     training, found_on, held_out = suspect_set
     subject = Subject.from_onnx(zoo.path(name))
-    detector = DTInspector(search=replace(SEARCH, steps=80, samples=16), partners=3)
+    detector = DTInspector(search=replace(SEARCH, samples=16), partners=3, data_inspection=True)
     evidence = ran(detector.run(AtHand(subject, found_on, held_out, RunContext(), training=training)))
     verdict = decide([evidence], subject.classes)
     assert verdict.targets == ((7,) if name == "fashion_mnist_badnets" else ())
+    divergences = by_class(evidence, "kl")
+    assert len(divergences) == subject.classes
+    assert min(divergences.values()) > 0
+    assert np.isfinite(list(divergences.values())).all()

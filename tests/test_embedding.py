@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,12 @@ from conftest import CLASSES, SIDE, make_model, quadrant_images, saved
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from onnxspect.engine.detectors.base import AtHand
+from onnxspect.engine.detectors.cepa import CONSENSUS, Cepa
 from onnxspect.engine.embedding import PIXELS, choose_taps, embed, embedded, from_discrete, perturbing, places
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import Evidence
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject import Subject
 
 ROUNDING = 1e-5
@@ -170,13 +175,14 @@ VOCABULARY, LENGTH, WIDTH = 9, 5, 6
 
 
 def token_model() -> onnx.ModelProto:
-    """Token ids int64 (n, 5) -> embedding table -> Relu -> mean over positions -> four logits."""
+    """Token ids int64 (n, 5) -> embedding table -> leaky Relu -> mean over positions -> four logits."""
     rng = np.random.default_rng(0)
     table = rng.normal(size=(VOCABULARY, WIDTH)).astype(np.float32)
-    weight = rng.normal(size=(WIDTH, CLASSES)).astype(np.float32)
+    # Every class has an axis of its own, so that every class can be reached.
+    weight = (np.eye(WIDTH, CLASSES) + 0.1 * rng.normal(size=(WIDTH, CLASSES))).astype(np.float32)
     nodes = [
         helper.make_node("Gather", ["table", "tokens"], ["vectors"]),
-        helper.make_node("Relu", ["vectors"], ["bent"]),
+        helper.make_node("LeakyRelu", ["vectors"], ["bent"], alpha=0.5),
         helper.make_node("ReduceMean", ["bent"], ["mean"], axes=[1], keepdims=0),
         helper.make_node("MatMul", ["mean", "weight"], ["logits"]),
     ]
@@ -198,9 +204,25 @@ def test_a_model_of_discrete_inputs_is_seen_from_its_first_continuous_tensor_on(
     table, weight = (numpy_helper.to_array(t) for t in token_model().graph.initializer)
     np.testing.assert_array_equal(samples.images, table[tokens])
     assert samples.labels.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    expected = np.maximum(table[tokens], 0).mean(1) @ weight
+    bent = np.where(table[tokens] > 0, table[tokens], 0.5 * table[tokens])
+    expected = bent.mean(1) @ weight
     np.testing.assert_allclose(subject.predict(samples.images), expected, atol=ROUNDING)
     assert places(subject) == ["bent", "mean"]
+
+
+def test_cepa_searches_it_there(tmp_path: Path) -> None:
+    path = saved(token_model(), tmp_path / "tokens.onnx")
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (60, LENGTH))
+    subject, samples = from_discrete(path, "vectors", tokens, np.arange(60) % CLASSES)
+    labelled = replace(samples, labels=subject.predict(samples.images).argmax(1))
+    detector = Cepa(taps=("mean",), bounds=None, carried=1, search=replace(CONSENSUS, samples=12))
+    found = detector.run(AtHand(subject, labelled, labelled, RunContext()))
+    assert isinstance(found, Evidence)
+    for unit in found.units:
+        assert unit.found
+        assert unit.search_success >= 0.9
+        assert unit.trigger["delta"].shape == (LENGTH, WIDTH)
+        assert unit.trigger["mu"].shape == (WIDTH,)
 
 
 @pytest.mark.parametrize(

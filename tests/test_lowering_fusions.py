@@ -67,6 +67,7 @@ WRITTEN_OUT: dict[str, tuple[list[onnx.NodeProto], Callable[..., torch.Tensor]]]
     "mish": ([node("Softplus", "a", "p"), node("Tanh", "p", "g"), node("Mul", "a g", "b")], F.mish),
     "roll": (roll(2, 1), rotate),
     "roll back": (roll(-1, 2), rotate),
+    "roll up to the size": (roll(1, 2, 5), rotate),
     "roll of more than all": (roll(9, 1, 2**31 - 1), rotate),
     "roll back of more than all": (roll(-9, 1), rotate),
 }

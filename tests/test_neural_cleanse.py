@@ -253,3 +253,21 @@ def test_a_dead_class_and_a_loss_that_is_not_finite() -> None:
     assert not any(u.found or u.statistics for u in nothing.units)
     raced = looked(replace(QUICK, most_full=1, front=1, random=1), hand(broken, quadrant_images(8), quadrant_images(2)))
     assert not any(u.found or u.converged for u in raced.units)
+
+
+def test_a_thousand_labels_with_one_sample_each() -> None:
+    """The race has a defined outcome there too: every label judged on one scale, few searched in full."""
+    k = 1000
+    weights = 20 * torch.randn(SIDE * SIDE, k, generator=torch.Generator().manual_seed(0))
+    wide = Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, k, name="wide")
+    images = np.random.default_rng(0).random((k, *SHAPE), dtype=np.float32)
+    samples = Samples.from_arrays(images, np.arange(k))
+    small = SearchConfig(steps=6, samples=3, learning_rate=1.0, patience=2)
+    race = NeuralCleanse(search=replace(small, steps=20), scout=small, front=2, random=3)
+    found = looked(race, hand(wide, samples, samples))
+    assert [u.unit.target for u in found.units] == list(range(k))
+    assert all(u.found == ("l1" in u.statistics) for u in found.units)
+    assert sum("carried_over" in u.statistics for u in found.units) > 0.5 * k
+    values = np.array([u.statistics.get("l1", np.nan) for u in found.units])
+    assert np.isfinite(leave_one_out(values).log10_p).all()
+    assert sum(u.steps for u in found.units) <= k * small.steps + 5 * 20

@@ -283,6 +283,21 @@ def test_a_wrong_gradient_of_right_values_is_found(function: Callable[[torch.Ten
         check_gradients(wrong, array((2, 4)))
 
 
+def test_a_small_path_without_a_gradient_is_found() -> None:
+    """A thousandth of the answer comes over it."""
+    nodes = [
+        node("Neg", "x", "a"),
+        node("Tanh", "x", "t"),
+        node("Mul", "t small", "b"),
+        node("Add", "a b"),
+    ]
+    lowered = lower(model(nodes, {"small": np.float32(1e-3)}, ("n", 400)))
+    x = array((2, 400))
+    check_gradients(lowered, x)
+    with pytest.raises(OnnxspectError, match="the gradient of the torch graph is wrong"):
+        check_gradients(rewired(lowered, "Tanh", lambda t: torch.tanh(t).detach()), x)
+
+
 def test_a_gradient_of_zero_is_confirmed_where_nothing_changes() -> None:
     proto = model([node("Relu", "x")])
     report = check_gradients(lower(proto), -1 - np.abs(array((2, 4))))

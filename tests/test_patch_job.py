@@ -124,7 +124,7 @@ def test_a_file_that_does_not_withstand_a_new_search_is_kept_only_for_want_of_a_
 def test_proactive_takes_the_trigger_of_every_class(work: Path) -> None:
     every = read_finding(work / "run", range(4))
     assert {t.target for t in every.triggers} == set(range(4))
-    with pytest.raises(OnnxspectError, match="no trigger to class 9"):
+    with pytest.raises(OnnxspectError, match="class 9, but the model has 4 classes"):
         read_finding(work / "run", [9])
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.objective import cross_entropy
+from onnxspect.engine.objective import cross_entropy, laid_out
 from onnxspect.engine.perturbation import MaskPattern, stamp
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
@@ -289,3 +289,14 @@ def test_unit_keys() -> None:
     assert Unit(3).key == "any->3"
     assert Unit(3, 0).key == "0->3"
     assert len({Unit(a, b).key for a in range(12) for b in [None, *range(12)]}) == 12 * 13
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_layout_changes_no_value(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(4, channels, 6, 5, generator=generator, requires_grad=True)
+    out = laid_out(pixels)
+    assert torch.equal(out, pixels)
+    assert out.stride()[1] == 1  # channels last, for one channel too
+    (gradient,) = torch.autograd.grad((out * out).sum(), [pixels])
+    torch.testing.assert_close(gradient, 2 * pixels.detach())

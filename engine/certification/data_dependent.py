@@ -248,7 +248,7 @@ class _Program:
 def splits(epsilon: float, fine: bool = False) -> list[tuple[Role, ...]]:
     """The ways to divide the poison that are tried: both classes counted; and, if `fine`, one part only pulling."""
     shares = np.linspace(0, 1, 9 if fine else 5)
-    found = [(Role(0, epsilon * (1 - f)), Role(1, epsilon * f)) for f in shares]
+    found: list[tuple[Role, ...]] = [(Role(0, epsilon * (1 - f)), Role(1, epsilon * f)) for f in shares]
     if fine:
         for f in (0.25, 0.5, 0.75):
             for k in (0, 1):

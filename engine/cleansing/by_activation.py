@@ -87,7 +87,7 @@ def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: Help) -> 
         own = _rows(values, rows)
         centred = own - own.mean(0)
         score[rows] = (centred @ _first_direction(centred)) ** 2
-        count = known.count if known.count is not None else int(np.ceil(1.5 * known.expected * len(rows)))
+        count = known.count if known.count is not None else round(1.5 * known.expected * len(rows))
         if count >= len(rows):
             notes.append(f"class {c} has {len(rows)} samples; removing {count} would leave none: one is kept")
             count = len(rows) - 1
@@ -191,7 +191,8 @@ def _mixture(low: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, np.ndar
     from sklearn.mixture import GaussianMixture
 
     scale = float(low.var(0).mean()) or 1.0
-    best, values = None, []
+    best: GaussianMixture | None = None
+    values: list[float] = []
     for ridge in _RIDGES:
         best, values = None, []
         for k in range(1, most + 1):

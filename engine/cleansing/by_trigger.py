@@ -20,7 +20,7 @@ Departures, and why:
   patterns to the target the one is used with which most samples leave at `STRENGTH`, less what *more* leave at
   1.5 times that: a trigger is either off or on, so the right pattern's share is a plateau, and an adversarial direction's is
   not (`best_pattern`). One that takes off more than half of the class has turned clean samples: poison is taken to be
-  the lesser part of a class, as 000's baselines do too.
+  the lesser part of a class, as 000's baselines do too. Where it is the best there is, nothing is removed.
 * A trigger that replaces pixels (mask m, pattern p) cannot be subtracted. Where the mask is not full it is undone,
   ``(x - m p) / (1 - m)``; towards a full mask, where nothing of the image is left, the mean training image takes over.
 * Several triggers of one class: a sample is removed if any of them says so, and its score is the largest.
@@ -152,11 +152,19 @@ def by_trigger(
                 score[here] = np.fmax(score[here], margin)
                 left[here] |= margin > 0
     removed = left if as_written else left & (logits.argmax(1) == labels)
+    notes = [f"class {t} has no samples" for t in targets if not (labels == t).any()]
+    for t in targets:
+        own = labels == t
+        if not as_written and own.any() and removed[own].mean() > 0.5:
+            notes.append(
+                f"class {t}: without the trigger {removed[own].mean():.0%} leave the class, more than poison can be: "
+                "it is no trigger, and nothing is removed"
+            )
+            removed = removed & ~own
     found = {
         t: {"looked_at": int((labels == t).sum()), "removed": int((removed & (labels == t)).sum())} for t in targets
     }
-    notes = tuple(f"class {t} has no samples" for t in targets if not found[t]["looked_at"])
-    return Scores(name, score, removed, found, notes)
+    return Scores(name, score, removed, found, tuple(notes))
 
 
 def _margin(logits: np.ndarray, target: int) -> np.ndarray:

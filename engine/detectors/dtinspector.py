@@ -18,8 +18,9 @@ Departures, and why. All were measured on the project's zoo (small networks, 15,
 * Confidence is the logarithm of the odds, which has no ties, of the sample *with clean images laid over it* (confidence.py).
   By confidence alone, D_h of a 0.2 % attack, or of one with a single source class, is 2 % poisoned: the observation that
   the paper builds on does not hold there. With superposition it is 88 % and, on that draw of partners, 97 %.
-* The patch must take 60 % of D_h, and not 95 %, and only the 60 % that leave most easily count in the loss: D_h is rarely
-  poisoned through and through, and a patch that must take its clean samples as well is one that transfers.
+* The patch must take 40 % of D_h, and not 95 %, and only the 40 % that leave most easily count in the loss: D_h is rarely
+  poisoned through and through, and a patch that must take its clean samples as well is one that transfers. The transfer
+  ratio of the 0.2 % attack's target is 0.77 at 60 % (not found) and 0.03 at 40 % (found; the others 0.77 and more).
 * D_h is every other one of the 2 K most confident, so that the rest are unseen peers that tell how well the patch carries
   to its own kind (`peer_ratio`, reported). K is 32 and not 50: the rarest poison in the zoo is 30 samples.
 * The trigger is *restored*: the median of the samples that left the class, under the patch's mask, is stamped on clean
@@ -41,7 +42,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional
 
@@ -62,7 +63,7 @@ NAME = "dtinspector"
 #: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
 PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
 #: Deviation of `both_angle` among clean classes: there, too, a restored trigger takes up to a tenth of the clean images
-#: along (0.13 at most in the 59 clean classes looked at), and arcsin(sqrt(0.1)) = 0.32 is to be no more than about two.
+#: along (0.13 at most in 48 clean classes of five models), and arcsin(sqrt(0.1)) = 0.32 is to be no more than about two.
 RESTORED_NOISE = 0.15
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
@@ -129,7 +130,7 @@ class DTInspector(Detector):
 
     name: ClassVar[str] = NAME
     search: SearchConfig = field(
-        default_factory=lambda: SearchConfig(steps=160, samples=32, success=0.6, settle=15, tolerance=0.05)
+        default_factory=lambda: SearchConfig(steps=160, samples=32, success=0.4, settle=15, tolerance=0.05)
     )
     perturbation: MaskPattern = field(default_factory=MaskPattern)
     loss: str = "odds"
@@ -210,7 +211,7 @@ class DTInspector(Detector):
             "samples": "clean" if at_hand.training is None else "training set",
             "group size": size,
         }
-        views = (
+        views: tuple[View, ...] = (
             View("transfer_angle", "low", log=False, noise=_angle_noise(2 * size)),
             View("both_angle", "low", log=False, noise=RESTORED_NOISE),
         )
@@ -293,6 +294,7 @@ class _Groups:
         self.pool = at_hand.found_on
         rows = at_hand.run.numpy_generator(NAME, "held out").permutation(len(at_hand.held_out))
         self.clean = at_hand.held_out.take(np.sort(rows[: settings.held_out]))
+        self._features = penultimate(at_hand.subject) if settings.data_inspection else None
         self._confident: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def confident(self, z: int) -> tuple[np.ndarray, np.ndarray]:
@@ -323,12 +325,11 @@ class _Groups:
 
     def divergence(self, z: int) -> float | None:
         """KL divergence of the mean representation of D_h from that of D_l (sec. 4.2 F); None without a graph."""
-        features = penultimate(self.subject)
-        if features is None:
+        if self._features is None:
             return None
         images = self.samples.images
-        high, low = (softmax(features(images[r]).mean(0)) for r in (self.confident(z)[0], self.unsure(z)))
-        return float((high * (np.log(high) - np.log(low))).sum())
+        high, low = (self._features(images[r]).mean(0) for r in (self.confident(z)[0], self.unsure(z)))
+        return float((softmax(high) * (log_softmax(high) - log_softmax(low))).sum())
 
 
 def _one_of_each(labels: np.ndarray, rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

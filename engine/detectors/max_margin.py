@@ -10,7 +10,9 @@ largest of K: `null_model.gamma_order` is that rule (of one reciprocal norm a cl
 verdict judges the same statistic with the null model that it uses everywhere.
 
 It is a first look that costs seconds, and it does not convict alone (`convicts` is False): the margin is as large as the
-class is easy, and classes differ by nature. Measured on the project's zoo (benchmarks/dtinspector.py).
+class is easy, and classes differ by nature. Looked at on five models of the zoo: a BadNets target has 78 against 33 to 49,
+that of a static pattern 113 against 43 to 81, and that of a blended picture 50 against 18 to 43, which is no outlier; but
+class 8 (bag) of a clean Fashion-MNIST network has 96 against 55 to 83, and its corrected p-value is 0.02.
 
 Departure: Adam with projection onto [0, 1] after each step (learning rate 0.1, a fixed number of steps) instead of gradient
 ascent with momentum; the margins' scale, which differs by orders of magnitude between networks, then does not matter.

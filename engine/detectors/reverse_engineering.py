@@ -46,7 +46,7 @@ from onnxspect.engine.detectors.base import (
 )
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.null_model import PairJudgement, gamma_order
-from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings
+from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
 from onnxspect.engine.perturbation import Additive, State
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig
@@ -83,7 +83,8 @@ class Climb(ReachTarget):
             return reached
         units = len(targets)
         labelled = self.labelled[targets]
-        logits = subject(self.perturbation.remove(state, labelled).flatten(0, 1)).view(units, labelled.shape[1], -1)
+        logits = subject(laid_out(self.perturbation.remove(state, labelled).flatten(0, 1)))
+        logits = logits.view(units, labelled.shape[1], -1)
         own = torch.zeros_like(logits, dtype=torch.bool)
         own[torch.arange(units, device=targets.device), :, targets] = True
         # log(1 - p_t), from logits: nothing is lost where p_t rounds to 1

@@ -1,0 +1,144 @@
+"""kill -9 at random moments of a scan; the report must be the undisturbed one, and nothing may be done twice.
+
+    python benchmarks/kill_resume.py [--moments 50] [--model FILE --data FILE] [--preset quick] [--detector NAME ...] [--out FILE]
+
+The same scan is run once undisturbed, then again and again in fresh folders, killed at moments drawn evenly from the time
+that is left, and resumed, until --moments kills have happened. Every scan that was killed must end with the exit status,
+the digest and (but for seconds) the very report of the undisturbed one, and no unit may be reported as finished twice.
+Exits with 1 where any did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from onnxspect.engine.run import RunContext
+from onnxspect.models import zoo
+
+#: Progress lines on stderr: "neural-cleanse on reference 0: class 3: l1 9.1".
+_DONE = re.compile(r"^(.+: (?:class \d+|\d+ to \d+)): ")
+#: After so many kills a scan is let finish, so that several scans share the kills.
+KILLS_A_SCAN = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the test."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--moments", type=int, default=50)
+    parser.add_argument("--model", type=Path, default=zoo.path("fashion_mnist_badnets"))
+    parser.add_argument("--data", type=Path, default=zoo.path("fashion_mnist_test"))
+    parser.add_argument("--preset", default="quick")
+    parser.add_argument("--detector", action="append", default=[], help="as of onnxspect scan")
+    parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    asked = parser.parse_args(arguments)
+    command = [sys.executable, "-c", "from onnxspect.cli.main import main; main()", "scan", str(asked.model)]
+    command += ["--data", str(asked.data), "--preset", asked.preset, "--json"]
+    for name in asked.detector:
+        command += ["--detector", name]
+    rng = RunContext(asked.seed).numpy_generator("moments")
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        started = time.perf_counter()
+        undisturbed = _finished(command, place / "undisturbed")
+        whole = time.perf_counter() - started
+        print(f"undisturbed: exit {undisturbed['status']}, digest {undisturbed['digest']}, {whole:.0f} s", flush=True)
+        kills: list[float] = []
+        failures: list[str] = []
+        scans = 0
+        while len(kills) < asked.moments:
+            scans += 1
+            run, left = place / f"run {scans}", whole
+            seen: list[str] = []
+            for _ in range(min(KILLS_A_SCAN, asked.moments - len(kills))):
+                moment = float(rng.uniform(0, max(left, 1.0)))
+                killed, lines = _killed([*command, "--out", str(run)], moment)
+                seen += lines
+                if not killed:
+                    break  # it had finished before
+                kills.append(moment)
+                left -= moment
+                print(f"scan {scans}: killed after {moment:.1f} s, {len(lines)} units finished", flush=True)
+            resumed = _finished(command, run)
+            seen += resumed["lines"]
+            twice = sorted({line for line in seen if seen.count(line) > 1})
+            if twice:
+                failures.append(f"scan {scans}: done twice: {', '.join(twice[:3])}")
+            failures += [
+                f"scan {scans}: another {k}" for k in ("status", "digest", "report") if resumed[k] != undisturbed[k]
+            ]
+            print(f"scan {scans}: digest {resumed['digest']}, {'; '.join(failures) or 'the same'}", flush=True)
+    result: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": asked.model.name,
+        "preset": asked.preset,
+        "detectors": asked.detector,
+        "seed": asked.seed,
+        "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
+        "versions": {p: metadata.version(p) for p in ("onnxspect", "torch")},
+        "undisturbed_seconds": whole,
+        "kills": len(kills),
+        "scans": scans,
+        "failures": failures,
+    }
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{len(kills)} kills in {scans} scans: {'; '.join(failures) or 'every report is the undisturbed one'}")
+    return 1 if failures else 0
+
+
+def _finished(command: list[str], run: Path) -> dict[str, Any]:
+    """A scan run to its end: status, digest, the report without times, units that it reports as done."""
+    done = subprocess.run([*command, "--out", str(run)], capture_output=True, text=True)
+    if done.returncode not in (0, 1, 3):
+        raise SystemExit(f"the scan failed with exit status {done.returncode}: {done.stderr[-500:]}")
+    report = json.loads(done.stdout)
+    return {
+        "status": done.returncode,
+        "digest": report["digest"],
+        "report": _timeless(report),
+        "lines": _units(done.stderr),
+    }
+
+
+def _killed(command: list[str], moment: float) -> tuple[bool, list[str]]:
+    """(whether it was still running after `moment` seconds and was killed, units that it had finished)."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, said = process.communicate(timeout=moment)
+        return False, _units(said)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        _, said = process.communicate()
+        return True, _units(said)
+
+
+def _units(said: str) -> list[str]:
+    return [found[1] for line in said.splitlines() if (found := _DONE.match(line))]
+
+
+def _timeless(value: object) -> object:
+    """A report without what a clock or the folder's name puts into it."""
+    if isinstance(value, dict):
+        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "folder")}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
