@@ -15,7 +15,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done
 	MYPYPATH=.types $(BIN)/mypy --namespace-packages --explicit-package-bases -p onnxspect
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sources_applications.py
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_sources_applications.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,7 +32,7 @@ $(VENV)/.test: $(VENV)/.demo
 
 # All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 test-converters: $(VENV)/.test
-	ONNXSPECT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py \
+	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py \
 	  tests/test_lowering_exports.py tests/test_lowering_light.py tests/test_lowering_random.py
 
 # Heavier things; DATA is a folder with the data sets as npz.

@@ -3,11 +3,12 @@
     python benchmarks/cepa.py --zoo zoo --data-root DIR [--reference DIR] [--preset standard] [--form consensus|paper]
         [--pairs] [--taps DEPTH ...] [--images N] [--steps N] [--only NAME ...] --out FILE
 
-Every model is given --samples clean test images of its data set, half of them to search on; reference networks are trained
-on that half, once for each data set. Reported are for each (statistic, tap, relative to the references or not): Student's t and
-the corrected p-value of the target among the classes (null_model.leave_one_out), the same of the most extreme class, and over
-all models the area under the ROC curve of the least p-value; the carried mu's success; seconds. A run that is interrupted goes on
-where it stopped: rows that --out holds under the same settings are kept.
+Every model is given --samples clean test images of its data set, half of them to search on; reference networks are
+trained on that half, once for each data set. Reported are for each (statistic, tap, relative to the references or
+not): Student's t and the corrected p-value of the target among the classes (null_model.leave_one_out), the same of
+the most extreme class, and over all models the area under the ROC curve of the least p-value; the carried mu's
+success; seconds. A run that is interrupted goes on where it stopped: rows that --out holds under the same settings
+are kept.
 """
 
 from __future__ import annotations

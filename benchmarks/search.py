@@ -8,7 +8,8 @@ Same model (the shipped infected one), same data, same thread, interleaved label
     search images, Adam (0.1; 0.5, 0.9), mask and pattern from uniform noise, lambda from 0 to 1e-3 and by 1.5 (down by
     1.5^1.5) after 5 epochs, at most 1,000 epochs, its own early stop (25 epochs without a smaller mask after lambda has been
     both up and down).
-(b) adversarial-robustness-toolbox's Neural Cleanse, in the interpreter given; where it does not run, how it failed.
+(b) adversarial-robustness-toolbox's Neural Cleanse, in the interpreter given: whether it runs, and if not, how it failed. It
+    takes live Keras classifiers only, so it is not timed on the ONNX model.
 (c) the bare limit: as many forward and input-backward passes of the bare torch graph as (ours) took, on the same images.
 
 Then the cost against the number of labels, on a small network with random heads: full searches and the race. Both processor
@@ -230,7 +231,7 @@ def sequential(subject: Subject, samples: Samples, target: int, epochs: int, run
             loss.backward()
             optimizer.step()
             successes.append(float((logits.argmax(1) == target).float().mean()))
-            norms.append(float(mask.sum()))
+            norms.append(float(mask.detach().sum()))
         success, norm = float(np.mean(successes)), float(np.mean(norms))
         if success >= 0.99 and norm < best:
             best = norm

@@ -1,6 +1,7 @@
 """Objectives of sample-wise perturbations that share their effect at an internal layer: 003 (CEPA), Eq. 1 to 3.
 
-Every image x of a unit has its own perturbation delta_x; what they have in common is looked for in the embedding f(x).
+Every image x of a unit has its own perturbation delta_x; what they have in common is looked for in the embedding
+f(x).
 
 * `CommonEmbedding` is the paper's: minimise mean of -log p_t(x + delta_x) + lambda * ||f(x + delta_x) - f(x) - mu||^2
   (Eq. 1) by steps in delta alternating with the closed form mu = mean of f(x + delta_x) - f(x) (Eq. 2).
@@ -10,7 +11,8 @@ Every image x of a unit has its own perturbation delta_x; what they have in comm
 mu is no variable of the search: by Eq. 2 it is a function of delta. Its gradient vanishes at Eq. 2's optimum (the
 deviations from a mean sum to zero), so holding it fixed during a step, as the alternation does, changes nothing.
 
-Perturbed images stay valid: after every step delta is clipped so that x + delta_x lies within `bounds`; the start is zero.
+Perturbed images stay valid: after every step delta is clipped so that x + delta_x lies within `bounds`; the start is
+zero.
 """
 
 from __future__ import annotations

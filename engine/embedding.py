@@ -1,12 +1,12 @@
 """A classifier seen at an internal layer: p(x) = g(f(x)), with f(x) the embedding at a *tap* (003, sec. 3).
 
-For a model that came from a file, a tap is a cut of its graph (converters/taps.py), addressed by ONNX value name, and f
-and g are exact. For a live torch module, which has no such graph, a tap is the *input of a submodule*, addressed by the
-submodule's name; that no path leads around it is then the caller's promise.
+For a model that came from a file, a tap is a cut of its graph (converters/taps.py), addressed by ONNX value name, and
+f and g are exact. For a live torch module, which has no such graph, a tap is the *input of a submodule*, addressed by
+the submodule's name; that no path leads around it is then the caller's promise.
 
-`perturbing` moves the other end: it makes a Subject whose "pixels" are an internal tensor of the model; `from_discrete`
-does so for models whose input is discrete (token ids, fed to an embedding table), which can be searched from their first
-continuous tensor on.
+`perturbing` moves the other end: it makes a Subject whose "pixels" are an internal tensor of the model;
+`from_discrete` does so for models whose input is discrete (token ids, fed to an embedding table), which can be
+searched from their first continuous tensor on.
 """
 
 from __future__ import annotations

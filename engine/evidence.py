@@ -87,6 +87,7 @@ class Evidence:
         views: all that the null model is to judge, where there is more than `statistic`; the price of choosing among
             them is paid in `decide`.
         convicts: False for a first look that raises suspicion but names no class on its own.
+        leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
     """
 
     detector: str
@@ -97,6 +98,7 @@ class Evidence:
     units: tuple[UnitEvidence, ...]
     views: tuple[View, ...] = ()
     convicts: bool = True
+    leads_to_target: bool = True
 
     @property
     def judged(self) -> tuple[View, ...]:

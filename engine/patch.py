@@ -24,6 +24,7 @@ import onnx
 
 from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.converters.writeback import Change
+from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UnitEvidence
 from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
@@ -47,6 +48,8 @@ FIT_SHARE = 0.8
 JUDGED_ON_FEW = 1.645
 #: A patch withstands a new search where the smallest trigger that it finds is so many times the first one's size.
 WITHSTANDS = 2.5
+#: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
+LEAD_AWAY = frozenset({DTINSPECTOR})
 _NEW_SEARCH = SearchConfig(steps=120, samples=32, settle=25)
 
 
@@ -102,6 +105,8 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
 
 def _speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
     """Whether a detector's trigger to a class is evidence; where none is (the user asked for the class), all are."""
+    if detector in LEAD_AWAY:
+        return False
     p_values = report["classes"][target]["p_values"]
     return bool(p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values()))
 

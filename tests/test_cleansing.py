@@ -33,7 +33,7 @@ def listening_model() -> onnx.ModelProto:
     """The tiny classifier with a hidden unit that fires on the trigger alone, and raises TARGET.
 
     Unlike a weight planted in a linear classifier it saturates, as a real backdoor does: taking the trigger off an image
-    that never had it changes nothing.
+    that never had it changes little.
     """
     first = np.zeros((SIDE, SIDE, CLASSES + 1), np.float32)
     first[..., :CLASSES] = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
@@ -51,7 +51,7 @@ def listening_model() -> onnx.ModelProto:
     nodes = [
         onnx.helper.make_node("Flatten", ["image"], ["flat"]),
         onnx.helper.make_node("Gemm", ["flat", "w1", "b1"], ["before"]),
-        onnx.helper.make_node("Relu", ["before"], ["hidden"]),
+        onnx.helper.make_node("LeakyRelu", ["before"], ["hidden"], alpha=0.1),
         onnx.helper.make_node("Gemm", ["hidden", "w2", "b2"], ["logits"]),
     ]
     return make_model(nodes, [onnx.numpy_helper.from_array(a, n) for n, a in arrays.items()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -61,3 +62,19 @@ def test_the_command_line_page_is_up_to_date() -> None:
     )
     assert made.returncode == 0, made.stderr
     assert (ROOT / "docs" / "cli.md").read_text() == made.stdout, "run: python docs/make_cli.py"
+
+
+def test_the_command_line_does_not_let_threads_spin() -> None:
+    """OpenMP reads its settings once, when torch loads it: they must be there before."""
+    code = "import os, sys, onnxspect.cli.main; assert 'torch' not in sys.modules; print(os.environ['OMP_WAIT_POLICY'])"
+    plain = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], env=plain, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "PASSIVE", done.stderr
+    chosen = subprocess.run(
+        [sys.executable, "-c", code],
+        env=plain | {"OMP_WAIT_POLICY": "ACTIVE"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert chosen.stdout.strip() == "ACTIVE"

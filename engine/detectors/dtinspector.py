@@ -225,6 +225,7 @@ class DTInspector(Detector):
             told,
             views,
             convicts=at_hand.training is not None,
+            leads_to_target=False,
         )
 
     def _look(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:

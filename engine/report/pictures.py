@@ -33,13 +33,15 @@ def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples
     targets = set(report["targets"])
     first = True
     for e in evidence:
-        units = [u for u in e.units if u.found and _drawable(u)] if isinstance(e, Evidence) else []
+        if not isinstance(e, Evidence) or not e.leads_to_target:
+            continue
+        units = [u for u in e.units if u.found and _drawable(u)]
         if not units:
             continue
         suffix = "" if first else f"-{e.detector}"
         first = False
         written.append(_write(folder / f"triggers{suffix}.png", sheet(units, targets, report)))
-        for unit in _speaking(units, targets, e.tail if isinstance(e, Evidence) else "low"):
+        for unit in _speaking(units, targets, e.tail):
             name = f"trigger-class-{unit.unit.target}{suffix}.png"
             written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
     return written
