@@ -146,7 +146,11 @@ def pattern_of(trigger: dict[str, Any]) -> str:
     """000's letter for a trigger; "-" for one that is not 000's."""
     for letter, pattern in PATTERNS.items():
         one_pixel = trigger.get("height") == 1
-        if trigger["kind"] == pattern["kind"] and trigger.get("shape") in (None, pattern.get("shape")) and not one_pixel:
+        if (
+            trigger["kind"] == pattern["kind"]
+            and trigger.get("shape") in (None, pattern.get("shape"))
+            and not one_pixel
+        ):
             return letter
     return "-"
 

@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     run = RunContext(asked.seed, choose_device(asked.device))
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["benchmarks/search.py", *(arguments or sys.argv[1:])]),
+        "command": f"benchmarks/search.py --baseline-labels {asked.baseline_labels} --heads {asked.heads} --epochs {asked.epochs}",
         "seed": asked.seed,
         "device": device_name(run.device),
         "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},

@@ -133,6 +133,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     chosen = int(close[np.argmin(entropies[close])])
     tried = tuple((o.name, float(a)) for o, a in zip(options, accuracies, strict=True))
     settled = subject.with_spec(options[chosen])
+    settled.check(trial.images)
 
     floor = accuracy_floor(samples.labels, subject.classes)
     if best < floor:

@@ -24,9 +24,12 @@ from onnxspect.converters.oracle import Oracle
 from onnxspect.converters.parity import check_parity
 from onnxspect.converters.probe import probe
 from onnxspect.converters.simplify import simplify
+from onnxspect.converters.taps import cuts
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 
+#: Real images on which the torch graph is compared with onnxruntime.
+REAL_IMAGES = 8
 LAYOUTS = ("NCHW", "NHWC", "NHW", "FLAT")
 
 
@@ -193,9 +196,24 @@ class Subject:
             return self
         filled = replace(self, image_shape=image_shape)
         filled = replace(filled, classes=_count_classes(filled))
-        if self.file is not None and self.lowered is not None:
-            check_parity(self.file.proto, self.lowered, _seeded_input(filled), batch_sizes=())
+        filled._compare(_seeded_input(filled), batch_sizes=(1, 4))
         return filled
+
+    def check(self, pixels: np.ndarray) -> None:
+        """Compare the torch graph with onnxruntime on real images ``(n, channels, height, width)``, at every tap.
+
+        Raises:
+            OnnxspectError: they differ by more than rounding; names the first tensor that does.
+        """
+        images = torch.from_numpy(np.ascontiguousarray(pixels[:REAL_IMAGES]))
+        self._compare(self.spec.encode(images).numpy(), batch_sizes=())
+
+    def _compare(self, batch: np.ndarray, batch_sizes: tuple[int, ...]) -> None:
+        if self.file is None or self.lowered is None:
+            return
+        produced = {name for node in self.file.proto.graph.node for name in node.output}
+        taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
+        check_parity(self.file.proto, self.lowered, batch, batch_sizes=batch_sizes, taps=taps)
 
     def oracle(self) -> Oracle:
         """onnxruntime over the original file.

@@ -124,6 +124,13 @@ def test_a_cleansing_names_the_poison_and_keeps_the_rest(train_file: Path, model
     assert (tmp_path / "out" / "suspicious.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_target_is_found_where_nobody_names_it(train_file: Path, model_file: Path, tmp_path: Path) -> None:
+    done = cleanse(model_file, train_file, tmp_path / "out", truth=train_file.with_name("truth.npz"), spec=SPEC)
+    assert [t["target"] for t in done.report["triggers"]] == [TARGET]
+    assert done.report["rates"]["tpr"] == 1.0
+    assert done.report["rates"]["fpr"] == 0.0
+
+
 def test_all_methods_run_on_the_same_activations_and_give_the_same_twice(
     train_file: Path, model_file: Path, tmp_path: Path
 ) -> None:
