@@ -12,7 +12,17 @@ RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 def page() -> str:
     """The page; a section for each result that is there."""
     parts = ["# What was measured\n", "Made by `python docs/make_results.py` from the files in benchmarks/results.\n"]
-    for file, section in (("demo.json", _demo), ("detection_small.json", _detection)):
+    sections = (
+        ("demo.json", _demo),
+        ("detection_small.json", _detection),
+        ("cepa.json", _cepa),
+        ("dtinspector.json", _dtinspector),
+        ("patches_small.json", _patches),
+        ("cleansing.json", _cleansing),
+        ("certification.json", _certification),
+        ("search.json", _search),
+    )
+    for file, section in sections:
         path = RESULTS / file
         if path.is_file():
             parts.append(section(json.loads(path.read_text())))
@@ -80,6 +90,93 @@ def _detection(r: dict[str, Any]) -> str:
         + models
         + "\n"
     )
+
+
+def _cepa(r: dict[str, Any]) -> str:
+    s = r["summary"]
+    views = "\n".join(
+        f"| {name} | {v['roc_area']:.2f} | {v['targets_below_0.05']} of {s['infected']} | {v['clean_below_0.05']} of {s['clean']} |"
+        for name, v in s["separation"].items()
+        if v.get("roc_area") is not None
+    )
+    return (
+        f"## CEPA alone\n\n`{r['command']}`, {r['date']}, {r['device']}: {s['found_with_right_target']} of {s['infected']} "
+        f"infected models with the right target, {s['false_alarms']} alarms on {s['clean']} clean ones.\n\n"
+        "| statistic | ROC area, targets against the most extreme class of clean models | p below 0.05: targets | clean models |\n"
+        f"|---|---|---|---|\n{views}\n"
+    )
+
+
+def _dtinspector(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {m['model']} | {m['detector']} | {m['verdict']} | {_classes(m['found'])} | {_classes(m['targets'])} "
+        f"| {_classes(m.get('paper_found') or [])} | {m['cpu_seconds']:.0f} |"
+        for m in r["rows"]
+    )
+    return (
+        f"## DTInspector and max-margin alone\n\n{r['date']}, {r['threads']} thread.\n\n"
+        "| model | detector | verdict | found | true | by the paper's rule | CPU seconds |\n"
+        f"|---|---|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _patches(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {m['model']} | {m['method']} | {m.get('kept') or 'nothing'} | {_percent(m.get('asr_before'))} "
+        f"| {_percent(m.get('asr_after'))} | {_percent(m.get('accuracy_before'))} | {_percent(m.get('accuracy_after'))} |"
+        for m in r["rows"]
+    )
+    return (
+        f"## Patches\n\n`{r['command']}`, {r['date']}, {r['device']}. True triggers, in onnxruntime, on {r['unseen']} unseen "
+        f"images; the target is {r['target']}.\n\n| model | method | written by | ASR before | after | accuracy before | after |\n"
+        f"|---|---|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _cleansing(r: dict[str, Any]) -> str:
+    methods = list(r["mean"])
+    head = "| model | pattern | sources | " + " | ".join(f"{m} TPR / FPR" for m in methods) + " | retrained ASR |"
+    rows = "\n".join(
+        f"| {m['name']} | {m['pattern']} | {m['sources']} | "
+        + " | ".join(f"{_percent(m['methods'][x]['tpr'])} / {_percent(m['methods'][x]['fpr'])}" for x in methods)
+        + f" | {_percent((m.get('retrained') or {}).get('asr'))} |"
+        for m in r["models"]
+    )
+    mean = " | ".join(f"{_percent(v['tpr'])} / {_percent(v['fpr'])}" for v in r["mean"].values())
+    return (
+        f"## Cleansing of training sets\n\n`benchmarks/cleansing.py`, {r['date']}; the target class is told to all methods. "
+        f"FPR is of clean samples labelled as the target.\n\n{head}\n|{'---|' * (len(methods) + 4)}\n{rows}\n| **mean** | | | {mean} | |\n"
+    )
+
+
+def _certification(r: dict[str, Any]) -> str:
+    lines = []
+    for c in r["configurations"]:
+        for row in c["report"].get("certificates") or c["report"].get("rows") or []:
+            epsilon, upper = row["epsilon"], row.get("upper_bound", row.get("bound"))
+            attack = row.get("attack_loss", row.get("attack"))
+            lines.append(f"| {c['name']} | {epsilon:g} | {upper:.4f} | {attack:.4f} | {_percent(1 - attack / upper)} |")
+    table = "\n".join(lines)
+    s = r["settings"]
+    return (
+        f"## Certification\n\nMNIST 1 against 7, {s['limit']} a class, keep {s['keep']}, radius {s['radius']}, {r['date']}.\n\n"
+        f"| feasible set | poison | upper bound | attack | gap |\n|---|---|---|---|---|\n{table}\n"
+    )
+
+
+def _search(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {x['labels']} | {x['race']['seconds']:.1f} | {x['full']['seconds']:.1f}{'' if x['full']['measured'] else ' (extrapolated)'} |"
+        for x in r["labels"]
+    )
+    return (
+        f"## Cost of the search\n\n`{r['command']}`, {r['date']}, {r['device']}, CPU seconds. GPU: {r['gpu']}.\n\n"
+        f"| labels | race | full |\n|---|---|---|\n{rows}\n"
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
 
 
 def _classes(indices: list[int]) -> str:

@@ -31,11 +31,11 @@ from onnxspect.engine.samples import (
     MOST_CLASSES,
     TRAIN_KEYS,
     Samples,
-    _folder_order,
-    _labels_of,
-    _read_image,
-    _to_labels,
-    _to_unit_nchw,
+    folder_order,
+    labels_of,
+    read_image,
+    to_labels,
+    to_unit_nchw,
 )
 from onnxspect.engine.subject import Subject
 
@@ -78,7 +78,7 @@ class TrainingSet:
         source = self._of_folder(size) if self.files else self._of_npz(size)
         start = 0
         for raw in source:
-            images = _to_unit_nchw(raw, f"{self.path}: ")
+            images = to_unit_nchw(raw, f"{self.path}: ")
             if images.shape[1:] != self.shape:
                 raise OnnxspectError(f"{self.path}: images are not of one size")
             yield start, images
@@ -121,7 +121,7 @@ class TrainingSet:
 
     def _of_folder(self, size: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self.files), size):
-            read = [_read_image(self.path / name, self.shape, False) for name in self.files[start : start + size]]
+            read = [read_image(self.path / name, self.shape, False) for name in self.files[start : start + size]]
             yield np.stack(read)
 
 
@@ -161,7 +161,7 @@ def _npz(path: Path) -> TrainingSet:
                     _exactly(stream, int(np.prod(shape[1:])) * dtype.itemsize if shape[0] else 0, path), dtype
                 )
         with np.load(path, allow_pickle=False) as archive:
-            labels = _to_labels(archive[pair[1]], f"{path}: ")
+            labels = to_labels(archive[pair[1]], f"{path}: ")
             classes = archive["classes"] if "classes" in archive else np.zeros(0, str)
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError) as error:
         raise OnnxspectError(f"{path}: not a readable npz file ({str(error).splitlines()[0][:120]})") from error
@@ -169,14 +169,14 @@ def _npz(path: Path) -> TrainingSet:
         raise OnnxspectError(f"{path}: {shape[0]} images but {len(labels)} labels")
     if not len(labels):
         raise OnnxspectError(f"{path}: no images in it")
-    one = _to_unit_nchw(first.reshape(1, *shape[1:]), f"{path}: ")
+    one = to_unit_nchw(first.reshape(1, *shape[1:]), f"{path}: ")
     names = tuple(map(str, classes)) if classes.dtype.kind in "US" else ()
     return TrainingSet(path, labels, one.shape[1:], names, (), _hash_file(path), pair[0])
 
 
 def _folder(path: Path, size: tuple[int, int, int] | None) -> TrainingSet:
-    folders = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_folder_order)
-    by_folder = _labels_of([p.name for p in folders])
+    folders = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=folder_order)
+    by_folder = labels_of([p.name for p in folders])
     files = [
         (file, by_folder[folder.name])
         for folder in folders
@@ -187,7 +187,7 @@ def _folder(path: Path, size: tuple[int, int, int] | None) -> TrainingSet:
         raise OnnxspectError(f"{path}: no images in class folders", "one sub-folder a class, images inside")
     if max(by_folder.values()) >= MOST_CLASSES:
         raise OnnxspectError(f"{path}: a folder is named after class {max(by_folder.values())}")
-    first = _read_image(files[0][0], size, False)
+    first = read_image(files[0][0], size, False)
     shape = size if size is not None else (first.shape[2], first.shape[0], first.shape[1])
     labels = np.array([label for _, label in files], np.int64)
     relative = tuple(str(file.relative_to(path)) for file, _ in files)

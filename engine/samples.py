@@ -76,8 +76,8 @@ class Samples:
             OnnxspectError: shapes, types or values do not fit, naming which.
         """
         where = f"{path}: " if path else ""
-        pixels = _to_unit_nchw(np.asarray(images), where)
-        classes = _to_labels(np.asarray(labels), where)
+        pixels = to_unit_nchw(np.asarray(images), where)
+        classes = to_labels(np.asarray(labels), where)
         if len(pixels) != len(classes):
             raise OnnxspectError(f"{where}{len(pixels)} images but {len(classes)} labels")
         if len(pixels) == 0:
@@ -133,7 +133,12 @@ def _size_text(shape: tuple[int, int, int]) -> str:
     return f"{width}x{height} with {channels} channel{'s' if channels != 1 else ''}"
 
 
-def _to_unit_nchw(images: np.ndarray, where: str) -> np.ndarray:
+def to_unit_nchw(images: np.ndarray, where: str) -> np.ndarray:
+    """Images as they come (uint8 or float, NHWC, NCHW or without a channel axis) as float32 NCHW in [0, 1].
+
+    Raises:
+        OnnxspectError: they are no images; `where` names them.
+    """
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:
@@ -161,7 +166,12 @@ def _to_unit_nchw(images: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(images, dtype=np.float32)
 
 
-def _to_labels(labels: np.ndarray, where: str) -> np.ndarray:
+def to_labels(labels: np.ndarray, where: str) -> np.ndarray:
+    """Labels as they come (integers, or floats that are whole; ``(n,)`` or one column) as int64 ``(n,)``.
+
+    Raises:
+        OnnxspectError: they are no class indices; `where` names them.
+    """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -196,10 +206,10 @@ def _from_npz(path: Path, keys: Sequence[tuple[str, str]]) -> Samples:
 
 
 def _from_folder(path: Path, size: tuple[int, int, int] | None, resize: bool) -> Samples:
-    folders = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=_folder_order)
+    folders = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=folder_order)
     if not folders:
         raise OnnxspectError(f"{path}: no class folders in it", "one sub-folder a class, images inside")
-    labels_by_folder = _labels_of([p.name for p in folders])
+    labels_by_folder = labels_of([p.name for p in folders])
     files = [
         (file, labels_by_folder[folder.name])
         for folder in folders
@@ -208,7 +218,7 @@ def _from_folder(path: Path, size: tuple[int, int, int] | None, resize: bool) ->
     ]
     if not files:
         raise OnnxspectError(f"{path}: no images in its {len(folders)} folders")
-    read = [_read_image(file, size, resize) for file, _ in files]
+    read = [read_image(file, size, resize) for file, _ in files]
     odd = next((i for i, image in enumerate(read) if image.shape != read[0].shape), None)
     if odd is not None:
         a, b = (_size_text((shape[2], *shape[:2])) for shape in (read[0].shape, read[odd].shape))
@@ -225,11 +235,12 @@ def _from_folder(path: Path, size: tuple[int, int, int] | None, resize: bool) ->
     return replace(samples, files=tuple(str(f.relative_to(path)) for f, _ in files))
 
 
-def _folder_order(folder: Path) -> tuple[int, str]:
+def folder_order(folder: Path) -> tuple[int, str]:
+    """Sort key of a class folder: names first, then numbers by value."""
     return (int(folder.name), "") if folder.name.isdigit() else (-1, folder.name)
 
 
-def _labels_of(names: list[str]) -> dict[str, int]:
+def labels_of(names: list[str]) -> dict[str, int]:
     """Folders named by numbers are those class indices; others count in alphabetical order (as torchvision does).
 
     A leading index ("03_stop", "3-stop") counts as a number where every folder has one.
@@ -240,7 +251,12 @@ def _labels_of(names: list[str]) -> dict[str, int]:
     return {name: i for i, name in enumerate(sorted(names))}
 
 
-def _read_image(file: Path, size: tuple[int, int, int] | None, resize: bool) -> np.ndarray:
+def read_image(file: Path, size: tuple[int, int, int] | None, resize: bool) -> np.ndarray:
+    """One image file as uint8 ``(height, width, channels)``, in the channels of `size` and, with `resize`, in its size.
+
+    Raises:
+        OnnxspectError: it cannot be read, or has another size.
+    """
     try:
         with Image.open(file) as opened:
             channels = size[0] if size is not None else (1 if opened.mode in ("L", "1", "I;16") else 3)

@@ -211,7 +211,9 @@ class Verification:
             "strip": None if self.strip is None else asdict(self.strip),
             "rescan": None if self.rescan is None else asdict(self.rescan),
             "checker": self.checker or "pass",
-            "changed_initializers": [{"name": n, "relative_change": r} for n, r in self.changed],
+            "changed_initializers": [
+                {"name": n, "relative_change": r if np.isfinite(r) else None} for n, r in self.changed
+            ],
             "other_differences": list(self.differences),
             "goals": vars(self.goals),
             "measured_in": "onnxruntime",
