@@ -17,7 +17,7 @@ from onnxspect.engine.search import SearchConfig
 #: How hard each preset searches for a mask and a pattern.
 PRESETS = {
     "quick": SearchConfig(steps=300, samples=32, settle=30, tolerance=0.02),
-    "standard": SearchConfig(),
+    "standard": SearchConfig(samples=48, settle=30, tolerance=0.015),
     "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
 }
 
