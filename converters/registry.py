@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import onnx.defs
 
 if TYPE_CHECKING:
-    from onnxspect.converters.lowering import NodeView
+    from onnxspect.converters.node_view import NodeView
 
 #: What a lowering gets and returns: one fx.Node, or one per output of the ONNX node (None where it is not asked for).
 Lowering = Callable[["NodeView"], Any]
