@@ -1,0 +1,43 @@
+"""Which detectors a scan runs: by preset, by what is at hand, by the user's choice."""
+
+from __future__ import annotations
+
+import pytest
+
+from onnxspect.engine.detectors.base import Detector
+from onnxspect.engine.detectors.registry import NAMES, PRESETS, chosen
+from onnxspect.engine.errors import OnnxspectError
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets(preset: str) -> None:
+    detectors = chosen(preset)
+    names = [d.name for d in detectors]
+    assert names == [n for n in NAMES if n in names]  # one order, whatever the preset
+    assert "neural-cleanse" in names
+    assert any(d.convicts for d in detectors)
+    assert all(isinstance(d, Detector) and d.settings() for d in detectors)
+
+
+def test_a_training_set_brings_its_detector_in() -> None:
+    assert "dtinspector" not in [d.name for d in chosen("standard")]
+    assert "dtinspector" in [d.name for d in chosen("quick", with_training_set=True)]
+
+
+def test_a_more_thorough_preset_runs_at_least_as_much() -> None:
+    sets = [{d.name for d in chosen(p)} for p in ("quick", "standard", "thorough")]
+    assert sets[0] <= sets[1] <= sets[2]
+    assert sets[2] == set(NAMES)
+
+
+def test_the_user_chooses() -> None:
+    assert [d.name for d in chosen("quick", ["cepa", "max-margin"])] == ["max-margin", "cepa"]
+    assert [d.name for d in chosen("quick", ["cepa"], with_training_set=True)] == ["cepa"]
+
+
+def test_unknown_words_name_what_there_is() -> None:
+    with pytest.raises(OnnxspectError, match="guesswork") as error:
+        chosen("standard", ["guesswork"])
+    assert "neural-cleanse" in error.value.hint
+    with pytest.raises(OnnxspectError, match="eternal"):
+        chosen("eternal")
