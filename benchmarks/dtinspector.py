@@ -20,12 +20,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detection import version
 
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
@@ -204,14 +204,6 @@ def line(row: Mapping[str, Any]) -> str:
         f"{mark} {head} true {row['targets']!s:<10} found {row['found']!s:<8} paper {row['paper_found']!s:<8} "
         f"log10 p {row['log10_p']:.1f} {row['cpu_seconds']:.0f} s cpu ({row['seconds']:.0f} s) | {values}"
     )
-
-
-def version(package: str) -> str:
-    """Installed version, or "-"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "-"
 
 
 if __name__ == "__main__":

@@ -24,12 +24,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from detection import version
 from PIL import Image
 
 from onnxspect.converters.oracle import Oracle
@@ -423,14 +423,6 @@ def line(row: dict[str, Any]) -> str:
         f"{row['accuracy_after']:.1%}  {'written' if row['written'] else 'not written'} by {row['kept']} "
         f"{row['seconds']:.0f} s ({row['cpu_seconds']:.0f} s CPU)"
     )
-
-
-def version(package: str) -> str:
-    """Installed version, or "-"."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "-"
 
 
 if __name__ == "__main__":

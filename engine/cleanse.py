@@ -248,7 +248,7 @@ class _Finding:
             chosen = report["preprocessing"]["chosen"]
             spec = InputSpec(**{**chosen, "mean": tuple(chosen["mean"]), "std": tuple(chosen["std"])})
             ran = [d for d in report["detectors"] if d["status"] == "ran"]
-            units = {d["name"]: (str(d["statistic"]), _units(ledger, d["name"])) for d in ran}
+            units = {d["name"]: (str(d["statistic"]), ledger.evidence(d["name"])) for d in ran}
         return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units)
 
     def check(self, subject: Subject, folder: Path) -> None:
@@ -279,11 +279,6 @@ class _Finding:
                 if masked:
                     found[REMOVE].append(_as_found(min(masked, key=lambda u: float(u.trigger["mask"].sum()))))
         return found
-
-
-def _units(ledger: Ledger, detector: str) -> list[UnitEvidence]:
-    """Units of a detector, those of its later stages ("... pairs") too."""
-    return ledger.evidence(detector)
 
 
 def _as_found(unit: UnitEvidence) -> Found:

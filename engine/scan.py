@@ -101,7 +101,8 @@ def scan(
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
-            clean = train_references(checked.subject, found_on, held_out, run, baseline)
+            compared = any(d.uses_references for d in able)
+            clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
             at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
             evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
         for found in evidence:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.registry import NAMES, PRESETS, chosen
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.scan import scan
+from onnxspect.models import zoo
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -41,3 +46,12 @@ def test_unknown_words_name_what_there_is() -> None:
     assert "neural-cleanse" in error.value.hint
     with pytest.raises(OnnxspectError, match="eternal"):
         chosen("eternal")
+
+
+def test_no_reference_network_is_trained_for_a_detector_that_compares_with_none(tmp_path: Path) -> None:
+    few = tmp_path / "few.npz"
+    with np.load(zoo.path("fashion_mnist_test")) as archive:
+        np.savez(few, images=archive["images"][::10], labels=archive["labels"][::10])
+    report = scan(zoo.path("fashion_mnist_clean"), few, tmp_path / "run", "quick", ["max-margin"]).report
+    assert report["detectors"][0]["status"] == "ran"
+    assert not list((tmp_path / "run").rglob("reference-*.npz"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -56,6 +56,8 @@ class Detector(ABC):
     name: ClassVar[str]
     #: False for a first look that raises suspicion but names no class on its own.
     convicts: ClassVar[bool] = True
+    #: Whether it compares the subject with clean reference networks, which then have to be trained.
+    uses_references: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
@@ -162,11 +164,6 @@ def second_look(
 def present_classes(samples: Samples) -> set[int]:
     """The classes that have samples."""
     return {int(c) for c in np.unique(samples.labels)}
-
-
-def log_statistics(units: Sequence[UnitEvidence], name: str) -> Mapping[str, float]:
-    """Logarithm of a statistic by unit key, for the units that have it."""
-    return {u.unit.key: float(np.log(u.statistics[name])) for u in units if u.statistics.get(name, 0) > 0}
 
 
 def search_with_references(

@@ -129,6 +129,7 @@ class DTInspector(Detector):
     """
 
     name: ClassVar[str] = NAME
+    uses_references: ClassVar[bool] = False
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(steps=160, samples=32, success=0.4, settle=15, tolerance=0.05)
     )

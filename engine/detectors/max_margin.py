@@ -92,6 +92,7 @@ class MaxMargin(Detector):
     """
 
     name: ClassVar[str] = NAME
+    uses_references: ClassVar[bool] = False
     convicts: ClassVar[bool] = False
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(steps=60, samples=1, learning_rate=0.1, betas=(0.9, 0.999), multiplier=0.0)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -47,17 +48,9 @@ class ChannelLipschitz:
         thresholds: deviations u above the layer's mean, tried in this order (theirs: 3).
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = False
     thresholds: tuple[float, ...] = (5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5)
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits no weights."""
-        return False
 
     def edit(self, case: Case) -> Edit:
         """Prune the channels that stand out.

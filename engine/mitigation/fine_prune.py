@@ -11,6 +11,7 @@ hold them at zero by holding those weights.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -42,18 +43,10 @@ class FinePrune:
         most_lost: clean accuracy that pruning may cost before fine-tuning (theirs: 4 %).
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
     most_lost: float = 0.04
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits weights to the clean samples."""
-        return True
 
     def edit(self, case: Case) -> Edit:
         """Prune, then fine-tune.

@@ -8,14 +8,14 @@ as everywhere: the trigger's success above its goal, then the distance from the 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
-from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.training import (
-    BATCH_NORM,
     Epoch,
     Guard,
     Retraining,
+    check_batch_norm,
     reestimated,
     retrain,
     trainable_copy,
@@ -33,22 +33,13 @@ class FineTune:
         batch_norm: "frozen", or "reestimate" from the clean samples at the end.
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
     batch_norm: str = "frozen"
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORM:
-            raise OnnxspectError(f"unknown choice {self.batch_norm!r} for BatchNorm", f"one of {', '.join(BATCH_NORM)}")
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits weights to the clean samples."""
-        return True
+        check_batch_norm(self.batch_norm)
 
     def edit(self, case: Case) -> Edit:
         """Fine-tune a copy.

@@ -17,6 +17,7 @@ Departures, and why:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,20 +43,12 @@ class AdversarialUnlearning:
         changed: share of the images of a batch that are changed.
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=12, from_teacher=0.9))
     radius: float = 0.12
     steps: int = 3
     changed: float = 0.5
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits weights to the clean samples."""
-        return True
 
     def edit(self, case: Case) -> Edit:
         """Train against universal changes.

@@ -18,6 +18,7 @@ Departures, and why:
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -62,6 +63,8 @@ class InputFilter:
         strengths: the trigger counts at each of these multiples.
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = False
     top: float = 0.01
     false_positives: float = 0.05
     layer: str = "best"
@@ -71,16 +74,6 @@ class InputFilter:
     def __post_init__(self) -> None:
         if not 0 < self.top <= 1 or not 0 < self.false_positives < 1:
             raise OnnxspectError("a filter's share of neurons and its false-positive rate lie between 0 and 1")
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits no weights."""
-        return False
 
     def edit(self, case: Case) -> Edit:
         """Build the filter.

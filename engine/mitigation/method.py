@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnx
@@ -106,15 +106,12 @@ class Edit:
 
 
 class Method(Protocol):
-    """One way of patching."""
+    """One way of patching: a frozen dataclass of settings."""
 
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it, and as the patched file's metadata records it."""
-
-    @property
-    def trains(self) -> bool:
-        """Whether weights are fitted to `Case.fit`, so that only `Case.guard` can judge them."""
+    #: As `patch --method` takes it, and as the patched file's metadata records it.
+    name: ClassVar[str]
+    #: Whether weights are fitted to `Case.fit`, so that only `Case.guard` can judge them.
+    trains: ClassVar[bool]
 
     def edit(self, case: Case) -> Edit:
         """Work out the edit; the same case gives the same bits.

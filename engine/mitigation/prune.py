@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -96,19 +97,11 @@ class Prune:
         strengths: a mask counts at each of these multiples.
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = False
     layer: str = BEST
     trials: int = 4
     strengths: tuple[float, ...] = (1.0, 2.0)
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits no weights."""
-        return False
 
     def edit(self, case: Case) -> Edit:
         """Prune at the chosen layer.

@@ -39,6 +39,16 @@ BATCH_NORM = ("frozen", "reestimate")
 _QUANTISED = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd")
 
 
+def check_batch_norm(choice: str) -> None:
+    """Refuse an unknown word for what happens to BatchNorm statistics.
+
+    Raises:
+        OnnxspectError: it is none of `BATCH_NORM`.
+    """
+    if choice not in BATCH_NORM:
+        raise OnnxspectError(f"unknown choice {choice!r} for BatchNorm", f"one of {', '.join(BATCH_NORM)}")
+
+
 @dataclass(frozen=True)
 class Epoch:
     """What was measured after one epoch, on clean samples kept apart.

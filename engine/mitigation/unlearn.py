@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,11 +30,11 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Unit
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger, size, strengthened
 from onnxspect.engine.mitigation.training import (
-    BATCH_NORM,
     Corruption,
     Epoch,
     Guard,
     Retraining,
+    check_batch_norm,
     reestimated,
     retrain,
     success_rate,
@@ -85,6 +86,8 @@ class Unlearn:
             most so many times the given trigger's; larger ones are what any clean model has.
     """
 
+    name: ClassVar[str] = NAME
+    trains: ClassVar[bool] = True
     rounds: int = 3
     variants: int = 4
     training: Retraining = field(default_factory=lambda: Retraining(epochs=14))
@@ -98,18 +101,7 @@ class Unlearn:
     search: SearchConfig = field(default_factory=lambda: SearchConfig(steps=150, samples=32, settle=30))
 
     def __post_init__(self) -> None:
-        if self.batch_norm not in BATCH_NORM:
-            raise OnnxspectError(f"unknown choice {self.batch_norm!r} for BatchNorm", f"one of {', '.join(BATCH_NORM)}")
-
-    @property
-    def name(self) -> str:
-        """As `patch --method` takes it."""
-        return NAME
-
-    @property
-    def trains(self) -> bool:
-        """It fits weights to the clean samples."""
-        return True
+        check_batch_norm(self.batch_norm)
 
     def edit(self, case: Case) -> Edit:
         """Unlearn the case's triggers.
