@@ -48,11 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/scoreboard"), help="where the scans are kept")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--only", default="", help="only models whose name contains this")
+    parser.add_argument("--only", action="append", default=[], help="only models whose name contains this or another")
     asked = parser.parse_args(arguments)
     subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
     subjects += reference_subjects(asked.reference) if asked.reference else []
-    subjects = [s for s in subjects if asked.only in s["name"]]
+    subjects = [s for s in subjects if not asked.only or any(part in s["name"] for part in asked.only)]
     if not subjects:
         parser.error("no models: give --zoo or --reference")
     run = RunContext(asked.seed, choose_device(asked.device))
