@@ -7,20 +7,14 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch.nn import functional
 
 from onnxspect.engine.activations import Session, TrainingSet, activations, open_training_set, penultimate
@@ -36,9 +30,10 @@ from onnxspect.engine.cleansing.by_activation import (
     spectral_signatures,
 )
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, best_pattern, by_trigger, without
+from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.detectors.base import AtHand, search_units
-from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer
+from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.export import Provenance, patched_model, write_model
@@ -56,8 +51,6 @@ from onnxspect.engine.subject import InputSpec, Subject
 METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
 SEARCHED = 100
-#: Samples on the contact sheet.
-SHOWN = 40
 #: Samples of a target class that choose among its patterns.
 JUDGED = 1000
 #: Chooses among patterns to one class.
@@ -195,7 +188,7 @@ def cleanse(
         "notes": notes,
         "seed": run.seed,
     }
-    _write_scores(scores, training, folder)
+    write_scores(scores, training, folder)
     kept_path = write_kept(training, ~removed, folder)
     report["kept_as"] = kept_path.name
     if scores:
@@ -352,11 +345,12 @@ def estimate_patterns(
                 return []
             to_target = [u for u in evidence.units if u.unit.target == judged.target]
             return [choose([_as_found(u) for u in to_target if u.found and u.statistics])]
+        labelled = labelled_images(part, subject.classes, detector.training_samples, run, drawn_as="cleanse")
+        labelled = labelled.to(subject.device)
         found = []
         for target in targets:
             sources = sorted(set(part.labels.tolist()) - {target})
             units = [Unit(target), *(Unit(target, s) for s in sources)]
-            labelled = _labelled(part, subject.classes, detector.training_samples, run).to(subject.device)
             climb = Climb(detector.perturbation, growth=detector.growth, weight=detector.weight, labelled=labelled)
             norm = detector.perturbation.norm
             done = search_units(REMOVE, subject, at_hand, ledger, units, climb, detector.search, norm, held_out=0)
@@ -364,16 +358,6 @@ def estimate_patterns(
             if able:
                 found.append(choose([_as_found(u) for u in able]))
         return found
-
-
-def _labelled(part: Samples, classes: int, n: int, run: RunContext) -> torch.Tensor:
-    """D_t of Eq. 9: ``(class, n, channels, height, width)``, drawn again where a class has fewer."""
-    rows = []
-    for c in range(classes):
-        own = np.flatnonzero(part.labels == c)
-        order = run.numpy_generator("cleanse", c, "labelled").permutation(own if len(own) else np.arange(len(part)))
-        rows.append(np.resize(order, n))
-    return torch.from_numpy(part.images[np.stack(rows)])
 
 
 def _part(training: TrainingSet, run: RunContext) -> Samples:
@@ -445,93 +429,6 @@ def _truth(path: Path, n: int) -> np.ndarray:
         raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
     return indices.astype(np.int64)
-
-
-def _write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) -> None:
-    """scores.csv, and scores.parquet where pyarrow is installed."""
-    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector")}
-    for one in scores:
-        columns["index"] += range(len(training))
-        columns["label"] += training.labels.tolist()
-        columns["score"] += [None if np.isnan(s) else float(s) for s in one.score]
-        columns["decision"] += ["remove" if r else "keep" for r in one.removed]
-        columns["detector"] += [one.detector] * len(training)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in zip(*columns.values(), strict=True):
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
-    write_atomically(folder / "scores.csv", text.getvalue().encode())
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        return
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
-    write_atomically(folder / "scores.parquet", buffer.getvalue())
-
-
-def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
-    """kept.npz (images as they were stored, labels, index in the original), or kept.txt with the paths of a folder's files.
-
-    Written whole or not at all; images pass through one batch at a time.
-    """
-    if training.files:
-        lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
-        write_atomically(folder / "kept.txt", ("\n".join(lines) + "\n" if lines else "").encode())
-        return folder / "kept.txt"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
-    os.close(handle)
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            with archive.open("images.npy", "w", force_zip64=True) as stream:
-                _stream_array(stream, training.raw(keep), int(keep.sum()))
-            others = {"labels": training.labels[keep], "index": np.flatnonzero(keep)}
-            if training.names:
-                others["classes"] = np.array(training.names)
-            for name, array in others.items():
-                with archive.open(f"{name}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
-        Path(temporary).replace(folder / "kept.npz")
-    except OSError as error:
-        raise OnnxspectError(f"{folder}: the kept samples cannot be written ({error.strerror or error})") from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    return folder / "kept.npz"
-
-
-def _stream_array(stream: Any, parts: Iterator[np.ndarray], count: int) -> None:
-    begun = False
-    for part in parts:
-        if not begun:
-            described = {"descr": part.dtype.str, "fortran_order": False, "shape": (count, *part.shape[1:])}
-            np.lib.format.write_array_header_1_0(stream, described)
-            begun = True
-        stream.write(np.ascontiguousarray(part).tobytes())
-
-
-def contact_sheet(scores: Scores, training: TrainingSet) -> Figure:
-    """The removed samples with the highest scores; where nothing is removed, the highest scores."""
-    order = np.lexsort((np.arange(len(training)), -np.nan_to_num(scores.score, nan=-np.inf), ~scores.removed))
-    chosen = order[:SHOWN]
-    pictures = training.take(chosen)
-    position = {int(i): k for k, i in enumerate(np.unique(chosen))}
-    columns = min(10, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(1.1 * columns, 1.45 * rows + 0.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
-        axes.axis("off")
-    for axes, i in zip(grid.flat, chosen, strict=False):
-        pixels = pictures.images[position[int(i)]].transpose(1, 2, 0)
-        grey = pixels.shape[-1] == 1
-        axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
-        label = int(training.labels[i])
-        named = training.names[label][:10] if label < len(training.names) else str(label)
-        axes.set_title(f"#{i}\n{named}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
-    figure.suptitle(f"{scores.detector}: {int(scores.removed.sum())} of {len(training)} removed", fontsize=9)
-    return figure
 
 
 def _retrained(

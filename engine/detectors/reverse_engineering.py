@@ -48,6 +48,7 @@ from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, Vie
 from onnxspect.engine.null_model import PairJudgement, gamma_order
 from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
 from onnxspect.engine.perturbation import Additive, State
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.subject import Subject
@@ -192,7 +193,7 @@ class ReverseEngineering(Detector):
         plain = Climb(self.perturbation, growth=self.growth, weight=self.weight)
         objective = plain
         if at_hand.training is not None:
-            labelled = _by_class(at_hand.training, at_hand.subject.classes, self.training_samples, at_hand)
+            labelled = labelled_images(at_hand.training, at_hand.subject.classes, self.training_samples, at_hand.run)
             objective = replace(plain, labelled=labelled.to(at_hand.subject.device))
         found = search_with_references(
             NAME + stage,
@@ -255,15 +256,21 @@ def infer(evidence: Evidence, classes: int, theta: float = 0.05) -> Inference:
     return Inference(judgement, judgement.target, best.unit.source, best.trigger["delta"])
 
 
-def _by_class(training: Samples, classes: int, n: int, at_hand: AtHand) -> Tensor:
-    """``(class, n, channels, height, width)``: of every class n images, drawn again where there are fewer.
+def labelled_images(training: Samples, classes: int, n: int, run: RunContext, drawn_as: str = NAME) -> Tensor:
+    """D_t of Eq. 9, ``(class, n, channels, height, width)``: of every class n images, drawn again where there are fewer.
 
     A class without images gets those of other classes: they are not of it already, so Eq. 9's first term is about 0.
+
+    Args:
+        training: the training set, or a part of it.
+        classes: of the subject.
+        n: images a class.
+        run: the seed.
+        drawn_as: the name under which randomness is drawn.
     """
     rows = []
     for c in range(classes):
         own = np.flatnonzero(training.labels == c)
         pool = own if len(own) else np.arange(len(training.labels))
-        order = at_hand.run.numpy_generator(NAME, c, "labelled").permutation(pool)
-        rows.append(np.resize(order, n))
+        rows.append(np.resize(run.numpy_generator(drawn_as, c, "labelled").permutation(pool), n))
     return torch.from_numpy(training.images[np.stack(rows)])

@@ -1,0 +1,114 @@
+"""What a cleansing leaves on disk: scores by sample, the kept samples, a contact sheet of the most suspicious ones.
+
+Every file is written whole or not at all, and none of them is held in memory with all its images.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from onnxspect.engine.activations import TrainingSet
+from onnxspect.engine.cleansing.scores import Scores
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.store import write_atomically
+
+#: Samples on the contact sheet.
+SHOWN = 40
+
+
+def write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) -> None:
+    """scores.csv, and scores.parquet where pyarrow is installed."""
+    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector")}
+    for one in scores:
+        columns["index"] += range(len(training))
+        columns["label"] += training.labels.tolist()
+        columns["score"] += [None if np.isnan(s) else float(s) for s in one.score]
+        columns["decision"] += ["remove" if r else "keep" for r in one.removed]
+        columns["detector"] += [one.detector] * len(training)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_atomically(folder / "scores.csv", text.getvalue().encode())
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    write_atomically(folder / "scores.parquet", buffer.getvalue())
+
+
+def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
+    """kept.npz (images as they were stored, labels, index in the original), or kept.txt with the paths of a folder's files.
+
+    Written whole or not at all; images pass through one batch at a time.
+    """
+    if training.files:
+        lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
+        write_atomically(folder / "kept.txt", ("\n".join(lines) + "\n" if lines else "").encode())
+        return folder / "kept.txt"
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
+    os.close(handle)
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("images.npy", "w", force_zip64=True) as stream:
+                _stream_array(stream, training.raw(keep), int(keep.sum()))
+            others = {"labels": training.labels[keep], "index": np.flatnonzero(keep)}
+            if training.names:
+                others["classes"] = np.array(training.names)
+            for name, array in others.items():
+                with archive.open(f"{name}.npy", "w") as stream:
+                    np.lib.format.write_array(stream, array, allow_pickle=False)
+        Path(temporary).replace(folder / "kept.npz")
+    except OSError as error:
+        raise OnnxspectError(f"{folder}: the kept samples cannot be written ({error.strerror or error})") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return folder / "kept.npz"
+
+
+def _stream_array(stream: Any, parts: Iterator[np.ndarray], count: int) -> None:
+    begun = False
+    for part in parts:
+        if not begun:
+            described = {"descr": part.dtype.str, "fortran_order": False, "shape": (count, *part.shape[1:])}
+            np.lib.format.write_array_header_1_0(stream, described)
+            begun = True
+        stream.write(np.ascontiguousarray(part).tobytes())
+
+
+def contact_sheet(scores: Scores, training: TrainingSet) -> Figure:
+    """The removed samples with the highest scores; where nothing is removed, the highest scores."""
+    order = np.lexsort((np.arange(len(training)), -np.nan_to_num(scores.score, nan=-np.inf), ~scores.removed))
+    chosen = order[:SHOWN]
+    pictures = training.take(chosen)
+    position = {int(i): k for k, i in enumerate(np.unique(chosen))}
+    columns = min(10, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(1.1 * columns, 1.45 * rows + 0.4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.axis("off")
+    for axes, i in zip(grid.flat, chosen, strict=False):
+        pixels = pictures.images[position[int(i)]].transpose(1, 2, 0)
+        grey = pixels.shape[-1] == 1
+        axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
+        label = int(training.labels[i])
+        named = training.names[label][:10] if label < len(training.names) else str(label)
+        axes.set_title(f"#{i}\n{named}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
+    figure.suptitle(f"{scores.detector}: {int(scores.removed.sum())} of {len(training)} removed", fontsize=9)
+    return figure
