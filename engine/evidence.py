@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+#: The target of a search that leads images anywhere but to their own class.
+UNTARGETED = -1
+
 
 @dataclass(frozen=True, order=True)
 class Unit:
-    """One thing to search for: a trigger to `target`, from all other classes or from `source` alone, maybe at a tap."""
+    """One thing to search for: a trigger to `target`, from all other classes or from `source` alone, maybe at a tap.
+
+    Attributes:
+        target: the class; UNTARGETED for any class but an image's own.
+        source: the only class that it is to lead there; None for all others.
+        tap: where it perturbs.
+        shared: found as one trigger for all classes (UNTARGETED), which leads `source` to `target` and others elsewhere.
+    """
 
     target: int
     source: int | None = None
     tap: str = ""
+    shared: bool = False
 
     @property
     def key(self) -> str:
         """Its name in the store."""
-        pair = f"{'any' if self.source is None else self.source}->{self.target}"
+        to = "other" if self.target == UNTARGETED else self.target
+        pair = f"{'any' if self.source is None else self.source}->{to}{'*' if self.shared else ''}"
         return f"{pair}@{self.tap}" if self.tap else pair
 
 
@@ -53,6 +65,11 @@ class UnitEvidence:
     trigger: Mapping[str, np.ndarray] = field(repr=False)
     seconds: float = 0.0
 
+    def size(self, statistic: str) -> float:
+        """How small its trigger is: relative to the reference networks where there are any, else the statistic itself."""
+        relative = [v for k, v in self.statistics.items() if k.startswith("relative_")]
+        return min(relative, default=self.statistics.get(statistic, np.inf))
+
 
 @dataclass(frozen=True)
 class View:
@@ -64,6 +81,11 @@ class View:
         tap: only units at this tap; "" for units without one.
         log: judged on a logarithmic scale (norms, ratios); else as it is.
         noise: deviation that measuring alone gives on that scale; classes are taken to differ by at least as much.
+        reference: name of what the statistic is on clean reference networks; "" where there are none.
+        spread: name of how much that differs between them.
+        among: the view is of the shared trigger, one value, which is judged against the classes' values of this
+            statistic; "" for a view whose units are judged among themselves.
+        weight: its share of the price of looking with several views.
     """
 
     statistic: str
@@ -71,6 +93,14 @@ class View:
     tap: str = ""
     log: bool = True
     noise: float = 0.0
+    reference: str = ""
+    spread: str = ""
+    among: str = ""
+    weight: float = 1.0
+
+    def with_reference(self, raw: str) -> View:
+        """The same, judged against what the statistic `raw` is on the reference networks."""
+        return replace(self, reference=f"reference_{raw}", spread=f"spread_{raw}")
 
 
 @dataclass(frozen=True)

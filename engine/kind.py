@@ -29,12 +29,13 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         evidence: of all detectors that ran.
         agreeing: names of the detectors that find the class suspicious.
     """
-    by_name = {e.detector: e for e in evidence}
+    by_name = {e.detector: e for e in evidence if e.detector in agreeing}
+    shared = any(_all_to_all(target, e) for e in by_name.values())
     changes = [
         (name, unit, change)
         for name in agreeing
         if name in by_name
-        for unit in _of(by_name[name], target)[:1]
+        for unit in _of(by_name[name], target, shared)[:1]
         for change in [_change(unit)]
         if change is not None
     ]
@@ -46,16 +47,23 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         return "a change that differs from image to image, such as a warp, or a blend too strong for one pattern"
     name, unit, change = common[0]
     words = ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(name, change)]
-    if unit.unit.source is not None:
+    if shared:
+        words.append("that leads each class to another one (all-to-all)")
+    elif unit.unit.source is not None:
         words.append(f"from class {unit.unit.source}")
     return " ".join(words)
 
 
-def _of(evidence: Evidence, target: int) -> list[UnitEvidence]:
+def _all_to_all(target: int, evidence: Evidence) -> bool:
+    """Whether one trigger, shared by all classes, leads to this class and to several others."""
+    targets = {u.unit.target for u in evidence.units if u.unit.shared}
+    return target in targets and len(targets) > 2
+
+
+def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
     """Units that lead to the class, the most suspicious first."""
-    sign = 1 if evidence.tail == "low" else -1
-    own = [u for u in evidence.units if u.unit.target == target and u.found]
-    return sorted(own, key=lambda u: sign * u.statistics.get(evidence.statistic, np.inf * sign))
+    own = [u for u in evidence.units if u.unit.target == target and u.found and u.unit.shared == shared]
+    return sorted(own, key=lambda u: u.size(evidence.statistic))
 
 
 def _change(unit: UnitEvidence) -> np.ndarray | None:

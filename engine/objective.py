@@ -117,6 +117,15 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(logits.reshape(-1, classes), labels, reduction="none").view(units, n)
 
 
+def leave_class(logits: Tensor, own: Tensor) -> Tensor:
+    """-log(1 - p_own) ``(unit, n)`` of logits ``(unit, n, classes)`` and own classes ``(unit, n)``.
+
+    Small as soon as *any* other class is likely, so it prefers none of them.
+    """
+    others = torch.ones_like(logits, dtype=torch.bool).scatter_(2, own[..., None], False)
+    return torch.logsumexp(logits, 2) - torch.logsumexp(logits.masked_fill(~others, -torch.inf), 2)
+
+
 @dataclass(frozen=True)
 class ReachTarget(Objective):
     """One perturbation for all images of a unit, which are to reach the unit's target.
@@ -124,24 +133,39 @@ class ReachTarget(Objective):
     Attributes:
         perturbation: the family of input changes.
         loss: ``(logits (unit, n, classes), targets (unit,)) -> (unit, n)``.
+        untargeted: images are to leave the class that the subject gives them, for any other; targets and `loss` do not count.
     """
 
     perturbation: Perturbation
     loss: Loss = cross_entropy
+    untargeted: bool = False
 
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """The perturbation's own."""
         channels, height, width = images.shape[2:]
         return self.perturbation.start((channels, height, width), generators)
 
+    def constants(self, subject: Subject, images: Tensor) -> State:
+        """The classes ``(unit, n)`` that untargeted images are to leave."""
+        if not self.untargeted:
+            return {}
+        with torch.no_grad():
+            answers = subject(laid_out(images.flatten(0, 1))).argmax(1)
+        return {"own": answers.view(images.shape[:2])}
+
     def measure(
         self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
     ) -> Measured:
-        """Mean loss over the images, the perturbation's cost, the share that is classified as the target."""
+        """Mean loss over the images, the perturbation's cost, the share that goes where it should."""
         units, n = images.shape[:2]
         logits = subject(laid_out(self.perturbation.apply(state, images).flatten(0, 1))).view(units, n, -1)
-        success = (logits.detach().argmax(2) == targets[:, None]).float().mean(1)
-        return Measured(self.loss(logits, targets).mean(1), self.perturbation.cost(state), success)
+        answers = logits.detach().argmax(2)
+        if self.untargeted:
+            own = constants["own"]
+            loss, there = leave_class(logits, own), answers != own
+        else:
+            loss, there = self.loss(logits, targets), answers == targets[:, None]
+        return Measured(loss.mean(1), self.perturbation.cost(state), there.float().mean(1))
 
     def trigger(self, state: State) -> dict[str, Tensor]:
         """The perturbation's own."""

@@ -35,7 +35,7 @@ from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
 #: Independent networks; the mean of their log statistics is the baseline.
-COUNT = 2
+COUNT = 3
 EPOCHS = 25
 BATCH = 32
 LEARNING_RATE = 2e-3

@@ -254,6 +254,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
         "target": evidence.unit.target,
         "source": evidence.unit.source,
         "tap": evidence.unit.tap,
+        "shared": evidence.unit.shared,
         "statistics": dict(evidence.statistics),
         "found": evidence.found,
         "converged": evidence.converged,
@@ -266,5 +267,5 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
 
 
 def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
-    unit = Unit(target=row.pop("target"), source=row.pop("source"), tap=row.pop("tap"))
+    unit = Unit(row.pop("target"), row.pop("source"), row.pop("tap"), row.pop("shared", False))
     return UnitEvidence(unit=unit, trigger=trigger, **row)

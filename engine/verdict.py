@@ -9,7 +9,14 @@ import numpy as np
 
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.kind import suggest_kind
-from onnxspect.engine.null_model import FEWEST_CLASSES, Judgement, leave_one_out, mad
+from onnxspect.engine.null_model import (
+    FEWEST_CLASSES,
+    Judgement,
+    against_reference,
+    harmonic_mean,
+    mad,
+    one_against_reference,
+)
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together.
 ALPHA = 0.05
@@ -125,10 +132,9 @@ def _names(targets: Sequence[int]) -> str:
 
 
 def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> list[str]:
-    """The detectors that find the class suspicious, each at the level that all of them share."""
-    share = alpha / max(1, sum(e.convicts for e in ran))
+    """The detectors that find the class suspicious, each at its own level: at least one wherever all together do."""
     able = {e.detector for e in ran if e.convicts}
-    return [d for d, p in finding.p_values.items() if d in able and p < share]
+    return [d for d, p in finding.p_values.items() if d in able and p < alpha]
 
 
 def _suspicions(
@@ -173,9 +179,9 @@ class _Look:
 
 def _look(evidence: Evidence, classes: int) -> _Look:
     views = tuple(_judge(evidence, view, classes) for view in evidence.judged)
-    # The views of a detector are dependent, and the most extreme speaks: Bonferroni over them.
-    log10_p = np.min([v.calibrated.log10_p for v in views], axis=0) + np.log10(len(views))
-    return _Look(evidence, views, np.minimum(log10_p, 0.0))
+    weights = [v.view.weight for v in views]
+    by_class = zip(*(v.calibrated.log10_p.tolist() for v in views), strict=True)
+    return _Look(evidence, views, np.array([harmonic_mean(p, weights) for p in by_class]))
 
 
 def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
@@ -184,14 +190,20 @@ def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
     A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the price of
     looking at all of them is in the judgement. With one unit a class this is the comparison of classes.
     """
+    if view.among:
+        return _judge_shared(evidence, view, classes)
     units = [
         u
         for u in evidence.units
-        if view.statistic in u.statistics and u.unit.target < classes and (not view.tap or u.unit.tap == view.tap)
+        if view.statistic in u.statistics
+        and not u.unit.shared
+        and u.unit.target < classes
+        and (not view.tap or u.unit.tap == view.tap)
     ]
-    values = np.array([u.statistics[view.statistic] for u in units])
-    shown = np.array([u.statistics.get(evidence.paper_statistic, np.nan) for u in units])
-    judged, paper = leave_one_out(values, view.tail, view.log, noise=view.noise), mad(shown, evidence.tail)
+    values = _values(units, view.statistic)
+    references, spread = _values(units, view.reference), _spread(units, view.spread)
+    judged = against_reference(values, references, view.tail, view.log, view.noise, spread)
+    paper = mad(_values(units, evidence.paper_statistic), evidence.tail)
     speaker: dict[int, int] = {}
     for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
         speaker.setdefault(units[i].unit.target, i)
@@ -201,6 +213,42 @@ def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
         _by_class(paper, speaker, classes),
         {k: units[i] for k, i in speaker.items()},
     )
+
+
+def _judge_shared(evidence: Evidence, view: View, classes: int) -> _Judged:
+    """Judge the one value of a shared trigger against the targeted ones; it speaks for every class that it leads to."""
+    units = [u for u in evidence.units if u.unit.shared and view.statistic in u.statistics]
+    others = [u for u in evidence.units if not u.unit.shared and view.among in u.statistics]
+    speaker: dict[int, UnitEvidence] = {}
+    for unit in sorted(units, key=lambda u: -(u.held_out_success or 0.0)):
+        speaker.setdefault(unit.unit.target, unit)
+    index, p_value, log10_p = np.full(classes, np.nan), np.ones(classes), np.zeros(classes)
+    if units:
+        one = units[0].statistics
+        t, log10 = one_against_reference(
+            one[view.statistic],
+            one.get(view.reference, np.nan),
+            _values(others, view.among),
+            _values(others, view.reference),
+            view.tail,
+            view.log,
+            _spread(others, view.spread),
+        )
+        if t > 0:  # larger than the targeted ones are: it says nothing of the classes
+            named = list(speaker)
+            index[named], log10_p[named], p_value[named] = t, log10, 10**log10
+    unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
+    return _Judged(view, Judgement(index, p_value, log10_p, unknown.paper_flag), unknown, speaker)
+
+
+def _values(units: Sequence[UnitEvidence], statistic: str) -> np.ndarray:
+    """``(unit,)``, NaN for units without it."""
+    return np.array([u.statistics.get(statistic, np.nan) for u in units], np.float64)
+
+
+def _spread(units: Sequence[UnitEvidence], name: str) -> float:
+    known = [u.statistics[name] for u in units if name in u.statistics]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) -> Judgement:
@@ -227,7 +275,8 @@ def _finding(k: int, looks: Sequence[_Look]) -> ClassFinding:
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    log10_p = _combined([float(look.log10_p[k]) for look in looks if look.evidence.convicts])
+    said = [float(look.log10_p[k]) for look in looks if look.evidence.convicts]
+    log10_p = harmonic_mean(said) if said else 0.0
     return ClassFinding(
         k,
         float(10**log10_p),
@@ -241,11 +290,6 @@ def _finding(k: int, looks: Sequence[_Look]) -> ClassFinding:
     )
 
 
-def _combined(log10_p: Sequence[float]) -> float:
-    """One log10 p-value of several detectors': they look at the same model, so Bonferroni, which needs no independence."""
-    return min(0.0, min(log10_p) + float(np.log10(len(log10_p)))) if log10_p else 0.0
-
-
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -256,7 +300,7 @@ def _not_enough(ran: Sequence[Evidence], classes: int) -> list[str]:
         return ["the paper's outlier test needs more classes: nothing can be said from this evidence alone"]
     weak = []
     for evidence in ran:
-        units = evidence.units
+        units = [u for u in evidence.units if not u.unit.shared]
         found = [u for u in units if u.found]
         if len(found) < FEWEST_CLASSES:
             weak.append(f"{evidence.detector}: only {len(found)} of {len(units)} searches reached their class")

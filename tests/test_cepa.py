@@ -139,7 +139,7 @@ def test_statistics_are_relative_to_the_references(subject: Subject, tmp_path: P
     # A reference that came from a file is tapped by depth like the subject.
     found = ran(replace(TINY, taps=(0.5,), carried=0), at_hand(subject, references=[clean, clean]))
     alone = ran(replace(TINY, taps=(0.5,), carried=0), at_hand(clean))
-    assert found.statistic == "relative_delta_norm"
+    assert {v.reference for v in found.judged} == {"reference_delta_norm"}
     for unit, own in zip(found.units, alone.units, strict=True):
         s = unit.statistics
         for name in ("delta_norm", "mu_norm", "sigma_ratio"):

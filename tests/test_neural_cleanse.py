@@ -85,7 +85,7 @@ def test_all_labels() -> None:
     found = looked(QUICK, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
     norms = of(found, "l1")
     assert [u.unit for u in found.units] == [Unit(t) for t in range(CLASSES)]
-    assert (found.statistic, found.paper_statistic, found.tail, found.views) == ("l1", "l1", "low", ())
+    assert (found.statistic, found.paper_statistic, found.tail) == ("l1", "l1", "low")
     assert norms[Unit(TARGET)] < 0.5 * min(v for u, v in norms.items() if u.target != TARGET)
     for unit in found.units:
         assert unit.statistics["l1"] == pytest.approx(unit.trigger["mask"].sum(), rel=1e-5)
@@ -160,8 +160,9 @@ def test_many_pairs_are_thinned() -> None:
 def test_references_in_a_race() -> None:
     reference = many_classes(None)
     found = looked(RACE, hand(many_classes(), many_images(), many_images(1), references=(reference,)))
-    assert found.statistic == "relative_l1"
-    relative = of(found, "relative_l1")
+    assert found.statistic == "l1"
+    assert [v.reference for v in found.judged] == ["reference_l1"]
+    relative = {u: v / of(found, "reference_l1")[u] for u, v in of(found, "l1").items()}
     assert len(relative) == MANY
     assert min(relative, key=relative.__getitem__) == Unit(PLANTED)
     # But for the plant, the reference is the subject: what classes are by nature divides out, up to the search's noise.

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from onnxspect.engine import null_model
-from onnxspect.engine.null_model import gamma_fit, gamma_order, leave_one_out, mad, mad_index
+from onnxspect.engine.null_model import (
+    against_reference,
+    gamma_fit,
+    gamma_order,
+    harmonic_mean,
+    leave_one_out,
+    mad,
+    mad_index,
+    one_against_reference,
+)
 
 ALPHA = 0.05
 
@@ -241,6 +250,108 @@ def test_shares_of_few_images_are_not_taken_for_exact() -> None:
     values = np.array([1.0] * 9 + [0.9375])
     assert leave_one_out(values, log=False).p_value[9] < 1e-3
     assert leave_one_out(values, log=False, noise=float(np.sqrt(0.94 * 0.06 / 16))).p_value[9] > ALPHA
+
+
+def natural(rng: np.random.Generator, classes: int, slope: float = 0.35) -> tuple[np.ndarray, np.ndarray]:
+    """(a clean model's statistics, the references'): the same order of classes, on the subject's narrower scale."""
+    easy = rng.normal(0.0, 0.5, classes)
+    references = easy + rng.normal(0.0, 0.22, (3, classes)).mean(0)
+    return np.exp(3.0 + slope * easy + rng.normal(0.0, 0.12, classes)), np.exp(3.5 + references)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.35, 1.0])
+def test_false_alarms_against_references(slope: float) -> None:
+    rng = np.random.default_rng(5)
+    runs = 600
+    alarms = sum(against_reference(*natural(rng, 10, slope), spread=0.22).p_value.min() < ALPHA for _ in range(runs))
+    # At most alpha, and one in a hundred for chance: three standard deviations of 600 runs are 2.7 %.
+    assert alarms <= (ALPHA + 0.027) * runs
+
+
+def test_references_leave_more_power_than_ratios_do() -> None:
+    rng = np.random.default_rng(6)
+    found, by_ratio = 0, 0
+    for _ in range(100):
+        values, references = natural(rng, 10)
+        values[4] *= np.exp(-1.2)
+        found += against_reference(values, references, spread=0.22).p_value[4] < ALPHA
+        by_ratio += leave_one_out(values / references).p_value[4] < ALPHA
+    assert found >= 85
+    assert found > 1.5 * by_ratio
+
+
+def test_the_easiest_class_is_credited_with_all_of_its_ease() -> None:
+    """One class is far easier than all others, on the references and on the subject: a straight line would not say so."""
+    rng = np.random.default_rng(7)
+    references = np.exp(np.concatenate([[0.0], 2.0 + rng.normal(0, 0.05, 9)]))
+    values = np.exp(np.concatenate([[1.3], 3.0 + rng.normal(0, 0.1, 9)]))
+    assert leave_one_out(values).p_value[0] < 0.001
+    assert against_reference(values, references).p_value[0] == 1
+    values[0] = np.exp(-0.2)  # still far smaller than even that class is
+    assert against_reference(values, references).p_value[0] < ALPHA
+
+
+def test_without_references_it_is_leave_one_out() -> None:
+    values = norms(np.random.default_rng(8), 10)
+    judged = against_reference(values, np.full(10, np.nan), noise=0.1)
+    np.testing.assert_array_equal(judged.log10_p, leave_one_out(values, noise=0.1).log10_p)
+    # Nor do references that tell no class from another change anything.
+    level = against_reference(values, np.full(10, 7.0), noise=0.1)
+    np.testing.assert_allclose(level.log10_p, leave_one_out(values, noise=0.1).log10_p, atol=1e-9)
+
+
+@given(distinct, st.floats(0.01, 100.0), st.floats(0.01, 100.0))
+def test_units_of_the_subject_and_of_the_references_do_not_matter(values: np.ndarray, a: float, b: float) -> None:
+    references = np.random.default_rng(9).permutation(values)
+    first, second = against_reference(values, references), against_reference(a * values, b * references)
+    np.testing.assert_allclose(first.log10_p, second.log10_p, rtol=1e-6, atol=1e-6)
+
+
+def test_large_values_do_not_hide_a_small_one() -> None:
+    values = np.exp(np.array([0.0, 2.0, 2.1, 2.2, 1.9, 1.8, 2.05, 2.15, 3.0, 6.0]))
+    assert leave_one_out(values).p_value[0] < ALPHA
+    assert leave_one_out(values[:8]).p_value[0] < ALPHA  # as without them
+
+
+def test_one_value_beside_the_classes() -> None:
+    rng = np.random.default_rng(10)
+    p = []
+    for _ in range(2000):
+        values, references = natural(rng, 11)
+        p.append(10 ** one_against_reference(values[0], references[0], values[1:], references[1:], spread=0.22)[1])
+    # A p-value: not below alpha more often than that (three standard deviations of 2,000 runs are 1.5 %).
+    for level in (0.01, 0.05, 0.2):
+        assert np.mean(np.array(p) < level) <= level + 3 * np.sqrt(level * (1 - level) / 2000)
+    values, references = natural(rng, 11)
+    t, log10_p = one_against_reference(values.min() / 20, references[0], values[1:], references[1:])
+    assert t > 4
+    assert log10_p < -3
+    assert one_against_reference(1.0, 1.0, np.full(10, np.nan), np.ones(10)) == (pytest.approx(np.nan, nan_ok=True), 0)
+
+
+def test_harmonic_mean_by_hand() -> None:
+    assert harmonic_mean([-2.5]) == -2.5
+    assert harmonic_mean([0.0, 0.0, 0.0]) == 0.0
+    mean = (1000 + 1 + 1) / 3
+    assert harmonic_mean([-3.0, 0.0, 0.0]) == pytest.approx(-np.log10(mean - np.log(3) - 0.874))
+    weighted = 0.9 * 100 + 0.1 * 10
+    entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
+    assert harmonic_mean([-2.0, -1.0], [9.0, 1.0]) == pytest.approx(-np.log10(weighted - entropy - 0.874))
+    assert harmonic_mean([-500.0, -3.0]) == pytest.approx(-500 + np.log10(2))  # nothing underflows
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9, 1.0])
+def test_dependent_looks_keep_the_level_together(correlation: float) -> None:
+    """The reason for the harmonic mean: p-values of normal statistics, alike to any degree."""
+    rng = np.random.default_rng(11)
+    common, own = rng.normal(size=(20_000, 1)), rng.normal(size=(20_000, 3))
+    z = np.sqrt(correlation) * common + np.sqrt(1 - correlation) * own
+    logs = stats.norm.logsf(z) / np.log(10)
+    for alpha in (0.05, 0.01):
+        rate = np.mean([harmonic_mean(row) < np.log10(alpha) for row in logs[:6000].tolist()])
+        assert rate <= 1.1 * alpha + 3 * np.sqrt(alpha / 6000)
+        if correlation == 1.0:  # Bonferroni would be left with a third
+            assert rate > 0.75 * alpha
 
 
 def reciprocal_norms(rng: np.random.Generator, classes: int = 10, shape: float = 9.0) -> np.ndarray:

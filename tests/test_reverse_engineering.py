@@ -214,7 +214,7 @@ def test_references_divide_out_what_classes_are_by_nature(evidence: Evidence) ->
         name="reference",
     )
     found = looked(QUICK, at_hand(tiny(), references=(reference,)))
-    assert [v.statistic for v in found.judged] == ["relative_all_l2", "relative_pair_l2"]
+    assert [v.statistic for v in found.judged] == ["all_l2", "pair_l2"]
     plain, relative = units(evidence, "all_l2"), units(found, "relative_all_l2")
     for unit in found.units:
         if "relative_all_l2" in unit.statistics:

@@ -11,7 +11,7 @@ import pytest
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.null_model import leave_one_out
 from onnxspect.engine.search import Unit
-from onnxspect.engine.verdict import ALPHA, CARRIES_OVER, decide
+from onnxspect.engine.verdict import ALPHA, CARRIES_OVER, Verdict, decide
 
 CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
 
@@ -142,7 +142,20 @@ def test_two_detectors_share_alpha() -> None:
     assert decide([one], 10).targets == (3,)
     both = decide([one, evidence(CLEAN, "other")], 10)
     assert both.targets == ()
-    assert both.p_value == pytest.approx(2 * 0.75 * ALPHA, rel=1e-3)
+    # The harmonic mean of two, one of which knows nothing, less Landau's location for two.
+    mean = (1 / (0.75 * ALPHA) + 1) / 2
+    assert both.p_value == pytest.approx(1 / (mean - np.log(2) - 0.874), rel=1e-3)
+
+
+def test_detectors_that_agree_need_not_share() -> None:
+    """Half of alpha from each of three: less than alpha together, where the least times three would be no alarm."""
+    low, high = 0.1, float(CLEAN.min())
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if leave_one_out(planted(middle)).p_value[3] < 0.6 * ALPHA else (low, middle)
+    verdict = decide([evidence(planted(low), name) for name in ("one", "two", "three")], 10)
+    assert verdict.targets == (3,)
+    assert 0.6 * ALPHA < verdict.p_value < ALPHA
 
 
 def test_alpha_is_the_callers() -> None:
@@ -166,14 +179,46 @@ def test_high_tail() -> None:
 def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
     """Against references a class is judged by its ratio; the report shows the norm itself."""
     whole = evidence(CLEAN)
-    units = tuple(
-        replace(u, statistics={"l1": 10.0 + k, "reference_l1": 40.0, "relative_l1": float(v)})
-        for k, (u, v) in enumerate(zip(whole.units, planted(), strict=True))
+    natural = np.exp(np.linspace(0.0, 3.0, 10))  # class 0 is reached twenty times as easily as class 9, by nature
+
+    def judged(values: np.ndarray) -> Verdict:
+        units = tuple(
+            replace(u, statistics={"l1": float(v * n), "reference_l1": float(n), "spread_l1": 0.1})
+            for u, v, n in zip(whole.units, values, natural, strict=True)
+        )
+        return decide([replace(whole, units=units, views=(View("l1").with_reference("l1"),))], 10)
+
+    verdict = judged(planted(0.5, target=6))
+    assert verdict.targets == (6,)
+    assert verdict.classes[6].statistic == {"neural-cleanse": pytest.approx(0.5 * natural[6])}
+    assert verdict.classes[6].reference == {"neural-cleanse": pytest.approx(natural[6])}
+    assert judged(CLEAN).verdict == "clean"
+
+
+def shared(values: np.ndarray, cost: float, leads: dict[int, int], held_out: float = 0.9) -> Evidence:
+    """A detector's K targeted searches, and one trigger for all classes that leads each source to a target."""
+    whole = evidence(values)
+    together = tuple(
+        replace(unit(t, cost, held_out), unit=Unit(t, s, shared=True), statistics={"l1": cost, "shared_l1": cost})
+        for s, t in leads.items()
     )
-    verdict = decide([replace(whole, units=units, statistic="relative_l1")], 10)
-    assert verdict.targets == (3,)
-    assert verdict.classes[3].statistic == {"neural-cleanse": 13.0}
-    assert verdict.classes[3].reference == {"neural-cleanse": 40.0}
+    views = (View("l1"), View("shared_l1", among="l1", weight=0.1))
+    return replace(whole, units=(*whole.units, *together), views=views)
+
+
+def test_a_shared_trigger_names_every_class_that_it_leads_to() -> None:
+    around = {s: (s + 1) % 10 for s in range(10)}
+    verdict = decide([shared(CLEAN, 0.5, around)], 10)
+    assert set(verdict.targets) == set(range(10))
+    assert verdict.classes[4].held_out_success == {"neural-cleanse": 0.9}
+    # As large as the targeted ones: a universal perturbation, which every model has.
+    assert decide([shared(CLEAN, float(CLEAN.mean()), around)], 10).verdict == "clean"
+    # It must carry over as well.
+    assert decide([shared(CLEAN, 0.5, around, held_out=0.2)], 10).targets == ()
+    # And it does not count among the classes' own searches, nor for the paper's rule.
+    plain, beside = decide([evidence(CLEAN)], 10), decide([shared(CLEAN, 1e6, around)], 10)
+    assert [c.anomaly for c in plain.classes] == [c.anomaly for c in beside.classes]
+    assert [c.mad_index for c in plain.classes] == [c.mad_index for c in beside.classes]
 
 
 def test_pairs_are_compared_with_pairs() -> None:
@@ -201,7 +246,9 @@ def two_taps(first: np.ndarray, second: np.ndarray) -> Evidence:
 def test_views_are_judged_apart_and_their_choice_is_paid_for() -> None:
     verdict = decide([two_taps(100 * CLEAN, planted())], 10)
     assert verdict.targets == (3,)
-    assert verdict.p_value == pytest.approx(2 * leave_one_out(planted()).p_value[3])
+    p, q = (leave_one_out(values).p_value[3] for values in (planted(), 100 * CLEAN))
+    assert verdict.p_value == pytest.approx(1 / ((1 / p + 1 / q) / 2 - np.log(2) - 0.874))
+    assert verdict.p_value > 1.9 * p
     assert verdict.classes[3].statistic == {"taps": 0.5}
     # Taps have scales of their own: what is small at one tap only because the tap is must not stand out.
     assert decide([two_taps(100 * CLEAN, CLEAN)], 10).verdict == "clean"

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence
+from onnxspect.engine.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence
 from onnxspect.engine.objective import Objective
 from onnxspect.engine.perturbation import Perturbation, stamp
 from onnxspect.engine.run import RunContext
@@ -127,10 +127,15 @@ def search_units(
         for e in finished:
             value = e.statistics.get(statistic)
             found = "none found" if value is None else f"{statistic} {value:.3g}"
-            pair = f"class {e.unit.target}" if e.unit.source is None else f"{e.unit.source} to {e.unit.target}"
-            run.observer.advance(name, f"{pair}: {found}")
+            run.observer.advance(name, f"{_told(e.unit)}: {found}")
     run.observer.finish(name)
     return tuple(done[u.key] for u in units)
+
+
+def _told(unit: Unit) -> str:
+    if unit.target == UNTARGETED:
+        return "every class to another"
+    return f"class {unit.target}" if unit.source is None else f"{unit.source} to {unit.target}"
 
 
 def second_look(
@@ -216,8 +221,7 @@ def search_with_references(
     ]
     if not baselines:
         return found
-    logs = logs_of_references(baselines, raw)
-    return [relative_to(u, log, statistic, raw) for u, log in zip(found, logs, strict=True)]
+    return against_references(found, baselines, statistic, raw)
 
 
 def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:
@@ -245,32 +249,34 @@ def front_and_random(
     return sorted([*ahead, *(others[i] for i in drawn)])
 
 
-def logs_of_references(baselines: Sequence[Sequence[UnitEvidence]], statistic: str) -> np.ndarray:
-    """What is normal for each unit ``(unit,)``: the mean over the references of the logarithm of its statistic.
+def against_references(
+    units: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]], statistic: str, raw: str
+) -> list[UnitEvidence]:
+    """The units with what is normal for each of them, as clean reference networks have it.
 
-    A unit that no reference could be led to gets the units' median: it is judged all the same.
+    Added are ``reference_<raw>``, the references' geometric mean; ``spread_<raw>``, the standard deviation of their
+    logarithms (the same for all units, where there are two references); and ``relative_<statistic>``, the unit's ratio to
+    the mean. A unit that no reference could be led to gets the units' median: it is judged all the same. Units without the
+    statistic stay as they are.
 
     Args:
+        units: of the subject.
         baselines: the same units on each reference, in the same order.
-        statistic: its name.
+        statistic: judged.
+        raw: its name on the references.
     """
-    logs = np.array([[np.log(u.statistics.get(statistic, np.nan)) for u in units] for units in baselines], np.float64)
+    logs = np.array([[np.log(u.statistics.get(raw) or np.nan) for u in found] for found in baselines], np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
         mean = np.nanmean(logs, axis=0)
-        return np.where(np.isnan(mean), np.nanmedian(mean), mean)
-
-
-def relative_to(unit: UnitEvidence, log_reference: float, statistic: str, shown: str = "") -> UnitEvidence:
-    """`unit` with `relative_<statistic>`, its ratio to the references, and `reference_<shown>`, what theirs is.
-
-    Unchanged where the unit has no such statistic, or no reference has.
-    """
-    if statistic not in unit.statistics or not np.isfinite(log_reference):
-        return unit
-    reference = float(np.exp(log_reference))
-    told = {
-        f"reference_{shown or statistic}": reference,
-        f"relative_{statistic}": unit.statistics[statistic] / reference,
-    }
-    return replace(unit, statistics={**unit.statistics, **told})
+        mean = np.where(np.isnan(mean), np.nanmedian(mean), mean)
+        spread = float(np.nanmean(np.nanstd(logs, axis=0, ddof=1))) if len(logs) > 1 else np.nan
+    told = []
+    for unit, log in zip(units, mean, strict=True):
+        if statistic in unit.statistics and np.isfinite(log):
+            reference = float(np.exp(log))
+            known = {f"reference_{raw}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
+            known |= {f"spread_{raw}": spread} if np.isfinite(spread) else {}
+            unit = replace(unit, statistics={**unit.statistics, **known})
+        told.append(unit)
+    return told

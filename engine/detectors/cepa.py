@@ -45,7 +45,6 @@ differs by the network alone.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -55,7 +54,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
-from onnxspect.engine.detectors.base import AtHand, Detector, present_classes
+from onnxspect.engine.detectors.base import AtHand, Detector, against_references, present_classes
 from onnxspect.engine.embedding import Embedding, choose_taps, embed, embedded, perturbing
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
@@ -167,21 +166,18 @@ class Cepa(Detector):
     def _evidence(
         self, found: list[UnitEvidence], taps: Sequence[Embedding], relative: bool, references: int
     ) -> Evidence:
-        prefix = "relative_" if relative else ""
         if self.form == "paper":
-            views = [
-                View(f"{prefix}{s}", tail, t.tap)
-                for t in taps
-                for s, tail in (("sigma_ratio", "low"), ("mu_norm", "high"))
-            ]
+            views = [View(s, tail, t.tap) for t in taps for s, tail in (("sigma_ratio", "low"), ("mu_norm", "high"))]
             shown = "sigma_ratio"
         else:
-            views = [View(f"{prefix}delta_norm", "low", t.tap, noise=NOISE) for t in taps]
+            views = [View("delta_norm", "low", t.tap, noise=NOISE) for t in taps]
             shown = "delta_norm"
+        if relative:
+            views = [v.with_reference(v.statistic) for v in views]
         settings = self.settings() | {"tap names": [t.tap for t in taps]}
         if relative:
             settings |= {"references": references}
-        return Evidence(self.name, settings, f"{prefix}{shown}", shown, "low", tuple(found), tuple(views))
+        return Evidence(self.name, settings, shown, shown, "low", tuple(found), tuple(views))
 
     def _objective(self, tap: Embedding, least: float = 0.0) -> SampleWise:
         if self.form == "paper":
@@ -410,22 +406,9 @@ def _statistics(tap: Embedding, images: np.ndarray, delta: np.ndarray) -> tuple[
     return mu.float().numpy().reshape(tap.shape), statistics
 
 
-def _relative(found: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]]) -> tuple[UnitEvidence, ...]:
-    """`reference_*` (geometric mean over the references) and `relative_*` added for each statistic.
-
-    A unit that no reference reached gets the references' median: it is judged all the same.
-    """
-    if not baselines:
-        return tuple(found)
-    added: list[dict[str, float]] = [{} for _ in found]
-    for name in STATISTICS:
-        logs = np.log([[u.statistics.get(name) or np.nan for u in units] for units in baselines])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
-            mean = np.nanmean(logs, axis=0)
-            mean = np.where(np.isnan(mean), np.nanmedian(mean), mean)
-        for i, unit in enumerate(found):
-            if name in unit.statistics and np.isfinite(mean[i]):
-                reference = float(np.exp(mean[i]))
-                added[i] |= {f"reference_{name}": reference, f"relative_{name}": unit.statistics[name] / reference}
-    return tuple(replace(u, statistics={**u.statistics, **more}) for u, more in zip(found, added, strict=True))
+def _relative(found: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]]) -> list[UnitEvidence]:
+    """The units with what each statistic is on the references."""
+    units = list(found)
+    for name in STATISTICS if baselines else ():
+        units = against_references(units, baselines, name, name)
+    return units

@@ -23,6 +23,8 @@ statistic ``carried_over``. They count as converged, as in the paper: the rankin
 paper proposes to divide and conquer over groups of sources, and leaves that to future work: a group with one source that the
 trigger does not work for needs a natural trigger, and hides the others. So the effort is divided and not the sources: every
 pair is scouted on `scout` alone, and of each target only the most suspicious pair is searched in full.
+
+*All-to-all* backdoors have no target that all classes are led to: see untargeted.py.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ from onnxspect.engine.detectors.base import (
     present_classes,
     search_with_references,
 )
+from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.objective import ReachTarget
 from onnxspect.engine.perturbation import MaskPattern
 from onnxspect.engine.search import SearchConfig
 
@@ -85,17 +89,22 @@ class NeuralCleanse(Detector):
         targets = [t for t in range(at_hand.subject.classes) if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
-        prefix = "relative_" if at_hand.references else ""
         statistic = "all_l1" if self.pairs else "l1"
         units = [Unit(t) for t in targets]
         raced = len(units) > max(self.most_full, self.front + self.random)
         found = self._raced(at_hand, units, statistic) if raced else self._judged(at_hand, units, statistic)
         if self.pairs:
             found += self._pairs(at_hand, targets, sorted(present), found)
-        views = [f"{prefix}all_l1", f"{prefix}pair_l1"] if self.pairs else [f"{prefix}l1"]
-        settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
-        judged = tuple(View(v) for v in views if any(v in u.statistics for u in found)) if self.pairs else ()
-        return Evidence(NAME, settings, views[0], "l1", "low", tuple(found), judged)
+        found += shared_trigger(
+            NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
+        )
+        views = [View(statistic), *([View("pair_l1")] if self.pairs else []), shared_view("l1", among=statistic)]
+        settings = self.settings()
+        if at_hand.references:
+            views = [v.with_reference("l1") for v in views]
+            settings |= {"references": len(at_hand.references)}
+        judged = tuple(v for v in views if any(v.statistic in u.statistics for u in found))
+        return Evidence(NAME, settings, statistic, "l1", "low", tuple(found), judged)
 
     def _judged(
         self,
@@ -132,14 +141,10 @@ class NeuralCleanse(Detector):
         full = {
             u.unit: u for u in self._judged(at_hand, [Unit(t) for t in chosen], statistic, on_references=self.scout)
         }
-        value = prefix + statistic
         ratios = [
-            np.log(full[u.unit].statistics[value] / u.statistics[scouted])
+            np.log(full[u.unit].statistics["l1"] / u.statistics["l1"])
             for u in scouts
-            if u.unit in full
-            and u.unit.target not in ahead
-            and value in full[u.unit].statistics
-            and scouted in u.statistics
+            if u.unit in full and u.unit.target not in ahead and full[u.unit].found and u.found
         ]
         ratio = float(np.exp(np.mean(ratios))) if ratios else 1.0
         told = []
@@ -147,11 +152,7 @@ class NeuralCleanse(Detector):
             if unit.unit in full:
                 told.append(replace(full[unit.unit], statistics={**unit.statistics, **full[unit.unit].statistics}))
             elif scouted in unit.statistics:
-                carried = {
-                    "carried_over": 1.0,
-                    statistic: unit.statistics["l1"] * ratio,
-                    value: unit.statistics[scouted] * ratio,
-                }
+                carried = {"carried_over": 1.0, statistic: unit.statistics["l1"] * ratio}
                 told.append(replace(unit, statistics={**unit.statistics, **carried}, converged=True))
             else:
                 told.append(unit)

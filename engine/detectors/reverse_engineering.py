@@ -23,6 +23,7 @@ Departures, and why:
   needs, and attacks from chosen sources are found at about twice the cost of the first pass.
 * *References.* Classes differ by nature (a shirt is a T-shirt but for 0.7 of l2 norm). Where reference networks could be
   trained (engine/reference.py), norms are judged relative to the same unit's on them.
+* *All-to-all* backdoors have no target that all classes are led to: see untargeted.py.
 * A pair whose images are classified as t without any pattern has no statistic: that is confusion, not a trigger.
 """
 
@@ -44,6 +45,7 @@ from onnxspect.engine.detectors.base import (
     present_classes,
     search_with_references,
 )
+from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.null_model import PairJudgement, gamma_order
 from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
@@ -146,17 +148,28 @@ class ReverseEngineering(Detector):
         found = self._judged(at_hand, [Unit(t) for t in targets], f"all_{norm}")
         if self.pairs:
             found += self._pairs(at_hand, targets, sorted(present), found)
-        views = [f"all_{norm}", f"pair_{norm}"] if self.pairs else [f"all_{norm}"]
-        prefix = "relative_" if at_hand.references else ""
+        found += shared_trigger(
+            NAME,
+            at_hand,
+            Climb(self.perturbation, growth=self.growth, weight=self.weight),
+            self.search,
+            norm,
+            drawn_as=NAME,
+            held_out=self.held_out,
+        )
+        names = [f"all_{norm}", f"pair_{norm}"] if self.pairs else [f"all_{norm}"]
+        views = [View(v) for v in names] + [shared_view(norm, among=names[0])]
+        if at_hand.references:
+            views = [v.with_reference(norm) for v in views]
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(
             NAME,
             settings,
-            f"{prefix}all_{norm}",
+            names[0],
             norm,
             "low",
             tuple(found),
-            tuple(View(prefix + view) for view in views if any(view in u.statistics for u in found)),
+            tuple(view for view in views if any(view.statistic in u.statistics for u in found)),
         )
 
     def _pairs(
@@ -244,7 +257,7 @@ def infer(evidence: Evidence, classes: int, theta: float = 0.05) -> Inference:
     norms = np.full((classes, classes if by_pair else 1), np.nan)
     units = {}
     for unit in evidence.units:
-        if (unit.unit.source is not None) != by_pair or not unit.statistics:
+        if (unit.unit.source is not None) != by_pair or unit.unit.shared or not unit.statistics:
             continue
         place = (unit.unit.target, unit.unit.source or 0)
         norms[place] = unit.statistics[f"scout_{norm}" if by_pair else norm]

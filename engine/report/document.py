@@ -125,7 +125,7 @@ def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
     ran = [e for e in evidence if isinstance(e, Evidence)]
     names = {e.detector for e in ran}
     missing = []
-    if not any(u.unit.source is not None for e in ran for u in e.units):
+    if not any(u.unit.source is not None and not u.unit.shared for e in ran for u in e.units):
         missing.append("Backdoors that act from chosen source classes only were not searched for (class pairs).")
     if "reverse-engineering" not in names:
         missing.append("Faint patterns that are added to the whole image were not searched for (reverse-engineering).")
