@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
@@ -26,6 +28,23 @@ def show_raw(text: str) -> None:
     sys.stdout.flush()
 
 
+@dataclass
+class _Plain:
+    """A task that is told of in lines: how far it is, and how long the rest will take at the speed so far."""
+
+    total: int
+    done: int
+    since: float
+    here: int = 0
+
+    def advanced(self) -> str:
+        """One more unit: " 3/10, 12 s left"."""
+        self.done += 1
+        self.here += 1
+        left = (time.monotonic() - self.since) / self.here * (self.total - self.done)
+        return f" {self.done}/{self.total}" + (f", {left:.0f} s left" if left >= 1 else "")
+
+
 class Progressing:
     """An observer that draws progress bars on stderr; plain lines where stderr is no terminal."""
 
@@ -33,6 +52,7 @@ class Progressing:
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
+        self._plain: dict[str, _Plain] = {}
 
     def notice(self, text: str) -> None:
         """One line."""
@@ -45,6 +65,7 @@ class Progressing:
             return
         if not err.is_terminal:
             err.print(f"{task}: {total} to do" + (f", {done} done before" if done else ""))
+            self._plain[task] = _Plain(total, done, time.monotonic())
             return
         if self._bars is None:
             columns = (
@@ -63,12 +84,14 @@ class Progressing:
         if self._quiet:
             return
         if self._bars is None:
-            err.print(f"{task}: {escape(detail)}", style="dim")
+            at = self._plain.get(task)
+            err.print(f"{task}{'' if at is None else at.advanced()}: {escape(detail)}", style="dim")
         elif task in self._tasks:
             self._bars.update(self._tasks[task], advance=1, detail=escape(detail))
 
     def finish(self, task: str) -> None:
         """Take the bar away; the last one takes the display with it."""
+        self._plain.pop(task, None)
         if self._bars is not None and task in self._tasks:
             self._bars.remove_task(self._tasks.pop(task))
             if not self._tasks:

@@ -127,7 +127,9 @@ def search_units(
         for e in finished:
             value = e.statistics.get(statistic)
             found = "none found" if value is None else f"{statistic} {value:.3g}"
-            run.observer.advance(name, f"{_told(e.unit)}: {found}")
+            known = [u.statistics[statistic] for u in done.values() if statistic in u.statistics]
+            least = f" (least so far {min(known):.3g})" if len(known) > 1 else ""
+            run.observer.advance(name, f"{_told(e.unit)}: {found}{least}")
     run.observer.finish(name)
     return tuple(done[u.key] for u in units)
 
