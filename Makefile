@@ -46,7 +46,7 @@ zoo-full: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
-	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_small.json
+	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
 
 clean:

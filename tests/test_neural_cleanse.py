@@ -14,6 +14,7 @@ from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import SCOUT, NeuralCleanse
+from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.evidence import Evidence, Skipped, Unit
 from onnxspect.engine.null_model import leave_one_out
 from onnxspect.engine.run import RunContext
@@ -146,11 +147,28 @@ def test_a_partial_backdoor_is_found_by_pairs() -> None:
     mask = best.trigger["mask"][0]
     assert mask[PATCH].sum() > 0.7 * mask.sum()
     assert best.held_out == 8  # of its source alone
-    assert set(of(found, "scout_l1")) == {Unit(t, s) for t in range(CLASSES) for s in range(CLASSES) if s != t}
+    assert len(pairs) == CLASSES  # one a target; the others were only scouted
+
+
+def test_pairs_are_scouted_once_for_both_detectors(tmp_path: Path) -> None:
+    both = replace(QUICK, pairs=True)
+    with Ledger(tmp_path / "run", {"a": 1}) as ledger:
+        at_hand = hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1), ledger=ledger)
+        first = looked(both, at_hand)
+        stage = "reverse-engineering scouts of 8"
+        kept = ledger.units(stage)
+        assert len(kept) == CLASSES * (CLASSES - 1)
+        found = both.scouts.run(at_hand)
+        assert isinstance(found, Evidence)
+        again = {u.unit.key: u for u in found.units if u.unit.source is not None and not u.unit.shared}
+        assert again.keys() == kept.keys()
+        assert ledger.units(stage).keys() == kept.keys()
+    # As it is without a ledger: what is shared depends on nothing that ran before.
+    assert looked(both, replace(at_hand, ledger=None)).id == first.id
 
 
 def test_many_pairs_are_thinned() -> None:
-    thinned = replace(QUICK, pairs=True, most_pairs=6)
+    thinned = replace(QUICK, pairs=True, scouts=ReverseEngineering(most_pairs=6))
     found = looked(thinned, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
     targets = {u.unit.target for u in found.units if u.unit.source is not None}
     assert len(targets) == 2

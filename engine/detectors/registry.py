@@ -37,7 +37,9 @@ _MAX_MARGIN = {
 #: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     MaxMargin.name: _MAX_MARGIN.__getitem__,
-    NeuralCleanse.name: lambda preset: NeuralCleanse(search=PRESETS[preset], pairs=preset != "quick"),
+    NeuralCleanse.name: lambda preset: NeuralCleanse(
+        search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset]
+    ),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
     DTInspector.name: _DTINSPECTOR.__getitem__,

@@ -176,20 +176,44 @@ class ReverseEngineering(Detector):
         self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]
     ) -> list[UnitEvidence]:
         """All pairs scouted; of every target the most suspicious one in full, the others as they were scouted."""
-        norm, scouting = self.perturbation.norm, replace(self.search, samples=self.scout_samples)
-        prefix = "relative_" if at_hand.references else ""
-        most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
-        if len(targets) > most:
-            run = at_hand.run
-            targets = front_and_random(first, f"{prefix}all_{norm}", most // 2, most - most // 2, run, NAME)
-        units = [Unit(t, s) for t in targets for s in sources if s != t]
-        scouts = self._judged(at_hand, units, f"scout_{norm}", " scouts", scouting, scouting, held_out=0)
+        norm, prefix = self.perturbation.norm, "relative_" if at_hand.references else ""
+        scouts = self.scouted(at_hand, targets, sources, first, f"{prefix}all_{norm}")
         chosen = most_suspicious_of_each_target(scouts, f"{prefix}scout_{norm}")
-        full = {u.unit: u for u in self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, scouting)}
+        judged = self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, self._scouting)
+        full = {u.unit: u for u in judged}
         return [
             replace(full[u.unit], statistics={**u.statistics, **full[u.unit].statistics}) if u.unit in full else u
             for u in scouts
         ]
+
+    def scouted(
+        self,
+        at_hand: AtHand,
+        targets: Sequence[int],
+        sources: Sequence[int],
+        first: Sequence[UnitEvidence],
+        statistic: str,
+    ) -> list[UnitEvidence]:
+        """All pairs of sources and targets on a few images each, under ``scout_<norm>``.
+
+        Args:
+            at_hand: what there is.
+            targets: classes to lead to; of too many, those that a first pass finds most suspicious and random others.
+            sources: classes to lead from.
+            first: that first pass.
+            statistic: what it is ranked by.
+        """
+        most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
+        if len(targets) > most:
+            targets = front_and_random(first, statistic, most // 2, most - most // 2, at_hand.run, NAME)
+        units = [Unit(t, s) for t in targets for s in sources if s != t]
+        stage = f" scouts of {self.scout_samples}" + (" on the training set" if at_hand.training is not None else "")
+        name = f"scout_{self.perturbation.norm}"
+        return self._judged(at_hand, units, name, stage, self._scouting, self._scouting, held_out=0)
+
+    @property
+    def _scouting(self) -> SearchConfig:
+        return replace(self.search, samples=self.scout_samples)
 
     def _judged(
         self,
