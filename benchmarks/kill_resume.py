@@ -29,8 +29,8 @@ from typing import Any
 from onnxspect.engine.run import RunContext
 from onnxspect.models import zoo
 
-#: Progress lines on stderr: "neural-cleanse on reference 0: class 3: l1 9.1".
-_DONE = re.compile(r"^(.+: (?:class \d+|\d+ to \d+)): ")
+#: Progress lines on stderr: "neural-cleanse on reference 0 4/10, 12 s left: class 3: l1 9.1".
+_DONE = re.compile(r"^(.+?)(?: \d+/\d+(?:, \d+ s left)?): (class \d+|\d+ to \d+|every class to another): ")
 #: After so many kills a scan is let finish, so that several scans share the kills.
 KILLS_A_SCAN = 5
 
@@ -130,7 +130,7 @@ def _killed(command: list[str], moment: float) -> tuple[bool, list[str]]:
 
 
 def _units(said: str) -> list[str]:
-    return [found[1] for line in said.splitlines() if (found := _DONE.match(line))]
+    return [f"{found[1]}: {found[2]}" for line in said.splitlines() if (found := _DONE.match(line))]
 
 
 def _timeless(value: object) -> object:

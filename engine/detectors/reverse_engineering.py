@@ -22,7 +22,7 @@ Departures, and why:
   target the most suspicious pair is searched in full. So every target is judged by the same rule, which the null model
   needs, and attacks from chosen sources are found at about twice the cost of the first pass.
 * *References.* Classes differ by nature (a shirt is a T-shirt but for 0.7 of l2 norm). Where reference networks could be
-  trained (engine/reference.py), norms are judged relative to the same unit's on them.
+  trained (engine/reference.py), norms are judged by what the same unit takes on them (null_model.against_reference).
 * *All-to-all* backdoors have no target that all classes are led to: see untargeted.py.
 * A pair whose images are classified as t without any pattern has no statistic: that is confusion, not a trigger.
 """
