@@ -172,6 +172,7 @@ def one_against_reference(
     references: np.ndarray,
     tail: str = "low",
     log: bool = True,
+    noise: float = 0.0,
     spread: float = 0.0,
 ) -> tuple[float, float]:
     """One value that was measured beside K others, and is not one of them, given what all of them are on the references.
@@ -179,7 +180,7 @@ def one_against_reference(
     Args:
         value, reference: judged; the same on the references.
         others, references: ``(class,)``, NaN where a class has no statistic; the same on the references, NaN for none.
-        tail, log, spread: as for `against_reference`.
+        tail, log, noise, spread: as for `against_reference`.
 
     Returns:
         (distance in deviations, log10 of the p-value): Student's t with K - 1 degrees of freedom; (NaN, 0) where there
@@ -196,7 +197,7 @@ def one_against_reference(
     b = _slope(x[1:], y[1:])
     ahead = max(0.0, float(x[1:].mean() - x[0]))
     rest = _drawn_in(y[1:] - b * x[1:])
-    t, log_p = _t(y[0] - b * x[0] + (1 - b) * ahead, rest, max(SPREAD_SHARE * spread, ROUNDING))
+    t, log_p = _t(y[0] - b * x[0] + (1 - b) * ahead, rest, max(noise, SPREAD_SHARE * spread, ROUNDING))
     return t, log_p / float(np.log(10))
 
 

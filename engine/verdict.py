@@ -232,6 +232,7 @@ def _judge_shared(evidence: Evidence, view: View, classes: int) -> _Judged:
             _values(others, view.reference),
             view.tail,
             view.log,
+            view.noise,
             _spread(others, view.spread),
         )
         if t > 0:  # larger than the targeted ones are: it says nothing of the classes

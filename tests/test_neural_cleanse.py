@@ -12,7 +12,7 @@ import torch
 from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand
+from onnxspect.engine.detectors.base import NATURE, AtHand
 from onnxspect.engine.detectors.neural_cleanse import SCOUT, NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.evidence import Evidence, Skipped, Unit
@@ -87,6 +87,7 @@ def test_all_labels() -> None:
     norms = of(found, "l1")
     assert [u.unit for u in found.units] == [Unit(t) for t in range(CLASSES)]
     assert (found.statistic, found.paper_statistic, found.tail) == ("l1", "l1", "low")
+    assert [(v.reference, v.noise) for v in found.judged] == [("", 2 * NATURE)]
     assert norms[Unit(TARGET)] < 0.5 * min(v for u, v in norms.items() if u.target != TARGET)
     for unit in found.units:
         assert unit.statistics["l1"] == pytest.approx(unit.trigger["mask"].sum(), rel=1e-5)

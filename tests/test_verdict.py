@@ -195,6 +195,18 @@ def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
     assert judged(CLEAN).verdict == "clean"
 
 
+def test_without_references_classes_are_not_taken_to_be_alike() -> None:
+    """Nine classes within three per cent, and one a fifth below: nothing, where nobody can say how easy it is by nature."""
+    tight = np.exp(np.random.default_rng(4).normal(3.0, 0.03, 10))
+    tight[3] = np.exp(3.0 - 0.23)
+    found = evidence(tight)
+    assert decide([found], 10).targets == (3,)
+    careful = replace(found, views=(View("l1", noise=0.15),))
+    assert decide([careful], 10).verdict == "clean"
+    tight[3] = np.exp(3.0 - 1.5)
+    assert decide([replace(evidence(tight), views=careful.views)], 10).targets == (3,)
+
+
 def shared(values: np.ndarray, cost: float, leads: dict[int, int], held_out: float = 0.9) -> Evidence:
     """A detector's K targeted searches, and one trigger for all classes that leads each source to a target."""
     whole = evidence(values)

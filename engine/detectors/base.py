@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxspect.engine.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence
+from onnxspect.engine.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.objective import Objective
 from onnxspect.engine.perturbation import Perturbation, stamp
 from onnxspect.engine.run import RunContext
@@ -79,6 +79,10 @@ def flat(settings: Any) -> dict[str, object]:
     return found
 
 
+#: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
+#: the square of a length. Without references to say so, classes are taken to differ by at least that. Measured on the
+#: fifteen clean models of zoo-small, judged without references: 2 alarms at no floor, none at this one (least p 0.08).
+NATURE = 0.15
 #: A finished unit as evidence.
 Look = Callable[[UnitResult], UnitEvidence]
 
@@ -224,6 +228,13 @@ def search_with_references(
     if not baselines:
         return found
     return against_references(found, baselines, statistic, raw)
+
+
+def compared(views: Sequence[View], at_hand: AtHand, raw: str, nature: float) -> list[View]:
+    """The views, judged against the references; without any, by no finer measure than what classes differ by nature."""
+    if at_hand.references:
+        return [v.with_reference(raw) for v in views]
+    return [replace(v, noise=max(v.noise, nature)) for v in views]
 
 
 def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:

@@ -37,8 +37,10 @@ from typing import ClassVar
 import numpy as np
 
 from onnxspect.engine.detectors.base import (
+    NATURE,
     AtHand,
     Detector,
+    compared,
     front_and_random,
     most_suspicious_of_each_target,
     present_classes,
@@ -103,10 +105,8 @@ class NeuralCleanse(Detector):
             NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
         )
         views = [View(statistic), *([View("pair_l1")] if self.pairs else []), shared_view("l1", among=statistic)]
-        settings = self.settings()
-        if at_hand.references:
-            views = [v.with_reference("l1") for v in views]
-            settings |= {"references": len(at_hand.references)}
+        views = compared(views, at_hand, "l1", nature=2 * NATURE)
+        settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
         judged = tuple(v for v in views if any(v.statistic in u.statistics for u in found))
         return Evidence(NAME, settings, statistic, "l1", "low", tuple(found), judged)
 

@@ -38,8 +38,10 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import (
+    NATURE,
     AtHand,
     Detector,
+    compared,
     front_and_random,
     most_suspicious_of_each_target,
     present_classes,
@@ -159,8 +161,7 @@ class ReverseEngineering(Detector):
         )
         names = [f"all_{norm}", f"pair_{norm}"] if self.pairs else [f"all_{norm}"]
         views = [View(v) for v in names] + [shared_view(norm, among=names[0])]
-        if at_hand.references:
-            views = [v.with_reference(norm) for v in views]
+        views = compared(views, at_hand, norm, nature=NATURE)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(
             NAME,
