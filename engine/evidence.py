@@ -83,6 +83,7 @@ class View:
         noise: deviation that measuring alone gives on that scale; classes are taken to differ by at least as much.
         reference: name of what the statistic is on clean reference networks; "" where there are none.
         spread: name of how much that differs between them.
+        reliability: name of how much of what units differ by on them is not chance.
         among: the view is of the shared trigger, one value, which is judged against the classes' values of this
             statistic; "" for a view whose units are judged among themselves.
         weight: its share of the price of looking with several views.
@@ -95,12 +96,13 @@ class View:
     noise: float = 0.0
     reference: str = ""
     spread: str = ""
+    reliability: str = ""
     among: str = ""
     weight: float = 1.0
 
     def with_reference(self, raw: str) -> View:
         """The same, judged against what the statistic `raw` is on the reference networks."""
-        return replace(self, reference=f"reference_{raw}", spread=f"spread_{raw}")
+        return replace(self, reference=f"reference_{raw}", spread=f"spread_{raw}", reliability=f"reliability_{raw}")
 
 
 @dataclass(frozen=True)

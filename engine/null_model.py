@@ -26,8 +26,10 @@ class's statistic is beyond what the references lead to expect. With y the subje
   weighted by distance, kept within 0 and 1), which one to three outliers among the classes do not move. Dividing by the
   references, b = 1, had put their spread *into* the comparison: on a clean model no class then ever came near to
   suspicion, and on an infected one only the loudest.
-* A class that is easy on the references (x below their mean) gets credit for all of it, b = 1, when it is its turn to be
-  judged: how easy the easiest class is by nature is where a straight line is least to be trusted.
+* A class that is easy on the references (x below their mean) gets credit for all of it when it is its turn to be judged:
+  how easy the easiest class is by nature is where a straight line is least to be trusted. All of it is the references'
+  reliability (1 but for what they differ among themselves) in place of b: where they barely learned the classes, as on
+  five hundred images of CIFAR-10, what they find easy is chance.
 * Two clean networks differ in what a class takes by `spread` on the references; classes are not taken to differ by less
   than half of that (the ratio between a well-trained network's and a reference's spread of classes).
 * Values far *above* the others (a class that the subject hardly knows) are drawn in to three robust deviations: they would
@@ -136,6 +138,7 @@ def against_reference(
     log: bool = True,
     noise: float = 0.0,
     spread: float = 0.0,
+    reliability: float = 1.0,
 ) -> Judgement:
     """Each class against the others, given what each takes on clean reference networks.
 
@@ -144,6 +147,7 @@ def against_reference(
         references: ``(class,)``, the same on the references; all NaN where there are none, and `leave_one_out` judges.
         tail, log, noise: as for `leave_one_out`.
         spread: deviation of the statistic of one class between two references, on the scale that is judged.
+        reliability: share of the variance between classes on the references that is not chance.
     """
     values, references = np.asarray(values, np.float64), np.asarray(references, np.float64)
     plain = leave_one_out(values, tail, log, noise=noise)
@@ -153,7 +157,7 @@ def against_reference(
     if able.sum() < FEWEST_CLASSES:
         return plain
     floor = max(noise, SPREAD_SHARE * spread, ROUNDING)
-    rest, credit = _beyond(y[able], x[able])
+    rest, credit = _beyond(y[able], x[able], reliability)
     t, log_p = _against_the_rest(rest, floor)
     for k in np.flatnonzero((credit > 0) & (log_p < 0)):
         with_credit = rest.copy()
@@ -174,13 +178,14 @@ def one_against_reference(
     log: bool = True,
     noise: float = 0.0,
     spread: float = 0.0,
+    reliability: float = 1.0,
 ) -> tuple[float, float]:
     """One value that was measured beside K others, and is not one of them, given what all of them are on the references.
 
     Args:
         value, reference: judged; the same on the references.
         others, references: ``(class,)``, NaN where a class has no statistic; the same on the references, NaN for none.
-        tail, log, noise, spread: as for `against_reference`.
+        tail, log, noise, spread, reliability: as for `against_reference`.
 
     Returns:
         (distance in deviations, log10 of the p-value): Student's t with K - 1 degrees of freedom; (NaN, 0) where there
@@ -197,14 +202,16 @@ def one_against_reference(
     b = _slope(x[1:], y[1:])
     ahead = max(0.0, float(x[1:].mean() - x[0]))
     rest = _drawn_in(y[1:] - b * x[1:])
-    t, log_p = _t(y[0] - b * x[0] + (1 - b) * ahead, rest, max(noise, SPREAD_SHARE * spread, ROUNDING))
+    t, log_p = _t(
+        y[0] - b * x[0] + max(0.0, reliability - b) * ahead, rest, max(noise, SPREAD_SHARE * spread, ROUNDING)
+    )
     return t, log_p / float(np.log(10))
 
 
-def _beyond(y: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _beyond(y: np.ndarray, x: np.ndarray, reliability: float) -> tuple[np.ndarray, np.ndarray]:
     """(what is left of y beyond b x, drawn in above; what each easy class gets back when it is judged)."""
     b = _slope(x, y)
-    return _drawn_in(y - b * x), (1 - b) * np.maximum(x.mean() - x, 0.0)
+    return _drawn_in(y - b * x), max(0.0, reliability - b) * np.maximum(x.mean() - x, 0.0)
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:

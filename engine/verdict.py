@@ -201,8 +201,9 @@ def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
         and (not view.tap or u.unit.tap == view.tap)
     ]
     values = _values(units, view.statistic)
-    references, spread = _values(units, view.reference), _spread(units, view.spread)
-    judged = against_reference(values, references, view.tail, view.log, view.noise, spread)
+    references = _values(units, view.reference)
+    spread, reliability = _common(units, view.spread, 0.0), _common(units, view.reliability, 1.0)
+    judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability)
     paper = mad(_values(units, evidence.paper_statistic), evidence.tail)
     speaker: dict[int, int] = {}
     for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
@@ -233,7 +234,8 @@ def _judge_shared(evidence: Evidence, view: View, classes: int) -> _Judged:
             view.tail,
             view.log,
             view.noise,
-            _spread(others, view.spread),
+            _common(others, view.spread, 0.0),
+            _common(others, view.reliability, 1.0),
         )
         if t > 0:  # larger than the targeted ones are: it says nothing of the classes
             named = list(speaker)
@@ -247,9 +249,9 @@ def _values(units: Sequence[UnitEvidence], statistic: str) -> np.ndarray:
     return np.array([u.statistics.get(statistic, np.nan) for u in units], np.float64)
 
 
-def _spread(units: Sequence[UnitEvidence], name: str) -> float:
-    known = [u.statistics[name] for u in units if name in u.statistics]
-    return float(np.mean(known)) if known else 0.0
+def _common(units: Sequence[UnitEvidence], name: str, unknown: float) -> float:
+    """A statistic that is the same for all units of a view."""
+    return next((u.statistics[name] for u in units if name in u.statistics), unknown)
 
 
 def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) -> Judgement:

@@ -291,6 +291,21 @@ def test_the_easiest_class_is_credited_with_all_of_its_ease() -> None:
     assert against_reference(values, references).p_value[0] < ALPHA
 
 
+def test_ease_on_references_that_are_chance_is_not_credited() -> None:
+    """What barely trained networks find easy says nothing: a planted class must not be excused by it."""
+    rng = np.random.default_rng(12)
+    values, references = np.exp(3 + rng.normal(0, 0.2, 10)), np.exp(3 + rng.normal(0, 0.4, 10))
+    easiest = int(references.argmin())
+    values[easiest] = np.exp(3 - 1.0)
+    trusted = against_reference(values, references, reliability=1.0).p_value[easiest]
+    distrusted = against_reference(values, references, reliability=0.0).p_value[easiest]
+    assert distrusted < ALPHA
+    assert trusted > 2 * distrusted
+    # The weakest in between.
+    half = against_reference(values, references, reliability=0.5).p_value[easiest]
+    assert distrusted <= half <= trusted
+
+
 def test_without_references_it_is_leave_one_out() -> None:
     values = norms(np.random.default_rng(8), 10)
     judged = against_reference(values, np.full(10, np.nan), noise=0.1)

@@ -83,6 +83,8 @@ def flat(settings: Any) -> dict[str, object]:
 #: the square of a length. Without references to say so, classes are taken to differ by at least that. Measured on the
 #: fifteen clean models of zoo-small, judged without references: 2 alarms at no floor, none at this one (least p 0.08).
 NATURE = 0.15
+#: Weight of the view of pairs beside that of triggers from all classes, which most attacks have: half of its price.
+PAIRS = 0.5
 #: A finished unit as evidence.
 Look = Callable[[UnitResult], UnitEvidence]
 
@@ -267,10 +269,11 @@ def against_references(
 ) -> list[UnitEvidence]:
     """The units with what is normal for each of them, as clean reference networks have it.
 
-    Added are ``reference_<raw>``, the references' geometric mean; ``spread_<raw>``, the standard deviation of their
-    logarithms (the same for all units, where there are two references); and ``relative_<statistic>``, the unit's ratio to
-    the mean. A unit that no reference could be led to gets the units' median: it is judged all the same. Units without the
-    statistic stay as they are.
+    Added are ``reference_<raw>``, the references' geometric mean; ``relative_<statistic>``, the unit's ratio to it; and
+    where there are two references, the same for all units: ``spread_<raw>``, the standard deviation of their
+    logarithms, and ``reliability_<raw>``, the share of the variance of the units' means that is not this spread's. A unit
+    that no reference could be led to gets the units' median: it is judged all the same. Units without the statistic stay
+    as they are.
 
     Args:
         units: of the subject.
@@ -284,12 +287,16 @@ def against_references(
         mean = np.nanmean(logs, axis=0)
         mean = np.where(np.isnan(mean), np.nanmedian(mean), mean)
         spread = float(np.nanmean(np.nanstd(logs, axis=0, ddof=1))) if len(logs) > 1 else np.nan
+    common = {}
+    if np.isfinite(spread):
+        differ = float(mean.var(ddof=1)) if len(mean) > 1 else 0.0
+        reliability = max(0.0, 1 - spread**2 / len(logs) / differ) if differ > 0 else 0.0
+        common = {f"spread_{raw}": spread, f"reliability_{raw}": reliability}
     told = []
     for unit, log in zip(units, mean, strict=True):
         if statistic in unit.statistics and np.isfinite(log):
             reference = float(np.exp(log))
             known = {f"reference_{raw}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
-            known |= {f"spread_{raw}": spread} if np.isfinite(spread) else {}
-            unit = replace(unit, statistics={**unit.statistics, **known})
+            unit = replace(unit, statistics={**unit.statistics, **known, **common})
         told.append(unit)
     return told

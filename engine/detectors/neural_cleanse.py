@@ -38,6 +38,7 @@ import numpy as np
 
 from onnxspect.engine.detectors.base import (
     NATURE,
+    PAIRS,
     AtHand,
     Detector,
     compared,
@@ -104,7 +105,11 @@ class NeuralCleanse(Detector):
         found += shared_trigger(
             NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
         )
-        views = [View(statistic), *([View("pair_l1")] if self.pairs else []), shared_view("l1", among=statistic)]
+        views = [
+            View(statistic),
+            *([View("pair_l1", weight=PAIRS)] if self.pairs else []),
+            shared_view("l1", among=statistic),
+        ]
         views = compared(views, at_hand, "l1", nature=2 * NATURE)
         settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
         judged = tuple(v for v in views if any(v.statistic in u.statistics for u in found))

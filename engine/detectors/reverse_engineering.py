@@ -39,6 +39,7 @@ from torch import Tensor
 
 from onnxspect.engine.detectors.base import (
     NATURE,
+    PAIRS,
     AtHand,
     Detector,
     compared,
@@ -159,14 +160,14 @@ class ReverseEngineering(Detector):
             drawn_as=NAME,
             held_out=self.held_out,
         )
-        names = [f"all_{norm}", f"pair_{norm}"] if self.pairs else [f"all_{norm}"]
-        views = [View(v) for v in names] + [shared_view(norm, among=names[0])]
+        pairs = [View(f"pair_{norm}", weight=PAIRS)] if self.pairs else []
+        views = [View(f"all_{norm}"), *pairs, shared_view(norm, among=f"all_{norm}")]
         views = compared(views, at_hand, norm, nature=NATURE)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(
             NAME,
             settings,
-            names[0],
+            f"all_{norm}",
             norm,
             "low",
             tuple(found),
