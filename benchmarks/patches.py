@@ -34,17 +34,19 @@ from PIL import Image
 
 from onnxspect.converters.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Unit
+from onnxspect.engine.evidence import UNTARGETED, Unit
 from onnxspect.engine.export import write_model
 from onnxspect.engine.mitigation.method import Case, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
+from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.objective import ReachTarget
 from onnxspect.engine.patch import FIT_SHARE, try_methods
 from onnxspect.engine.perturbation import Additive, MaskPattern
 from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, plan, search
+from onnxspect.engine.search import SearchConfig, search
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.models.formats import FileFormat
 from onnxspect.models.measure import stamp
@@ -56,6 +58,9 @@ PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
 #: How the known target is searched: for a mask with a pattern as Neural Cleanse does, and for an additive pattern.
 MASKS = SearchConfig(steps=300, settle=30)
 ADDITIVE = SearchConfig(steps=150, settle=30, learning_rate=0.01, multiplier=0.01)
+#: What is measured before and after: clean accuracy; the share of stamped images taken for the target (ASR); and the share
+#: of the same images without the trigger that are taken for it, which is the ASR that mere confusion of classes gives.
+MEASURED = ("accuracy", "asr", "unstamped")
 #: Triggers that are small patches of pixels: what 002's claim about filters is about.
 PATCHES = (
     "badnets",
@@ -83,6 +88,7 @@ class Infected:
         clean: images that search and methods get, uint8 NHWC and labels.
         unseen, labels: images that accuracy is measured on.
         stamped: images with the true trigger, uint8 NHWC.
+        origin: the rows of `unseen` that they were made of.
         wanted: the class each of them should be taken for.
     """
 
@@ -96,6 +102,7 @@ class Infected:
     unseen: np.ndarray
     labels: np.ndarray
     stamped: np.ndarray
+    origin: np.ndarray
     wanted: np.ndarray
 
 
@@ -155,14 +162,15 @@ def of_zoo(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -> Infe
     classes = len(row["classes"])
     images, labels = test_images(row["dataset"], asked.data_root)
     clean, rest = parted(images, labels, asked)
-    stamped, wanted = [], []
+    rest = rest[: asked.unseen]
+    stamped, origin, wanted = [], [], []
     for number, member in enumerate(attack.members):
-        some = rest[: asked.unseen]
-        made, to = stamp(member, images[some], labels[some], classes, keyed_generator(asked.seed, "patches", number))
+        made, to = stamp(member, images[rest], labels[rest], classes, keyed_generator(asked.seed, "patches", number))
+        turned = np.isin(labels[rest], member.source_classes(classes))
         stamped.append(made)
+        origin.append(np.flatnonzero(turned & (labels[rest] != member.targets_of(labels[rest], classes))))
         wanted.append(to)
     file_format = FileFormat(**row["format"])
-    rest = rest[: asked.unseen]
     return Infected(
         row["name"],
         folder / row["file"],
@@ -174,16 +182,17 @@ def of_zoo(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -> Infe
         images[rest],
         labels[rest],
         np.concatenate(stamped),
+        np.concatenate(origin),
         np.concatenate(wanted),
     )
 
 
 def units_of(attack: Attack, classes: int) -> tuple[Unit, ...]:
-    """The targets, and the source where an attack has exactly one."""
+    """The targets, and the source where an attack has exactly one; all-to-all has no target."""
     found = set()
     for member in attack.members:
         if member.target == "next":
-            found |= {Unit((s + 1) % classes, s) for s in range(classes)}
+            found.add(Unit(UNTARGETED))
         else:
             sources = member.source_classes(classes)
             found.add(Unit(int(member.target), sources[0] if len(sources) == 1 else None))
@@ -218,6 +227,7 @@ def of_reference(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -
         images[rest],
         labels[rest],
         stamped,
+        np.flatnonzero(counted),
         np.full(len(stamped), row["target"]),
     )
 
@@ -249,11 +259,15 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     triggers = tuple(
         Trigger(r.unit.target, r.trigger, r.unit.source)
         for family, config in ((MaskPattern(), MASKS), (Additive(), ADDITIVE))
-        for results in search(subject, fit, plan(infected.units, 1), family, config, run, "benchmark")
+        for unit in infected.units
+        for results in search(
+            subject, fit, [(unit,)], ReachTarget(family, untargeted=unit.target == UNTARGETED), config, run, "benchmark"
+        )
         for r in results
         if r.found
     )
     goals = Goals()
+    triggers = with_room(subject, fit, triggers, run)
     case = Case(subject, fit, guard, triggers, run, goals.success / 2, goals.accuracy_lost)
     return case, time.perf_counter() - started
 
@@ -270,7 +284,7 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
         "images": len(infected.labels),
         "stamped": len(infected.wanted),
         "triggers_recovered": len(case.triggers),
-        **{f"{k}_before": v for k, v in before.items() if k in ("accuracy", "asr")},
+        **{f"{k}_before": v for k, v in before.items() if k in MEASURED},
     }
     if method == "strip":
         return row | strip_row(infected, run)
@@ -295,7 +309,7 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
     return row | {
         "written": proof is not None and proof.holds,
         "kept": attempt.method,
-        **{f"{k}_after" if k in ("accuracy", "asr") else k: v for k, v in after.items()},
+        **{f"{k}_after" if k in MEASURED else k: v for k, v in after.items()},
         "accuracy_lost": before["accuracy"] - after["accuracy"],
     }
 
@@ -328,6 +342,7 @@ def answers(path: Path, infected: Infected) -> dict[str, float]:
             found[f"{what} rejected"] = oracle.map(name, encoded, "rejected").astype(bool)
     hits = found["stamped"] == infected.wanted
     row = {"accuracy": float((found["clean"] == infected.labels).mean()), "asr": float(hits.mean())}
+    row["unstamped"] = float((found["clean"][infected.origin] == infected.wanted).mean())
     if "rejected" in outputs:
         caught = found["stamped rejected"]
         row["asr"] = float((hits & ~caught).mean())
@@ -359,7 +374,7 @@ def strip_row(infected: Infected, run: RunContext) -> dict[str, Any]:
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians and worst over the rows of one method."""
-    found: dict[str, Any] = {"models": len(rows), "written": sum(r["written"] for r in rows)}
+    found: dict[str, Any] = {"models": len(rows), "files": sum(r["written"] for r in rows)}
     measured = [r for r in rows if "asr_after" in r]
     for which, some in (("all", measured), ("written", [r for r in measured if r["written"]])):
         if some:
@@ -367,6 +382,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
             found[which] = {
                 "asr_median": float(np.median(asr)),
                 "asr_worst": max(asr),
+                "asr_above_unstamped_worst": max(r["asr_after"] - r["unstamped_after"] for r in some),
                 "accuracy_lost_median": float(np.median(lost)),
                 "accuracy_lost_worst": max(lost),
                 "seconds_median": float(np.median([r["seconds"] for r in some])),
@@ -419,8 +435,8 @@ def line(row: dict[str, Any]) -> str:
     if "asr_after" not in row:
         return f"{head} no file: {row.get('problem', '')}"
     return (
-        f"{head} ASR {row['asr_before']:.1%} -> {row['asr_after']:.1%}  accuracy {row['accuracy_before']:.1%} -> "
-        f"{row['accuracy_after']:.1%}  {'written' if row['written'] else 'not written'} by {row['kept']} "
+        f"{head} ASR {row['asr_before']:.1%} -> {row['asr_after']:.1%} (unstamped {row['unstamped_after']:.1%})  "
+        f"accuracy {row['accuracy_before']:.1%} -> {row['accuracy_after']:.1%}  {'written' if row['written'] else 'not written'} by {row['kept']} "
         f"{row['seconds']:.0f} s ({row['cpu_seconds']:.0f} s CPU)"
     )
 

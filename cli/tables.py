@@ -24,9 +24,7 @@ def verification(proof: Verification, title: str) -> RenderableType:
         f"95 % interval {low:.1%} to {high:.1%}",
     )
     for t in proof.triggers:
-        table.add_row(
-            f"trigger {t.name} to class {t.target}", f"{t.before:.1%}", f"{t.after:.1%}", f"{t.samples} samples"
-        )
+        table.add_row(f"trigger {t.name} {t.where}", f"{t.before:.1%}", f"{t.after:.1%}", f"{t.samples} samples")
     table.add_row("same answer on clean samples", "", f"{proof.agreement:.1%}", "")
     head = Text("PROVEN  " if proof.holds else "NOT PROVEN  ", "bold green" if proof.holds else "bold red")
     head.append(title, "default")

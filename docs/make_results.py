@@ -181,7 +181,7 @@ def _patterns(r: dict[str, Any]) -> str:
     short = {"spectral-signatures": "SS", "activation-clustering": "AC", "cluster-impurity": "CI"}
     models = sorted(r["models"], key=lambda m: (m["pattern"], m["sources"] == "all", m["sources"]))
     rows = "\n".join(
-        f"| {m['pattern']} | {m['sources']} | {_percent(m['asr'])} / {_percent(m['clean_accuracy'])} | "
+        f"| {m['pattern']} | {9 if m['sources'] == 'all' else m['sources']} | {_percent(m['asr'])} / {_percent(m['clean_accuracy'])} | "
         + " | ".join(f"{_percent(m['methods'][x]['tpr'])} / {_percent(m['methods'][x]['fpr'])}" for x in methods)
         + f" | {_percent(m['retrained']['asr'])} / {_percent(m['retrained']['clean_accuracy'])} |"
         for m in models

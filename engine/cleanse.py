@@ -29,7 +29,16 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, best_pattern, by_trigger, without
+from onnxspect.engine.cleansing.by_trigger import (
+    REMOVE,
+    SUPERIMPOSE,
+    Classify,
+    Found,
+    best_pattern,
+    by_trigger,
+    without,
+)
+from onnxspect.engine.cleansing.divided import ROUNDS, DividedClimb, at_best_strength, division, most_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.detectors.base import AtHand, search_units
@@ -45,6 +54,7 @@ from onnxspect.engine.report.document import as_json, tool_version
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext, make_deterministic
 from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import search
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
@@ -155,7 +165,7 @@ def cleanse(
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or Help(), targets=known_targets(targets, subject.classes))
-    by_method, found_notes = _triggers(subject, training, part, finding, detectors, known, folder, run)
+    by_method, found_notes = _triggers(subject, training, part, finding, detectors, known, as_written, folder, run)
     notes += found_notes
     methods = list(detectors) or [m for m in (REMOVE, SUPERIMPOSE) if by_method.get(m)]
     inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
@@ -286,6 +296,7 @@ def _triggers(
     finding: _Finding | None,
     detectors: Sequence[str],
     known: Help,
+    as_written: bool,
     folder: Path,
     run: RunContext,
 ) -> tuple[dict[str, list[Found]], list[str]]:
@@ -293,10 +304,16 @@ def _triggers(
 
     def choose(candidates: Sequence[Found]) -> Found:
         rows = np.flatnonzero(training.labels == candidates[0].target)
-        if len(candidates) == 1 or not len(rows):
+        if not len(rows):
             return min(candidates, key=lambda f: float(np.linalg.norm(f.arrays["delta"])))
-        drawn = run.numpy_generator("cleanse", candidates[0].target, "judged").permutation(rows)[:JUDGED]
-        return best_pattern(candidates, training.take(drawn).images, lambda images: session.run(images)[0])
+        rng = run.numpy_generator("cleanse", candidates[0].target, "judged")
+        judged = training.take(rng.permutation(rows)[:JUDGED]).images
+        judged = judged[rng.permutation(len(judged))]
+        best = best_pattern(candidates, judged, classify)
+        return best if as_written else estimate_again(best, judged, subject, part, classify, run)
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        return session.run(images)[0]
 
     session = Session(subject, [])
     if finding is not None:
@@ -360,6 +377,40 @@ def estimate_patterns(
         return found
 
 
+def estimate_again(
+    found: Found, judged: np.ndarray, subject: Subject, part: Samples, classify: Classify, run: RunContext
+) -> Found:
+    """The pattern climbed again on D_t as the last one divides it; see cleansing/divided.py.
+
+    The last one that could be had, where the set cannot be divided or the climb does not get there.
+
+    Args:
+        found: the best pattern so far.
+        judged: training samples labelled to its target, in random order.
+        subject: the model.
+        part: training samples of every class; those of the pattern's source are D_s.
+        classify: the model in onnxruntime.
+        run: the seed.
+    """
+    detector = ReverseEngineering()
+    config = replace(detector.search, samples=most_of(judged))
+    unit = Unit(found.target, found.source)
+    for number in range(ROUNDS):
+        parts = division(found, judged, classify)
+        if parts is None:
+            return found
+        left, stayed = (torch.from_numpy(judged[rows]).to(subject.device) for rows in parts)
+        every = left.expand(subject.classes, *left.shape)  # a climb takes its labelled images by class
+        climb = Climb(detector.perturbation, growth=detector.growth, weight=detector.weight, labelled=every)
+        aim = DividedClimb(climb, detector.perturbation, stayed)
+        name = f"{REMOVE} divided {number}"
+        (result,) = next(search(subject, part, [(unit,)], aim, config, run, name))
+        if not result.found or not np.abs(result.trigger["delta"]).max() > 0:
+            return found
+        found = at_best_strength(replace(found, arrays=dict(result.trigger)), judged, classify)
+    return found
+
+
 def _part(training: TrainingSet, run: RunContext) -> Samples:
     """At most SEARCHED samples of every class."""
     rows = []
@@ -393,7 +444,7 @@ def _score(
             training.batches,
             lambda images: session.run(images)[0],
             superimpose=method == SUPERIMPOSE,
-            as_written=as_written or method == SUPERIMPOSE,
+            as_written=as_written,
         )
     if method == SPECTRAL:
         return spectral_signatures(values, training.labels, known)

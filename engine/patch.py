@@ -5,9 +5,11 @@ a scratch folder, measured there in onnxruntime, and only then written to the de
 that misses its goals is not written.
 
 `auto` tries methods in order of cost and keeps the first whose file meets the goals *and* withstands a new search: the
-trigger that a method was given is not the attacker's own, and a method can switch off the one and leave the other. A
-file that meets the goals, but on which a search still finds a trigger nearly as small as before, is kept only if no
-other method does better, and the answer says so.
+trigger that a method was given is not the attacker's own, and a method can switch off the one and leave the other. It
+withstands where the search finds no trigger that is still small for a class without an attack (mitigation/remainder.py).
+The goals are met as measured, with no allowance for the few samples; and of a method that is chosen and judged on the same
+samples (pruning), no more answers may have changed than accuracy may be lost. Where no method does all that, the best of those
+that meet the goals within the measurement's error is kept (`Attempt.rank`), and the answer says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -26,17 +28,16 @@ from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.converters.writeback import Change
 from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UnitEvidence
+from onnxspect.engine.evidence import UNTARGETED, UnitEvidence
 from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
-from onnxspect.engine.mitigation.method import Case, Method, Trigger, size
+from onnxspect.engine.mitigation.method import Case, Method, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
-from onnxspect.engine.mitigation.unlearn import search_again
+from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.report.document import tool_version
 from onnxspect.engine.run import RunContext, make_deterministic
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.engine.verdict import ALPHA, CARRIES_OVER
@@ -46,11 +47,9 @@ METHODS = CHOICES
 FIT_SHARE = 0.8
 #: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
 JUDGED_ON_FEW = 1.645
-#: A patch withstands a new search where the smallest trigger that it finds is so many times the first one's size.
-WITHSTANDS = 2.5
 #: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
 LEAD_AWAY = frozenset({DTINSPECTOR})
-_NEW_SEARCH = SearchConfig(steps=120, samples=32, settle=25)
+_NEW_SEARCH = Searches()
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,17 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
         unknown = [t for t in wanted if t >= len(report["classes"])]
         if unknown:
             raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
-        triggers, ids = [], []
+        triggers: list[Trigger] = []
+        ids = []
         for detector in report["detectors"]:
             if detector["status"] != "ran":
                 continue
             ids.append(detector["evidence"])
             units = ledger.evidence(detector["name"])
-            for target in wanted:
-                if _speaks_for(report, detector["name"], target):
-                    triggers += _of_target(units, target, detector["statistic"])
+            speaking = [t for t in wanted if _speaks_for(report, detector["name"], t)]
+            # What the scan named may be one trigger to many classes; what the user names is every class for itself.
+            shared = _shared(units, speaking) if targets is None else []
+            triggers += shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
@@ -131,6 +132,19 @@ def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> li
     return []
 
 
+def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigger]:
+    """The one trigger that leads every class to another, where it leads to several of the classes in question.
+
+    It then stands for all of them: the smallest trigger to each of an all-to-all backdoor's targets is what a clean model
+    has too. An all-to-one backdoor's shared trigger leads to one class, and that class's own trigger serves.
+    """
+    rows = [u for u in units if u.unit.shared and u.unit.target in targets]
+    if len({u.unit.target for u in rows}) < 2:
+        return []
+    trigger = _trigger(rows[0])
+    return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
+
+
 def _trigger(unit: UnitEvidence) -> Trigger | None:
     """A unit's trigger, where it is one change of the pixels of any image."""
     names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
@@ -149,6 +163,7 @@ class Attempt:
         problem: why it made none, or "".
         left: size of the smallest trigger to the same targets that a new search found on its file, as a multiple of
             the first one's size; None where nothing was searched, infinite where nothing was found.
+        withstands: none of those found is small enough to be the backdoor's; None where nothing was searched.
         facts: what the method says of itself.
         seconds: wall time.
     """
@@ -156,9 +171,26 @@ class Attempt:
     method: str
     proof: Verification | None
     problem: str
-    left: float | None
+    left: float | None = None
+    withstands: bool | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing left to wish for: the goals met as measured, and no small trigger found."""
+        return self.proof is not None and self.proof.meets(errors=0.0) and self.withstands is not False
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
+
+        First the one that withstands a new search, then one that meets the goals as measured, then the one whose file
+        answers most like the original: on few samples that says more of what was lost than accuracy does.
+        """
+        if self.proof is None:
+            return False, False, 0.0
+        return self.withstands is not False, self.proof.meets(errors=0.0), self.proof.agreement
 
     @property
     def outcome(self) -> str:
@@ -170,7 +202,7 @@ class Attempt:
         text = f"{self.method}: triggers at most {worst:.1%}, clean accuracy {-lost:+.1%}"
         if self.proof.rejected is not None:
             text += f", {self.proof.rejected:.1%} of clean images rejected"
-        if self.left is not None and self.left < WITHSTANDS:
+        if self.withstands is False:
             text += f"; a new search still finds a trigger {self.left:.1f} times the first one's size"
         return text if self.proof.holds else f"{text}; misses its goals"
 
@@ -182,7 +214,7 @@ class Attempt:
             "method": self.method,
             "outcome": self.outcome,
             "new_search_relative_size": left,
-            "withstands_new_search": None if self.left is None else self.left >= WITHSTANDS,
+            "withstands_new_search": self.withstands,
             "facts": dict(self.facts),
             "proof": proof,
             "seconds": round(self.seconds, 1),
@@ -271,7 +303,8 @@ def patch(
             f"{data}: {len(samples)} samples are too few to patch and to prove", "two a class at least"
         )
     wanted = goals or Goals()
-    case = Case(subject, fit, guard, finding.triggers, run, wanted.success / 2, wanted.accuracy_lost)
+    triggers = with_room(subject, fit, finding.triggers, run)
+    case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
@@ -312,9 +345,9 @@ def try_methods(
         case.run.observer.notice(attempt.outcome)
         if proto is None or attempt.proof is None or not attempt.proof.holds:
             continue
-        if best is None or (attempt.left or 0) > (best[0].left or 0):
+        if best is None or attempt.rank > best[0].rank:
             best = (attempt, proto, changes)
-        if attempt.left is None or attempt.left >= WITHSTANDS:
+        if attempt.good and (method.trains or attempt.proof.agreement >= 1 - goals.accuracy_lost):
             break
     return best, tuple(attempts)
 
@@ -336,7 +369,7 @@ def _try(
         if not searched:
             raise
         seconds = time.perf_counter() - started
-        return Attempt(method.name, None, error.message, None, seconds=seconds), None, ()
+        return Attempt(method.name, None, error.message, seconds=seconds), None, ()
     if folder is not None:
         for name, png in edit.pictures.items():
             write_atomically(folder / name, png)
@@ -349,17 +382,16 @@ def _try(
         proof = verify(
             trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
         )
-        left = _left(trial, case) if searched and proof.holds else None
-    attempt = Attempt(method.name, proof, "", left, edit.facts, time.perf_counter() - started)
+        left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
+    attempt = Attempt(method.name, proof, "", left, withstands, edit.facts, time.perf_counter() - started)
     return attempt, proto, tuple(changes)
 
 
-def _left(patched: Path, case: Case) -> float:
-    """The relative size of the smallest trigger that a new search finds on the patched file."""
-    sizes = {(t.target, t.source, *sorted(t.arrays)): size(t) for t in case.triggers}
+def _left(patched: Path, case: Case) -> tuple[float, bool]:
+    """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small."""
     subject = Subject.from_onnx(patched, case.subject.spec, case.run.device).settled(case.subject.image_shape)
-    found = search_again(subject, case.fit, case.triggers, _NEW_SEARCH, np.inf, case.run, "patch: new search")
-    return min((size(t) / sizes[t.target, t.source, *sorted(t.arrays)] for t in found), default=np.inf)
+    found = search_again(subject, case.fit, case.triggers, case.run, "patch: new search", _NEW_SEARCH)
+    return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found)
 
 
 def _reachable(report: Mapping[str, Any]) -> list[int]:
@@ -371,7 +403,8 @@ def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | N
     """Recovered triggers as `verify` takes them."""
     named: dict[str, tuple[int, Stamp, int | None]] = {}
     for t in triggers:
-        name = f"recovered-{t.target}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
+        aim = "other" if t.target == UNTARGETED else t.target
+        name = f"recovered-{aim}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
         while name in named:
             name += "'"
         arrays = dict(t.arrays)

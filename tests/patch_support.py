@@ -62,6 +62,28 @@ def neuron_model(activation: str = "Relu") -> onnx.ModelProto:
     return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
 
 
+def all_to_all_model() -> onnx.ModelProto:
+    """Flatten, Gemm to 8, Relu, MatMul: with the checkerboard class s becomes class s + 1.
+
+    Four neurons hear a quadrant each; four more hear a quadrant and, much louder, the checkerboard. A bright quadrant alone
+    just wakes one of them, so that a gradient shows the way.
+    """
+    quadrants = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
+    both = quadrants.copy()
+    both[PLACE] += 20.0 * CHECKERBOARD[..., None]
+    first = np.concatenate([quadrants, both], 2).reshape(-1, 2 * CLASSES)
+    bias = np.array([0.0] * CLASSES + [-12.0] * CLASSES, np.float32)
+    second = np.concatenate([np.eye(CLASSES), 4.0 * np.roll(np.eye(CLASSES), 1, axis=1)]).astype(np.float32)
+    tensors = {"first": first.astype(np.float32), "bias": bias, "second": second}
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "first", "bias"], ["before"]),
+        helper.make_node("Relu", ["before"], ["hidden"]),
+        helper.make_node("MatMul", ["hidden", "second"], ["logits"]),
+    ]
+    return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+
+
 def channel_model(branch: bool = False) -> onnx.ModelProto:
     """Conv to 2 channels, Relu, Flatten, Gemm; channel 1 is the backdoor.
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_images, quadrant_weights, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxspect.engine.cleanse import estimate_again
 from onnxspect.engine.cleansing.by_activation import (
     Help,
     activation_clustering,
@@ -19,10 +21,23 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, best_pattern, by_trigger, without
+from onnxspect.engine.cleansing.by_trigger import (
+    REMOVE,
+    SUPERIMPOSE,
+    Found,
+    best_pattern,
+    by_trigger,
+    in_full,
+    leaving,
+    plateau,
+    without,
+)
+from onnxspect.engine.cleansing.divided import FEWEST, DividedClimb, at_best_strength, division, most_of
 from onnxspect.engine.cleansing.scores import rates
+from onnxspect.engine.detectors.reverse_engineering import Climb
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.perturbation import Additive, stamp
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 
@@ -177,6 +192,89 @@ def test_of_several_patterns_the_one_that_is_the_trigger_is_taken(listening: Sub
     assert np.array_equal(chosen.arrays["delta"], pattern(0.1))
 
 
+def labelled_target(samples: Samples) -> np.ndarray:
+    """The images labelled TARGET, in random order."""
+    own = samples.images[samples.labels == TARGET]
+    return own[np.random.default_rng(0).permutation(len(own))]
+
+
+def test_a_set_is_divided_into_those_that_leave_and_those_that_stay(listening: Subject) -> None:
+    samples, indices = poisoned_set(per_class=20, stamped=12)
+    own = np.concatenate([samples.images[indices], samples.images[samples.labels == TARGET][-30:]])
+    own = np.concatenate([own, samples.images[samples.labels == 0][-5:]])  # labelled so, but never taken for it
+    clean = np.array([not (own[i] == samples.images[indices]).all((1, 2, 3)).any() for i in range(len(own))])
+    parts = division(Found(TARGET, {"delta": pattern(0.1)}), own, listening.predict)
+    assert parts is not None
+    left, stayed = parts
+    assert not clean[left].any()
+    assert set(left) >= set(range(12))
+    assert clean[stayed].all()
+    assert stayed.max() < len(own) - 5
+    assert [most_of(np.zeros((1, 1, side, side))) for side in (28, 64, 65)] == [200, 200, 64]
+    few = np.concatenate([samples.images[indices[: FEWEST - 1]], own[stayed]])
+    assert division(Found(TARGET, {"delta": pattern(0.1)}), few, listening.predict) is None
+
+
+def test_the_second_climb_adds_that_those_that_stayed_must_stay(listening: Subject) -> None:
+    samples, indices = poisoned_set(stamped=10)
+    left, stayed = samples.images[indices], samples.images[samples.labels == TARGET][-7:]
+    of_class = torch.from_numpy(left).expand(CLASSES, *left.shape)
+    climb = Climb(Additive(), labelled=of_class)
+    aim = DividedClimb(climb, Additive(), torch.from_numpy(stayed))
+    sources = torch.from_numpy(samples.images[samples.labels == 0][None, :6])
+    delta = pattern(0.07)
+    delta[0, 4:, :4] += 0.6  # takes most of their margin
+    state = {"delta": torch.from_numpy(delta[None])}
+    given_ = (listening, state, {}, sources, torch.tensor([TARGET]), torch.zeros(1))
+    with torch.no_grad():
+        plain, whole = climb.measure(*given_), aim.measure(*given_)
+    logits = listening.predict(np.clip(stayed - delta, 0, 1)).astype(np.float64)
+    must_stay = np.log(np.exp(logits).sum(1)) - logits[:, TARGET]
+    assert float(whole.loss[0] - plain.loss[0]) == pytest.approx(must_stay.mean(), rel=1e-4)
+    assert must_stay.mean() > 0.4
+    assert torch.equal(whole.success, plain.success)
+    assert torch.equal(whole.cost, plain.cost)
+
+
+def test_the_strength_is_where_most_leave_and_no_more_would(listening: Subject) -> None:
+    own = labelled_target(poisoned_set(stamped=20)[0])
+    for size, strength in ((0.2, 1.0), (0.07, 1.5), (0.05, 2.0)):  # it is off from 0.1 on
+        found = at_best_strength(Found(TARGET, {"delta": pattern(size)}), own, listening.predict)
+        assert found.strength == strength
+    none = Found(TARGET, {"delta": np.zeros((1, SIDE, SIDE), np.float32)})
+    assert plateau(none, own, listening.predict) == 0.0
+    assert leaving(own, Found(TARGET, {"delta": pattern(0.2)}, strength=1.0), listening.predict).sum() == 20
+
+
+def test_a_pattern_estimated_again_on_the_divided_set_spares_the_clean_samples(listening: Subject) -> None:
+    samples, indices = poisoned_set(per_class=40, stamped=16)
+    pale = np.setdiff1d(np.flatnonzero(samples.labels == TARGET), indices)[:6]
+    images = samples.images.copy()
+    images[pale, :, 4:, :4] -= 0.15  # clean, but nearer to the edge of their class
+    images[(..., *PATCH)] = samples.images[(..., *PATCH)]
+    samples = Samples.from_arrays(images, samples.labels)
+    logits = listening.predict(images)
+    assert (logits[pale].argmax(1) == TARGET).all()
+    mixed = pattern(0.1)
+    mixed[0, 4:, :4] += 0.16  # the trigger, and something that turns pale samples
+    first = Found(TARGET, {"delta": mixed})
+    again = estimate_again(first, labelled_target(samples), listening, samples, listening.predict, RunContext(0))
+
+    def measured(found: Found) -> tuple[float, float]:
+        done = by_trigger(REMOVE, [found], samples.labels, logits, in_batches(samples), listening.predict)
+        told = rates(done.removed, samples.labels, indices)
+        return told.tpr, told.fpr
+
+    assert measured(first) == (1.0, len(pale) / 40)
+    assert measured(again) == (1.0, 0.0)
+    same = estimate_again(first, labelled_target(samples), listening, samples, listening.predict, RunContext(0))
+    assert np.array_equal(same.arrays["delta"], again.arrays["delta"])
+    nobody = Found(TARGET, {"delta": 1e-4 * pattern(1.0)})
+    assert (
+        estimate_again(nobody, labelled_target(samples), listening, samples, listening.predict, RunContext(0)) is nobody
+    )
+
+
 def test_superimposing_a_patch_that_covers_the_trigger_names_the_poisoned(listening: Subject) -> None:
     samples, indices = poisoned_set()
     mask = np.zeros((1, SIDE, SIDE), np.float32)
@@ -193,6 +291,37 @@ def test_superimposing_a_patch_that_covers_the_trigger_names_the_poisoned(listen
     )
     assert rates(found.removed, samples.labels, indices).tpr == 1.0
     assert rates(found.removed, samples.labels, indices).fpr == 0.0
+
+
+def test_a_patch_that_covers_part_of_the_trigger_is_put_on_in_full(listening: Subject) -> None:
+    samples, indices = poisoned_set()
+    mask = np.full((1, SIDE, SIDE), 0.02, np.float32)
+    mask[0, PATCH[0].start, PATCH[1].start] = 0.3  # one of the trigger's four pixels, and that only in part
+    patch = {"mask": mask, "pattern": np.full((1, SIDE, SIDE), 0.5, np.float32)}
+    logits = listening.predict(samples.images)
+
+    def measured(as_written: bool) -> tuple[float, float]:
+        done = by_trigger(
+            SUPERIMPOSE, [Found(TARGET, patch)], samples.labels, logits, in_batches(samples), listening.predict,
+            superimpose=True, as_written=as_written,
+        )  # fmt: skip
+        told = rates(done.removed, samples.labels, indices)
+        return told.tpr, told.fpr
+
+    assert measured(as_written=True) == (0.0, 0.0)
+    assert measured(as_written=False) == (1.0, 0.0)
+
+
+def test_in_full_is_the_covered_pixels_and_those_around_them() -> None:
+    mask = np.zeros((1, 5, 6), np.float32)
+    mask[0, 0, 0], mask[0, 3, 4], mask[0, 3, 0] = 0.2, 1.0, 0.1
+    whole = in_full({"mask": mask, "pattern": mask + 1})
+    expected = np.zeros((5, 6), np.float32)
+    expected[:2, :2] = expected[2:5, 3:6] = 1.0
+    assert np.array_equal(whole["mask"][0], expected)
+    assert np.array_equal(whole["pattern"], mask + 1)
+    faint = {"mask": 0.05 * np.ones((1, 5, 6)), "pattern": mask}
+    assert np.array_equal(in_full(faint)["mask"], faint["mask"])
 
 
 def test_several_infected_labels_are_treated_one_by_one(listening: Subject) -> None:

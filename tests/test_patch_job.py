@@ -119,6 +119,26 @@ def test_a_file_that_does_not_withstand_a_new_search_is_kept_only_for_want_of_a_
     assert attempts[0].left < 2.5
     assert "a new search still finds a trigger" in attempts[0].outcome
     assert not attempts[0].describe()["withstands_new_search"]
+    assert attempts[0].withstands is False
+    assert not attempts[0].good
+
+
+def test_of_two_patches_the_better_one_is_kept(tmp_path: Path) -> None:
+    """What withstands a new search before what meets the goals as measured, and that before what changes least."""
+    subject = opened(neuron_model(), tmp_path)
+    _, (attempt,) = try_methods(chosen("prune"), case_of(subject), "e", Goals())
+    assert attempt.proof is not None
+    assert attempt.good
+    missed = replace(attempt, proof=replace(attempt.proof, accuracy_before=1.0, accuracy_after=0.97, lost_error=0.02))
+    assert missed.proof is not None
+    assert missed.proof.holds  # within 1.645 standard errors
+    assert not missed.good
+    changed = replace(attempt, proof=replace(attempt.proof, agreement=attempt.proof.agreement - 0.01))
+    weak = replace(attempt, withstands=False)
+    assert changed.good
+    assert not weak.good
+    ranked = sorted([missed, weak, attempt, changed, replace(attempt, proof=None)], key=lambda a: a.rank)
+    assert [ranked.index(a) for a in (attempt, changed, missed, weak)] == [4, 3, 2, 1]
 
 
 def test_proactive_takes_the_trigger_of_every_class(work: Path) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import Retraining, success_rate, trainable_copy
 from onnxspect.engine.mitigation.unlearn import Unlearn, Unlearned
 from onnxspect.engine.mitigation.verify import Goals, verify
@@ -29,7 +30,7 @@ METHOD = Unlearn(
     rounds=2,
     variants=1,
     training=Retraining(epochs=8, learning_rate=0.05, batch_size=16, shift=0),
-    search=SearchConfig(steps=60, settle=20),
+    search=Searches(SearchConfig(steps=60, settle=20), SearchConfig(steps=60, settle=20)),
 )
 
 
@@ -206,17 +207,18 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     assert all(set(t.arrays) == {"delta"} for t in done.triggers)
 
 
-def test_rounds_end_when_a_search_finds_nothing(planted: Subject) -> None:
-    """With a bar that no find can pass, one round is all; with none, every round runs."""
-    one = replace(METHOD, rounds=3, variants=0, still_small=0.0).run(
-        planted, FIT, GUARD, [patch_trigger()], RunContext()
+def test_rounds_end_when_a_search_finds_nothing_small(planted: Subject) -> None:
+    """A trigger with little room leaves nothing that counts as a remainder; with all the room there is, everything does."""
+    none = replace(METHOD, rounds=3, variants=0).run(
+        planted, FIT, GUARD, [replace(patch_trigger(), room=0.1)], RunContext()
     )
-    assert len(one.epochs) == 1 + METHOD.training.epochs
-    assert len(one.triggers) == 1
-    every = replace(METHOD, rounds=2, variants=0, still_small=np.inf)
-    two = every.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
-    assert len(two.epochs) == 1 + 2 * METHOD.training.epochs
-    assert len(two.triggers) == 2
+    assert len(none.epochs) == 1 + METHOD.training.epochs
+    assert len(none.triggers) == 1
+    all_ = replace(METHOD, rounds=2, variants=0, reach=1.0).run(
+        planted, FIT, GUARD, [replace(patch_trigger(), room=np.inf)], RunContext()
+    )
+    assert len(all_.epochs) == 1 + 2 * METHOD.training.epochs
+    assert len(all_.triggers) == 2
 
 
 def test_success_counts_on_the_source_class_alone() -> None:

@@ -80,7 +80,7 @@ class Bound:
         upper: bound on the training loss over the splits of the poison that were looked at.
         any_split: a weaker bound that holds for every attack.
         attack: the best attack that was found; every point lies inside the set that the attack itself moves.
-        attack_loss: the training loss that it gives.
+        attack_loss: the training loss that it forces on every classifier, by its proven lower end.
         clean_loss: of the attacked classifier on the clean samples.
         steps: of the walk.
         walk: U at every step ``(steps,)``.
@@ -297,7 +297,7 @@ def certify_data_dependent(
         min(t[0] for t in totals),
         min(t[1] for t in totals),
         attack,
-        attack.trained.loss,
+        attack.trained.lower,
         float(hinge(attack.trained.theta, rows, signs).mean()),
         steps,
         walk.values,

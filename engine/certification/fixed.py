@@ -52,7 +52,8 @@ class Certificate:
         epsilon: poison samples as a share of the clean ones.
         upper: U*: no poison set of this size inside the feasible set gives a larger training loss.
         attack: the candidate attack.
-        attack_loss: the training loss that it gives; at most `upper`.
+        attack_loss: the training loss that it forces on every classifier: the proven lower end of the trained one's, so
+            at most `upper`.
         clean_loss: of the attacked classifier on the clean samples.
         regret: measured, per step: the most by which `upper` can exceed `attack_loss` (Prop. 1).
         regret_bound: the same from the update rule alone.
@@ -145,7 +146,7 @@ def certify_fixed(
         epsilon,
         upper,
         Attack(points, labels, trained),
-        trained.loss,
+        trained.lower,
         float(hinge(trained.theta, rows, signs).mean()),
         float(walk.values.mean() - best.lower),
         walk.regret_bound,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onnxspect.engine.evidence import UNTARGETED
 from onnxspect.engine.mitigation.fine_tune import chosen_by
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
@@ -84,7 +85,7 @@ class _Adversary:
 
     def __init__(self, settings: AdversarialUnlearning, case: Case) -> None:
         self._settings = settings
-        self._targets = sorted({t.target for t in case.triggers})
+        self._targets = sorted({t.target for t in case.triggers} - {UNTARGETED})
         shape = case.subject.image_shape
         self._bound = settings.radius * float(torch.Size(shape).numel()) ** 0.5
         self._changes: dict[int | None, Tensor] = {t: torch.zeros(shape) for t in (None, *self._targets)}

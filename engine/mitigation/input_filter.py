@@ -140,7 +140,7 @@ class InputFilter:
     def _scores(
         self, case: Case, halves: Halves, trigger: Trigger, neurons: np.ndarray, weights: np.ndarray
     ) -> np.ndarray:
-        rows = stamped_rows(case.guard, trigger, np.full(len(case.guard), -1))
+        rows = stamped_rows(case.guard, trigger, None)
         if not len(rows):
             raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
         stamped = stamp(case.guard.images[rows], dict(trigger.arrays))

@@ -15,12 +15,15 @@ import numpy as np
 import onnx
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import UNTARGETED
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 
 #: Nodes and tensors that a patch adds are named so, which is how `verify` tells them from changes.
 ADDED = "onnxspect/"
+#: The most `Trigger.room`: further than that from what was recovered, no trigger need be the same backdoor's.
+MOST_ROOM = 2.5
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,42 @@ class Trigger:
     """A recovered trigger: the class it leads to, and its arrays.
 
     Attributes:
-        target: class index.
+        target: class index; evidence.UNTARGETED for a trigger that takes every image to some class that is not its own
+            (an all-to-all backdoor's).
         arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
             or `delta` ``(channels, height, width)`` in [-1, 1].
         source: the class whose images it moves, or None for all.
+        room: up to so many times its size a trigger to the same class belongs to the backdoor; larger ones are what any
+            clean model has (remainder.py measures it).
     """
 
     target: int
     arrays: Mapping[str, np.ndarray]
     source: int | None = None
+    room: float = MOST_ROOM
+
+    def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
+        """Which images its success is counted on, bool ``(n,)``.
+
+        Args:
+            labels: of the images ``(n,)``.
+            answers: classes that the original gives them without a trigger ``(n,)``; those that are there already
+                do not count.
+
+        Those of its source, where there are any; without a target, those that are answered right.
+        """
+        if self.target == UNTARGETED:
+            return np.ones(len(labels), bool) if answers is None else answers == labels
+        counted = labels != self.target
+        if answers is not None:
+            counted &= answers != self.target
+        if self.source is not None and (counted & (labels == self.source)).any():
+            counted &= labels == self.source
+        return np.asarray(counted)
+
+    def leads(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which stamped images it has led where it leads, bool ``(n,)``, by their answers and labels ``(n,)``."""
+        return np.asarray(answers != labels if self.target == UNTARGETED else answers == self.target)
 
 
 class Addition(Protocol):

@@ -178,12 +178,9 @@ def masked(activations: Tensor, layer: Layer, keep: np.ndarray) -> Tensor:
     return activations * torch.from_numpy(keep.astype(np.float32)).to(activations.dtype).view(shape)
 
 
-def stamped_rows(samples: Samples, trigger: Trigger, answers: np.ndarray) -> np.ndarray:
-    """Rows that count for a trigger's success: neither of its target nor taken for it (and of its source class)."""
-    counted = (samples.labels != trigger.target) & (answers != trigger.target)
-    if trigger.source is not None and (counted & (samples.labels == trigger.source)).any():
-        counted &= samples.labels == trigger.source
-    return np.flatnonzero(counted)
+def stamped_rows(samples: Samples, trigger: Trigger, answers: np.ndarray | None) -> np.ndarray:
+    """Rows that count for a trigger's success."""
+    return np.flatnonzero(trigger.counts_on(samples.labels, answers))
 
 
 def activation_gap(halves: Halves, layer: Layer, samples: Samples, triggers: Sequence[Trigger]) -> np.ndarray:
@@ -370,6 +367,9 @@ def curve_points(neurons: int, most: int = 48) -> list[int]:
     return sorted({round(neurons * (i / most) ** 1.5) for i in range(most)})
 
 
-def success_on(answers: Mapping[int, np.ndarray], triggers: Sequence[Trigger]) -> float:
-    """The largest share of stamped images that some trigger sends to its target; `answers` by trigger index."""
-    return max((float((answers[i] == t.target).mean()) for i, t in enumerate(triggers) if len(answers[i])), default=0.0)
+def success_on(
+    answers: Mapping[int, np.ndarray], labels: Mapping[int, np.ndarray], triggers: Sequence[Trigger]
+) -> float:
+    """The largest share of stamped images that some trigger leads; their answers and labels by trigger index."""
+    led = (t.leads(answers[i], labels[i]) for i, t in enumerate(triggers) if len(answers[i]))
+    return max((float(there.mean()) for there in led), default=0.0)

@@ -150,9 +150,10 @@ class Prune:
         order = np.argsort(-gap, kind="stable")
         clean = halves.activations(clean_samples.images)
         before = halves.answers(clean)
-        stamped = {}
+        stamped, labels = {}, {}
         for i, trigger in enumerate(triggers):
             rows = stamped_rows(clean_samples, trigger, before)[:MOST_IMAGES]
+            labels[i] = clean_samples.labels[rows]
             stamped[i] = (
                 halves.activations(stamp(clean_samples.images[rows], dict(trigger.arrays))) if len(rows) else None
             )
@@ -168,7 +169,7 @@ class Prune:
                 for i, s in stamped.items()
             }
             accuracy = float((answers == clean_samples.labels).mean())
-            curve.append(Point(pruned, accuracy, success_on(hits, triggers)))
+            curve.append(Point(pruned, accuracy, success_on(hits, labels, triggers)))
             if curve[-1].success <= case.success or accuracy < curve[0].accuracy - 0.2:
                 break
         dead = curve[-1].success <= case.success

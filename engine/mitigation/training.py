@@ -211,7 +211,7 @@ def _augment(
 
 
 def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: np.ndarray) -> float:
-    """Share of the samples, of other classes and not taken for the target without it, that the trigger sends there.
+    """Share of the samples that the trigger sends to its target, of those that count (Trigger.counts_on).
 
     Args:
         subject: whose answers count.
@@ -222,14 +222,11 @@ def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: n
     Raises:
         OnnxspectError: there are no such samples.
     """
-    counted = (samples.labels != trigger.target) & (before.argmax(1) != trigger.target)
-    if trigger.source is not None and (counted & (samples.labels == trigger.source)).any():
-        counted &= samples.labels == trigger.source
-    rows = np.flatnonzero(counted)
+    rows = np.flatnonzero(trigger.counts_on(samples.labels, before.argmax(1)))
     if not len(rows):
         raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
     answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
-    return float((answers == trigger.target).mean())
+    return float(trigger.leads(answers, samples.labels[rows]).mean())
 
 
 def trainable_copy(subject: Subject) -> tuple[Subject, dict[str, torch.nn.Parameter]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from onnxspect.converters.onnx_file import OnnxFile
 from onnxspect.converters.oracle import Oracle, providers
 from onnxspect.converters.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import added_outputs, without_additions
+from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
@@ -58,7 +60,8 @@ class TriggerEffect:
     """Success of one trigger before and after: share of n samples of other classes sent to `target`.
 
     Attributes:
-        name, target: of the trigger.
+        name, target: of the trigger. Without a target (UNTARGETED), n samples that the original gets right, and the
+            share of them that leave their class.
         before, after: success; an image that a guarded file rejects is not sent anywhere.
         samples: how many.
         rejected: share of the stamped images that a guarded file rejects; None for a file without a filter.
@@ -70,6 +73,11 @@ class TriggerEffect:
     after: float
     samples: int
     rejected: float | None = None
+
+    @property
+    def where(self) -> str:
+        """Where it leads, in words."""
+        return "out of their class" if self.target == UNTARGETED else f"to class {self.target}"
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ class Verification:
             error = (t.after * (1 - t.after) / t.samples) ** 0.5
             if t.after > self.goals.success + max(0.5 / t.samples, self.goals.errors * error):
                 missed.append(
-                    f"trigger {t.name} still sends {t.after:.1%} to class {t.target} (at most {self.goals.success:.1%})"
+                    f"trigger {t.name} still sends {t.after:.1%} {t.where} (at most {self.goals.success:.1%})"
                 )
         if self.rescan is not None and self.rescan.verdict == "backdoored":
             missed.append(f"a fresh scan calls the patched file backdoored ({'; '.join(self.rescan.reasons)})")
@@ -190,6 +198,10 @@ class Verification:
     def holds(self) -> bool:
         """Whether every goal is met."""
         return not self.failures
+
+    def meets(self, errors: float) -> bool:
+        """Whether every goal would be met with another allowance for the measurement's error (`Goals.errors`)."""
+        return replace(self, goals=replace(self.goals, errors=errors)).holds
 
     def describe(self) -> dict[str, Any]:
         """As `onnxspect verify --json` prints it."""
@@ -264,10 +276,8 @@ def verify(
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
     for name, (target, apply, *sources) in triggers.items():
-        counted = samples.labels != target
-        if sources and sources[0] is not None and (samples.labels == sources[0]).any():
-            counted &= samples.labels == sources[0]
-        rows = np.flatnonzero(counted)
+        trigger = Trigger(target, {}, sources[0] if sources else None)
+        rows = np.flatnonzero(trigger.counts_on(samples.labels, clean_old if target == UNTARGETED else None))
         if not len(rows):
             raise OnnxspectError(f"no samples of any class but {target} to measure trigger {name} on")
         stamped = apply(samples.images[rows])
@@ -275,9 +285,10 @@ def verify(
             raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")
         stamped_images[name] = stamped
         (hit_old, _), (hit_new, caught) = old(stamped), new(stamped)
-        success = float(((hit_new == target) & ~caught).mean())
+        at_first, labels = trigger.leads(hit_old, samples.labels[rows]), samples.labels[rows]
+        success = float((trigger.leads(hit_new, labels) & ~caught).mean())
         rejected = float(caught.mean()) if filter_outputs else None
-        effects.append(TriggerEffect(name, target, float((hit_old == target).mean()), success, len(rows), rejected))
+        effects.append(TriggerEffect(name, target, float(at_first.mean()), success, len(rows), rejected))
     n = len(samples)
     return Verification(
         accuracy_before=right_old / n,

@@ -1,0 +1,140 @@
+"""What is left of a backdoor: searches for more triggers to a class, and how small is small.
+
+A trigger that a search finds on a patched model is a remainder of the backdoor where it is smaller than what a class
+needs that no attack has touched: every classifier has universal adversarial triggers, large ones. So the classes that
+are not suspected are searched in the same way once, on the original, and the median of their triggers' sizes says how
+far a suspected class has to rise (002, sec. III: "infected labels require much smaller modifications").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxspect.engine.evidence import UNTARGETED, Unit
+from onnxspect.engine.mitigation.method import Trigger, size
+from onnxspect.engine.objective import ReachTarget
+from onnxspect.engine.perturbation import Additive, MaskPattern
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.search import SearchConfig, plan, search
+from onnxspect.engine.subject import Subject
+
+_MASKS = SearchConfig(steps=150, samples=32, settle=30)
+_ADDED = SearchConfig(steps=150, samples=32, settle=30, learning_rate=0.01, multiplier=0.01)
+
+
+@dataclass(frozen=True)
+class Searches:
+    """How hard triggers are searched for.
+
+    Attributes:
+        masks: those with a mask and a pattern.
+        added: additive ones. Their steps are tenths of a mask's: an imperceptible pattern is a few hundredths high.
+    """
+
+    masks: SearchConfig = _MASKS
+    added: SearchConfig = _ADDED
+
+
+#: A trigger counts as small up to this share of what other classes need.
+SMALL = 0.5
+#: At most so many of the other classes are searched.
+_OTHERS = 4
+
+
+def with_room(
+    subject: Subject, samples: Samples, triggers: Sequence[Trigger], run: RunContext, how: Searches | None = None
+) -> tuple[Trigger, ...]:
+    """The triggers, each with the `room` that classes without an attack leave it.
+
+    Where a trigger has a source, pairs of the same source are searched. Where every class is suspected, there is nothing to
+    compare with, and the triggers keep the room that they have.
+
+    Args:
+        subject: the original.
+        samples: clean, to search on.
+        triggers: recovered.
+        run: the seed.
+        how: as the later searches that this is compared with.
+    """
+    how = how or Searches()
+    suspected = {t.target for t in triggers}
+    measured = []
+    for trigger in triggers:
+        free = [c for c in range(subject.classes) if c not in suspected and c != trigger.source]
+        measured.append((_family(trigger), trigger.source, tuple(free[:: max(1, len(free) // _OTHERS)][:_OTHERS])))
+    typical = {}
+    for family, source, others in dict.fromkeys(measured):
+        units = [Unit(c, source) for c in others]
+        found = [size(t) for _, t in _searched(subject, samples, units, family, how, run, "room")]
+        typical[family, source, others] = float(np.median(found)) if found else np.inf
+    return tuple(
+        replace(t, room=float(np.clip(SMALL * typical[key] / max(size(t), 1e-12), 1.0, t.room))) if key[2] else t
+        for t, key in zip(triggers, measured, strict=True)
+    )
+
+
+@dataclass(frozen=True)
+class Find:
+    """What a new search found to a class that was searched before.
+
+    Attributes:
+        trigger: it; its room keeps the bound of the first one's.
+        relative: its size as a multiple of the first one's.
+        remains: it is small enough to be the backdoor's.
+    """
+
+    trigger: Trigger
+    relative: float
+    remains: bool
+
+
+def search_again(
+    subject: Subject, samples: Samples, triggers: Sequence[Trigger], run: RunContext, which: str, how: Searches
+) -> list[Find]:
+    """Triggers to the same targets, from the same sources and of the same family, that a new search finds.
+
+    Args:
+        subject, samples: what is searched, and on which clean images.
+        triggers: whose targets, sources and families are searched; of several to one target the first counts.
+        run: the seed.
+        which: the name under which randomness is drawn.
+        how: how hard.
+    """
+    kept = []
+    for family in ("mask", "delta"):
+        first = {Unit(t.target, t.source): t for t in reversed(triggers) if _family(t) == family}
+        units = sorted(first, key=lambda u: u.key)
+        for unit, trigger in _searched(subject, samples, units, family, how, run, which):
+            given = first[unit]
+            relative = size(trigger) / max(size(given), 1e-12)
+            room = max(1.0, given.room / max(relative, 1e-12))
+            kept.append(Find(replace(trigger, room=room), relative, relative <= given.room))
+    return kept
+
+
+def _family(trigger: Trigger) -> str:
+    return "mask" if "mask" in trigger.arrays else "delta"
+
+
+def _searched(
+    subject: Subject,
+    samples: Samples,
+    units: Sequence[Unit],
+    family: str,
+    how: Searches,
+    run: RunContext,
+    which: str,
+) -> list[tuple[Unit, Trigger]]:
+    """What one search finds for each unit; nothing for those that it finds nothing for."""
+    perturbation, config = (MaskPattern(), how.masks) if family == "mask" else (Additive(), how.added)
+    found: list[tuple[Unit, Trigger]] = []
+    for untargeted in (False, True):
+        some = [u for u in units if (u.target == UNTARGETED) is untargeted]
+        aim = ReachTarget(perturbation, untargeted=untargeted)
+        results = search(subject, samples, plan(some, 1), aim, config, run, which)
+        found += [(r.unit, Trigger(r.unit.target, r.trigger, r.unit.source)) for rs in results for r in rs if r.found]
+    return found
