@@ -189,8 +189,9 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="a warm pool needs Li
 def test_pool_outlives_what_its_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """One process, many jobs, each in a locked-in copy: crashes and limits are named, and the next job is unharmed."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    limits = GuardLimits(seconds=1, memory_bytes=256 << 20)
-    deeds = {"segfault": "SIGSEGV", "memory": "of memory", "sleep": "took more than 1 s", "exit": "status 7"}
+    # Four seconds, not one: the other deeds must come to theirs on a busy machine too.
+    limits = GuardLimits(seconds=4, memory_bytes=256 << 20)
+    deeds = {"segfault": "SIGSEGV", "memory": "of memory", "sleep": "took more than 4 s", "exit": "status 7"}
     with WarmPool("hostile_job", limits) as pool:
         for name, words in deeds.items():
             with (

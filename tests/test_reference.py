@@ -50,7 +50,7 @@ def test_they_classify(references: list[Subject]) -> None:
         pixels = torch.full((2, 1, SIDE, SIDE), 0.5, requires_grad=True)
         (gradient,) = torch.autograd.grad(reference(pixels).square().sum(), [pixels])
         assert bool(torch.isfinite(gradient).all())
-    a, b = (r.predict(unseen.images) for r in references)
+    a, b, *_ = (r.predict(unseen.images) for r in references)
     assert not np.allclose(a, b)
 
 
@@ -100,11 +100,11 @@ def test_folding_keeps_the_answers() -> None:
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in reference.module.modules())
 
 
-def test_what_cannot_be_learned_is_no_reference() -> None:
-    rng = np.random.default_rng(0)
-    shuffled = Samples(FIT.images, rng.permutation(FIT.labels))
+def test_what_was_not_learned_is_no_reference() -> None:
+    """Every label is another class's. (Shuffled ones would not do: of four classes a network gets two right by chance.)"""
+    wrong = Samples(FIT.images, (FIT.labels + 1) % CLASSES)
     listener = Listener()
-    assert train_references(subject(), shuffled, CHECK, RunContext(observer=listener)) == []
+    assert train_references(subject(), wrong, CHECK, RunContext(observer=listener)) == []
     assert len(listener.advances) == COUNT
     assert any("no reference network learned" in n for n in listener.notices)
 

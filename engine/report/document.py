@@ -102,7 +102,7 @@ def as_json(document: dict[str, Any]) -> str:
 def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
     if isinstance(evidence, Skipped):
         return {"name": evidence.detector, "status": "skipped", "reason": evidence.reason}
-    units = evidence.units
+    units = [u for u in evidence.units if not u.unit.shared]  # a shared trigger is one search, with a row a class
     return {
         "name": evidence.detector,
         "status": "ran",
