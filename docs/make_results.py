@@ -83,6 +83,10 @@ def _detection(r: dict[str, Any]) -> str:
     )
     missed = [m["name"] for m in r["models"] if m["infected"] and not set(m["found"]) & set(m["targets"])]
     misses = f"Missed: {', '.join(missed)}.\n\n" if missed else ""
+    alarms = [m["name"] for m in r["models"] if not m["infected"] and m["verdict"] == "backdoored"]
+    misses += f"False alarms: {', '.join(alarms)}.\n\n" if alarms else ""
+    unfinished = r.get("not_finished")
+    misses += f"Not run to the end: {', '.join(unfinished)}.\n\n" if unfinished else ""
     return (
         f"## Detection, preset {r['preset']}\n\n`{r['command']}`, {r['date']}, {r['device']}, seed {r['seed']}. Beside the calibrated verdict, the "
         f"paper's rule (MAD index above 2) finds {s['found_by_the_paper_rule']} of {s['infected']} infected models and "
