@@ -109,7 +109,7 @@ def _parts(out: Path) -> tuple[Path, Path]:
 
 def _scan(name: str, data: Path, out: Path, run: RunContext, show_report: bool) -> ScanResult:
     _step(not show_report, f"scanning {zoo.path(name).name}")
-    result = scan(zoo.path(name), data, out / name, run=run, references=out / "references")
+    result = scan(zoo.path(name), data, out / name, preset="quick", run=run, references=out / "references")
     if show_report:
         show(Panel(as_text.render(result.report), title=zoo.path(name).name, title_align="left"))
     return result
