@@ -119,16 +119,21 @@ def leave_one_out(
             judged; the classes are taken to differ by at least as much.
     """
     values = np.array(values, np.float64)
-    flag = np.zeros(len(values), bool)
-    _, plain = _signed(values, tail)
-    if np.isfinite(plain).sum() >= 2:
-        flag[np.isfinite(plain)] = mad_index(plain[np.isfinite(plain)]) > threshold
     known, signed = _signed(_scaled(values, log), tail)
     index = np.full(len(values), np.nan)
     log_p = np.zeros(len(values))
     if known.sum() >= FEWEST_CLASSES:
         index[known], log_p[known] = _against_the_rest(_drawn_in(signed[known]), max(noise, ROUNDING))
-    return Judgement(index, np.exp(log_p), log_p / np.log(10), flag & known)
+    return Judgement(index, np.exp(log_p), log_p / np.log(10), _mad_flag(values, tail, threshold) & known)
+
+
+def _mad_flag(values: np.ndarray, tail: str, threshold: float = 2.0) -> np.ndarray:
+    """The paper's rule on the bare values ``(class,)``."""
+    known, plain = _signed(values, tail)
+    flag = np.zeros(len(plain), bool)
+    if known.sum() >= 2:
+        flag[known] = mad_index(plain[known]) > threshold
+    return flag
 
 
 def against_reference(
@@ -150,12 +155,10 @@ def against_reference(
         reliability: share of the variance between classes on the references that is not chance.
     """
     values, references = np.asarray(values, np.float64), np.asarray(references, np.float64)
-    plain = leave_one_out(values, tail, log, noise=noise)
-    known, y = _signed(_scaled(values, log), tail)
-    _, x = _signed(_scaled(references, log), tail)
+    known, y, x = _side_by_side(values, references, tail, log)
     able = known & np.isfinite(x)
     if able.sum() < FEWEST_CLASSES:
-        return plain
+        return leave_one_out(values, tail, log, noise=noise)
     floor = max(noise, SPREAD_SHARE * spread, ROUNDING)
     rest, credit = _beyond(y[able], x[able], reliability)
     t, log_p = _against_the_rest(rest, floor)
@@ -166,7 +169,7 @@ def against_reference(
         t[k], log_p[k] = one_t[k], one_log_p[k]
     index, log10_p = np.full(len(values), np.nan), np.zeros(len(values))
     index[able], log10_p[able] = t, log_p / np.log(10)
-    return Judgement(index, 10**log10_p, log10_p, plain.paper_flag)
+    return Judgement(index, 10**log10_p, log10_p, _mad_flag(values, tail) & known)
 
 
 def one_against_reference(
@@ -191,8 +194,7 @@ def one_against_reference(
         (distance in deviations, log10 of the p-value): Student's t with K - 1 degrees of freedom; (NaN, 0) where there
         is too little to compare with.
     """
-    known, y = _signed(_scaled(np.array([value, *others]), log), tail)
-    _, x = _signed(_scaled(np.array([reference, *references]), log), tail)
+    known, y, x = _side_by_side(np.array([value, *others]), np.array([reference, *references]), tail, log)
     able = known & np.isfinite(x)
     if not able[0] or able.sum() - 1 < FEWEST_CLASSES:
         able, x = known, np.zeros_like(x)
@@ -206,6 +208,15 @@ def one_against_reference(
         y[0] - b * x[0] + max(0.0, reliability - b) * ahead, rest, max(noise, SPREAD_SHARE * spread, ROUNDING)
     )
     return t, log_p / float(np.log(10))
+
+
+def _side_by_side(
+    values: np.ndarray, references: np.ndarray, tail: str, log: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(which values are known, values and references on the scale that is judged, turned so that small is suspicious)."""
+    known, y = _signed(_scaled(values, log), tail)
+    _, x = _signed(_scaled(references, log), tail)
+    return known, y, x
 
 
 def _beyond(y: np.ndarray, x: np.ndarray, reliability: float) -> tuple[np.ndarray, np.ndarray]:

@@ -120,12 +120,7 @@ def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> li
     """
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
-
-    def smallness(unit: UnitEvidence) -> float:
-        relative = [v for k, v in unit.statistics.items() if k.startswith("relative_")]
-        return min(relative, default=unit.statistics[statistic])
-
-    for unit in sorted(able, key=smallness):
+    for unit in sorted(able, key=lambda u: u.size(statistic)):
         trigger = _trigger(unit)
         if trigger is not None:
             return [trigger]

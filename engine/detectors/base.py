@@ -232,10 +232,17 @@ def search_with_references(
     return against_references(found, baselines, statistic, raw)
 
 
-def compared(views: Sequence[View], at_hand: AtHand, raw: str, nature: float) -> list[View]:
-    """The views, judged against the references; without any, by no finer measure than what classes differ by nature."""
-    if at_hand.references:
-        return [v.with_reference(raw) for v in views]
+def compared(views: Sequence[View], with_references: bool, nature: float, raw: str = "") -> list[View]:
+    """The views, judged against the references; without any, by no finer measure than what classes differ by nature.
+
+    Args:
+        views: of a detector.
+        with_references: whether there are any.
+        nature: of statistics of this kind, see `NATURE`.
+        raw: what the statistic is called on the references; by default each view's own.
+    """
+    if with_references:
+        return [v.with_reference(raw or v.statistic) for v in views]
     return [replace(v, noise=max(v.noise, nature)) for v in views]
 
 

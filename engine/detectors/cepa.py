@@ -54,7 +54,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
-from onnxspect.engine.detectors.base import NATURE, AtHand, Detector, against_references, present_classes
+from onnxspect.engine.detectors.base import NATURE, AtHand, Detector, against_references, compared, present_classes
 from onnxspect.engine.embedding import Embedding, choose_taps, embed, embedded, perturbing
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
@@ -172,10 +172,7 @@ class Cepa(Detector):
         else:
             views = [View("delta_norm", "low", t.tap, noise=NOISE) for t in taps]
             shown = "delta_norm"
-        if relative:
-            views = [v.with_reference(v.statistic) for v in views]
-        else:
-            views = [replace(v, noise=max(v.noise, NATURE)) for v in views]
+        views = compared(views, relative, NATURE)
         settings = self.settings() | {"tap names": [t.tap for t in taps]}
         if relative:
             settings |= {"references": references}

@@ -110,7 +110,7 @@ class NeuralCleanse(Detector):
             *([View("pair_l1", weight=PAIRS)] if self.pairs else []),
             shared_view("l1", among=statistic),
         ]
-        views = compared(views, at_hand, "l1", nature=2 * NATURE)
+        views = compared(views, bool(at_hand.references), 2 * NATURE, "l1")
         settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
         judged = tuple(v for v in views if any(v.statistic in u.statistics for u in found))
         return Evidence(NAME, settings, statistic, "l1", "low", tuple(found), judged)

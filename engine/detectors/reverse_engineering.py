@@ -162,7 +162,7 @@ class ReverseEngineering(Detector):
         )
         pairs = [View(f"pair_{norm}", weight=PAIRS)] if self.pairs else []
         views = [View(f"all_{norm}"), *pairs, shared_view(norm, among=f"all_{norm}")]
-        views = compared(views, at_hand, norm, nature=NATURE)
+        views = compared(views, bool(at_hand.references), NATURE, norm)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(
             NAME,
