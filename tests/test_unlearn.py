@@ -17,7 +17,7 @@ from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import Retraining, success_rate, trainable_copy
-from onnxspect.engine.mitigation.unlearn import Unlearn, Unlearned
+from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn, Unlearned
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
@@ -26,10 +26,11 @@ from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.subject import InputSpec, Subject
 
 TARGET = 2
+SHORT = Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2, shift=0)
 METHOD = Unlearn(
     rounds=2,
     variants=1,
-    training=Retraining(epochs=8, learning_rate=0.05, batch_size=16, shift=0),
+    lessons=(Lesson("short", SHORT, harmless=0.4),),
     search=Searches(SearchConfig(steps=60, settle=20), SearchConfig(steps=60, settle=20)),
 )
 
@@ -83,7 +84,7 @@ def test_history(outcome: Unlearned) -> None:
     first, *rest = outcome.epochs
     assert (first.epoch, first.success, first.divergence) == (0, 1.0, 0.0)
     assert [e.epoch for e in rest] == list(range(1, len(rest) + 1))
-    assert len(rest) in (METHOD.training.epochs, 2 * METHOD.training.epochs)
+    assert len(rest) in (SHORT.epochs, 2 * SHORT.epochs)
     assert min(e.success for e in rest) <= METHOD.goal
     assert outcome.triggers[0].target == TARGET
 
@@ -195,7 +196,7 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     before = subject.predict(UNSEEN.images)
     assert [success_rate(subject, UNSEEN, t, before) for t in triggers] == [1.0, 1.0]
     # Adam moves a weight by one step size a step, and these have far to go.
-    longer = replace(METHOD, training=replace(METHOD.training, learning_rate=0.5, epochs=16))
+    longer = replace(METHOD, lessons=(Lesson("longer", replace(SHORT, learning_rate=0.5, epochs=16)),))
     done = longer.run(subject, FIT, GUARD, triggers, RunContext())
     student, parameters = trainable_copy(subject)
     with torch.no_grad():
@@ -207,17 +208,32 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     assert all(set(t.arrays) == {"delta"} for t in done.triggers)
 
 
+def test_the_next_lesson_is_tried_where_one_moves_the_answers_too_far(planted: Subject) -> None:
+    strict, other = (
+        Lesson("strict", SHORT, divergence=0.0),
+        Lesson("other", replace(SHORT, from_teacher=1.0, temperature=2.0)),
+    )
+    short = replace(METHOD, rounds=1, variants=0)
+    taken = replace(short, lessons=(strict, other)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    alone = replace(short, lessons=(other,)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    assert taken.lesson == alone.lesson == other
+    assert taken.kept == alone.kept
+    assert taken.kept.success == 0.0
+    first = replace(short, lessons=(replace(strict, divergence=9.0), other))
+    assert first.run(planted, FIT, GUARD, [patch_trigger()], RunContext()).lesson.name == "strict"
+
+
 def test_rounds_end_when_a_search_finds_nothing_small(planted: Subject) -> None:
     """A trigger with little room leaves nothing that counts as a remainder; with all the room there is, everything does."""
     none = replace(METHOD, rounds=3, variants=0).run(
         planted, FIT, GUARD, [replace(patch_trigger(), room=0.1)], RunContext()
     )
-    assert len(none.epochs) == 1 + METHOD.training.epochs
+    assert len(none.epochs) == 1 + SHORT.epochs
     assert len(none.triggers) == 1
     all_ = replace(METHOD, rounds=2, variants=0, reach=1.0).run(
         planted, FIT, GUARD, [replace(patch_trigger(), room=np.inf)], RunContext()
     )
-    assert len(all_.epochs) == 1 + 2 * METHOD.training.epochs
+    assert len(all_.epochs) == 1 + 2 * SHORT.epochs
     assert len(all_.triggers) == 2
 
 

@@ -77,6 +77,8 @@ class Retraining:
         batch_size: images a step.
         learning_rate: Adam's, falling to zero by a cosine.
         from_teacher: weight of the original model's answers against the labels.
+        temperature: at which original and student answer where the original teaches (Hinton et al. 2015, sec. 2). Above
+            1 the classes that the original finds unlikely count too, and the student keeps closer to it.
         shift: pixels by which a training image is moved at most, each way.
         mixed: share of the images that are mixed with another one before the original is asked.
     """
@@ -85,6 +87,7 @@ class Retraining:
     batch_size: int = 32
     learning_rate: float = 1e-3
     from_teacher: float = 0.9
+    temperature: float = 1.0
     shift: int = 2
     mixed: float = 0.5
 
@@ -157,10 +160,10 @@ def retrain(
     history = []
     try:
         for epoch in range(first, first + settings.epochs):
-            for images, wanted in _batches(teacher, fit, settings, generator):
+            for images, hard, soft in _batches(teacher, fit, settings, generator):
                 if corrupt is not None:
                     images = corrupt(images, student, generator)
-                loss = functional.cross_entropy(student(images.to(student.device)), wanted.to(student.device))
+                loss = _loss(student(images.to(student.device)), hard, soft, settings)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -184,15 +187,26 @@ def retrain(
 
 def _batches(
     teacher: Subject, fit: Samples, settings: Retraining, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of augmented images and the probabilities wanted for them."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch of augmented images, their labels as probabilities, and what the original answers, at its temperature."""
     order = torch.randperm(len(fit), generator=generator)
     everything, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
     for rows in order.split(settings.batch_size):
         images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
         with torch.no_grad():
-            soft = teacher(images.to(teacher.device)).softmax(1).cpu()
-        yield images, (1 - settings.from_teacher) * hard + settings.from_teacher * soft
+            soft = (teacher(images.to(teacher.device)) / settings.temperature).softmax(1)
+        yield images, hard.to(soft.device), soft
+
+
+def _loss(logits: Tensor, hard: Tensor, soft: Tensor, settings: Retraining) -> Tensor:
+    """Cross-entropy with the labels and with the original's answers, weighted.
+
+    The second is multiplied by the temperature's square, since its gradients shrink by that (Hinton et al. 2015, sec. 2).
+    """
+    told, kept = 1 - settings.from_teacher, settings.from_teacher * settings.temperature**2
+    by_label = functional.cross_entropy(logits, hard) if told else logits.new_zeros(())
+    by_teacher = functional.cross_entropy(logits / settings.temperature, soft) if kept else logits.new_zeros(())
+    return told * by_label + kept * by_teacher
 
 
 def _augment(
