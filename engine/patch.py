@@ -7,9 +7,11 @@ that misses its goals is not written.
 `auto` tries methods in order of cost and keeps the first whose file meets the goals *and* withstands a new search: the
 trigger that a method was given is not the attacker's own, and a method can switch off the one and leave the other. It
 withstands where the search finds no trigger that is still small for a class without an attack (mitigation/remainder.py).
-The goals are met as measured, with no allowance for the few samples; and of a method that is chosen and judged on the same
-samples (pruning), no more answers may have changed than accuracy may be lost. Where no method does all that, the best of those
-that meet the goals within the measurement's error is kept (`Attempt.rank`), and the answer says what is wrong with it.
+The triggers' success must meet its goal as measured, with no allowance for the few samples, and so must the accuracy
+that was most likely lost (`Attempt.lost`). Of a method that is chosen and judged on the same samples (pruning), no more
+answers may have changed, those to triggers counted in, than accuracy may be lost. Where no method does all that, the
+best of those that meet the goals within the measurement's error is kept (`Attempt.rank`), and the answer says what is
+wrong with it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,9 @@ METHODS = CHOICES
 FIT_SHARE = 0.8
 #: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
 JUDGED_ON_FEW = 1.645
+#: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
+#: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
+LOST_OF_CHANGED = 0.25
 #: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
 LEAD_AWAY = frozenset({DTINSPECTOR})
 _NEW_SEARCH = Searches()
@@ -161,6 +166,7 @@ class Attempt:
         withstands: none of those found is small enough to be the backdoor's; None where nothing was searched.
         facts: what the method says of itself.
         seconds: wall time.
+        judged_apart: its proof is of samples that had no part in making it.
     """
 
     method: str
@@ -170,22 +176,57 @@ class Attempt:
     withstands: bool | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    judged_apart: bool = True
+
+    @property
+    def lost(self) -> float:
+        """The clean accuracy that was most likely lost; infinite where there is no file.
+
+        A hundred samples show a point of accuracy less well than what share of their answers has changed, of which
+        LOST_OF_CHANGED is lost, give or take as much again. This is what both say together, each weighted by the inverse of
+        its variance; of samples that the method itself was chosen by, the changed answers alone.
+        """
+        if self.proof is None:
+            return float("inf")
+        changed = 1 - self.proof.agreement
+        expected = LOST_OF_CHANGED * changed
+        if not self.judged_apart or changed == 0:
+            return expected
+        by_changes, by_labels = expected**-2, self.proof.samples / changed
+        measured = self.proof.accuracy_before - self.proof.accuracy_after
+        return (by_changes * expected + by_labels * measured) / (by_changes + by_labels)
+
+    @property
+    def worst(self) -> float:
+        """Success of the trigger that still works best, on its file."""
+        return max((t.after for t in self.proof.triggers), default=0.0) if self.proof else 1.0
+
+    @property
+    def stops_triggers(self) -> bool:
+        """Whether the triggers' success meets its goal as measured, and the rest within the measurement's error."""
+        if self.proof is None or not self.proof.holds:
+            return False
+        return replace(self.proof, goals=replace(self.proof.goals, accuracy_lost=1.0, errors=0.0)).holds
 
     @property
     def good(self) -> bool:
-        """Whether there is nothing left to wish for: the goals met as measured, and no small trigger found."""
-        return self.proof is not None and self.proof.meets(errors=0.0) and self.withstands is not False
+        """Whether there is nothing left to wish for: the goals met, and no small trigger found."""
+        if self.proof is None or not self.stops_triggers or self.withstands is False:
+            return False
+        goal = self.proof.goals.accuracy_lost
+        if not self.judged_apart and 1 - self.proof.agreement + self.worst > goal:
+            return False
+        return self.lost <= goal + 0.5 / self.proof.samples  # half a sample of slack, as in Verification.failures
 
     @property
-    def rank(self) -> tuple[bool, bool, float]:
+    def rank(self) -> tuple[bool, bool, bool, float]:
         """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
 
-        First the one that withstands a new search, then one that meets the goals as measured, then the one whose file
-        answers most like the original: on few samples that says more of what was lost than accuracy does.
+        First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that stops
+        the triggers, then the one that does less harm: accuracy most likely lost, and success of the trigger that still
+        works best. Both have a file.
         """
-        if self.proof is None:
-            return False, False, 0.0
-        return self.withstands is not False, self.proof.meets(errors=0.0), self.proof.agreement
+        return self.good, self.withstands is not False, self.stops_triggers, -self.lost - self.worst
 
     @property
     def outcome(self) -> str:
@@ -193,8 +234,7 @@ class Attempt:
         if self.proof is None:
             return f"{self.method}: {self.problem}"
         lost = self.proof.accuracy_before - self.proof.accuracy_after
-        worst = max((t.after for t in self.proof.triggers), default=0.0)
-        text = f"{self.method}: triggers at most {worst:.1%}, clean accuracy {-lost:+.1%}"
+        text = f"{self.method}: triggers at most {self.worst:.1%}, clean accuracy {-lost:+.1%}"
         if self.proof.rejected is not None:
             text += f", {self.proof.rejected:.1%} of clean images rejected"
         if self.withstands is False:
@@ -342,7 +382,7 @@ def try_methods(
             continue
         if best is None or attempt.rank > best[0].rank:
             best = (attempt, proto, changes)
-        if attempt.good and (method.trains or attempt.proof.agreement >= 1 - goals.accuracy_lost):
+        if attempt.good:
             break
     return best, tuple(attempts)
 
@@ -364,7 +404,7 @@ def _try(
         if not searched:
             raise
         seconds = time.perf_counter() - started
-        return Attempt(method.name, None, error.message, seconds=seconds), None, ()
+        return Attempt(method.name, None, error.message, seconds=seconds, judged_apart=method.trains), None, ()
     if folder is not None:
         for name, png in edit.pictures.items():
             write_atomically(folder / name, png)
@@ -378,7 +418,9 @@ def _try(
             trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
         )
         left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
-    attempt = Attempt(method.name, proof, "", left, withstands, edit.facts, time.perf_counter() - started)
+    attempt = Attempt(
+        method.name, proof, "", left, withstands, edit.facts, time.perf_counter() - started, method.trains
+    )
     return attempt, proto, tuple(changes)
 
 

@@ -124,21 +124,43 @@ def test_a_file_that_does_not_withstand_a_new_search_is_kept_only_for_want_of_a_
 
 
 def test_of_two_patches_the_better_one_is_kept(tmp_path: Path) -> None:
-    """What withstands a new search before what meets the goals as measured, and that before what changes least."""
+    """The good one first, then what withstands a new search, what stops the triggers, and what does less harm."""
+    subject = opened(neuron_model(), tmp_path)
+    _, (attempt,) = try_methods(chosen("prune"), case_of(subject), "e", Goals())
+    proof = attempt.proof
+    assert proof is not None
+    assert attempt.good
+    changed = replace(attempt, proof=replace(proof, agreement=0.995))
+    weak = replace(attempt, withstands=False)
+    alive = replace(attempt, proof=replace(proof, triggers=tuple(replace(t, after=0.015) for t in proof.triggers)))
+    assert changed.good
+    assert not weak.good
+    assert alive.stops_triggers
+    assert not alive.good  # judged on what it was chosen by: little may have changed
+    assert replace(alive, judged_apart=True).good
+    order = [weak, alive, changed, attempt]
+    assert sorted([attempt, weak, changed, alive], key=lambda a: a.rank) == order
+
+
+def test_accuracy_lost_is_estimated_from_changed_answers_too(tmp_path: Path) -> None:
+    """Few samples are believed little: two answers more wrong of a hundred, with four changed, are not two points lost."""
     subject = opened(neuron_model(), tmp_path)
     _, (attempt,) = try_methods(chosen("prune"), case_of(subject), "e", Goals())
     assert attempt.proof is not None
-    assert attempt.good
-    missed = replace(attempt, proof=replace(attempt.proof, accuracy_before=1.0, accuracy_after=0.97, lost_error=0.02))
-    assert missed.proof is not None
-    assert missed.proof.holds  # within 1.645 standard errors
-    assert not missed.good
-    changed = replace(attempt, proof=replace(attempt.proof, agreement=attempt.proof.agreement - 0.01))
-    weak = replace(attempt, withstands=False)
-    assert changed.good
-    assert not weak.good
-    ranked = sorted([missed, weak, attempt, changed, replace(attempt, proof=None)], key=lambda a: a.rank)
-    assert [ranked.index(a) for a in (attempt, changed, missed, weak)] == [4, 3, 2, 1]
+
+    def lost(measured: float, changed: float, samples: int, apart: bool = True) -> float:
+        assert attempt.proof is not None
+        proof = replace(
+            attempt.proof, accuracy_before=0.9, accuracy_after=0.9 - measured, agreement=1 - changed, samples=samples
+        )
+        return replace(attempt, proof=proof, judged_apart=apart).lost
+
+    assert lost(0.0, 0.0, 100) == 0.0
+    assert 0.0101 < lost(0.02, 0.04, 100) < 0.0125
+    assert lost(0.02, 0.04, 100_000) == pytest.approx(0.02, rel=0.01)
+    assert lost(0.0, 0.04, 100, apart=False) == pytest.approx(0.01)
+    assert lost(0.0, 0.08, 100) > lost(0.02, 0.04, 100)
+    assert replace(attempt, proof=None).lost == float("inf")
 
 
 def test_proactive_takes_the_trigger_of_every_class(work: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,10 +198,6 @@ class Verification:
     def holds(self) -> bool:
         """Whether every goal is met."""
         return not self.failures
-
-    def meets(self, errors: float) -> bool:
-        """Whether every goal would be met with another allowance for the measurement's error (`Goals.errors`)."""
-        return replace(self, goals=replace(self.goals, errors=errors)).holds
 
     def describe(self) -> dict[str, Any]:
         """As `onnxspect verify --json` prints it."""
