@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -87,6 +87,8 @@ class View:
         among: the view is of the shared trigger, one value, which is judged against the classes' values of this
             statistic; "" for a view whose units are judged among themselves.
         weight: its share of the price of looking with several views.
+        typical: deviation that the statistic usually has between the classes of one network, beyond the references, on the
+            scale that is judged (spread.py); 0 where it is not known.
     """
 
     statistic: str
@@ -99,6 +101,7 @@ class View:
     reliability: str = ""
     among: str = ""
     weight: float = 1.0
+    typical: float = 0.0
 
     def with_reference(self, raw: str) -> View:
         """The same, judged against what the statistic `raw` is on the reference networks."""
@@ -136,6 +139,19 @@ class Evidence:
     def judged(self) -> tuple[View, ...]:
         """The views; the one of `statistic` where none are listed."""
         return self.views or (View(self.statistic, self.tail),)
+
+    def seen_by(self, view: View) -> tuple[UnitEvidence, ...]:
+        """The units that a view judges among themselves."""
+        return tuple(
+            u
+            for u in self.units
+            if view.statistic in u.statistics and not u.unit.shared and (not view.tap or u.unit.tap == view.tap)
+        )
+
+    @staticmethod
+    def values(units: Sequence[UnitEvidence], statistic: str) -> np.ndarray:
+        """One of their statistics, ``(unit,)``, NaN for units without it."""
+        return np.array([u.statistics.get(statistic, np.nan) for u in units], np.float64)
 
     @property
     def seconds(self) -> float:

@@ -12,14 +12,16 @@ from onnxspect.engine.kind import suggest_kind
 from onnxspect.engine.null_model import (
     FEWEST_CLASSES,
     Judgement,
+    Prior,
     against_reference,
     harmonic_mean,
     mad,
     one_against_reference,
 )
+from onnxspect.engine.spread import Spreads, spreads
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together.
-ALPHA = 0.05
+ALPHA = 0.02
 #: A trigger that fools fewer clean samples than this, of those the search never saw, is overfitted and proves nothing. Not
 #: more than half: a trigger found on 32 images of a hard attack carries over to 70 %, and how small it is decides anyway.
 CARRIES_OVER = 0.5
@@ -94,7 +96,8 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     if classes < FEWEST_CLASSES:
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
-    looks = [_look(e, classes) for e in ran]
+    known = spreads(ran)
+    looks = [_look(e, classes, known) for e in ran]
     findings = tuple(_finding(k, looks) for k in range(classes))
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
@@ -177,34 +180,27 @@ class _Look:
         return min(self.views, key=lambda v: float(v.calibrated.log10_p[k]))
 
 
-def _look(evidence: Evidence, classes: int) -> _Look:
-    views = tuple(_judge(evidence, view, classes) for view in evidence.judged)
+def _look(evidence: Evidence, classes: int, known: Spreads) -> _Look:
+    views = tuple(_judge(evidence, v, classes, known.prior(evidence.detector, v)) for v in evidence.judged)
     weights = [v.view.weight for v in views]
     by_class = zip(*(v.calibrated.log10_p.tolist() for v in views), strict=True)
     return _Look(evidence, views, np.array([harmonic_mean(p, weights) for p in by_class]))
 
 
-def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
+def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
     """Judge every unit of a view among all of them; for a class its most suspicious unit speaks.
 
     A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the price of
     looking at all of them is in the judgement. With one unit a class this is the comparison of classes.
     """
     if view.among:
-        return _judge_shared(evidence, view, classes)
-    units = [
-        u
-        for u in evidence.units
-        if view.statistic in u.statistics
-        and not u.unit.shared
-        and u.unit.target < classes
-        and (not view.tap or u.unit.tap == view.tap)
-    ]
-    values = _values(units, view.statistic)
-    references = _values(units, view.reference)
+        return _judge_shared(evidence, view, classes, prior)
+    units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
+    values = evidence.values(units, view.statistic)
+    references = evidence.values(units, view.reference)
     spread, reliability = _common(units, view.spread, 0.0), _common(units, view.reliability, 1.0)
-    judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability)
-    paper = mad(_values(units, evidence.paper_statistic), evidence.tail)
+    judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability, prior)
+    paper = mad(evidence.values(units, evidence.paper_statistic), evidence.tail)
     speaker: dict[int, int] = {}
     for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
         speaker.setdefault(units[i].unit.target, i)
@@ -216,7 +212,7 @@ def _judge(evidence: Evidence, view: View, classes: int) -> _Judged:
     )
 
 
-def _judge_shared(evidence: Evidence, view: View, classes: int) -> _Judged:
+def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
     """Judge the one value of a shared trigger against the targeted ones; it speaks for every class that it leads to."""
     units = [u for u in evidence.units if u.unit.shared and view.statistic in u.statistics]
     others = [u for u in evidence.units if not u.unit.shared and view.among in u.statistics]
@@ -229,24 +225,20 @@ def _judge_shared(evidence: Evidence, view: View, classes: int) -> _Judged:
         t, log10 = one_against_reference(
             one[view.statistic],
             one.get(view.reference, np.nan),
-            _values(others, view.among),
-            _values(others, view.reference),
+            evidence.values(others, view.among),
+            evidence.values(others, view.reference),
             view.tail,
             view.log,
             view.noise,
             _common(others, view.spread, 0.0),
             _common(others, view.reliability, 1.0),
+            prior,
         )
         if t > 0:  # larger than the targeted ones are: it says nothing of the classes
             named = list(speaker)
             index[named], log10_p[named], p_value[named] = t, log10, 10**log10
     unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
     return _Judged(view, Judgement(index, p_value, log10_p, unknown.paper_flag), unknown, speaker)
-
-
-def _values(units: Sequence[UnitEvidence], statistic: str) -> np.ndarray:
-    """``(unit,)``, NaN for units without it."""
-    return np.array([u.statistics.get(statistic, np.nan) for u in units], np.float64)
 
 
 def _common(units: Sequence[UnitEvidence], name: str, unknown: float) -> float:

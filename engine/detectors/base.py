@@ -83,6 +83,11 @@ def flat(settings: Any) -> dict[str, object]:
 #: the square of a length. Without references to say so, classes are taken to differ by at least that. Measured on the
 #: fifteen clean models of zoo-small, judged without references: 2 alarms at no floor, none at this one (least p 0.08).
 NATURE = 0.15
+#: The usual deviation of each norm between the classes of one network, beyond the references, on a log scale: the median over
+#: the 55 models of benchmarks/results/detection_standard.json that ran with references. For triggers from all classes, and
+#: for those of pairs.
+TYPICAL = {"l1": 0.19, "l2": 0.125}
+TYPICAL_PAIRS = {"l1": 0.24, "l2": 0.19}
 #: Weight of the view of pairs beside that of triggers from all classes, which most attacks have: half of its price.
 PAIRS = 0.5
 #: A finished unit as evidence.
@@ -243,7 +248,7 @@ def compared(views: Sequence[View], with_references: bool, nature: float, raw: s
     """
     if with_references:
         return [v.with_reference(raw or v.statistic) for v in views]
-    return [replace(v, noise=max(v.noise, nature)) for v in views]
+    return [replace(v, noise=max(v.noise, nature), typical=0.0) for v in views]
 
 
 def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:

@@ -17,6 +17,7 @@ from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import write_atomically
+from onnxspect.engine.verdict import ALPHA
 
 #: Classes shown at most in one chart: the most suspicious ones.
 MOST_BARS = 40
@@ -91,7 +92,7 @@ def bars(report: dict[str, Any]) -> Figure:
     colours = [ACCENT if r[0] in report["targets"] else CALM for r in rows]
     axes.bar(range(len(rows)), [r[2] for r in rows], color=colours)
     for i, (_, _, value, p, _) in enumerate(rows):
-        if p < 0.05:
+        if p < ALPHA:
             axes.annotate(f"p={p:.1g}", (i, value), ha="center", va="bottom", fontsize=7, color=ACCENT)
     known = [(i, r[4]) for i, r in enumerate(rows) if r[4] is not None]
     if known:
