@@ -25,6 +25,7 @@ from onnxspect.converters.simplify import simplify
 from onnxspect.converters.taps import Tap, cuts, split, with_outputs
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.memory import in_parts
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, Subject, open_file
 
@@ -94,7 +95,7 @@ def embed(subject: Subject, tap: str) -> Embedding:
         both = _both_of_module(subject, tap)
         depth = dict(zip(_layers(subject), np.linspace(0, 1, len(_layers(subject)) + 1), strict=False)).get(tap, 0.0)
     shape = _shape(subject, both, tap)
-    return Embedding(subject, tap, shape, float(depth), both)
+    return Embedding(subject, tap, shape, float(depth), lambda x: in_parts(both, x, subject.images_at_once))
 
 
 def places(subject: Subject) -> list[str]:
@@ -185,7 +186,7 @@ def _both_of_module(subject: Subject, tap: str) -> Callable[[Tensor], tuple[Tens
         seen: list[Tensor] = []
         handle = inner.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            logits = subject(pixels)
+            logits = subject.in_one_pass(pixels)
         finally:
             handle.remove()
         if not seen:

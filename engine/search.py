@@ -100,6 +100,8 @@ class UnitResult:
         return bool(np.isfinite(self.cost))
 
 
+#: More images at a time make a GPU no faster.
+IN_FLIGHT = 8192
 #: Which images a unit is searched on: their indices, most wanted first.
 Choose = Callable[[Unit], np.ndarray]
 
@@ -109,9 +111,17 @@ def plan(units: Sequence[Unit], at_once: int) -> list[tuple[Unit, ...]]:
     return [tuple(units[i : i + at_once]) for i in range(0, len(units), at_once)]
 
 
-def units_at_once(device: str, images: int, samples: int) -> int:
-    """How many units to run together: one on a CPU; on a GPU as many as keep about 8,192 images in flight."""
-    return 1 if device == "cpu" else max(1, 8192 // max(1, min(images, samples)))
+def units_at_once(subject: Subject, images: int, samples: int) -> int:
+    """How many units to run together: one on a CPU; on a GPU as many as fit its memory, up to IN_FLIGHT images.
+
+    Args:
+        subject: the classifier.
+        images: how many there are.
+        samples: how many of them a unit is searched on.
+    """
+    if subject.device == "cpu":
+        return 1
+    return max(1, min(IN_FLIGHT, subject.images_at_once) // max(1, min(images, samples)))
 
 
 def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detector: str) -> np.ndarray:

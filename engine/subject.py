@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from onnxspect.converters.simplify import simplify
 from onnxspect.converters.taps import cuts
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.memory import budget, in_parts, kept_bytes
 
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
@@ -120,9 +122,21 @@ class Subject:
     logits: LogitsInfo | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits ``(n, classes)`` of pixels ``(n, channels, height, width)`` in [0, 1]."""
+        """Logits ``(n, classes)`` of pixels ``(n, channels, height, width)`` in [0, 1], in parts that fit in memory."""
+        return (
+            self.in_one_pass(pixels) if self.size is None else in_parts(self.in_one_pass, pixels, self.images_at_once)
+        )
+
+    def in_one_pass(self, pixels: Tensor) -> Tensor:
+        """The same, whatever memory it takes."""
         logits = self.module(self.spec.encode(pixels))
         return logits.reshape(logits.shape[0], -1)
+
+    @cached_property
+    def images_at_once(self) -> int:
+        """How many images' activations may be in memory at a time (memory.budget)."""
+        image = torch.full((1, *self.image_shape), 0.5, device=self.device)
+        return max(1, budget(self.device) // kept_bytes(self.in_one_pass, image))
 
     def predict(self, pixels: np.ndarray, batch_size: int = 256) -> np.ndarray:
         """Logits ``(n, classes)`` float32 for an array of pixels, in batches, without gradients."""

@@ -147,7 +147,10 @@ def test_finished_units_leave_the_batch() -> None:
         sizes.append(len(x))
         return plain.module(x)
 
-    results = run_search(replace(plain, module=watched), [tuple(ALL)])
+    subject = replace(plain, module=watched)
+    assert subject.images_at_once > 0  # measured by two passes of its own
+    sizes.clear()
+    results = run_search(subject, [tuple(ALL)])
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) > 1
     # Every unit was evaluated exactly as often as it says, on all of its images.
@@ -205,7 +208,10 @@ def test_the_budget_is_kept(steps: int) -> None:
         calls += 1
         return logits
 
-    for result in run_search(linear(change=counted), [tuple(ALL)], replace(CONFIG, steps=steps)):
+    subject = linear(change=counted)
+    assert subject.images_at_once > 0  # measured by two passes of its own
+    calls = 0
+    for result in run_search(subject, [tuple(ALL)], replace(CONFIG, steps=steps)):
         assert result.steps == steps
         assert not result.converged
     assert calls == steps
@@ -279,10 +285,16 @@ def test_plan() -> None:
 
 
 def test_units_at_once() -> None:
-    assert units_at_once("cpu", 1000, 64) == 1
-    assert units_at_once("cuda", 1000, 64) == 128
-    assert units_at_once("cuda", 10, 64) == 819
-    assert units_at_once("cuda", 100_000, 10_000) == 1
+    subject = linear()
+    assert units_at_once(subject, 1000, 64) == 1
+    on_gpu = replace(subject, device="cuda")
+    on_gpu.__dict__["images_at_once"] = 100_000  # as it would be measured there
+    assert units_at_once(on_gpu, 1000, 64) == 128
+    assert units_at_once(on_gpu, 10, 64) == 819
+    assert units_at_once(on_gpu, 100_000, 10_000) == 1
+    on_gpu.__dict__["images_at_once"] = 200
+    assert units_at_once(on_gpu, 1000, 64) == 3
+    assert units_at_once(on_gpu, 1000, 500) == 1
 
 
 def test_unit_keys() -> None:

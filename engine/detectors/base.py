@@ -124,7 +124,7 @@ def search_units(
     """
     run = at_hand.run
     done = ledger.units(name) if ledger is not None else {}
-    batches = plan(units, units_at_once(subject.device, len(at_hand.found_on), config.samples))
+    batches = plan(units, units_at_once(subject, len(at_hand.found_on), config.samples))
     waiting = [b for b in batches if any(u.key not in done for u in b)]
     run.observer.start(name, len(units), sum(u.key in done for u in units))
     for results in search(subject, at_hand.found_on, waiting, objective, config, run, drawn_as or name, choose):

@@ -218,7 +218,7 @@ class Cepa(Detector):
         done = ledger.units(name) if ledger is not None else {}
         task = f"{name} at {tap.tap}"
         config = self._config(samples)
-        batches = plan(units, units_at_once(subject.device, len(samples), config.samples))
+        batches = plan(units, units_at_once(subject, len(samples), config.samples))
         waiting = [b for b in batches if any(u.key not in done for u in b)]
         choose = self._choose(samples, at_hand)
         run.observer.start(task, len(units), sum(u.key in done for u in units))
