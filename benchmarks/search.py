@@ -44,7 +44,7 @@ from onnxspect.engine.evidence import Evidence, Unit
 from onnxspect.engine.null_model import leave_one_out, mad
 from onnxspect.engine.objective import laid_out
 from onnxspect.engine.perturbation import MaskPattern
-from onnxspect.engine.run import RunContext, choose_device, device_name
+from onnxspect.engine.run import RunContext, choose_device, device_name, prepare_process
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.scan import SEARCH_SHARE
 from onnxspect.engine.search import SearchConfig, choose_images, search
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args(arguments)
     run = RunContext(asked.seed, choose_device(asked.device))
+    prepare_process(run.device)
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": f"benchmarks/search.py --baseline-labels {asked.baseline_labels} --heads {asked.heads} --epochs {asked.epochs}",

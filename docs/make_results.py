@@ -15,6 +15,7 @@ def page() -> str:
     sections = (
         ("demo.json", _demo),
         ("detection_standard.json", _detection),
+        ("detection_fresh.json", _fresh),
         ("detection_quick.json", _detection),
         ("cepa.json", _cepa),
         ("dtinspector.json", _dtinspector),
@@ -24,6 +25,8 @@ def page() -> str:
         ("cleansing_dtinspector.json", _superimposed),
         ("certification.json", _certification),
         ("search.json", _search),
+        ("search_1000.json", _many_labels),
+        ("kill_resume.json", _kills),
     )
     for file, section in sections:
         path = RESULTS / file
@@ -53,6 +56,13 @@ def _demo(r: dict[str, Any]) -> str:
         f"## The demo\n\n`python benchmarks/demo.py --data-root DATA`, {r['date']}, onnxspect {r['version']}, "
         f"{r['machine']['processor']}, {r['cores']} cores, load {r['load']:.1f} before the start. {note}\n\n"
         f"| | measured |\n|---|---|\n{table}\n"
+    )
+
+
+def _fresh(r: dict[str, Any]) -> str:
+    return (
+        "## Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
+        "scanned when the null model's settings were fixed." + _detection(r).split("\n", 1)[1].replace("\n", "\n\n", 1)
     )
 
 
@@ -253,6 +263,21 @@ def _search(r: dict[str, Any]) -> str:
     return (
         f"## Cost of the search\n\n`{r['command']}`, {r['date']}, {r['device']}, CPU seconds. GPU: {r['gpu']}.\n\n"
         f"| labels | race | full |\n|---|---|---|\n{rows}\n"
+    )
+
+
+def _many_labels(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {x['labels']} | {x['race']['seconds']:.1f} | {x['full']['seconds']:.1f} |" for x in r["labels"]
+    )
+    return f"`{r['command']}`, {r['date']}: random heads.\n\n| labels | race | full |\n|---|---|---|\n{rows}\n"
+
+
+def _kills(r: dict[str, Any]) -> str:
+    said = "; ".join(r["failures"]) or "every report was that of the undisturbed scan, and no unit was searched twice"
+    return (
+        f"## Scans that are killed\n\n`benchmarks/kill_resume.py --moments {r['kills']}`, {r['date']}, preset {r['preset']}: "
+        f"{r['scans']} scans killed (SIGKILL) {r['kills']} times in all at random moments, and resumed: {said}.\n"
     )
 
 

@@ -52,7 +52,7 @@ from onnxspect.engine.patch import stamps
 from onnxspect.engine.preprocessing import preflight
 from onnxspect.engine.report.document import as_json, tool_version
 from onnxspect.engine.report.pictures import png
-from onnxspect.engine.run import RunContext, make_deterministic
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import search
 from onnxspect.engine.store import Ledger, write_atomically
@@ -148,7 +148,7 @@ def cleanse(
     unknown = [d for d in detectors if d not in METHODS]
     if unknown:
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
-    make_deterministic(run.device)
+    prepare_process(run.device)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     finding = _Finding.read(Path(run_folder)) if run_folder is not None else None

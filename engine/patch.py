@@ -38,7 +38,7 @@ from onnxspect.engine.mitigation.remainder import Searches, search_again, with_r
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.report.document import tool_version
-from onnxspect.engine.run import RunContext, make_deterministic
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
@@ -310,7 +310,7 @@ def patch(
     run = run or RunContext()
     settings = dict(settings or {})
     methods = chosen(method, **settings)
-    make_deterministic(run.device)
+    prepare_process(run.device)
     finding = read_finding(Path(run_folder), targets)
     if proactive:
         finding = read_finding(Path(run_folder), _reachable(finding.report))

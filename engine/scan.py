@@ -18,7 +18,7 @@ from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.preprocessing import preflight
 from onnxspect.engine.reference import train_references
 from onnxspect.engine.report import document, pictures
-from onnxspect.engine.run import RunContext, make_deterministic
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
@@ -83,7 +83,7 @@ def scan(
     able = [_aimed(d, taps, perturb_at) for d in chosen(preset, detectors, with_training_set=train is not None)]
     if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
         raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
-    make_deterministic(run.device)
+    prepare_process(run.device)
     started = time.perf_counter()
     subject = Subject.from_onnx(model, spec, run.device)
     samples = Samples.load(data, subject.size, resize)

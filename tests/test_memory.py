@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -102,3 +106,24 @@ def test_a_tap_is_seen_in_parts_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_budget_of_a_cpu_is_fixed() -> None:
     assert budget("cpu") == CPU_BUDGET
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_freed_memory_is_kept() -> None:
+    """A process that takes and frees the same large blocks again and again gets their pages once."""
+    code = (
+        "import resource, sys, torch\n"
+        "from onnxspect.engine.run import prepare_process\n"
+        "if sys.argv[1] == 'kept': prepare_process('cpu')\n"
+        "torch.set_num_threads(1)\n"
+        "step = lambda: [torch.zeros(10_000_000) for _ in range(3)]\n"  # 40 MB each, above malloc's own highest threshold
+        "[step() for _ in range(4)]; before = resource.getrusage(0).ru_minflt\n"
+        "for _ in range(5): step()\n"
+        "print(resource.getrusage(0).ru_minflt - before)"
+    )
+    faults = {}
+    for how in ("kept", "given back"):
+        done = subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        faults[how] = int(done.stdout)
+    assert faults["kept"] < faults["given back"] / 20
