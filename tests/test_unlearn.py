@@ -17,7 +17,7 @@ from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import Retraining, success_rate, trainable_copy
-from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn, Unlearned
+from onnxspect.engine.mitigation.unlearn import TRIED, Lesson, Unlearn, Unlearned
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
@@ -217,6 +217,8 @@ def test_the_next_lesson_is_tried_where_one_moves_the_answers_too_far(planted: S
     taken = replace(short, lessons=(strict, other)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
     alone = replace(short, lessons=(other,)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
     assert taken.lesson == alone.lesson == other
+    tried = short._taught(planted, FIT, GUARD, [patch_trigger()], RunContext(), strict)
+    assert len(tried.epochs) == 1 + TRIED  # and given up
     assert taken.kept == alone.kept
     assert taken.kept.success == 0.0
     first = replace(short, lessons=(replace(strict, divergence=9.0), other))

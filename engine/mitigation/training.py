@@ -132,6 +132,7 @@ def retrain(
     observer: Observer | None = None,
     task: str = "",
     after_step: Callable[[], None] | None = None,
+    hopeless: Callable[[Sequence[Epoch]], bool] | None = None,
 ) -> list[Epoch]:
     """Train `student` in place and leave the weights of the best epoch in it.
 
@@ -147,6 +148,7 @@ def retrain(
         first: number of the first epoch.
         observer, task: told of every epoch.
         after_step: called after each step, to hold something fixed (pruned weights at zero).
+        hopeless: asked after each epoch, of all so far; no more are trained once it says so.
 
     Returns:
         one row an epoch.
@@ -176,6 +178,8 @@ def retrain(
                 best, best_values = now, [p.detach().clone() for p in parameters.values()]
             if observer is not None:
                 observer.advance(task, f"accuracy {now.accuracy:.1%}, trigger {now.success:.1%}")
+            if hopeless is not None and hopeless(history):
+                break
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters.values(), best_values, strict=False):
