@@ -103,7 +103,7 @@ def prepare_process(device: str) -> None:
     On CUDA torch is asked for deterministic kernels; it errors out where an operator has none. On a CPU glibc hands large blocks
     back to the system when they are freed, so that every step pays for its activations' pages anew: a third of the time of a
     search on the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is told to keep
-    them; peak memory stays the same.
+    them. Gaps between blocks cost up to half as much memory again (memory.PEAK counts them in).
     """
     if device == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
