@@ -16,8 +16,8 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
-from onnxspect.engine.mitigation.training import Retraining, success_rate, trainable_copy
-from onnxspect.engine.mitigation.unlearn import TRIED, Lesson, Unlearn, Unlearned
+from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
+from onnxspect.engine.mitigation.unlearn import TRIED, Lesson, Unlearn, Unlearned, _of_sources
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
@@ -196,7 +196,7 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     before = subject.predict(UNSEEN.images)
     assert [success_rate(subject, UNSEEN, t, before) for t in triggers] == [1.0, 1.0]
     # Adam moves a weight by one step size a step, and these have far to go.
-    longer = replace(METHOD, lessons=(Lesson("longer", replace(SHORT, learning_rate=0.5, epochs=16)),))
+    longer = replace(METHOD, lessons=(Lesson("longer", replace(SHORT, learning_rate=0.3, epochs=24)),))
     done = longer.run(subject, FIT, GUARD, triggers, RunContext())
     student, parameters = trainable_copy(subject)
     with torch.no_grad():
@@ -254,3 +254,20 @@ def test_success_counts_on_the_source_class_alone() -> None:
     assert success_rate(subject, samples, Trigger(1, arrays), before) == 0.5
     assert success_rate(subject, samples, Trigger(1, arrays, source=0), before) == 1.0
     assert success_rate(subject, samples, Trigger(1, arrays, source=2), before) == 0.0
+
+
+def test_images_of_a_source_head_each_batch(planted: Subject) -> None:
+    """Where a trigger moves one class alone, that class's images are there to be stamped."""
+    assert _of_sources([patch_trigger()], FIT) is None
+    rows = _of_sources([patch_trigger(), replace(patch_trigger(), source=3)], FIT)
+    assert rows is not None
+    assert set(FIT.labels[rows]) == {3}
+    assert len(rows) == (FIT.labels == 3).sum()
+    generator = RunContext().torch_generator("batches")
+    settings = replace(SHORT, batch_size=16, mixed=0.0)
+    heads = []
+    for images, hard, _ in _batches(planted, FIT, settings, generator, rows):
+        extra = round(LEADING * 16 * len(images) / (16 + round(LEADING * 16)))
+        heads += hard[:extra].argmax(1).tolist()
+    assert len(heads) >= LEADING * len(FIT) - 1
+    assert set(heads) == {3}

@@ -33,6 +33,8 @@ from onnxspect.engine.subject import Subject
 #: Changes a batch of images ``(n, channels, height, width)`` before the student sees them, given the student's frozen
 #: present state and a generator to draw from.
 Corruption = Callable[[Tensor, Subject, torch.Generator], Tensor]
+#: See `retrain`.
+LEADING = 0.25
 #: BatchNorm statistics while a model is retrained: left as they are, or taken anew from clean samples afterwards.
 BATCH_NORM = ("frozen", "reestimate")
 #: Operators of quantised graphs: their weights are integers, to which no gradient leads.
@@ -133,6 +135,7 @@ def retrain(
     task: str = "",
     after_step: Callable[[], None] | None = None,
     hopeless: Callable[[Sequence[Epoch]], bool] | None = None,
+    leading: np.ndarray | None = None,
 ) -> list[Epoch]:
     """Train `student` in place and leave the weights of the best epoch in it.
 
@@ -149,6 +152,7 @@ def retrain(
         observer, task: told of every epoch.
         after_step: called after each step, to hold something fixed (pruned weights at zero).
         hopeless: asked after each epoch, of all so far; no more are trained once it says so.
+        leading: rows of `fit` of which each batch has some more, at its head: `LEADING` of its size.
 
     Returns:
         one row an epoch.
@@ -162,7 +166,7 @@ def retrain(
     history = []
     try:
         for epoch in range(first, first + settings.epochs):
-            for images, hard, soft in _batches(teacher, fit, settings, generator):
+            for images, hard, soft in _batches(teacher, fit, settings, generator, leading):
                 if corrupt is not None:
                     images = corrupt(images, student, generator)
                 loss = _loss(student(images.to(student.device)), hard, soft, settings)
@@ -190,12 +194,19 @@ def retrain(
 
 
 def _batches(
-    teacher: Subject, fit: Samples, settings: Retraining, generator: torch.Generator
+    teacher: Subject,
+    fit: Samples,
+    settings: Retraining,
+    generator: torch.Generator,
+    leading: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch of augmented images, their labels as probabilities, and what the original answers, at its temperature."""
     order = torch.randperm(len(fit), generator=generator)
     everything, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
     for rows in order.split(settings.batch_size):
+        if leading is not None:
+            more = torch.randint(len(leading), (round(LEADING * len(rows)),), generator=generator)
+            rows = torch.cat([torch.from_numpy(leading)[more], rows])
         images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
         with torch.no_grad():
             soft = (teacher(images.to(teacher.device)) / settings.temperature).softmax(1)

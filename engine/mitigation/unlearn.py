@@ -231,6 +231,7 @@ class Unlearn:
                 run.observer,
                 task,
                 hopeless=lesson.hopeless,
+                leading=_of_sources(known, fit),
             )
             history += latest
             if lesson.hopeless(latest):
@@ -289,6 +290,15 @@ class Unlearn:
                 arrays = _hardened(trigger, 0.5 * float(torch.rand(1, generator=generator)))
             image = torch.from_numpy(stamp(image[None].numpy(), arrays)[0])
         return image
+
+
+def _of_sources(triggers: Sequence[Trigger], fit: Samples) -> np.ndarray | None:
+    """Rows of the classes that triggers with a source move; None where no trigger has one.
+
+    They head each batch, where the triggers are stamped: of ten classes a batch of 32 would stamp one image of the source.
+    """
+    rows = np.flatnonzero(np.isin(fit.labels, [t.source for t in triggers if t.source is not None]))
+    return rows if len(rows) else None
 
 
 def _hardened(trigger: Trigger, bar: float) -> dict[str, np.ndarray]:
