@@ -288,8 +288,10 @@ def art(python: str | None, run: RunContext) -> dict[str, Any]:
     ours = {"labels": [{"l1": r.cost, "success": r.success} for r in found], "seconds": cpu}
     working = [k for k, row in enumerate(told["labels"]) if row["success"] >= 0.9]
     smallest = min(range(len(found)), key=lambda k: found[k].cost)
+    sizes = [row["l1"] for row in told["labels"]]
+    stuck = ", and all its masks are the same" if max(sizes) - min(sizes) < 1e-3 * max(sizes) else ""
     outcome = (
-        f"ART's triggers work for {len(working)} of {len(found)} labels, in {told['seconds']:.0f} s; ours for "
+        f"ART's triggers work for {len(working)} of {len(found)} labels{stuck}, in {told['seconds']:.0f} s; ours for "
         f"{sum(r.found for r in found)} in {cpu:.0f} s, the smallest is label {smallest}'s (planted: {told['target']})"
     )
     return {"outcome": outcome, "art": told, "ours": ours}
