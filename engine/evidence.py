@@ -71,6 +71,17 @@ class UnitEvidence:
         return min(relative, default=self.statistics.get(statistic, np.inf))
 
 
+#: A trigger from one class alone says that the backdoor is partial where it is smaller than the one from all classes by this
+#: factor; less than that is what any one class takes less than all of them together.
+PARTIAL = 0.5
+
+
+def foremost(units: Sequence[UnitEvidence], statistic: str) -> list[UnitEvidence]:
+    """A class's units, the one that tells most of its backdoor first: the smallest (`UnitEvidence.size`), but one from a
+    single class before one from all classes only where it is smaller by PARTIAL."""
+    return sorted(units, key=lambda u: u.size(statistic) * (1.0 if u.unit.source is None else 1 / PARTIAL))
+
+
 @dataclass(frozen=True)
 class View:
     """One way to look at a detector's units: a statistic that the null model judges among the classes.

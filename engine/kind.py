@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from onnxspect.engine.evidence import Evidence, UnitEvidence
+from onnxspect.engine.evidence import Evidence, UnitEvidence, foremost
 
 #: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
 SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering"})
@@ -63,7 +63,7 @@ def _all_to_all(target: int, evidence: Evidence) -> bool:
 def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
     """Units that lead to the class, the most suspicious first."""
     own = [u for u in evidence.units if u.unit.target == target and u.found and u.unit.shared == shared]
-    return sorted(own, key=lambda u: u.size(evidence.statistic))
+    return foremost(own, evidence.statistic)
 
 
 def _change(unit: UnitEvidence) -> np.ndarray | None:

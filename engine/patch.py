@@ -30,7 +30,7 @@ from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.converters.writeback import Change
 from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED, UnitEvidence
+from onnxspect.engine.evidence import UNTARGETED, UnitEvidence, foremost
 from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
 from onnxspect.engine.mitigation.method import Case, Method, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
@@ -118,14 +118,14 @@ def _speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
 
 
 def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:
-    """The smallest trigger to a class that can be stamped, of those that carry over to unseen samples, if there is one.
+    """The foremost trigger to a class that can be stamped, of those that carry over to unseen samples, if there is one.
 
     Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
     for that class on the clean references, where there are any.
     """
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
-    for unit in sorted(able, key=lambda u: u.size(statistic)):
+    for unit in foremost(able, statistic):
         trigger = _trigger(unit)
         if trigger is not None:
             return [trigger]

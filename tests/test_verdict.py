@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
+from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View, foremost
 from onnxspect.engine.null_model import leave_one_out
 from onnxspect.engine.search import Unit
 from onnxspect.engine.verdict import ALPHA, CARRIES_OVER, Verdict, decide
@@ -295,3 +295,11 @@ def test_one_weak_detector_of_three_does_not_silence_the_others() -> None:
     assert verdict.verdict == "clean"
     assert any("weak: 10 of 10 searches had not converged" in r for r in verdict.reasons)
     assert decide([weak], 10).verdict == "inconclusive"
+
+
+def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
+    """One class always takes a little less than all of them; a partial backdoor takes far less."""
+    whole, near, far = unit(2, 4.0), unit(2, 3.0, source=1), unit(2, 1.0, source=0)
+    name = next(iter(whole.statistics))
+    assert foremost([near, whole], name) == [whole, near]
+    assert foremost([whole, near, far], name) == [far, whole, near]
