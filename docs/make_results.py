@@ -59,13 +59,14 @@ def _demo(r: dict[str, Any]) -> str:
 
 
 def _fresh(r: dict[str, Any]) -> str:
-    return (
-        "## Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
-        "scanned when the null model's settings were fixed." + _detection(r).split("\n", 1)[1].replace("\n", "\n\n", 1)
+    return _detection(
+        r,
+        "Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
+        "scanned when the null model's settings were fixed.",
     )
 
 
-def _detection(r: dict[str, Any]) -> str:
+def _detection(r: dict[str, Any], heading: str = "") -> str:
     keys = (
         "infected",
         "found",
@@ -97,7 +98,8 @@ def _detection(r: dict[str, Any]) -> str:
     unfinished = r.get("not_finished")
     misses += f"Not run to the end: {', '.join(unfinished)}.\n\n" if unfinished else ""
     return (
-        f"## Detection, preset {r['preset']}\n\n`{r['command']}`, {r['date']}, {r['device']}, seed {r['seed']}. Beside the calibrated verdict, the "
+        f"## {heading or 'Detection, preset ' + r['preset']}\n\n"
+        f"`{r['command']}`, {r['date']}, {r['device']}, seed {r['seed']}. Beside the calibrated verdict, the "
         f"paper's rule (MAD index above 2) finds {s['found_by_the_paper_rule']} of {s['infected']} infected models and "
         f"raises {s['false_alarms_of_the_paper_rule']} alarms on {s['clean']} clean ones.\n\n{head}\n"
         + "\n".join(lines)

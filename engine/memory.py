@@ -78,6 +78,7 @@ def in_parts(function: Callable[[Tensor], Answer], images: Tensor, at_once: int)
 
 def _joined(parts: Sequence[Answer]) -> Answer:
     if isinstance(parts[0], Tensor):
+        # mypy narrows the first part by this and not the sequence.
         return torch.cat(parts)  # type: ignore[arg-type]
     first, second = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(second)

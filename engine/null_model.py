@@ -91,11 +91,15 @@ class Judgement:
     paper_flag: np.ndarray
 
 
+def robust_deviation(values: np.ndarray) -> float:
+    """The median absolute deviation, brought to the scale of a normal's deviation."""
+    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
+
+
 def mad_index(values: np.ndarray) -> np.ndarray:
     """Anomaly index of each value: positive where it is smaller than the median (002, sec. IV)."""
     values = np.asarray(values, np.float64)
-    median = np.median(values)
-    deviation = MAD_TO_SIGMA * np.median(np.abs(values - median))
+    median, deviation = np.median(values), robust_deviation(values)
     if deviation == 0:
         return np.where(values == median, 0.0, np.where(values < median, np.inf, -np.inf))
     with np.errstate(over="ignore"):
@@ -266,9 +270,8 @@ def _drawn_in(values: np.ndarray) -> np.ndarray:
     """Values that lie more than `FAR` robust deviations above the median, brought there; of few, none are."""
     if len(values) < FEWEST_TO_DRAW_IN:
         return values
-    median = np.median(values)
-    deviation = MAD_TO_SIGMA * np.median(np.abs(values - median))
-    return np.minimum(values, median + FAR * deviation) if deviation > 0 else values
+    deviation = robust_deviation(values)
+    return np.minimum(values, np.median(values) + FAR * deviation) if deviation > 0 else values
 
 
 def _scaled(values: np.ndarray, log: bool) -> np.ndarray:

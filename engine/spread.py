@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxspect.engine.evidence import Evidence, View
-from onnxspect.engine.null_model import MAD_TO_SIGMA, NO_PRIOR, Prior, beyond_references
+from onnxspect.engine.null_model import NO_PRIOR, Prior, beyond_references, robust_deviation
 
 #: The prior deviation counts as that of so many more classes.
 PRIOR_DF = 5.0
@@ -74,5 +74,4 @@ def _ratio(evidence: Evidence, view: View) -> float | None:
     )
     if not len(rest):
         return None
-    deviation = MAD_TO_SIGMA * float(np.median(np.abs(rest - np.median(rest)))) / SMALL_SAMPLE
-    return (deviation / view.typical) ** 2
+    return (robust_deviation(rest) / SMALL_SAMPLE / view.typical) ** 2

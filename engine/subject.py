@@ -244,7 +244,7 @@ def _count_classes(subject: Subject) -> int:
     channels, height, width = subject.image_shape
     with torch.no_grad():
         try:
-            logits = subject(torch.full((2, channels, height, width), 0.5, device=subject.device))
+            logits = subject.in_one_pass(torch.full((2, channels, height, width), 0.5, device=subject.device))
         except Exception as error:  # whatever the stranger's graph raises on an image is the same finding
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise OnnxspectError(f"{subject.name}: does not run on {width}x{height} images: {line}") from error

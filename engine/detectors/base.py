@@ -83,11 +83,16 @@ def flat(settings: Any) -> dict[str, object]:
 #: the square of a length. Without references to say so, classes are taken to differ by at least that. Measured on the
 #: fifteen clean models of zoo-small, judged without references: 2 alarms at no floor, none at this one (least p 0.08).
 NATURE = 0.15
-#: The usual deviation of each norm between the classes of one network, beyond the references, on a log scale: the median over
-#: the 55 models of benchmarks/results/detection_standard.json that ran with references. For triggers from all classes, and
-#: for those of pairs.
-TYPICAL = {"l1": 0.19, "l2": 0.125}
-TYPICAL_PAIRS = {"l1": 0.24, "l2": 0.19}
+_MASK, _ADDED = 0.19, 0.125
+#: The usual deviation of each judged statistic between the classes of one network, beyond the references, on a log scale: the
+#: median over the 55 models of benchmarks/results/detection_standard.json that ran with references. 0 for any other.
+TYPICAL = {
+    **dict.fromkeys(("l1", "all_l1", "shared_l1"), _MASK),
+    **dict.fromkeys(("all_l2", "shared_l2"), _ADDED),
+    "pair_l1": 0.24,
+    "pair_l2": 0.19,
+    "delta_norm": 0.105,
+}
 #: Weight of the view of pairs beside that of triggers from all classes, which most attacks have: half of its price.
 PAIRS = 0.5
 #: A finished unit as evidence.
@@ -247,8 +252,8 @@ def compared(views: Sequence[View], with_references: bool, nature: float, raw: s
         raw: what the statistic is called on the references; by default each view's own.
     """
     if with_references:
-        return [v.with_reference(raw or v.statistic) for v in views]
-    return [replace(v, noise=max(v.noise, nature), typical=0.0) for v in views]
+        return [replace(v.with_reference(raw or v.statistic), typical=TYPICAL.get(v.statistic, 0.0)) for v in views]
+    return [replace(v, noise=max(v.noise, nature)) for v in views]
 
 
 def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:

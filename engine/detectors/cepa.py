@@ -68,8 +68,6 @@ STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")
 _PIXEL_DEVIATION = 0.3
 #: Deviation of log delta_norm over draws of 36 images (a Fashion-MNIST network, three draws, one tap: 0.053).
 NOISE = 0.05
-#: The usual deviation of log delta_norm between the classes of one network, beyond the references (as base.TYPICAL).
-TYPICAL = 0.105
 #: Halvings of the interval in which the smallest sufficient scale of a perturbation is looked for.
 _HALVINGS = 7
 
@@ -172,7 +170,7 @@ class Cepa(Detector):
             views = [View(s, tail, t.tap) for t in taps for s, tail in (("sigma_ratio", "low"), ("mu_norm", "high"))]
             shown = "sigma_ratio"
         else:
-            views = [View("delta_norm", "low", t.tap, noise=NOISE, typical=TYPICAL) for t in taps]
+            views = [View("delta_norm", "low", t.tap, noise=NOISE) for t in taps]
             shown = "delta_norm"
         views = compared(views, relative, NATURE)
         settings = self.settings() | {"tap names": [t.tap for t in taps]}

@@ -39,8 +39,6 @@ import numpy as np
 from onnxspect.engine.detectors.base import (
     NATURE,
     PAIRS,
-    TYPICAL,
-    TYPICAL_PAIRS,
     AtHand,
     Detector,
     compared,
@@ -108,8 +106,8 @@ class NeuralCleanse(Detector):
             NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
         )
         views = [
-            View(statistic, typical=TYPICAL["l1"]),
-            *([View("pair_l1", weight=PAIRS, typical=TYPICAL_PAIRS["l1"])] if self.pairs else []),
+            View(statistic),
+            *([View("pair_l1", weight=PAIRS)] if self.pairs else []),
             shared_view("l1", among=statistic),
         ]
         views = compared(views, bool(at_hand.references), 2 * NATURE, "l1")

@@ -40,8 +40,6 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import (
     NATURE,
     PAIRS,
-    TYPICAL,
-    TYPICAL_PAIRS,
     AtHand,
     Detector,
     compared,
@@ -162,8 +160,8 @@ class ReverseEngineering(Detector):
             drawn_as=NAME,
             held_out=self.held_out,
         )
-        pairs = [View(f"pair_{norm}", weight=PAIRS, typical=TYPICAL_PAIRS.get(norm, 0.0))] if self.pairs else []
-        views = [View(f"all_{norm}", typical=TYPICAL.get(norm, 0.0)), *pairs, shared_view(norm, among=f"all_{norm}")]
+        pairs = [View(f"pair_{norm}", weight=PAIRS)] if self.pairs else []
+        views = [View(f"all_{norm}"), *pairs, shared_view(norm, among=f"all_{norm}")]
         views = compared(views, bool(at_hand.references), NATURE, norm)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(

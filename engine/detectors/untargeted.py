@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.engine.detectors.base import TYPICAL, AtHand, present_classes, search_with_references
+from onnxspect.engine.detectors.base import AtHand, present_classes, search_with_references
 from onnxspect.engine.evidence import UNTARGETED, Unit, UnitEvidence, View
 from onnxspect.engine.objective import ReachTarget
 from onnxspect.engine.perturbation import stamp
@@ -132,4 +132,4 @@ def leads_to(subject: Subject, trigger: Mapping[str, np.ndarray], samples: Sampl
 
 def shared_view(raw: str, among: str) -> View:
     """The view of a shared trigger's cost against those of the targeted searches."""
-    return View(f"shared_{raw}", among=among, weight=WEIGHT, typical=TYPICAL.get(raw, 0.0))
+    return View(f"shared_{raw}", among=among, weight=WEIGHT)
