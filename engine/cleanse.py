@@ -40,8 +40,11 @@ from onnxspect.engine.cleansing.by_trigger import (
 )
 from onnxspect.engine.cleansing.divided import ROUNDS, DividedClimb, at_best_strength, division, most_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
+from onnxspect.engine.cleansing.peeling import peel
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.detectors.base import AtHand, search_units
+from onnxspect.engine.detectors.confidence import partners
+from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
@@ -63,6 +66,8 @@ METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
 SEARCHED = 100
 #: Samples of a target class that choose among its patterns.
 JUDGED = 1000
+#: Samples of an infected label that DTInspector's patches are learned on, at most.
+PEELED = 5000
 #: Chooses among patterns to one class.
 Choose = Callable[[Sequence[Found]], Found]
 #: Share of the kept samples that fine-tuning is measured on.
@@ -321,6 +326,8 @@ def _triggers(
         found = finding.triggers(targets, choose)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
+        if not as_written and SUPERIMPOSE in (detectors or (SUPERIMPOSE,)):
+            found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in _peeled(one, subject, training, part, run)]
         return found, []
     if SUPERIMPOSE in detectors:
         raise OnnxspectError(
@@ -333,6 +340,17 @@ def _triggers(
     if not patterns:
         return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
     return {REMOVE: patterns}, []
+
+
+def _peeled(found: Found, subject: Subject, training: TrainingSet, part: Samples, run: RunContext) -> list[Found]:
+    """The patches of all triggers to the label of the scan's patch; that one where peeling finds none."""
+    label, settings = found.target, DTInspector()
+    rng = run.numpy_generator("cleanse", label, "peeled")
+    rows = np.sort(rng.permutation(np.flatnonzero(training.labels == label))[:PEELED])
+    laid_over = part.images[partners(part.labels, label, settings.partners, rng)]
+    if len(rows) < 3 * settings.fewest or not len(laid_over):
+        return [found]
+    return peel(subject, training.take(rows).images, label, laid_over, run, settings) or [found]
 
 
 def estimate_patterns(

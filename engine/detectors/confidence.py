@@ -50,3 +50,20 @@ def superimposed(subject: Subject, images: np.ndarray, label: int, partners: np.
             logits = subject.predict(np.minimum(part + partner, np.float32(1)))
             total[start : start + CHUNK] += log_odds(logits, label)
     return np.asarray(total / len(partners))
+
+
+def partners(labels: np.ndarray, label: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of at most n images to lay over those of class `label`: of every other class in turn.
+
+    Args:
+        labels: of the clean images to draw from ``(m,)``.
+        label: the class.
+        n: how many.
+        rng: draws them.
+    """
+    mixed = rng.permutation(np.flatnonzero(labels != label))
+    nth = np.zeros(len(mixed), np.int64)
+    for other in np.unique(labels[mixed]):
+        own = np.flatnonzero(labels[mixed] == other)
+        nth[own] = np.arange(len(own))
+    return mixed[np.argsort(nth, kind="stable")][:n]

@@ -48,7 +48,7 @@ from torch.nn import functional
 
 from onnxspect.converters.taps import cuts, with_outputs
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
-from onnxspect.engine.detectors.confidence import log_odds, superimposed
+from onnxspect.engine.detectors.confidence import log_odds, partners, superimposed
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
@@ -316,13 +316,12 @@ class _Groups:
         """Samples of class z, the most confident first."""
         rows = np.flatnonzero(self.predicted == z)
         rng = self.run.numpy_generator(NAME, z, "partners")
-        other = np.flatnonzero(self.pool.labels != z)
-        if self.settings.ranking == "confidence" or not len(other):
+        if self.settings.ranking == "confidence" or (self.pool.labels == z).all():
             return rows[np.argsort(-self.confidence[rows], kind="stable")]
         if len(rows) > self.settings.ranked:
             rows = np.sort(rng.permutation(rows)[: self.settings.ranked])
-        partners = self.pool.images[_one_of_each(self.pool.labels, other, self.settings.partners, rng)]
-        certain = superimposed(self.subject, self.samples.images[rows], z, partners)
+        laid_over = self.pool.images[partners(self.pool.labels, z, self.settings.partners, rng)]
+        certain = superimposed(self.subject, self.samples.images[rows], z, laid_over)
         return rows[np.argsort(-certain, kind="stable")]
 
     def divergence(self, z: int) -> float | None:
@@ -332,16 +331,6 @@ class _Groups:
         images = self.samples.images
         high, low = (self._features(images[r]).mean(0) for r in (self.confident(z)[0], self.unsure(z)))
         return float((softmax(high) * (log_softmax(high) - log_softmax(low))).sum())
-
-
-def _one_of_each(labels: np.ndarray, rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """At most n of `rows`, their classes in turn."""
-    mixed = rng.permutation(rows)
-    nth = np.zeros(len(mixed), np.int64)
-    for label in np.unique(labels[mixed]):
-        own = np.flatnonzero(labels[mixed] == label)
-        nth[own] = np.arange(len(own))
-    return mixed[np.argsort(nth, kind="stable")][:n]
 
 
 def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
