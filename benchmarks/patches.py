@@ -114,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
     parser.add_argument("--methods", nargs="+", choices=[AUTO, *METHODS, "strip"], default=[AUTO])
     parser.add_argument("--samples", type=int, default=1000, help="clean images a method gets")
+    parser.add_argument(
+        "--from-train",
+        type=int,
+        default=0,
+        help="take so many clean images of the training split instead (002: a tenth)",
+    )
     parser.add_argument("--unseen", type=int, default=3000, help="clean images that the result is measured on, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; finished rows in it are kept")
@@ -129,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         infected = make()
         case, seconds = prepare(infected, run)
         for method in waiting:
-            row = measure(infected, case, method, run) | {"search_seconds": round(seconds, 1)}
+            row = measure(infected, case, method, run, bool(asked.from_train)) | {"search_seconds": round(seconds, 1)}
             rows.append(row)
             print(line(row), flush=True)
             keep(asked, rows, run)
@@ -160,8 +166,8 @@ def of_zoo(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -> Infe
     attack = attack_of(row)
     assert attack is not None
     classes = len(row["classes"])
-    images, labels = test_images(row["dataset"], asked.data_root)
-    clean, rest = parted(images, labels, asked)
+    images, labels = split_of(row["dataset"], asked.data_root)
+    clean, rest = parted(row["dataset"], images, labels, asked)
     rest = rest[: asked.unseen]
     stamped, origin, wanted = [], [], []
     for number, member in enumerate(attack.members):
@@ -202,8 +208,8 @@ def units_of(attack: Attack, classes: int) -> tuple[Unit, ...]:
 def of_reference(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -> Infected:
     """A model that others trained; its trigger is stated in words in the manifest."""
     dataset = "gtsrb" if row["dataset"].startswith("gtsrb") else row["dataset"]
-    images, labels = test_images(dataset, asked.data_root)
-    clean, rest = parted(images, labels, asked)
+    images, labels = split_of(dataset, asked.data_root)
+    clean, rest = parted(dataset, images, labels, asked)
     rest = rest[: asked.unseen]
     source = re.search(r"(\d+)->(\d+)", row["attack"])
     counted = labels[rest] == int(source[1]) if source else labels[rest] != row["target"]
@@ -232,23 +238,37 @@ def of_reference(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -
     )
 
 
-def test_images(dataset: str, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Clean test images uint8 NHWC and labels."""
+def split_of(dataset: str, root: Path, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
+    """Clean images uint8 NHWC and labels of a split; of a set that has only one, that."""
     names = {"cifar10": "cifar10_subset.npz", "gtsrb": "gtsrb32_roi_clean.npz"}
     with np.load(root / names.get(dataset, f"{dataset}.npz"), allow_pickle=False) as archive:
-        test = "x_test" in archive
-        images, labels = archive["x_test" if test else "images"], archive["y_test" if test else "labels"]
+        whole = f"x_{split}" not in archive
+        images, labels = (archive[k] for k in (("images", "labels") if whole else (f"x_{split}", f"y_{split}")))
     return images, labels.astype(np.int64).reshape(-1)
 
 
-def parted(images: np.ndarray, labels: np.ndarray, asked: argparse.Namespace) -> tuple[Samples, np.ndarray]:
-    """An even, seeded draw of clean samples (at most half of all), and the rows of the rest."""
+def parted(
+    dataset: str, images: np.ndarray, labels: np.ndarray, asked: argparse.Namespace
+) -> tuple[Samples, np.ndarray]:
+    """An even, seeded draw of clean samples, and the rows of the test images that are left.
+
+    They are at most half of the test images; or come from the training split (--from-train), which leaves all test images.
+    """
     rng = np.random.default_rng(asked.seed)
-    per_class = max(2, min(asked.samples, len(labels) // 2) // len(np.unique(labels)))
-    queues = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    rows = np.sort(np.concatenate([q[:per_class] for q in queues]))
+    if asked.from_train:
+        given, own = split_of(dataset, asked.data_root, "train")
+        rows = even_draw(own, asked.from_train, rng)
+        return Samples.from_arrays(given[rows], own[rows]), rng.permutation(len(labels))
+    rows = even_draw(labels, min(asked.samples, len(labels) // 2), rng)
     rest = rng.permutation(np.setdiff1d(np.arange(len(labels)), rows))
     return Samples.from_arrays(images[rows], labels[rows]), rest
+
+
+def even_draw(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of about n samples, as many of every class."""
+    per_class = max(2, n // len(np.unique(labels)))
+    queues = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    return np.sort(np.concatenate([q[:per_class] for q in queues]))
 
 
 def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
@@ -272,7 +292,7 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     return case, time.perf_counter() - started
 
 
-def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dict[str, Any]:
+def measure(infected: Infected, case: Case, method: str, run: RunContext, from_train: bool = False) -> dict[str, Any]:
     """One row: before and after, with the true trigger, on images that nothing has seen."""
     before = answers(infected.path, infected)
     row: dict[str, Any] = {
@@ -281,6 +301,8 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
         "dataset": infected.dataset,
         "target": "known",
         "method": method,
+        "clean": len(infected.clean),
+        "clean_from": "training split" if from_train else "test split",
         "images": len(infected.labels),
         "stamped": len(infected.wanted),
         "triggers_recovered": len(case.triggers),

@@ -76,6 +76,7 @@ class Retraining:
 
     Attributes:
         epochs: so many.
+        images: an epoch has at most so many, drawn anew each time; more to draw from makes training better and not longer.
         batch_size: images a step.
         learning_rate: Adam's, falling to zero by a cosine.
         from_teacher: weight of the original model's answers against the labels.
@@ -86,6 +87,7 @@ class Retraining:
     """
 
     epochs: int = 20
+    images: int = 1000
     batch_size: int = 32
     learning_rate: float = 1e-3
     from_teacher: float = 0.9
@@ -201,7 +203,7 @@ def _batches(
     leading: np.ndarray | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """One epoch of augmented images, their labels as probabilities, and what the original answers, at its temperature."""
-    order = torch.randperm(len(fit), generator=generator)
+    order = torch.randperm(len(fit), generator=generator)[: settings.images]
     everything, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
     for rows in order.split(settings.batch_size):
         if leading is not None:
