@@ -115,3 +115,13 @@ def planted_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planted(planted_file: Path) -> Subject:
     """The same, opened."""
     return Subject.from_onnx(planted_file)
+
+
+#: Files that take minutes: they start first, so that no core waits at the end for one that another has just begun.
+SLOWEST = ("test_end_to_end", "test_dtinspector", "test_demo", "test_sources_applications", "test_sources_frameworks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slowest files first (with --no-loadscope-reorder; by itself xdist starts those with the fewest tests last)."""
+    place = {name: i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))

@@ -65,13 +65,14 @@ Classify = Callable[[np.ndarray], np.ndarray]
 class Found:
     """A recovered trigger: `delta`, or `mask` and `pattern`, without a unit axis; to `target`, from `source` (or all).
 
-    `strength`: how many times a `delta` is taken off.
+    `strength`: how many times a `delta` is taken off. `ready`: a patch is put on as it is, and not in full.
     """
 
     target: int
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     source: int | None = None
     strength: float = STRENGTH
+    ready: bool = False
 
 
 def without(images: np.ndarray, trigger: Mapping[str, np.ndarray], background: np.ndarray) -> np.ndarray:
@@ -173,7 +174,7 @@ def by_trigger(
                 if trigger.target != target:
                     continue
                 arrays = dict(trigger.arrays)
-                if superimpose and "mask" in arrays and not as_written:
+                if superimpose and "mask" in arrays and not (as_written or trigger.ready):
                     arrays = in_full(arrays)
                 if "delta" in arrays and not superimpose and not as_written:
                     arrays["delta"] = trigger.strength * arrays["delta"]
