@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import split_of
 from sklearn.metrics import roc_auc_score
 
 from onnxspect.engine.detectors.registry import PRESETS
@@ -196,13 +197,7 @@ def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:
     if out.is_file():
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    names = {"cifar10": "cifar10_subset.npz", "gtsrb": "gtsrb32_roi_clean.npz"}
-    source = asked.data_root / names.get(dataset, f"{dataset}.npz")
-    if not source.is_file():
-        sys.exit(f"{source}: no such data set; give --data-root")
-    with np.load(source, allow_pickle=False) as archive:
-        test = "x_test" in archive
-        images, labels = archive["x_test" if test else "images"], archive["y_test" if test else "labels"]
+    images, labels = split_of(dataset, asked.data_root)
     rng = np.random.default_rng(asked.seed)
     rows = []
     classes = np.unique(labels)

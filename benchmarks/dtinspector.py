@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import split_of
 from detection import version
 
 from onnxspect.engine.detectors.base import AtHand, Detector
@@ -112,7 +113,7 @@ def measure(
         "targets": targets(entry),
         "asr": entry["asr"],
     }
-    clean = clean_samples(asked.data_root / f"{entry['dataset']}.npz", asked.samples, run)
+    clean = clean_samples(entry["dataset"], asked, run)
     poisoned = rebuild_training_set(recipe, asked.data_root, asked.zoo) if training else None
     suspect = Samples.from_arrays(poisoned.images, poisoned.labels) if poisoned is not None else None
     subject = preflight(Subject.from_onnx(asked.zoo / entry["file"]), clean, run).subject
@@ -155,13 +156,14 @@ def targets(entry: Mapping[str, Any]) -> list[int]:
     )
 
 
-def clean_samples(path: Path, n: int, run: RunContext) -> Samples:
-    """An even, seeded draw of n clean test images."""
-    with np.load(path, allow_pickle=False) as archive:
-        images, labels = archive["x_test"], archive["y_test"]
-    rng = run.numpy_generator("benchmark", path.name)
+def clean_samples(dataset: str, asked: argparse.Namespace, run: RunContext) -> Samples:
+    """An even, seeded draw of clean test images."""
+    images, labels = split_of(dataset, asked.data_root)
+    rng = run.numpy_generator("benchmark", f"{dataset}.npz")
     classes = np.unique(labels)
-    rows = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[: n // len(classes)] for c in classes])
+    rows = np.concatenate(
+        [rng.permutation(np.flatnonzero(labels == c))[: asked.samples // len(classes)] for c in classes]
+    )
     rows.sort()
     return Samples.from_arrays(images[rows], labels[rows])
 

@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import split_of
 from detection import version
 from PIL import Image
 
@@ -236,15 +237,6 @@ def of_reference(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -
         np.flatnonzero(counted),
         np.full(len(stamped), row["target"]),
     )
-
-
-def split_of(dataset: str, root: Path, split: str = "test") -> tuple[np.ndarray, np.ndarray]:
-    """Clean images uint8 NHWC and labels of a split; of a set that has only one, that."""
-    names = {"cifar10": "cifar10_subset.npz", "gtsrb": "gtsrb32_roi_clean.npz"}
-    with np.load(root / names.get(dataset, f"{dataset}.npz"), allow_pickle=False) as archive:
-        whole = f"x_{split}" not in archive
-        images, labels = (archive[k] for k in (("images", "labels") if whole else (f"x_{split}", f"y_{split}")))
-    return images, labels.astype(np.int64).reshape(-1)
 
 
 def parted(
