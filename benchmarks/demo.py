@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxspect.engine.mitigation.verify import verify
-from onnxspect.engine.report.document import tool_version
+from onnxspect.engine.run import tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec
 from onnxspect.models import zoo

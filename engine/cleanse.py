@@ -8,7 +8,7 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,44 +32,31 @@ from onnxspect.engine.cleansing.by_activation import (
 from onnxspect.engine.cleansing.by_trigger import (
     REMOVE,
     SUPERIMPOSE,
-    Classify,
     Found,
-    best_pattern,
     by_trigger,
     without,
 )
-from onnxspect.engine.cleansing.divided import ROUNDS, DividedClimb, at_best_strength, division, most_of
+from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
+from onnxspect.engine.cleansing.from_scan import Finding
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
-from onnxspect.engine.cleansing.peeling import peel
+from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
-from onnxspect.engine.detectors.base import AtHand, search_units
-from onnxspect.engine.detectors.confidence import partners
-from onnxspect.engine.detectors.dtinspector import DTInspector
-from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.patch import stamps
 from onnxspect.engine.preprocessing import preflight
-from onnxspect.engine.report.document import as_json, tool_version
+from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
-from onnxspect.engine.run import RunContext, prepare_process
+from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import search
-from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
 METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
 SEARCHED = 100
-#: Samples of a target class that choose among its patterns.
-JUDGED = 1000
-#: Samples of an infected label that DTInspector's patches are learned on, at most.
-PEELED = 5000
-#: Chooses among patterns to one class.
-Choose = Callable[[Sequence[Found]], Found]
 #: Share of the kept samples that fine-tuning is measured on.
 APART = 0.1
 
@@ -156,7 +143,7 @@ def cleanse(
     prepare_process(run.device)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    finding = _Finding.read(Path(run_folder)) if run_folder is not None else None
+    finding = Finding.read(Path(run_folder)) if run_folder is not None else None
     chosen = spec or (finding.spec if finding is not None else None)
     subject = Subject.from_onnx(model, chosen, run.device)
     training = open_training_set(train, subject.size)
@@ -240,65 +227,11 @@ def check_labels(training: TrainingSet, classes: int) -> list[str]:
     return [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """A finished scan, as far as a cleansing needs it."""
-
-    spec: InputSpec
-    model: str
-    targets: tuple[int, ...]
-    units: Mapping[str, tuple[str, Sequence[UnitEvidence]]]
-
-    @classmethod
-    def read(cls, folder: Path) -> _Finding:
-        with Ledger(folder) as ledger:
-            report = ledger.report()
-            chosen = report["preprocessing"]["chosen"]
-            spec = InputSpec(**{**chosen, "mean": tuple(chosen["mean"]), "std": tuple(chosen["std"])})
-            ran = [d for d in report["detectors"] if d["status"] == "ran"]
-            units = {d["name"]: (str(d["statistic"]), ledger.evidence(d["name"])) for d in ran}
-        return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units)
-
-    def check(self, subject: Subject, folder: Path) -> None:
-        if subject.file is None or subject.file.sha256 != self.model:
-            raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
-
-    def triggers(self, targets: Sequence[int], choose: Choose) -> dict[str, list[Found]]:
-        """For every target its DTInspector patch, and the one of its additive patterns that fits the training set."""
-        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: []}
-        for target in targets:
-            additive: list[Found] = []
-            for name, (_, units) in self.units.items():
-                own = [u for u in units if u.unit.target == target and u.found]
-                masked = [u for u in own if {"mask", "pattern"} <= set(u.trigger)]
-                if name == SUPERIMPOSE and masked:
-                    found[SUPERIMPOSE].append(_as_found(masked[0]))
-                additive += [_as_found(u) for u in own if np.abs(u.trigger.get("delta", 0)).max() > 0]
-            if additive:
-                found[REMOVE].append(choose(additive))
-        if not found[REMOVE]:  # no additive pattern: what a mask covers can be taken off too
-            for target in targets:
-                masked = [
-                    u
-                    for name, (_, units) in self.units.items()
-                    for u in units
-                    if name != SUPERIMPOSE and u.unit.target == target and u.found and "mask" in u.trigger
-                ]
-                if masked:
-                    found[REMOVE].append(_as_found(min(masked, key=lambda u: float(u.trigger["mask"].sum()))))
-        return found
-
-
-def _as_found(unit: UnitEvidence) -> Found:
-    names = ("delta",) if "delta" in unit.trigger else ("mask", "pattern")
-    return Found(unit.unit.target, {n: np.asarray(unit.trigger[n]) for n in names}, unit.unit.source)
-
-
 def _triggers(
     subject: Subject,
     training: TrainingSet,
     part: Samples,
-    finding: _Finding | None,
+    finding: Finding | None,
     detectors: Sequence[str],
     known: Help,
     as_written: bool,
@@ -306,28 +239,14 @@ def _triggers(
     run: RunContext,
 ) -> tuple[dict[str, list[Found]], list[str]]:
     """Triggers by method: those of the scan, or estimated here on the training set as 000 does."""
-
-    def choose(candidates: Sequence[Found]) -> Found:
-        rows = np.flatnonzero(training.labels == candidates[0].target)
-        if not len(rows):
-            return min(candidates, key=lambda f: float(np.linalg.norm(f.arrays["delta"])))
-        rng = run.numpy_generator("cleanse", candidates[0].target, "judged")
-        judged = training.take(rng.permutation(rows)[:JUDGED]).images
-        judged = judged[rng.permutation(len(judged))]
-        best = best_pattern(candidates, judged, classify)
-        return best if as_written else estimate_again(best, judged, subject, part, classify, run)
-
-    def classify(images: np.ndarray) -> np.ndarray:
-        return session.run(images)[0]
-
-    session = Session(subject, [])
+    choose = chooser(subject, training, part, as_written, run)
     if finding is not None:
         targets = known.targets or finding.targets
         found = finding.triggers(targets, choose)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and SUPERIMPOSE in (detectors or (SUPERIMPOSE,)):
-            found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in _peeled(one, subject, training, part, run)]
+            found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
         return found, []
     if SUPERIMPOSE in detectors:
         raise OnnxspectError(
@@ -340,93 +259,6 @@ def _triggers(
     if not patterns:
         return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
     return {REMOVE: patterns}, []
-
-
-def _peeled(found: Found, subject: Subject, training: TrainingSet, part: Samples, run: RunContext) -> list[Found]:
-    """The patches of all triggers to the label of the scan's patch; that one where peeling finds none."""
-    label, settings = found.target, DTInspector()
-    rng = run.numpy_generator("cleanse", label, "peeled")
-    rows = np.sort(rng.permutation(np.flatnonzero(training.labels == label))[:PEELED])
-    laid_over = part.images[partners(part.labels, label, settings.partners, rng)]
-    if len(rows) < 3 * settings.fewest or not len(laid_over):
-        return [found]
-    return peel(subject, training.take(rows).images, label, laid_over, run, settings) or [found]
-
-
-def estimate_patterns(
-    subject: Subject, part: Samples, targets: Sequence[int] | None, folder: Path, run: RunContext, choose: Choose
-) -> list[Found]:
-    """The patterns of 000 estimated on a part of the training set itself (Eq. 9, Algorithm 1).
-
-    Args:
-        subject: the model.
-        part: some training samples of every class.
-        targets: target classes where they are known; else Eq. 10-11 find one, or none.
-        folder: where finished units are kept.
-        run: seed and observer.
-        choose: among the patterns to one class.
-    """
-    detector = ReverseEngineering(held_out=0)
-    nothing = part.take(np.zeros(0, int))
-    names = {"model": subject.file.sha256 if subject.file else subject.name, "train": part.sha256, "seed": run.seed}
-    with Ledger(folder / "search", names | {"targets": list(targets or ()), "tool": tool_version()}) as ledger:
-        at_hand = AtHand(subject, part, nothing, run, ledger, training=part)
-        if targets is None:
-            evidence = detector.run(at_hand)
-            if not isinstance(evidence, Evidence):
-                raise OnnxspectError(f"{REMOVE}: {evidence.reason}")
-            judged = infer(evidence, subject.classes)
-            if not judged.judgement.paper_flag or judged.target is None:
-                return []
-            to_target = [u for u in evidence.units if u.unit.target == judged.target]
-            return [choose([_as_found(u) for u in to_target if u.found and u.statistics])]
-        labelled = labelled_images(part, subject.classes, detector.training_samples, run, drawn_as="cleanse")
-        labelled = labelled.to(subject.device)
-        found = []
-        for target in targets:
-            sources = sorted(set(part.labels.tolist()) - {target})
-            units = [Unit(target), *(Unit(target, s) for s in sources)]
-            climb = Climb(detector.perturbation, growth=detector.growth, weight=detector.weight, labelled=labelled)
-            norm = detector.perturbation.norm
-            done = search_units(REMOVE, subject, at_hand, ledger, units, climb, detector.search, norm, held_out=0)
-            able = [u for u in done if u.found and float(np.abs(u.trigger["delta"]).max()) > 0]
-            if able:
-                found.append(choose([_as_found(u) for u in able]))
-        return found
-
-
-def estimate_again(
-    found: Found, judged: np.ndarray, subject: Subject, part: Samples, classify: Classify, run: RunContext
-) -> Found:
-    """The pattern climbed again on D_t as the last one divides it; see cleansing/divided.py.
-
-    The last one that could be had, where the set cannot be divided or the climb does not get there.
-
-    Args:
-        found: the best pattern so far.
-        judged: training samples labelled to its target, in random order.
-        subject: the model.
-        part: training samples of every class; those of the pattern's source are D_s.
-        classify: the model in onnxruntime.
-        run: the seed.
-    """
-    detector = ReverseEngineering()
-    config = replace(detector.search, samples=most_of(judged))
-    unit = Unit(found.target, found.source)
-    for number in range(ROUNDS):
-        parts = division(found, judged, classify)
-        if parts is None:
-            return found
-        left, stayed = (torch.from_numpy(judged[rows]).to(subject.device) for rows in parts)
-        every = left.expand(subject.classes, *left.shape)  # a climb takes its labelled images by class
-        climb = Climb(detector.perturbation, growth=detector.growth, weight=detector.weight, labelled=every)
-        aim = DividedClimb(climb, detector.perturbation, stayed)
-        name = f"{REMOVE} divided {number}"
-        (result,) = next(search(subject, part, [(unit,)], aim, config, run, name))
-        if not result.found or not np.abs(result.trigger["delta"]).max() > 0:
-            return found
-        found = at_best_strength(replace(found, arrays=dict(result.trigger)), judged, classify)
-    return found
 
 
 def _part(training: TrainingSet, run: RunContext) -> Samples:

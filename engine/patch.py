@@ -37,8 +37,7 @@ from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.report.document import tool_version
-from onnxspect.engine.run import RunContext, prepare_process
+from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject

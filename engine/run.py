@@ -12,6 +12,7 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Protocol
 
 import numpy as np
@@ -121,3 +122,8 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return f"cuda: {torch.cuda.get_device_name()}"
     return f"cpu: {torch.get_num_threads()} threads"
+
+
+def tool_version() -> str:
+    """The installed version of onnxspect."""
+    return metadata.version("onnxspect")

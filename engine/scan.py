@@ -18,7 +18,7 @@ from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.preprocessing import preflight
 from onnxspect.engine.reference import train_references
 from onnxspect.engine.report import document, pictures
-from onnxspect.engine.run import RunContext, prepare_process
+from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
@@ -166,7 +166,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that the results depend on; thread count too, because it changes the last bits of a convolution."""
     return {
-        "tool": document.tool_version(),
+        "tool": tool_version(),
         "model": subject.file.sha256 if subject.file is not None else subject.name,
         "model path": subject.name,
         "data": samples.sha256,

@@ -12,7 +12,6 @@ from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_im
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxspect.engine.cleanse import estimate_again
 from onnxspect.engine.cleansing.by_activation import (
     Help,
     activation_clustering,
@@ -33,6 +32,7 @@ from onnxspect.engine.cleansing.by_trigger import (
     without,
 )
 from onnxspect.engine.cleansing.divided import FEWEST, DividedClimb, at_best_strength, division, most_of
+from onnxspect.engine.cleansing.estimation import estimate_again
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.detectors.reverse_engineering import Climb
 from onnxspect.engine.errors import OnnxspectError

@@ -23,8 +23,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.by_trigger import SUPERIMPOSE, Found, in_full
-from onnxspect.engine.detectors.confidence import log_odds, superimposed
+from onnxspect.engine.detectors.confidence import log_odds, partners, superimposed
 from onnxspect.engine.detectors.dtinspector import DTInspector, LeaveClass
 from onnxspect.engine.evidence import Unit
 from onnxspect.engine.perturbation import Additive, Perturbation, stamp
@@ -37,6 +38,8 @@ from onnxspect.engine.subject import Subject
 SHARES = (0.95, 0.7, 0.4)
 #: Share of the least sure samples that may leave with a patch that counts as a trigger's.
 SPARED = 0.25
+#: Samples of a label that they are learned on, at most.
+PEELED = 5000
 #: Patches of one label at most.
 MOST = 8
 
@@ -121,3 +124,14 @@ def _leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray
     """Which images ``(n, ...)`` are not of the label with the patch on ``(n,)``."""
     left: np.ndarray = subject.predict(stamp(images, dict(patch))).argmax(1) != label
     return left
+
+
+def peeled(found: Found, subject: Subject, training: TrainingSet, part: Samples, run: RunContext) -> list[Found]:
+    """The patches of all triggers to the label of the scan's patch; that one where peeling finds none."""
+    label, settings = found.target, DTInspector()
+    rng = run.numpy_generator("cleanse", label, "peeled")
+    rows = np.sort(rng.permutation(np.flatnonzero(training.labels == label))[:PEELED])
+    laid_over = part.images[partners(part.labels, label, settings.partners, rng)]
+    if len(rows) < 3 * settings.fewest or not len(laid_over):
+        return [found]
+    return peel(subject, training.take(rows).images, label, laid_over, run, settings) or [found]

@@ -9,22 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.preprocessing import Preflight
-from onnxspect.engine.run import RunContext, device_name
+from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 from onnxspect.engine.verdict import Verdict
 
 SCHEMA = "onnxspect-report/1"
-
-
-def tool_version() -> str:
-    """The installed version of onnxspect."""
-    return metadata.version("onnxspect")
 
 
 def build(
