@@ -26,8 +26,8 @@ Departures, and why. All were measured on the project's zoo (small networks, 15,
 * The trigger is *restored*: the median of the samples that left the class, under the patch's mask, is stamped on clean
   images of other classes. In an infected class it leads them into z. A class is judged by the transfer ratio, and by
   `both_angle`, the mean of the transfer ratio's angle and of how far the restored trigger is from working on all: there are
-  clean classes whose patches transfer badly (a thin digit 1; a pullover at 0.34), but theirs restore nothing. Shares are judged on the scale arcsin(sqrt(r)), whose noise is known, so that 0.94 among nine ratios of 1 is
-  not a wonder.
+  clean classes whose patches transfer badly (a thin digit 1; a pullover at 0.34), but theirs restore nothing. Shares are
+  judged on the scale arcsin(sqrt(r)), whose noise is known, so that 0.94 among nine ratios of 1 is not a wonder.
 * The transfer ratio is also taken on samples of the second quarter by confidence. The least sure samples of a network of 65 %
   accuracy leave with any patch: on CIFAR-10 with a 7x7 square 81 % of D_l left the infected class and 84 to 98 % the others,
   of the second quarter 6 % and 36 to 88 %. So did 2 % of the class's clean samples where a sinusoid is the trigger (others:
