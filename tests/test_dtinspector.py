@@ -21,7 +21,7 @@ from onnxspect.engine.detectors.dtinspector import (
     LeaveClass,
     paper_rule,
     penultimate,
-    restored_trigger,
+    restored_triggers,
 )
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped
@@ -84,6 +84,9 @@ def test_the_infected_class_keeps_its_unsure_samples(infected: Evidence) -> None
     assert ratios[TARGET] < 0.1
     assert min(r for k, r in ratios.items() if k != TARGET) > 0.9
     assert all(u.found and u.search_success >= SEARCH.success for u in infected.units)
+    middle = by_class(infected, "middle_ratio")
+    assert middle[TARGET] < 0.1
+    assert min(r for k, r in middle.items() if k != TARGET) > 0.9
     # Unseen peers of the poisoned samples are poisoned too: the patch carries over to them.
     assert by_class(infected, "peer_ratio")[TARGET] > 0.5
 
@@ -96,9 +99,12 @@ def test_the_paper_rule_names_it(infected: Evidence) -> None:
 
 
 def test_the_restored_trigger_leads_into_the_class(infected: Evidence) -> None:
-    success = by_class(infected, "restored_success")
-    assert success[TARGET] > 0.9
-    assert max(s for k, s in success.items() if k != TARGET) < 0.5
+    assert by_class(infected, "restored_success")[TARGET] > 0.9
+    # In this tiny world all images of a class are alike, so what they share restores the class itself. That convicts nobody:
+    # their patches do not spare the unsure.
+    both = by_class(infected, "both_angle")
+    assert both[TARGET] < 0.5
+    assert min(angle for k, angle in both.items() if k != TARGET) > 1.0
 
 
 def test_the_patch_lies_on_the_trigger(infected: Evidence) -> None:
@@ -283,10 +289,15 @@ def test_restored_trigger_by_hand() -> None:
     rows = np.flatnonzero(training.images[:, 0, 3, 3] > 0.9)
     patch = {"mask": np.zeros((1, SIDE, SIDE), np.float32), "pattern": np.full((1, SIDE, SIDE), 0.5, np.float32)}
     patch["mask"][0][PATCH] = 1
-    found = restored_trigger(tiny(), training.images[rows], patch, TARGET)
-    np.testing.assert_array_equal(found["pattern"][0][PATCH], [[1, 0], [0, 1]])
+    under, shared = restored_triggers(tiny(), training.images[rows], patch, TARGET)
+    np.testing.assert_array_equal(under["mask"], patch["mask"])
+    # Found without the patch's mask: the other bright quadrants differ between them.
+    assert shared["mask"][0][PATCH].all()
+    assert shared["mask"].mean() < 0.8
     clean = quadrant_images(5)
-    assert (tiny().predict(stamp(clean.images, found)).argmax(1) == TARGET).all()
+    for found in (under, shared):
+        np.testing.assert_array_equal(found["pattern"][0][PATCH], [[1, 0], [0, 1]])
+        assert (tiny().predict(stamp(clean.images, found)).argmax(1) == TARGET).all()
 
 
 def test_paper_rule_by_hand() -> None:

@@ -17,7 +17,7 @@ from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
-from onnxspect.engine.mitigation.unlearn import TRIED, Lesson, Unlearn, Unlearned, _of_sources
+from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Lesson, Unlearn, Unlearned, _of_sources
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
@@ -271,3 +271,21 @@ def test_images_of_a_source_head_each_batch(planted: Subject) -> None:
         heads += hard[:extra].argmax(1).tolist()
     assert len(heads) >= LEADING * len(FIT) - 1
     assert set(heads) == {3}
+
+
+def test_several_targets_get_a_longer_lesson_with_more_stamped() -> None:
+    lesson = Lesson("any", Retraining(epochs=10), stamped=0.3)
+    assert lesson.among(1) == lesson
+    three, nine = lesson.among(3), lesson.among(9)
+    assert lesson.training.epochs < three.training.epochs < nine.training.epochs
+    assert lesson.stamped < three.stamped < nine.stamped <= MOST_STAMPED
+    assert replace(lesson, stamped=0.8).among(9).stamped == 0.8  # what is more already is not made less
+
+
+def test_an_epoch_has_at_most_so_many_images(planted: Subject) -> None:
+    """More to draw from makes no epoch longer, and every epoch draws anew."""
+    generator = RunContext().torch_generator("batches")
+    settings = replace(SHORT, images=24, mixed=0.0)
+    epochs = [torch.cat([i for i, _, _ in _batches(planted, FIT, settings, generator)]) for _ in range(2)]
+    assert [len(e) for e in epochs] == [24, 24]
+    assert not torch.equal(*epochs)
