@@ -16,9 +16,11 @@ def page() -> str:
         ("demo.json", _demo),
         ("detection_standard.json", _detection),
         ("detection_fresh.json", _fresh),
+        ("detection_fresh_infected.json", _fresh_infected),
         ("detection_quick.json", _detection),
         ("cepa.json", _cepa),
         ("dtinspector.json", _dtinspector),
+        ("dtinspector_sizes_and_rates.json", _sizes_and_rates),
         ("patches_small.json", _patches),
         ("cleansing.json", _cleansing),
         ("cleansing_patterns.json", _patterns),
@@ -63,6 +65,30 @@ def _fresh(r: dict[str, Any]) -> str:
         r,
         "Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
         "scanned when the null model's settings were fixed.",
+    )
+
+
+def _fresh_infected(r: dict[str, Any]) -> str:
+    weak = [f"{m['name']} ({_percent(m['asr'])})" for m in r["models"] if m["infected"] and m["asr"] < 0.8]
+    note = f" The attack did not take on {', '.join(weak)}: its ASR is in brackets." if weak else ""
+    return _detection(
+        r,
+        "Detection on a second fresh draw: twelve of the zoo's attacks, drawn by lot\n\nThey are those of "
+        f"benchmarks/fresh_infected.toml, with other seeds, targets, places and patterns, trained and scanned once.{note}",
+    )
+
+
+def _sizes_and_rates(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {m['model']} | {_percent(m['asr']) if m['infected'] else '-'} | {m['verdict']} | {_classes(m['found'])} "
+        f"| {_classes(m['targets'])} | {10 ** m['log10_p']:.2g} | {_classes(m.get('paper_found') or [])} | {m['cpu_seconds']:.0f} |"
+        for m in r["rows"]
+    )
+    return (
+        "## DTInspector over trigger sizes and poison rates (001, Tables 4 and 6)\n\n`benchmarks/dtinspector.py` on the models of "
+        f"benchmarks/dtinspector_models.toml, {r['date']}, {r['threads']} thread. Squares of 4 to 22 pixels a side on CIFAR-10's subset "
+        "at 5 %; 0.07 to 50 % of MNIST's 40,000 images.\n\n| model | ASR | verdict | found | true | p | by the paper's rule | CPU seconds |\n"
+        f"|---|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
 

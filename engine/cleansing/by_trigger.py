@@ -24,7 +24,8 @@ Departures, and why:
   taken to be no more poison in a class than clean samples, and a tenth to spare. Where it is the best there is, nothing is
   removed.
 * The pattern so chosen is estimated once more on the training set as it divides it (divided.py).
-* DTInspector's patch is the least that takes 40 % of the surest samples, so others keep enough of the trigger. It is put on
+* DTInspector's patch is the least that takes 40 % of the surest samples, so others keep enough of the trigger. peeling.py learns
+  patches that take more, and says how they are put on (`ready`). Where it finds none, the scan's patch is put on
   in full where its mask is above `COVERED`, and one pixel around that (`in_full`): on a LeNet-5 with BadNets 99.9 % of
   the poisoned samples leave then, and 0.2 % of the clean ones; as it was learned 77.9 % and 0.1 %. ``as_written`` leaves it.
 * A trigger that replaces pixels (mask m, pattern p) cannot be subtracted. Where the mask is not full it is undone,
