@@ -51,7 +51,7 @@ from onnxspect.engine.report.document import as_json as to_json
 @click.option("--silhouette", type=float, default=0.29, show_default=True, help="Threshold of activation clustering.")
 @click.option("--impurity", type=float, default=0.65, show_default=True, help="Threshold of cluster impurity.")
 @click.option(
-    "--as-written", is_flag=True, help="Also remove what the model does not take for its label to begin with (Eq. 12)."
+    "--as-written", is_flag=True, help="The papers to the letter: Eq. 12, and the scan's one patch as it was learned."
 )
 @click.option(
     "--truth",
