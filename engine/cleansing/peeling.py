@@ -38,6 +38,9 @@ from onnxspect.engine.subject import Subject
 SHARES = (0.95, 0.7, 0.4)
 #: Share of the least sure samples that may leave with a patch that counts as a trigger's.
 SPARED = 0.25
+#: How hard a patch that is added is searched for: its steps are tenths of a mask's, as an imperceptible pattern is low. It
+#: destroys a trigger that is spread over the image, which no small mask does.
+ADDED = replace(DTInspector().search, learning_rate=0.01, multiplier=0.01)
 #: Samples of a label that they are learned on, at most.
 PEELED = 5000
 #: Patches of one label at most.
@@ -93,8 +96,7 @@ def _patch(
 ) -> dict[str, np.ndarray] | None:
     """A patch for the largest share of the rows `surest` that spares the rows `unsure`; of several what takes most of `left`."""
     samples = Samples(images[surest], np.full(len(surest), label))
-    families: list[tuple[Perturbation, SearchConfig]] = [(how.perturbation, how.search)]
-    families += [] if how.added is None else [(Additive(), how.added)]
+    families: list[tuple[Perturbation, SearchConfig]] = [(how.perturbation, how.search), (Additive(), ADDED)]
     every = np.arange(len(surest))
     for share in SHARES:
         able: list[tuple[float, dict[str, np.ndarray]]] = []
