@@ -289,7 +289,7 @@ def test_restored_trigger_by_hand() -> None:
     rows = np.flatnonzero(training.images[:, 0, 3, 3] > 0.9)
     patch = {"mask": np.zeros((1, SIDE, SIDE), np.float32), "pattern": np.full((1, SIDE, SIDE), 0.5, np.float32)}
     patch["mask"][0][PATCH] = 1
-    under, shared = restored_triggers(tiny(), training.images[rows], patch, TARGET)
+    under, shared = restored_triggers(tiny(), training.images[rows], patch, TARGET, quadrant_images(5).images[:0])
     np.testing.assert_array_equal(under["mask"], patch["mask"])
     # Found without the patch's mask: the other bright quadrants differ between them.
     assert shared["mask"][0][PATCH].all()

@@ -68,14 +68,17 @@ from onnxspect.engine.subject import Subject
 NAME = "dtinspector"
 #: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
 PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
-#: Deviation of `both_angle` among clean classes: there, too, a restored trigger takes up to a tenth of the clean images
-#: along (0.13 at most in 48 clean classes of five models, 0.24 in twenty more), and arcsin(sqrt(0.1)) = 0.32 is to be no more
-#: than about two.
-RESTORED_NOISE = 0.15
+#: Deviation of the transfer ratio's angle among clean classes, at least: where nine ratios are 1, the tenth may be a half.
+CLASS_NOISE = 0.15
+#: Deviation of `both_angle` among clean classes: a restored trigger takes up to 5 % of the clean images along there (in thirty
+#: classes of three models), and arcsin(sqrt(0.05)) = 0.23 is to be no more than about two.
+RESTORED_NOISE = 0.12
 #: Partners by which all samples of a large class are ranked first.
 FIRST_LOOK = 2
 #: Samples share a pixel where its deviation among them is below this, in the mean of its channels.
 SHARED = 0.05
+#: Such a pixel is the class's own where more than a share `USUAL` of its clean samples are within `ALIKE` of its value.
+USUAL, ALIKE = 0.1, 0.025
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
 
@@ -224,7 +227,7 @@ class DTInspector(Detector):
             "group size": size,
         }
         views: tuple[View, ...] = (
-            View("transfer_angle", "low", log=False, noise=_angle_noise(2 * size)),
+            View("transfer_angle", "low", log=False, noise=max(CLASS_NOISE, _angle_noise(2 * size))),
             View("both_angle", "low", log=False, noise=RESTORED_NOISE),
         )
         measured = {name for u in told for name in u.statistics}
@@ -255,10 +258,11 @@ class DTInspector(Detector):
             statistics["peer_ratio"] = _leave(subject, images[peers], result.trigger, z)
             others = groups.clean.images[groups.clean.labels != z]
             if len(others):
+                own = groups.pool.images[groups.pool.labels == z]
                 before = (subject.predict(others).argmax(1) == z).mean()
                 after = [
                     (subject.predict(stamp(others, restored)).argmax(1) == z).mean()
-                    for restored in restored_triggers(subject, images[learned], result.trigger, z)
+                    for restored in restored_triggers(subject, images[learned], result.trigger, z, own)
                 ]
                 statistics["restored_success"] = float(max(after) - before)
                 restored_angle = _angle(max(0.0, statistics["restored_success"]))
@@ -379,27 +383,31 @@ def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
 
 
 def restored_triggers(
-    subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int
+    subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int, clean: np.ndarray
 ) -> list[dict[str, np.ndarray]]:
     """What the patch may have destroyed, from the images that it takes out of the class: as masks with their median image.
 
     One mask is the patch's own. If these images are poisoned and it lies where their trigger is, this is as much of the
-    trigger as mattered. The other one is of all pixels that the images share (`SHARED`): a trigger that replaces pixels is
-    there to the pixel, also where the patch spoils only a corner of it. (Of a 7x7 and a 22x22 square on CIFAR-10 it is the 49 and
-    the 484 pixels, and no pixel at all in the clean classes.) Clean images of other classes that get the trigger go to
-    `label`. The paper only looks at the patch.
+    trigger as mattered. The other one is of all pixels that the images share (`SHARED`). Neither has the pixels that clean
+    images of the class have as well (`USUAL`: the upper stroke of a 7). A trigger that replaces pixels is there to the pixel, also where the patch
+    spoils only a corner of it. (Of a 7x7 and a 22x22 square on CIFAR-10 it is the 49 and the 484 pixels, and no pixel at all in
+    the clean classes.) Clean images of other classes that get the trigger go to `label`. The paper only looks at the patch.
 
     Args:
         subject: the classifier.
         images: D_h ``(n, channels, height, width)``.
         patch: `mask` and `pattern`.
         label: the class.
+        clean: clean images of that class, possibly none.
     """
     left = subject.predict(stamp(images, dict(patch))).argmax(1) != label
     own = images[left] if left.any() else images
     pattern = np.median(own, axis=0).astype(np.float32)
-    shared = own.std(0).mean(0, keepdims=True) < SHARED
-    return [{"mask": m.astype(np.float32), "pattern": pattern} for m in (patch["mask"] > COVERED, shared)]
+    masks = patch["mask"] > COVERED, own.std(0).mean(0, keepdims=True) < SHARED
+    if len(clean):
+        foreign = (np.abs(clean - pattern).mean(1, keepdims=True) < ALIKE).mean(0) < USUAL
+        masks = masks[0] & foreign, masks[1] & foreign
+    return [{"mask": m.astype(np.float32), "pattern": pattern} for m in masks]
 
 
 @dataclass(frozen=True)
