@@ -78,7 +78,7 @@ FIRST_LOOK = 2
 #: Samples share a pixel where its deviation among them is below this, in the mean of its channels.
 SHARED = 0.05
 #: Such a pixel is the class's own where more than a share `USUAL` of its clean samples are within `ALIKE` of its value.
-USUAL, ALIKE = 0.1, 0.025
+USUAL, ALIKE = 0.4, 0.025
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
 
