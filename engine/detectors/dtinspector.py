@@ -70,8 +70,8 @@ NAME = "dtinspector"
 PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
 #: Deviation of the transfer ratio's angle among clean classes, at least: where nine ratios are 1, the tenth may be a half.
 CLASS_NOISE = 0.15
-#: Deviation of `both_angle` among clean classes: a restored trigger takes up to 5 % of the clean images along there (in thirty
-#: classes of three models), and arcsin(sqrt(0.05)) = 0.23 is to be no more than about two.
+#: Deviation of `both_angle` among clean classes: a restored trigger takes up to 7 % of the clean images along there (in thirty
+#: classes of three models), and arcsin(sqrt(0.07)) = 0.27 is to be no more than about two.
 RESTORED_NOISE = 0.12
 #: Partners by which all samples of a large class are ranked first.
 FIRST_LOOK = 2
