@@ -253,7 +253,7 @@ def _superimposed(r: dict[str, Any]) -> str:
     )
     return (
         f"## Cleansing by DTInspector's patch\n\n`benchmarks/cleansing.py --superimpose --retrain`, {r['date']}; nobody tells "
-        "the scan a class.\n\n| model | attack | found | true | TPR / FPR | ASR | trained again | accuracy | trained again |\n"
+        f"the scan a class. {r.get('note', '')}\n\n| model | attack | found | true | TPR / FPR | ASR | trained again | accuracy | trained again |\n"
         f"|---|---|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
