@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from datasets import even_draw
 
 from onnxspect.engine.cleanse import METHODS, cleanse
 from onnxspect.engine.cleansing.by_activation import Help
@@ -169,8 +170,7 @@ def superimposed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> d
     dataset = load_dataset(recipe.dataset, asked.data_root)
     run, folder = RunContext(asked.seed), asked.work / row["name"]
     rng = run.numpy_generator("benchmark", recipe.dataset)
-    each = [rng.permutation(np.flatnonzero(dataset.y_test == c))[:100] for c in range(len(dataset.classes))]
-    drawn = np.sort(np.concatenate(each))
+    drawn = even_draw(dataset.y_test, 100 * len(dataset.classes), rng)
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     left, found = np.arange(len(poisoned.labels)), []

@@ -20,3 +20,10 @@ def split_of(dataset: str, root: Path, split: str = "test") -> tuple[np.ndarray,
         names = ("images", "labels") if f"x_{split}" not in archive else (f"x_{split}", f"y_{split}")
         images, labels = (archive[n] for n in names)
     return images, labels.astype(np.int64).reshape(-1)
+
+
+def even_draw(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of about n samples in order, as many of every class and two at least."""
+    per_class = max(2, n // len(np.unique(labels)))
+    queues = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+    return np.sort(np.concatenate([q[:per_class] for q in queues]))

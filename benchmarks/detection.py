@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import split_of
+from datasets import even_draw, split_of
 from sklearn.metrics import roc_auc_score
 
 from onnxspect.engine.detectors.registry import PRESETS
@@ -198,13 +198,7 @@ def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     images, labels = split_of(dataset, asked.data_root)
-    rng = np.random.default_rng(asked.seed)
-    rows = []
-    classes = np.unique(labels)
-    for label in classes:
-        own = rng.permutation(np.flatnonzero(labels == label))
-        rows.append(own[: max(2, asked.samples // len(classes))])
-    chosen = np.sort(np.concatenate(rows))
+    chosen = even_draw(labels, asked.samples, np.random.default_rng(asked.seed))
     np.savez_compressed(out, images=images[chosen], labels=labels[chosen])
     return out
 

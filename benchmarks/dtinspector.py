@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import split_of
+from datasets import even_draw, split_of
 from detection import version
 
 from onnxspect.engine.detectors.base import AtHand, Detector
@@ -160,11 +160,7 @@ def clean_samples(dataset: str, asked: argparse.Namespace, run: RunContext) -> S
     """An even, seeded draw of clean test images."""
     images, labels = split_of(dataset, asked.data_root)
     rng = run.numpy_generator("benchmark", f"{dataset}.npz")
-    classes = np.unique(labels)
-    rows = np.concatenate(
-        [rng.permutation(np.flatnonzero(labels == c))[: asked.samples // len(classes)] for c in classes]
-    )
-    rows.sort()
+    rows = even_draw(labels, asked.samples, rng)
     return Samples.from_arrays(images[rows], labels[rows])
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import split_of
+from datasets import even_draw, split_of
 from detection import version
 from PIL import Image
 
@@ -136,7 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         infected = make()
         case, seconds = prepare(infected, run)
         for method in waiting:
-            row = measure(infected, case, method, run, bool(asked.from_train)) | {"search_seconds": round(seconds, 1)}
+            row = measure(infected, case, method, run)
+            row |= {
+                "search_seconds": round(seconds, 1),
+                "clean": len(infected.clean),
+                "clean_from": "training split" if asked.from_train else "test split",
+            }
             rows.append(row)
             print(line(row), flush=True)
             keep(asked, rows, run)
@@ -256,13 +261,6 @@ def parted(
     return Samples.from_arrays(images[rows], labels[rows]), rest
 
 
-def even_draw(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of about n samples, as many of every class."""
-    per_class = max(2, n // len(np.unique(labels)))
-    queues = [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
-    return np.sort(np.concatenate([q[:per_class] for q in queues]))
-
-
 def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     """The model opened, and the triggers that a search recovers for the known targets; seconds it took."""
     started = time.perf_counter()
@@ -284,7 +282,7 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     return case, time.perf_counter() - started
 
 
-def measure(infected: Infected, case: Case, method: str, run: RunContext, from_train: bool = False) -> dict[str, Any]:
+def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dict[str, Any]:
     """One row: before and after, with the true trigger, on images that nothing has seen."""
     before = answers(infected.path, infected)
     row: dict[str, Any] = {
@@ -293,8 +291,6 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext, from_t
         "dataset": infected.dataset,
         "target": "known",
         "method": method,
-        "clean": len(infected.clean),
-        "clean_from": "training split" if from_train else "test split",
         "images": len(infected.labels),
         "stamped": len(infected.wanted),
         "triggers_recovered": len(case.triggers),

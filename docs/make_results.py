@@ -79,16 +79,11 @@ def _fresh_infected(r: dict[str, Any]) -> str:
 
 
 def _sizes_and_rates(r: dict[str, Any]) -> str:
-    rows = "\n".join(
-        f"| {m['model']} | {_percent(m['asr']) if m['infected'] else '-'} | {m['verdict']} | {_classes(m['found'])} "
-        f"| {_classes(m['targets'])} | {10 ** m['log10_p']:.2g} | {_classes(m.get('paper_found') or [])} | {m['cpu_seconds']:.0f} |"
-        for m in r["rows"]
-    )
-    return (
-        "## DTInspector over trigger sizes and poison rates (001, Tables 4 and 6)\n\n`benchmarks/dtinspector.py` on the models of "
-        f"benchmarks/dtinspector_models.toml, {r['date']}, {r['threads']} thread. Squares of 4 to 22 pixels a side on CIFAR-10's subset "
-        "at 5 %; 0.07 to 50 % of MNIST's 40,000 images.\n\n| model | ASR | verdict | found | true | p | by the paper's rule | CPU seconds |\n"
-        f"|---|---|---|---|---|---|---|---|\n{rows}\n"
+    return _dtinspector(
+        r,
+        "DTInspector over trigger sizes and poison rates (001, Tables 4 and 6)",
+        " Squares of 4 to 22 pixels a side on CIFAR-10's subset at 5 %; 0.07 to 50 % of MNIST's 40,000 images "
+        "(benchmarks/dtinspector_models.toml).",
     )
 
 
@@ -151,16 +146,17 @@ def _cepa(r: dict[str, Any]) -> str:
     )
 
 
-def _dtinspector(r: dict[str, Any]) -> str:
+def _dtinspector(r: dict[str, Any], heading: str = "DTInspector and max-margin alone", note: str = "") -> str:
     rows = "\n".join(
-        f"| {m['model']} | {m['detector']} | {m['verdict']} | {_classes(m['found'])} | {_classes(m['targets'])} "
+        f"| {m['model']} | {m['detector']} | {_percent(m['asr']) if m['infected'] else '-'} | {m['verdict']} "
+        f"| {_classes(m['found'])} | {_classes(m['targets'])} | {10 ** m['log10_p']:.2g} "
         f"| {_classes(m.get('paper_found') or [])} | {m['cpu_seconds']:.0f} |"
         for m in r["rows"]
     )
     return (
-        f"## DTInspector and max-margin alone\n\n{r['date']}, {r['threads']} thread.\n\n"
-        "| model | detector | verdict | found | true | by the paper's rule | CPU seconds |\n"
-        f"|---|---|---|---|---|---|---|\n{rows}\n"
+        f"## {heading}\n\n`benchmarks/dtinspector.py`, {r['date']}, {r['threads']} thread.{note}\n\n"
+        "| model | detector | ASR | verdict | found | true | p | by the paper's rule | CPU seconds |\n"
+        f"|---|---|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
 

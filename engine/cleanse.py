@@ -243,7 +243,7 @@ def _triggers(
         found = finding.triggers(targets, choose)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
-        if not as_written and SUPERIMPOSE in (detectors or (SUPERIMPOSE,)):
+        if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
         return found, []
     if SUPERIMPOSE in detectors:

@@ -85,8 +85,7 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     """
     with Ledger(folder) as ledger:
         report = ledger.report()
-        chosen_spec = report["preprocessing"]["chosen"]
-        spec = InputSpec(**{**chosen_spec, "mean": tuple(chosen_spec["mean"]), "std": tuple(chosen_spec["std"])})
+        spec = InputSpec.described(report["preprocessing"]["chosen"])
         wanted = list(report["targets"] if targets is None else targets)
         unknown = [t for t in wanted if t >= len(report["classes"])]
         if unknown:

@@ -8,7 +8,7 @@ facts kept in `InputSpec` and `logits_how`, and hidden in here: no detector know
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,11 @@ class InputSpec:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    @classmethod
+    def described(cls, told: Mapping[str, Any]) -> InputSpec:
+        """What `describe` told, out of a report."""
+        return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,14 @@ def planted(planted_file: Path) -> Subject:
 
 
 #: Files that take minutes: they start first, so that no core waits at the end for one that another has just begun.
-SLOWEST = ("test_end_to_end", "test_dtinspector", "test_demo", "test_sources_applications", "test_sources_frameworks")
+SLOWEST = (
+    "test_end_to_end",
+    "test_sources_frameworks",
+    "test_demo",
+    "test_sources_applications",
+    "test_models_train",
+    "test_neural_cleanse",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -99,9 +99,9 @@ def test_the_paper_rule_names_it(infected: Evidence) -> None:
 
 
 def test_the_restored_trigger_leads_into_the_class(infected: Evidence) -> None:
-    assert by_class(infected, "restored_success")[TARGET] > 0.9
-    # In this tiny world all images of a class are alike, so what they share restores the class itself. That convicts nobody:
-    # their patches do not spare the unsure.
+    success = by_class(infected, "restored_success")
+    assert success[TARGET] > 0.9
+    assert max(s for k, s in success.items() if k != TARGET) < 0.5
     both = by_class(infected, "both_angle")
     assert both[TARGET] < 0.5
     assert min(angle for k, angle in both.items() if k != TARGET) > 1.0

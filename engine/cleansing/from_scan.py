@@ -23,17 +23,16 @@ class Finding:
     spec: InputSpec
     model: str
     targets: tuple[int, ...]
-    units: Mapping[str, tuple[str, Sequence[UnitEvidence]]]
+    units: Mapping[str, Sequence[UnitEvidence]]
 
     @classmethod
     def read(cls, folder: Path) -> Finding:
         """Of the run in a folder."""
         with Ledger(folder) as ledger:
             report = ledger.report()
-            chosen = report["preprocessing"]["chosen"]
-            spec = InputSpec(**{**chosen, "mean": tuple(chosen["mean"]), "std": tuple(chosen["std"])})
-            ran = [d for d in report["detectors"] if d["status"] == "ran"]
-            units = {d["name"]: (str(d["statistic"]), ledger.evidence(d["name"])) for d in ran}
+            spec = InputSpec.described(report["preprocessing"]["chosen"])
+            ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
+            units = {name: ledger.evidence(name) for name in ran}
         return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units)
 
     def check(self, subject: Subject, folder: Path) -> None:
@@ -50,7 +49,7 @@ class Finding:
         found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: []}
         for target in targets:
             additive: list[Found] = []
-            for name, (_, units) in self.units.items():
+            for name, units in self.units.items():
                 own = [u for u in units if u.unit.target == target and u.found]
                 masked = [u for u in own if {"mask", "pattern"} <= set(u.trigger)]
                 if name == SUPERIMPOSE and masked:
@@ -62,7 +61,7 @@ class Finding:
             for target in targets:
                 masked = [
                     u
-                    for name, (_, units) in self.units.items()
+                    for name, units in self.units.items()
                     for u in units
                     if name != SUPERIMPOSE and u.unit.target == target and u.found and "mask" in u.trigger
                 ]

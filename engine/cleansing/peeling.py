@@ -25,10 +25,10 @@ import numpy as np
 
 from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.by_trigger import SUPERIMPOSE, Found, in_full
-from onnxspect.engine.detectors.confidence import log_odds, partners, superimposed
-from onnxspect.engine.detectors.dtinspector import DTInspector, LeaveClass
+from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
+from onnxspect.engine.detectors.dtinspector import DTInspector, LeaveClass, leaves
 from onnxspect.engine.evidence import Unit
-from onnxspect.engine.perturbation import Additive, Perturbation, stamp
+from onnxspect.engine.perturbation import Additive, Perturbation
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, search
@@ -75,11 +75,12 @@ def peel(
         surest = left[np.argsort(-certain[left], kind="stable")][:size]
         unsure = left[np.argsort(odds[left], kind="stable")]
         unsure = unsure[~np.isin(unsure, surest)][: 2 * size]
-        patch = _patch(subject, images, label, surest, unsure, left, how, run, len(found))
-        if patch is None:
+        best = _patch(subject, images, label, surest, unsure, left, how, run, len(found))
+        if best is None:
             break
+        patch, out = best
         found.append(Found(label, patch, ready=True))
-        left = left[~_leaves(subject, images[left], patch, label)]
+        left = left[~out]
     return found
 
 
@@ -93,13 +94,16 @@ def _patch(
     how: DTInspector,
     run: RunContext,
     number: int,
-) -> dict[str, np.ndarray] | None:
-    """A patch for the largest share of the rows `surest` that spares the rows `unsure`; of several what takes most of `left`."""
+) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
+    """A patch for the largest share of the rows `surest` that spares the rows `unsure`, and which of `left` it takes out.
+
+    Of several it is the one that takes out most of `left`.
+    """
     samples = Samples(images[surest], np.full(len(surest), label))
     families: list[tuple[Perturbation, SearchConfig]] = [(how.perturbation, how.search), (Additive(), ADDED)]
     every = np.arange(len(surest))
     for share in SHARES:
-        able: list[tuple[float, dict[str, np.ndarray]]] = []
+        able: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
         for family, config in families:
             config = replace(config, samples=len(surest), success=share)
             aim = LeaveClass(family, how.loss, share)
@@ -108,10 +112,10 @@ def _patch(
             if not result.found:
                 continue
             for patch in _strengthened(result.trigger):
-                if _leaves(subject, images[unsure], patch, label).mean() <= SPARED:
-                    able.append((float(_leaves(subject, images[left], patch, label).mean()), patch))
+                if leaves(subject, images[unsure], patch, label).mean() <= SPARED:
+                    able.append((patch, leaves(subject, images[left], patch, label)))
         if able:
-            return max(able, key=lambda one: one[0])[1]
+            return max(able, key=lambda one: int(one[1].sum()))
     return None
 
 
@@ -122,18 +126,12 @@ def _strengthened(patch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]
     return [in_full(patch), dict(patch)]
 
 
-def _leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int) -> np.ndarray:
-    """Which images ``(n, ...)`` are not of the label with the patch on ``(n,)``."""
-    left: np.ndarray = subject.predict(stamp(images, dict(patch))).argmax(1) != label
-    return left
-
-
 def peeled(found: Found, subject: Subject, training: TrainingSet, part: Samples, run: RunContext) -> list[Found]:
     """The patches of all triggers to the label of the scan's patch; that one where peeling finds none."""
     label, settings = found.target, DTInspector()
     rng = run.numpy_generator("cleanse", label, "peeled")
     rows = np.sort(rng.permutation(np.flatnonzero(training.labels == label))[:PEELED])
-    laid_over = part.images[partners(part.labels, label, settings.partners, rng)]
+    laid_over = part.images[choose_partners(part.labels, label, settings.partners, rng)]
     if len(rows) < 3 * settings.fewest or not len(laid_over):
         return [found]
     return peel(subject, training.take(rows).images, label, laid_over, run, settings) or [found]

@@ -52,7 +52,7 @@ def superimposed(subject: Subject, images: np.ndarray, label: int, partners: np.
     return np.asarray(total / len(partners))
 
 
-def partners(labels: np.ndarray, label: int, n: int, rng: np.random.Generator) -> np.ndarray:
+def choose_partners(labels: np.ndarray, label: int, n: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of at most n images to lay over those of class `label`: of every other class in turn.
 
     Args:
