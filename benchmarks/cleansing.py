@@ -2,15 +2,16 @@
 
     python benchmarks/cleansing.py --zoo zoo --data-root DATA [--only NAME ...] [--retrain] [--out FILE]
     python benchmarks/cleansing.py --build DIR --attack A1 --attack C3 --data-root DATA
-    python benchmarks/cleansing.py --zoo zoo --only NAME --superimpose --retrain --data-root DATA   (001, Table 10)
+    python benchmarks/cleansing.py --zoo zoo --only NAME --by-scan dtinspector --retrain --data-root DATA   (001, Table 10)
 
 For every model of a zoo folder with one target class, its training set is rebuilt and cleansed by each method as
 `onnxspect cleanse` does it. The target class is told to all of them, as 000 does for SS and AC (whether RE finds it is
 what benchmarks/detection.py measures), and SS is told to remove 1.5 times the true count. With --retrain the network is
 trained again, by its own recipe, on what RE keeps. --build trains networks for 000's patterns A-F with 1, 3 or 9 source
-classes on 10,000 images of Fashion-MNIST, each just before it is cleansed. With --superimpose the set is cleansed by
-DTInspector alone, as 001 does in B.5: a scan finds the infected labels and their patches (nobody tells it any), and
-the samples that leave with the patch on are removed; again on what is kept, until a scan finds nothing. An interrupted run goes on where it stopped.
+classes on 10,000 images of Fashion-MNIST, each just before it is cleansed. With --by-scan the set is
+cleansed as 001 does in B.5: a scan with these detectors finds the infected labels (nobody tells it any), and the samples that
+they point at are removed (with dtinspector those that leave with its patch on); again on what is kept, until a scan finds
+nothing. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from datasets import even_draw
 
 from onnxspect.engine.cleanse import METHODS, cleanse
 from onnxspect.engine.cleansing.by_activation import Help
+from onnxspect.engine.cleansing.by_presence import PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.errors import OnnxspectError
@@ -49,6 +51,8 @@ from onnxspect.models.train import train
 from onnxspect.models.zoo_build import attack_of, build_zoo, rebuild_training_set, training_part
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scikit-learn")
+#: Methods of cleansing that need what a scan with the training set found.
+WITH_SCAN = (SUPERIMPOSE, PRESENCE)
 #: 000's patterns as this project spells them. 000's C and F raise three channels by 70 levels, its E four pixels by 80 to
 #: 96; Fashion-MNIST has one channel, so sizes are times sqrt(3). The places are random ones (the seeds were looked through)
 #: that clothes rarely cover: adding to what is white already is clipped away.
@@ -74,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], help="names of models; all with one target by default")
     parser.add_argument("--build", type=Path, help="train the networks named by --attack into this zoo folder first")
     parser.add_argument("--attack", action="append", default=[], help="pattern and number of sources, e.g. A1, F9")
-    parser.add_argument("--superimpose", action="store_true", help="cleanse by DTInspector alone")
-    parser.add_argument("--rounds", type=int, default=4, help="scans and cleansings at most, with --superimpose")
+    parser.add_argument("--by-scan", action="append", choices=WITH_SCAN, default=[], help="methods that a scan feeds")
+    parser.add_argument("--rounds", type=int, default=4, help="scans and cleansings at most, with --by-scan")
     parser.add_argument("--retrain", action="store_true")
     parser.add_argument("--work", type=Path, default=Path("runs/cleansing"))
     parser.add_argument("--seed", type=int, default=0)
@@ -87,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row, zoo in chosen(asked):
         done = known.get(row["name"])
         if done is None:
-            done = (superimposed if asked.superimpose else cleansed)(row, zoo, asked)
+            done = (by_scan if asked.by_scan else cleansed)(row, zoo, asked)
         if asked.retrain and "retrained" not in done:
             done |= {"retrained": retrained(row, zoo, asked)}
         known[row["name"]] = done
@@ -100,7 +104,7 @@ def chosen(asked: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
     """Manifest rows of models with one target, and their zoo's folder; those of --attack are built when it is their turn."""
     for zoo in asked.zoo:
         for row in read_manifest(zoo)["models"]:
-            able = row["infected"] if asked.superimpose else row.get("target") is not None
+            able = row["infected"] if asked.by_scan else row.get("target") is not None
             if able and (not asked.only or row["name"] in asked.only):
                 yield row, zoo
     for name in asked.attack:
@@ -140,7 +144,7 @@ def cleansed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "train.npz"
         np.savez(path, images=poisoned.images, labels=poisoned.labels)
-        methods = [m for m in METHODS if m != SUPERIMPOSE]
+        methods = [m for m in METHODS if m not in WITH_SCAN]
         done = cleanse(
             zoo / row["file"], path, folder, detectors=methods, targets=[int(row["target"])], known=Help(count=count),
             truth=zoo / f"{row['name']}.poison.npz", run=RunContext(asked.seed),
@@ -163,8 +167,8 @@ def cleansed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[
     }
 
 
-def superimposed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """001, B.5, on one model: scanned with its training set, its infected labels cleansed one by one."""
+def by_scan(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """001, B.5, on one model: scanned with its training set, its infected labels cleansed, until a scan finds none."""
     recipe = recipe_from_dict(row["recipe"])
     poisoned = rebuild_training_set(recipe, asked.data_root, zoo)
     dataset = load_dataset(recipe.dataset, asked.data_root)
@@ -180,8 +184,8 @@ def superimposed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> d
         for number in range(asked.rounds):
             np.savez(train_path, images=poisoned.images[left], labels=poisoned.labels[left])
             scanned = Path(scratch) / f"scan{number}"
-            scan(zoo / row["file"], clean_path, scanned, detectors=[SUPERIMPOSE], train=train_path, run=run)
-            done = cleanse(zoo / row["file"], train_path, folder, scanned, detectors=[SUPERIMPOSE], run=run)
+            scan(zoo / row["file"], clean_path, scanned, detectors=asked.by_scan, train=train_path, run=run)
+            done = cleanse(zoo / row["file"], train_path, folder, scanned, detectors=asked.by_scan, run=run)
             if not done.removed.any():
                 break
             found.append(sorted({t["target"] for t in done.report["triggers"]}))
@@ -201,7 +205,7 @@ def superimposed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> d
         "training_images": len(poisoned.labels),
         "asr": row["asr"],
         "clean_accuracy": row["clean_accuracy"],
-        "methods": {SUPERIMPOSE: vars(measured) | {"notes": []}},
+        "methods": {" + ".join(asked.by_scan): vars(measured) | {"notes": []}},
         "seconds": round(time.perf_counter() - started, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
@@ -221,7 +225,7 @@ def pattern_of(trigger: dict[str, Any]) -> str:
 
 
 def retrained(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """The network trained again on what RE (or DTInspector) kept: accuracy, ASR, and the twin's accuracy.
+    """The network trained again on what RE (or a scan's methods) kept: accuracy, ASR, and the twin's accuracy.
 
     Kept in the work folder, under a name made of the model and of what was kept: training gives the same bits again.
     """
@@ -282,7 +286,7 @@ def write(rows: list[dict[str, Any]], asked: argparse.Namespace) -> None:
         "hardware": {"machine": platform.machine(), "processor": platform.processor(), "system": platform.system()},
         "versions": {name: metadata.version(name) for name in PACKAGES},
         "seed": asked.seed,
-        "target_known": not asked.superimpose,
+        "target_known": not asked.by_scan,
         "mean": means,
         "models": rows,
     }

@@ -1,4 +1,4 @@
-"""DTInspector and the maximum margin over a zoo: one row a model and detector, with every class's statistics.
+"""DTInspector, the training difference and the maximum margin over a zoo: one row a model and detector, with every class's statistics.
 
     python benchmarks/dtinspector.py --zoo zoo --data-root DATA [--detector NAME ...] [--only TEXT ...] [--out FILE]
 
@@ -7,7 +7,7 @@ test images. Reported are the transfer ratios, the paper's rule, the calibrated 
 seconds. A row that --out already holds is not measured again; an interrupted run goes on where it stopped.
 
 Detectors: `dtinspector` (the project's settings), `paper` (the paper's settings, with the loss that has a gradient),
-`square` (the paper's settings to the letter), `max-margin`.
+`square` (the paper's settings to the letter), `training-difference`, `max-margin`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from detection import version
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.detectors.max_margin import MaxMargin
+from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence
 from onnxspect.engine.preprocessing import preflight
@@ -47,7 +48,10 @@ DETECTORS: Mapping[str, Callable[[], Detector]] = {
     "paper": lambda: replace(DTInspector.paper(), loss="odds"),
     "square": DTInspector.paper,
     "max-margin": MaxMargin,
+    "training-difference": TrainingDifference,
 }
+#: What a row prints of every class, where it is not what DTInspector measures.
+SHOWN = {"max-margin": ("max_margin",), "training-difference": ("success", "chance")}
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime", "numpy", "scipy")
 
 
@@ -196,7 +200,7 @@ def line(row: Mapping[str, Any]) -> str:
     if "error" in row:
         return f"{head} {row['error']}"
     mark = "ok  " if right(row, "found") else "MISS"
-    shown = ("transfer_ratio", "restored_success") if row["detector"] != "max-margin" else ("max_margin",)
+    shown = SHOWN.get(row["detector"], ("transfer_ratio", "restored_success"))
     values = "; ".join(" ".join(f"{c.get(s, float('nan')):.3g}" for c in row["classes"]) for s in shown)
     return (
         f"{mark} {head} true {row['targets']!s:<10} found {row['found']!s:<8} paper {row['paper_found']!s:<8} "

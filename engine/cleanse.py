@@ -29,13 +29,8 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_trigger import (
-    REMOVE,
-    SUPERIMPOSE,
-    Found,
-    by_trigger,
-    without,
-)
+from onnxspect.engine.cleansing.by_presence import PRESENCE, by_presence
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import Finding
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
@@ -54,7 +49,9 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
-METHODS = (REMOVE, SUPERIMPOSE, SPECTRAL, CLUSTERING, IMPURITY)
+METHODS = (REMOVE, SUPERIMPOSE, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
+#: Methods that use the triggers of a scan.
+FROM_SCAN = (REMOVE, SUPERIMPOSE, PRESENCE)
 #: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
 SEARCHED = 100
 #: Share of the kept samples that fine-tuning is measured on.
@@ -157,9 +154,11 @@ def cleanse(
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or Help(), targets=known_targets(targets, subject.classes))
-    by_method, found_notes = _triggers(subject, training, part, finding, detectors, known, as_written, folder, run)
+    by_method, found_notes = _triggers(
+        subject, training, part, finding, detectors, known, as_written, retrain is not None, folder, run
+    )
     notes += found_notes
-    methods = list(detectors) or [m for m in (REMOVE, SUPERIMPOSE) if by_method.get(m)]
+    methods = list(detectors) or [m for m in FROM_SCAN if by_method.get(m)]
     inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
     name = (tap or penultimate(subject)) if inside else None
     values = activations(subject, training, [name] if name else [], folder / "cache", run)
@@ -197,7 +196,8 @@ def cleanse(
         write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
     proof = None
     if retrain is not None:
-        patterns = by_method.get(REMOVE, ())  # DTInspector's patches lead out of their class: they prove nothing
+        # DTInspector's patches lead out of their class: they prove nothing.
+        patterns = by_method.get(REMOVE) or by_method.get(PRESENCE) or ()
         proof = _retrained(subject, training, removed, patterns, Path(retrain), how or Retrain(), run)
         report["retrained"] = {
             "path": str(retrain),
@@ -233,24 +233,30 @@ def _triggers(
     detectors: Sequence[str],
     known: Help,
     as_written: bool,
+    proving: bool,
     folder: Path,
     run: RunContext,
 ) -> tuple[dict[str, list[Found]], list[str]]:
-    """Triggers by method: those of the scan, or estimated here on the training set as 000 does."""
+    """Triggers by method: those of the scan, or estimated here on the training set as 000 does.
+
+    A pattern to take off is chosen, which is most of the work, where a method or a proof needs one.
+    """
     choose = chooser(subject, training, part, as_written, run)
     if finding is not None:
         targets = known.targets or finding.targets
-        found = finding.triggers(targets, choose)
+        wanted = not detectors or REMOVE in detectors or proving
+        found = finding.triggers(targets, choose if wanted else None)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
         return found, []
-    if SUPERIMPOSE in detectors:
-        raise OnnxspectError(
-            "DTInspector's patch comes from a scan",
-            "onnxspect scan MODEL --data clean.npz --train PATH --detector dtinspector --out DIR, then --run DIR",
-        )
+    for needed, what in {SUPERIMPOSE: "DTInspector's patch", PRESENCE: "the training difference"}.items():
+        if needed in detectors:
+            raise OnnxspectError(
+                f"{what} comes from a scan",
+                f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
+            )
     if detectors and REMOVE not in detectors:
         return {}, []
     patterns = estimate_patterns(subject, part, known.targets, folder, run, choose)
@@ -279,11 +285,15 @@ def _score(
     as_written: bool,
     run: RunContext,
 ) -> Scores:
-    if method in (REMOVE, SUPERIMPOSE):
+    seed = run.key(method) % 2**31
+    if method in FROM_SCAN:
         found = list(triggers.get(method, ()))
         if not found:
             nothing = np.full(len(training), np.nan)
             return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
+        if method == PRESENCE:
+            differences = {t.target: t.difference for t in found if t.difference is not None}
+            return by_presence(differences, training, seed, run)
         return by_trigger(
             method,
             found,
@@ -296,7 +306,6 @@ def _score(
         )
     if method == SPECTRAL:
         return spectral_signatures(values, training.labels, known)
-    seed = run.key(method) % 2**31
     if method == CLUSTERING:
         return activation_clustering(values, training.labels, known, seed)
 
@@ -343,7 +352,7 @@ def _retrained(
     kept = training.take(np.flatnonzero(~removed))
     apart, fit = kept.split(APART, run.numpy_generator("cleanse", "apart"))
     if how.restored and patterns and removed.any():
-        fit = _joined(fit, _restored(subject, training.take(np.flatnonzero(removed)), patterns))
+        fit = fit.joined(_restored(subject, training.take(np.flatnonzero(removed)), patterns))
     student, parameters = trainable_copy(subject)
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -370,7 +379,7 @@ def _retrained(
     values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)
-    named = stamps(tuple(Trigger(t.target, t.arrays) for t in patterns if "delta" in t.arrays))
+    named = stamps(tuple(Trigger(t.target, t.arrays) for t in patterns))
     return verify(out, file.path, apart, subject.spec, named, Goals(), run.device)
 
 
@@ -385,9 +394,3 @@ def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> 
             labels[rows] = np.where(answers != pattern.target, answers, labels[rows])
     changed = np.flatnonzero(labels != removed.labels)
     return replace(removed.take(changed), labels=labels[changed])
-
-
-def _joined(a: Samples, b: Samples) -> Samples:
-    return replace(
-        a, images=np.concatenate([a.images, b.images]), labels=np.concatenate([a.labels, b.labels]), files=()
-    )

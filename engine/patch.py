@@ -37,11 +37,12 @@ from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.report.document import speaks_for
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
-from onnxspect.engine.verdict import ALPHA, CARRIES_OVER
+from onnxspect.engine.verdict import CARRIES_OVER
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
@@ -97,7 +98,9 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
                 continue
             ids.append(detector["evidence"])
             units = ledger.evidence(detector["name"])
-            speaking = [t for t in wanted if _speaks_for(report, detector["name"], t)]
+            speaking = [
+                t for t in wanted if detector["name"] not in LEAD_AWAY and speaks_for(report, detector["name"], t)
+            ]
             # What the scan named may be one trigger to many classes; what the user names is every class for itself.
             shared = _shared(units, speaking) if targets is None else []
             triggers += shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
@@ -105,14 +108,6 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
     return Finding(report, spec, tuple(triggers), "+".join(ids))
-
-
-def _speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
-    """Whether a detector's trigger to a class is evidence; where none is (the user asked for the class), all are."""
-    if detector in LEAD_AWAY:
-        return False
-    p_values = report["classes"][target]["p_values"]
-    return bool(p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values()))
 
 
 def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:

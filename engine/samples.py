@@ -57,6 +57,11 @@ class Samples:
         files = tuple(self.files[i] for i in index) if self.files else ()
         return replace(self, images=self.images[index], labels=self.labels[index], files=files)
 
+    def joined(self, other: Samples) -> Samples:
+        """The rows of this one, then the other's; path and hash stay this one's, file names are dropped."""
+        images, labels = np.concatenate([self.images, other.images]), np.concatenate([self.labels, other.labels])
+        return replace(self, images=images, labels=labels, files=())
+
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Samples, Samples]:
         """Two disjoint parts, `fraction` of each class (rounded up, at least one where a class has two) in the first."""
         first: list[int] = []

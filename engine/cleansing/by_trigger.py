@@ -66,7 +66,8 @@ Classify = Callable[[np.ndarray], np.ndarray]
 class Found:
     """A recovered trigger: `delta`, or `mask` and `pattern`, without a unit axis; to `target`, from `source` (or all).
 
-    `strength`: how many times a `delta` is taken off. `ready`: a patch is put on as it is, and not in full.
+    `strength`: how many times a `delta` is taken off. `ready`: a patch is put on as it is, and not in full. `difference`: what
+    the target's training samples have and clean ones have not, where the trigger was found in that (by_presence.py).
     """
 
     target: int
@@ -74,6 +75,7 @@ class Found:
     source: int | None = None
     strength: float = STRENGTH
     ready: bool = False
+    difference: np.ndarray | None = field(default=None, repr=False)
 
 
 def without(images: np.ndarray, trigger: Mapping[str, np.ndarray], background: np.ndarray) -> np.ndarray:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from onnxspect.engine.cleansing.by_presence import PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found
 from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UnitEvidence
+from onnxspect.engine.report.document import speaks_for
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject import InputSpec, Subject
 
@@ -24,6 +27,7 @@ class Finding:
     model: str
     targets: tuple[int, ...]
     units: Mapping[str, Sequence[UnitEvidence]]
+    report: Mapping[str, Any] = field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> Finding:
@@ -33,7 +37,7 @@ class Finding:
             spec = InputSpec.described(report["preprocessing"]["chosen"])
             ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
             units = {name: ledger.evidence(name) for name in ran}
-        return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units)
+        return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units, report)
 
     def check(self, subject: Subject, folder: Path) -> None:
         """Refuse a run that belongs to another model.
@@ -44,27 +48,30 @@ class Finding:
         if subject.file is None or subject.file.sha256 != self.model:
             raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
 
-    def triggers(self, targets: Sequence[int], choose: Choose) -> dict[str, list[Found]]:
-        """For every target its DTInspector patch, and the one of its additive patterns that fits the training set."""
-        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: []}
+    def triggers(self, targets: Sequence[int], choose: Choose | None) -> dict[str, list[Found]]:
+        """For every target its DTInspector patch, what its training samples have that clean ones have not, and the one of its
+        additive patterns that fits the training set; of the last none, where nothing is there to choose."""
+        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: [], PRESENCE: []}
+        searched = [name for name in self.units if name not in (SUPERIMPOSE, PRESENCE)]
         for target in targets:
-            additive: list[Found] = []
-            for name, units in self.units.items():
-                own = [u for u in units if u.unit.target == target and u.found]
-                masked = [u for u in own if {"mask", "pattern"} <= set(u.trigger)]
-                if name == SUPERIMPOSE and masked:
-                    found[SUPERIMPOSE].append(as_found(masked[0]))
-                additive += [as_found(u) for u in own if np.abs(u.trigger.get("delta", 0)).max() > 0]
-            if additive:
+            patches = [u for u in self._to(SUPERIMPOSE, target) if {"mask", "pattern"} <= set(u.trigger)]
+            found[SUPERIMPOSE] += [as_found(u) for u in patches[:1]]
+            found[PRESENCE] += [
+                replace(as_found(u), strength=1.0, difference=np.asarray(u.trigger["difference"]))
+                for u in self._to(PRESENCE, target)
+                if speaks_for(self.report, PRESENCE, target)
+            ]
+            units = [u for name in searched for u in self._to(name, target)]
+            additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]
+            if additive and choose is not None:
                 found[REMOVE].append(choose(additive))
-        if not found[REMOVE]:  # no additive pattern: what a mask covers can be taken off too
+        if choose is not None and not found[REMOVE]:  # no additive pattern: what a mask covers can be taken off too
             for target in targets:
-                masked = [
-                    u
-                    for name, units in self.units.items()
-                    for u in units
-                    if name != SUPERIMPOSE and u.unit.target == target and u.found and "mask" in u.trigger
-                ]
+                masked = [u for name in searched for u in self._to(name, target) if "mask" in u.trigger]
                 if masked:
                     found[REMOVE].append(as_found(min(masked, key=lambda u: float(u.trigger["mask"].sum()))))
         return found
+
+    def _to(self, detector: str, target: int) -> list[UnitEvidence]:
+        """What a detector found to a class; nothing where it did not run."""
+        return [u for u in self.units.get(detector, ()) if u.unit.target == target and u.found]

@@ -55,12 +55,13 @@ from torch.nn import functional
 from onnxspect.converters.taps import cuts, with_outputs
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
+from onnxspect.engine.detectors.shares import angle, angle_noise
+from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
 from onnxspect.engine.objective import Measured, Objective
 from onnxspect.engine.perturbation import MaskPattern, Perturbation, State, stamp
-from onnxspect.engine.preprocessing import accuracy_floor
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, UnitResult
 from onnxspect.engine.subject import Subject
@@ -186,7 +187,7 @@ class DTInspector(Detector):
         subject, run = at_hand.subject, at_hand.run
         samples = at_hand.found_on if at_hand.training is None else at_hand.training
         if at_hand.training is not None:
-            _check_training_set(samples, subject)
+            check_training_set(samples, subject)
         logits = subject.predict(samples.images)
         if not np.isfinite(logits).all():
             return Skipped(NAME, "the model answers NaN or infinity on some samples: no confidence to rank by")
@@ -196,7 +197,7 @@ class DTInspector(Detector):
             )
         predicted = logits.argmax(1)
         if at_hand.training is not None:
-            _check_agreement(predicted, samples.labels, subject)
+            check_agreement(predicted, samples.labels, subject)
         confidence = log_odds(logits, predicted)
         judged = _classes_with(predicted, confidence, 3 * self.fewest)
         if len(judged) < FEWEST_CLASSES:
@@ -227,7 +228,7 @@ class DTInspector(Detector):
             "group size": size,
         }
         views: tuple[View, ...] = (
-            View("transfer_angle", "low", log=False, noise=max(CLASS_NOISE, _angle_noise(2 * size))),
+            View("transfer_angle", "low", log=False, noise=max(CLASS_NOISE, angle_noise(2 * size))),
             View("both_angle", "low", log=False, noise=RESTORED_NOISE),
         )
         views = views if len(groups.clean) else views[:1]
@@ -252,7 +253,7 @@ class DTInspector(Detector):
             images = groups.samples.images
             statistics["l1"] = result.cost
             statistics["transfer_ratio"] = float(leaves(subject, images[groups.unsure(z)], result.trigger, z).mean())
-            statistics["transfer_angle"] = _angle(statistics["transfer_ratio"])
+            statistics["transfer_angle"] = angle(statistics["transfer_ratio"])
             statistics["middle_ratio"] = float(leaves(subject, images[groups.middle(z)], result.trigger, z).mean())
             statistics["peer_ratio"] = float(leaves(subject, images[peers], result.trigger, z).mean())
             others = groups.clean.images[groups.clean.labels != z]
@@ -264,8 +265,8 @@ class DTInspector(Detector):
                     for restored in restored_triggers(subject, images[learned], result.trigger, z, own)
                 ]
                 statistics["restored_success"] = float(max(after) - before)
-                restored_angle = _angle(max(0.0, statistics["restored_success"]))
-                spared = _angle(min(statistics["transfer_ratio"], statistics["middle_ratio"]))
+                restored_angle = angle(max(0.0, statistics["restored_success"]))
+                spared = angle(min(statistics["transfer_ratio"], statistics["middle_ratio"]))
                 statistics["both_angle"] = max(spared, np.pi / 2 - restored_angle)
         if self.data_inspection:
             divergence = groups.divergence(z)
@@ -467,15 +468,6 @@ def leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray]
     return left
 
 
-def _angle(share: float) -> float:
-    """arcsin(sqrt(share)): the scale on which a share of n has the same deviation, 1 / (2 sqrt n), whatever it is."""
-    return float(np.arcsin(np.sqrt(share)))
-
-
-def _angle_noise(n: int) -> float:
-    return 0.5 / float(np.sqrt(max(1, n)))
-
-
 def _classes_with(predicted: np.ndarray, confidence: np.ndarray, fewest: int) -> list[int]:
     """The classes that at least `fewest` samples are predicted as, not all with the same confidence."""
     judged = []
@@ -484,25 +476,3 @@ def _classes_with(predicted: np.ndarray, confidence: np.ndarray, fewest: int) ->
         if len(own) >= fewest and np.ptp(own) > 0:
             judged.append(int(z))
     return judged
-
-
-def _check_training_set(training: Samples, subject: Subject) -> None:
-    if subject.size is not None and training.shape != subject.size:
-        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.size}")
-    if int(training.labels.max()) >= subject.classes:
-        raise OnnxspectError(
-            f"the training set has label {int(training.labels.max())}, the model {subject.classes} classes",
-            "give the training set of this very model",
-        )
-
-
-def _check_agreement(predicted: np.ndarray, labels: np.ndarray, subject: Subject) -> None:
-    """A model knows most of its training set, poisoned or not."""
-    accuracy = float((predicted == labels).mean())
-    floor = accuracy_floor(labels, subject.classes)
-    if accuracy < floor:
-        raise OnnxspectError(
-            f"the model gives {accuracy:.1%} of the training samples their label (at least {floor:.1%} is expected): "
-            "the labels do not match",
-            "give the training set of this very model, with labels in the model's order",
-        )

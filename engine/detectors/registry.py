@@ -11,6 +11,7 @@ from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
+from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.search import SearchConfig
 
@@ -43,16 +44,17 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
     DTInspector.name: _DTINSPECTOR.__getitem__,
+    TrainingDifference.name: lambda _: TrainingDifference(),
 }
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "quick": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
     "standard": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
-    "thorough": NAMES,
+    "thorough": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME, DTInspector.name),
 }
 #: What runs beside them where a training set is given.
-_WITH_TRAINING_SET = (DTInspector.name,)
+_WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)
 
 
 def chosen(preset: str, names: Sequence[str] = (), with_training_set: bool = False) -> list[Detector]:

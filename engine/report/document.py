@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onnxspect.engine.evidence import Evidence, Skipped
@@ -16,7 +16,7 @@ from onnxspect.engine.preprocessing import Preflight
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
-from onnxspect.engine.verdict import Verdict
+from onnxspect.engine.verdict import ALPHA, Verdict
 
 SCHEMA = "onnxspect-report/1"
 
@@ -114,6 +114,12 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
     }
 
 
+def speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
+    """Whether what a detector found to a class is evidence; where no detector's is (the user asked for the class), all are."""
+    p_values = report["classes"][target]["p_values"]
+    return bool(p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values()))
+
+
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
     """What this scan did not check, in sentences: each kind of trigger is some detector's to find."""
     ran = [e for e in evidence if isinstance(e, Evidence)]
@@ -127,8 +133,10 @@ def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
         missing.append("Changes that differ from image to image, such as warps, were not searched for (cepa).")
     if "neural-cleanse" not in names:
         missing.append("Triggers that replace a part of the image were not searched for as such (neural-cleanse).")
-    if "dtinspector" not in names:
-        missing.append("The training set was not looked at (dtinspector; give it with --train).")
+    if not names & {"dtinspector", "training-difference"}:
+        missing.append("The training set was not looked at (dtinspector, training-difference; give it with --train).")
+    elif "training-difference" not in names:
+        missing.append("No training set was compared with clean samples (training-difference; give it with --train).")
     missing.append(
         "A verdict of clean means that no backdoor of the kinds searched for was found, not that none exists."
     )

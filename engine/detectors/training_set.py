@@ -1,0 +1,46 @@
+"""What a detector asks of a training set before it believes it: that it is this model's."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.preprocessing import accuracy_floor
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject import Subject
+
+
+def check_training_set(training: Samples, subject: Subject) -> None:
+    """Refuse images and labels that the model cannot have been trained on.
+
+    Raises:
+        OnnxspectError: another size, or a class that the model does not have.
+    """
+    if subject.size is not None and training.shape != subject.size:
+        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.size}")
+    if int(training.labels.max()) >= subject.classes:
+        raise OnnxspectError(
+            f"the training set has label {int(training.labels.max())}, the model {subject.classes} classes",
+            "give the training set of this very model",
+        )
+
+
+def check_agreement(predicted: np.ndarray, labels: np.ndarray, subject: Subject) -> None:
+    """A model knows most of its training set, poisoned or not.
+
+    Args:
+        predicted: class indices ``(n,)``.
+        labels: of the same samples ``(n,)``.
+        subject: the model.
+
+    Raises:
+        OnnxspectError: it gives hardly more of them their label than chance.
+    """
+    accuracy = float((predicted == labels).mean())
+    floor = accuracy_floor(labels, subject.classes)
+    if accuracy < floor:
+        raise OnnxspectError(
+            f"the model gives {accuracy:.1%} of the training samples their label (at least {floor:.1%} is expected): "
+            "the labels do not match",
+            "give the training set of this very model, with labels in the model's order",
+        )
