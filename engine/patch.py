@@ -37,12 +37,11 @@ from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
 from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.report.document import speaks_for
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
-from onnxspect.engine.verdict import CARRIES_OVER
+from onnxspect.engine.verdict import CARRIES_OVER, speaks_for
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
@@ -99,7 +98,9 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
             ids.append(detector["evidence"])
             units = ledger.evidence(detector["name"])
             speaking = [
-                t for t in wanted if detector["name"] not in LEAD_AWAY and speaks_for(report, detector["name"], t)
+                t
+                for t in wanted
+                if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
             ]
             # What the scan named may be one trigger to many classes; what the user names is every class for itself.
             shared = _shared(units, speaking) if targets is None else []

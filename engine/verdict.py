@@ -130,6 +130,16 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     return Verdict("clean", (), p_value, tuple(reasons), findings)
 
 
+def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
+    """Whether what a detector found to a class is evidence; where no detector's is (the user asked for the class), all are.
+
+    Args:
+        p_values: of the class, by detector, as the report has them.
+        detector: one of them.
+    """
+    return p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values())
+
+
 def _names(targets: Sequence[int]) -> str:
     return ("class " if len(targets) == 1 else "each of the classes ") + ", ".join(map(str, targets))
 

@@ -14,9 +14,9 @@ from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found
 from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UnitEvidence
-from onnxspect.engine.report.document import speaks_for
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.verdict import speaks_for
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Finding:
             found[PRESENCE] += [
                 replace(as_found(u), strength=1.0, difference=np.asarray(u.trigger["difference"]))
                 for u in self._to(PRESENCE, target)
-                if speaks_for(self.report, PRESENCE, target)
+                if speaks_for(self.report["classes"][target]["p_values"], PRESENCE)
             ]
             units = [u for name in searched for u in self._to(name, target)]
             additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]

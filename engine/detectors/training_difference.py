@@ -204,7 +204,8 @@ def foreign_values(own: np.ndarray, genuine: np.ndarray) -> dict[str, np.ndarray
         excess = ((given == level).mean(0, dtype=np.float32)) - (usual == level).mean(0, dtype=np.float32)
         larger = excess > most
         most[larger], pattern[larger] = excess[larger], level / (LEVELS - 1)
-    return {"mask": (most > FOREIGN).any(0, keepdims=True).astype(np.float32), "pattern": pattern}
+    mask = np.asarray((most > FOREIGN).any(0, keepdims=True), np.float32)
+    return {"mask": mask, "pattern": pattern}
 
 
 def _to(subject: Subject, images: np.ndarray, label: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from onnxspect.engine.evidence import Evidence, Skipped
@@ -16,7 +16,7 @@ from onnxspect.engine.preprocessing import Preflight
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
-from onnxspect.engine.verdict import ALPHA, Verdict
+from onnxspect.engine.verdict import Verdict
 
 SCHEMA = "onnxspect-report/1"
 
@@ -112,12 +112,6 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
         "evidence": evidence.id,
         "seconds": round(evidence.seconds, 3),
     }
-
-
-def speaks_for(report: Mapping[str, Any], detector: str, target: int) -> bool:
-    """Whether what a detector found to a class is evidence; where no detector's is (the user asked for the class), all are."""
-    p_values = report["classes"][target]["p_values"]
-    return bool(p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values()))
 
 
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
