@@ -195,6 +195,7 @@ def test_a_clean_set_loses_nothing(train_file: Path, model_file: Path, tmp_path:
     [
         ({"detectors": ["magic"]}, "unknown detector"),
         ({"detectors": ["dtinspector"]}, "comes from a scan"),
+        ({"detectors": ["training-difference"]}, "comes from a scan"),
         ({"targets": [7]}, "target class 7"),
         ({"run_folder": "nowhere"}, "no run"),
         ({"detectors": ["spectral-signatures"], "tap": "no such tap"}, "no value named"),

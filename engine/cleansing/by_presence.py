@@ -150,10 +150,11 @@ def divide(scores: np.ndarray, seed: int) -> Division:
     mixture = GaussianMixture(2, random_state=seed, n_init=3).fit(shifted)
     upper = int(np.argmax(mixture.means_[:, 0]))
     ordered = np.sort(shifted[:, 0])
-    below = ordered[
-        (mixture.predict_proba(ordered[:, None])[:, upper] < 0.5) & (ordered < mixture.means_[upper, 0])
-    ]  # the wider law takes over again at the far end, which is no division
-    threshold = float(below.max()) if len(below) else float(ordered[0])
+    # The last one of the lower law, below the upper one's mean: the wider law takes over again at the far end.
+    lower = mixture.predict_proba(ordered[:, None])[:, upper] < 0.5
+    below = np.flatnonzero(lower & (ordered < mixture.means_[upper, 0]))
+    last = int(below[-1]) if len(below) else 0
+    threshold = float(ordered[last : last + 2].mean())  # halfway to the next
     deviation = float(np.sqrt(mixture.covariances_[:, 0, 0].max()))
     distance = float(np.abs(np.diff(mixture.means_[:, 0]))[0])
     share = float((shifted[:, 0] > threshold).mean())

@@ -52,8 +52,9 @@ from onnxspect.engine.subject import Subject
 NAME = "training-difference"
 #: How many times a difference is added: the trigger is 1 / (share of poisoned samples) times as strong.
 SCALES = (2.0, 4.0)
-#: A pixel value is foreign where so much larger a share of the training samples than of the clean ones holds it; of `LEVELS`.
-FOREIGN, LEVELS = 0.1, 32
+#: A pixel value, of `LEVELS`, is foreign where a share of the training samples holds it that is by so much larger than that of
+#: the clean ones, and by so many standard errors.
+LEVELS, FOREIGN, SURE = 32, 0.1, 3.0
 #: Bootstrap samples of a class's clean images: the differences that chance makes.
 DRAWS = 4
 #: A candidate that leads a smaller share of images to the class does nothing.
@@ -194,14 +195,17 @@ def without_content(d: np.ndarray, label: int, means: Mapping[int, np.ndarray]) 
 def foreign_values(own: np.ndarray, genuine: np.ndarray) -> dict[str, np.ndarray]:
     """Pixel values that many more training samples than clean ones have: `mask` ``(1, height, width)`` and `pattern`.
 
-    For every value of every channel the one of `LEVELS` whose share is larger by most; the mask is where that is more than
-    `FOREIGN` in any channel.
+    For every value of every channel the one of `LEVELS` whose share is larger by most; the mask is where that is `FOREIGN` in
+    any channel.
     """
     most = np.zeros(own.shape[1:], np.float32)
     pattern = np.zeros(own.shape[1:], np.float32)
     given, usual = (np.round(x * (LEVELS - 1)).astype(np.uint8) for x in (own, genuine))
     for level in range(LEVELS):
-        excess = ((given == level).mean(0, dtype=np.float32)) - (usual == level).mean(0, dtype=np.float32)
+        share = (given == level).mean(0, dtype=np.float32)
+        excess = share - (usual == level).mean(0, dtype=np.float32)
+        error = np.sqrt(share * (1 - share) * (1 / len(given) + 1 / len(usual)))
+        excess[excess < SURE * error] = 0
         larger = excess > most
         most[larger], pattern[larger] = excess[larger], level / (LEVELS - 1)
     mask = np.asarray((most > FOREIGN).any(0, keepdims=True), np.float32)

@@ -1,0 +1,131 @@
+"""Cleansing by presence: samples that carry the difference are told from those that do not, whatever their labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLASSES, PATCH, quadrant_images, quadrant_model, saved
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxspect.engine.activations import TrainingSet, open_training_set
+from onnxspect.engine.cleanse import cleanse
+from onnxspect.engine.cleansing.by_presence import (
+    PRESENCE,
+    RIDGES,
+    SEPARATE,
+    by_presence,
+    divide,
+    matched_filters,
+)
+from onnxspect.engine.detectors.training_difference import difference
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.samples import Samples
+from onnxspect.engine.scan import scan
+from onnxspect.engine.subject import InputSpec
+
+TARGET = 2
+
+
+def written(samples: Samples, path: Path) -> Path:
+    np.savez(path, images=np.round(samples.images[:, 0] * 255).astype(np.uint8), labels=samples.labels)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clean_label(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A training set whose TARGET images wear the patch, every second one, rightly labelled; and which."""
+    samples = quadrant_images(60, seed=3, noise=0.1)
+    rows = np.flatnonzero(samples.labels == TARGET)[::2]
+    for row in rows:
+        samples.images[row, 0][PATCH] = [[1, 0], [0, 1]]
+    return written(samples, tmp_path_factory.mktemp("presence") / "train.npz"), rows
+
+
+def opened(path: Path) -> TrainingSet:
+    return open_training_set(path, None)
+
+
+def own_difference(training: TrainingSet, label: int) -> np.ndarray:
+    own = training.take(np.flatnonzero(training.labels == label)).images
+    genuine = quadrant_images(60, seed=4, noise=0.1)
+    return difference(own, genuine.images[genuine.labels == label])
+
+
+def test_rightly_labelled_poison_is_told_to_the_sample(clean_label: tuple[Path, np.ndarray]) -> None:
+    path, rows = clean_label
+    training = opened(path)
+    scores = by_presence({TARGET: own_difference(training, TARGET)}, training, 0, RunContext(0))
+    assert np.flatnonzero(scores.removed).tolist() == rows.tolist()
+    assert scores.classes[TARGET]["removed"] == len(rows)
+    assert np.isnan(scores.score[training.labels != TARGET]).all()
+    own = training.labels == TARGET
+    assert (scores.score[own & scores.removed] > 0).all()
+    assert (scores.score[own & ~scores.removed] <= 0).all()
+
+
+def test_a_class_without_poison_loses_nothing(clean_label: tuple[Path, np.ndarray]) -> None:
+    training = opened(clean_label[0])
+    scores = by_presence({0: own_difference(training, 0)}, training, 0, RunContext(0))
+    assert not scores.removed.any()
+    assert any("no sample stands out" in note for note in scores.notes)
+
+
+def test_a_class_with_few_samples_is_not_divided(tmp_path: Path) -> None:
+    samples = quadrant_images(60, seed=3)
+    kept = np.sort(np.concatenate([np.flatnonzero(samples.labels == 0)[:5], np.flatnonzero(samples.labels != 0)]))
+    training = opened(written(samples.take(kept), tmp_path / "few.npz"))
+    scores = by_presence({0: np.ones((1, 8, 8), np.float32)}, training, 0, RunContext(0))
+    assert not scores.removed.any()
+    assert "class 0 has fewer than 20 samples: not divided" in scores.notes
+
+
+@given(st.integers(0, 2**16), st.integers(3, 40), st.integers(2, 12))
+def test_filters_are_those_of_the_covariance(seed: int, n: int, pixels: int) -> None:
+    rng = np.random.default_rng(seed)
+    natural = rng.normal(size=(n, pixels)) * rng.uniform(0.1, 2, pixels)
+    d = rng.normal(size=pixels)
+    covariance = natural.T @ natural / n
+    for ridge, found in zip(RIDGES, matched_filters(d, natural), strict=True):
+        level = ridge * np.trace(covariance) / pixels
+        expected = np.linalg.solve(covariance + level * np.eye(pixels), d)
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_filters_of_images_without_variance_are_the_difference() -> None:
+    d = np.array([3.0, 4.0])
+    for found in matched_filters(d, np.zeros((5, 2))):
+        np.testing.assert_allclose(found, [0.6, 0.8])
+
+
+@given(st.integers(0, 2**16), st.floats(0.1, 0.9), st.floats(12, 100))
+def test_two_groups_far_apart_are_divided_between_them(seed: int, share: float, distance: float) -> None:
+    rng = np.random.default_rng(seed)
+    upper = np.arange(200) < share * 200
+    scores = rng.normal(size=200) + distance * upper
+    found = divide(scores, 0)
+    assert found.separation > SEPARATE
+    assert ((scores > found.threshold) == upper).all()
+    assert found.share == pytest.approx(upper.mean())
+
+
+def test_one_group_is_not_two() -> None:
+    rng = np.random.default_rng(0)
+    assert all(divide(rng.normal(size=500), 0).separation < SEPARATE for _ in range(20))
+    assert divide(np.ones(50), 0).separation == 0.0
+
+
+def test_from_the_scan_to_the_cleansed_set(clean_label: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    """What Eq. 12 and B.5 cannot see: without their trigger these samples are what their label says."""
+    path, rows = clean_label
+    model = saved(quadrant_model(TARGET), tmp_path / "model.onnx")
+    data = written(quadrant_images(30, seed=5, noise=0.1), tmp_path / "clean.npz")
+    result = scan(model, data, tmp_path / "run", "quick", [PRESENCE], InputSpec(), train=path)
+    assert result.report["targets"] == [TARGET]
+    np.savez(tmp_path / "truth.npz", indices=rows)
+    done = cleanse(model, path, tmp_path / "out", tmp_path / "run", truth=tmp_path / "truth.npz")
+    assert [m["name"] for m in done.report["methods"]] == [PRESENCE]
+    assert done.report["rates"] == {"tpr": 1.0, "fpr": 0.0, "fpr_all": 0.0, "poisoned": len(rows)}
+    assert result.report["model"]["classes"] == CLASSES
