@@ -100,7 +100,7 @@ def scan(
         baseline = _reference_folder(folder, references)
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
-        with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject)) as reference_ledger:
+        with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject, able)) as reference_ledger:
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
             at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
@@ -144,14 +144,17 @@ def _reference_folder(folder: Path, references: str | Path | None) -> Path:
     return Path(references) if references is not None else folder / "references"
 
 
-def _baseline_fingerprint(fingerprint: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    """What the references depend on: everything but the model."""
+def _baseline_fingerprint(
+    fingerprint: dict[str, Any], subject: Subject, detectors: Sequence[Detector]
+) -> dict[str, Any]:
+    """What the references depend on: everything but the model, and of the detectors those that look at references."""
     kept = {
         k: v
         for k, v in fingerprint.items()
         if k not in ("model", "model path", "data path", "training set", "preprocessing")
     }
-    return kept | {"classes": subject.classes, "image": list(subject.image_shape)}
+    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.uses_references}
+    return kept | {"detectors": compared, "classes": subject.classes, "image": list(subject.image_shape)}
 
 
 def _fingerprint(
