@@ -66,6 +66,19 @@ def test_rightly_labelled_poison_is_told_to_the_sample(clean_label: tuple[Path, 
     assert (scores.score[own & ~scores.removed] <= 0).all()
 
 
+def test_a_class_may_be_in_some_batches_only(clean_label: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    with np.load(clean_label[0]) as archive:
+        order = np.argsort(archive["labels"], kind="stable")
+        images, labels = archive["images"][order], archive["labels"][order]
+    np.savez(tmp_path / "sorted.npz", images=np.repeat(images, 6, 0), labels=np.repeat(labels, 6))
+    training = opened(tmp_path / "sorted.npz")
+    first = next(iter(training.batches()))[1]
+    assert len(first) < len(training)
+    assert TARGET not in training.labels[: len(first)]
+    scores = by_presence({TARGET: own_difference(training, TARGET)}, training, 0, RunContext(0))
+    assert scores.removed.sum() == 6 * len(clean_label[1])
+
+
 def test_a_class_without_poison_loses_nothing(clean_label: tuple[Path, np.ndarray]) -> None:
     training = opened(clean_label[0])
     scores = by_presence({0: own_difference(training, 0)}, training, 0, RunContext(0))

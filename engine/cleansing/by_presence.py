@@ -79,8 +79,8 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
     done = dict.fromkeys(filters, 0)
     for start, images in training.batches():
         for z, w in filters.items():
-            own = images[labels[start : start + len(images)] == z]
-            scores[z][:, done[z] : done[z] + len(own)] = w @ own.reshape(len(own), -1).T
+            own = images[labels[start : start + len(images)] == z].reshape(-1, w.shape[1])
+            scores[z][:, done[z] : done[z] + len(own)] = w @ own.T
             done[z] += len(own)
     for z, each in scores.items():
         divisions = [divide(one, seed) for one in each]

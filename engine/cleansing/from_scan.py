@@ -59,7 +59,6 @@ class Finding:
             found[PRESENCE] += [
                 replace(as_found(u), strength=1.0, difference=np.asarray(u.trigger["difference"]))
                 for u in self._to(PRESENCE, target)
-                if speaks_for(self.report["classes"][target]["p_values"], PRESENCE)
             ]
             units = [u for name in searched for u in self._to(name, target)]
             additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]
@@ -73,5 +72,7 @@ class Finding:
         return found
 
     def _to(self, detector: str, target: int) -> list[UnitEvidence]:
-        """What a detector found to a class; nothing where it did not run."""
-        return [u for u in self.units.get(detector, ()) if u.unit.target == target and u.found]
+        """What a detector found to a class, where that is evidence: another class's patch destroys the class, not a trigger."""
+        if detector not in self.units or not speaks_for(self.report["classes"][target]["p_values"], detector):
+            return []
+        return [u for u in self.units[detector] if u.unit.target == target and u.found]
