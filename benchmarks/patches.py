@@ -22,7 +22,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ from detection import version
 from PIL import Image
 
 from onnxspect.converters.oracle import Oracle
+from onnxspect.engine.detectors.base import AtHand
+from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED, Unit
+from onnxspect.engine.evidence import UNTARGETED, Evidence, Unit
 from onnxspect.engine.export import write_model
 from onnxspect.engine.mitigation.method import Case, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
@@ -49,11 +51,13 @@ from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig, search
 from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.verdict import CARRIES_OVER
 from onnxspect.models.formats import FileFormat
 from onnxspect.models.measure import stamp
 from onnxspect.models.poison import Attack
 from onnxspect.models.randomness import keyed_generator
-from onnxspect.models.zoo_build import attack_of
+from onnxspect.models.recipes import recipe_from_dict
+from onnxspect.models.zoo_build import attack_of, rebuild_training_set
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
 #: How the known target is searched: for a mask with a pattern as Neural Cleanse does, and for an additive pattern.
@@ -91,6 +95,7 @@ class Infected:
         stamped: images with the true trigger, uint8 NHWC.
         origin: the rows of `unseen` that they were made of.
         wanted: the class each of them should be taken for.
+        training: rebuilds the training set that the model saw, where that is known.
     """
 
     name: str
@@ -105,6 +110,7 @@ class Infected:
     stamped: np.ndarray
     origin: np.ndarray
     wanted: np.ndarray
+    training: Callable[[], Samples] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=0,
         help="take so many clean images of the training split instead (002: a tenth)",
     )
+    parser.add_argument("--train", action="store_true", help="methods also get what the training set shows (zoo only)")
     parser.add_argument("--unseen", type=int, default=3000, help="clean images that the result is measured on, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; finished rows in it are kept")
@@ -135,12 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         infected = make()
         case, seconds = prepare(infected, run)
+        if asked.train and infected.training is not None:
+            case = replace(case, triggers=(*case.triggers, *shown(infected, case, run)))
         for method in waiting:
             row = measure(infected, case, method, run)
             row |= {
                 "search_seconds": round(seconds, 1),
                 "clean": len(infected.clean),
                 "clean_from": "training split" if asked.from_train else "test split",
+                "training_set": asked.train,
             }
             rows.append(row)
             print(line(row), flush=True)
@@ -196,7 +206,28 @@ def of_zoo(folder: Path, row: dict[str, Any], asked: argparse.Namespace) -> Infe
         np.concatenate(stamped),
         np.concatenate(origin),
         np.concatenate(wanted),
+        lambda: seen(row, folder, asked),
     )
+
+
+def seen(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> Samples:
+    """The training set that a zoo's model saw, poison and all."""
+    poisoned = rebuild_training_set(recipe_from_dict(row["recipe"]), asked.data_root, zoo)
+    return Samples.from_arrays(poisoned.images, poisoned.labels)
+
+
+def shown(infected: Infected, case: Case, run: RunContext) -> tuple[Trigger, ...]:
+    """What the training set shows of the known targets: triggers that work, by `training-difference`."""
+    assert infected.training is not None
+    at_hand = AtHand(case.subject, case.fit, case.guard, run, training=infected.training())
+    evidence = TrainingDifference().run(at_hand)
+    if not isinstance(evidence, Evidence):
+        return ()
+    own = [u for u in evidence.units if u.unit.target in {v.target for v in infected.units}]
+    able = [u for u in own if (u.held_out_success or 0.0) >= CARRIES_OVER]
+    arrays = [{n: a for n, a in u.trigger.items() if n != "difference"} for u in able]
+    found = [Trigger(u.unit.target, a, smallest=False) for u, a in zip(able, arrays, strict=True)]
+    return with_room(case.subject, case.fit, found, run)
 
 
 def units_of(attack: Attack, classes: int) -> tuple[Unit, ...]:

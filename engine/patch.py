@@ -29,6 +29,7 @@ import onnx
 from onnxspect.converters.onnx_file import read_onnx
 from onnxspect.converters.writeback import Change
 from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
+from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFFERENCE
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UNTARGETED, UnitEvidence, foremost
 from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
@@ -53,6 +54,8 @@ JUDGED_ON_FEW = 1.645
 LOST_OF_CHANGED = 0.25
 #: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
 LEAD_AWAY = frozenset({DTINSPECTOR})
+#: Detectors that read triggers off the training set: nothing makes them small.
+READ_OFF = frozenset({TRAINING_DIFFERENCE})
 _NEW_SEARCH = Searches()
 
 
@@ -104,7 +107,8 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
             ]
             # What the scan named may be one trigger to many classes; what the user names is every class for itself.
             shared = _shared(units, speaking) if targets is None else []
-            triggers += shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
+            found = shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
+            triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")

@@ -38,12 +38,15 @@ class Trigger:
         source: the class whose images it moves, or None for all.
         room: up to so many times its size a trigger to the same class belongs to the backdoor; larger ones are what any
             clean model has (remainder.py measures it).
+        smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
+            has there, which may be more than a class needs that no attack has touched: its room may be less than 1.
     """
 
     target: int
     arrays: Mapping[str, np.ndarray]
     source: int | None = None
     room: float = MOST_ROOM
+    smallest: bool = True
 
     def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
         """Which images its success is counted on, bool ``(n,)``.

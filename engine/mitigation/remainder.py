@@ -72,7 +72,9 @@ def with_room(
         found = [size(t) for _, t in _searched(subject, samples, units, family, how, run, "room")]
         typical[family, source, others] = float(np.median(found)) if found else np.inf
     return tuple(
-        replace(t, room=float(np.clip(SMALL * typical[key] / max(size(t), 1e-12), 1.0, t.room))) if key[2] else t
+        replace(t, room=float(np.clip(SMALL * typical[key] / max(size(t), 1e-12), float(t.smallest), t.room)))
+        if key[2]
+        else t
         for t, key in zip(triggers, measured, strict=True)
     )
 
