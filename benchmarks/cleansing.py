@@ -185,7 +185,7 @@ def by_scan(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[s
             np.savez(train_path, images=poisoned.images[left], labels=poisoned.labels[left])
             scanned = Path(scratch) / f"scan{number}"
             scan(zoo / row["file"], clean_path, scanned, detectors=asked.by_scan, train=train_path, run=run)
-            done = cleanse(zoo / row["file"], train_path, folder, scanned, detectors=asked.by_scan, run=run)
+            done = cleanse(zoo / row["file"], train_path, folder, scanned, run=run)
             if not done.removed.any():
                 break
             found.append(sorted({t["target"] for t in done.report["triggers"]}))

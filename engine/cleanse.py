@@ -35,7 +35,7 @@ from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import Finding
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
-from onnxspect.engine.cleansing.scores import Rates, Scores, rates
+from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
@@ -84,7 +84,7 @@ class Cleansed:
         report: the JSON document.
         folder: with scores.csv, kept.npz or kept.txt, suspicious.png, cleansing.json.
         scores: one a method.
-        removed: bool ``(n,)``: what any of the methods removes.
+        removed: bool ``(n,)``: what any of the methods removes, see scores.together.
         proof: of the retrained model, where one was asked for.
     """
 
@@ -168,10 +168,9 @@ def cleanse(
         _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
     )
-    removed = np.zeros(len(training), bool)
-    for one in scores:
-        removed |= one.removed
-        notes += [f"{one.detector}: {note}" for note in one.notes]
+    # Where samples are told apart by what they carry, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
+    removed, decided = together(scores, training.labels, "" if detectors else PRESENCE)
+    notes += decided + [f"{one.detector}: {note}" for one in scores for note in one.notes]
     for c in sorted(set(training.labels.tolist())):
         if removed[training.labels == c].all():
             notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")

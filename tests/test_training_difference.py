@@ -180,15 +180,16 @@ def test_candidates_are_triggers_that_can_be_stamped(seed: int, channels: int) -
     own, genuine = (rng.uniform(0, 1, (n, channels, 5, 4)).astype(np.float32) for n in (30, 9))
     means = {0: genuine.mean(0), 1: rng.uniform(0, 1, (channels, 5, 4)).astype(np.float32)}
     found = candidates(own, genuine, 0, means)
-    np.testing.assert_allclose(found[1]["delta"], 2 * difference(own, genuine), rtol=1e-6)
-    for trigger in found:
+    np.testing.assert_allclose(found["all x 2"]["delta"], 2 * difference(own, genuine), rtol=1e-6)
+    for trigger in found.values():
         stamped = stamp(genuine, trigger)
         assert stamped.shape == genuine.shape
         assert stamped.min() >= 0
         assert stamped.max() <= 1
     equal = candidates(own, own, 0, means)
-    assert np.abs(equal[1]["delta"]).max() == 0
-    assert equal[0]["mask"].max() == 0
+    assert np.abs(equal["all x 2"]["delta"]).max() == 0
+    assert equal["replaced"]["mask"].max() == 0
+    assert next(iter(equal)) == "replaced"
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])

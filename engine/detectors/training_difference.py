@@ -59,8 +59,11 @@ LEVELS, FOREIGN, SURE = 32, 0.1, 3.0
 DRAWS = 4
 #: A candidate that leads a smaller share of images to the class does nothing.
 NOTHING = 0.1
-#: Of candidates that stand out as far, within this angle, the first counts: the most local, the least strong.
-AS_GOOD = 0.1
+#: Share of the pixels up to which a trigger that replaces them is a patch, and not another way to write an added pattern.
+LOCAL = 0.25
+#: A candidate stands out from what chance does from this angle on; of those that do and work as well, within `AS_GOOD`, the
+#: first is the class's trigger: the most local, the least strong.
+STANDS_OUT, AS_GOOD = 0.2, 0.1
 #: Deviation of `excess_angle` among clean classes, at least.
 CLASS_NOISE = 0.12
 #: Training samples that tell whether the labels are this model's.
@@ -125,7 +128,7 @@ class TrainingDifference(Detector):
     def _look(
         self, z: int, training: Samples, clean: Samples, means: Mapping[int, np.ndarray], at_hand: AtHand
     ) -> UnitEvidence:
-        """The class's candidate that stands out most from what chance does."""
+        """How far the class's candidates stand out from what chance does, and the one that works best."""
         started = time.perf_counter()
         subject, rng = at_hand.subject, at_hand.run.numpy_generator(NAME, z)
         most = max(1, min(MOST, MOST_VALUES // training.images[0].size))
@@ -137,19 +140,20 @@ class TrainingDifference(Detector):
         before = _to(subject, others, z)
 
         found = candidates(own, genuine, z, means)
-        after = [max(0.0, _to(subject, stamp(others, c), z) - before) for c in found]
-        chance = [0.0] * len(found)
-        if max(after) > NOTHING:
+        after = {n: max(0.0, _to(subject, stamp(others, c), z) - before) for n, c in found.items()}
+        chance = dict.fromkeys(found, 0.0)
+        if max(after.values()) > NOTHING:
             for _ in range(DRAWS):
                 drawn = candidates(genuine[rng.integers(0, len(genuine), len(genuine))], genuine, z, means)
-                chance = [
-                    max(c, _to(subject, stamp(others, t), z) - before) for c, t in zip(chance, drawn, strict=True)
-                ]
-        excess = [angle(a) - angle(c) if a > NOTHING else 0.0 for a, c in zip(after, chance, strict=True)]
-        best = next(i for i, e in enumerate(excess) if e >= max(excess) - AS_GOOD)
+                chance = {n: max(c, _to(subject, stamp(others, drawn[n]), z) - before) for n, c in chance.items()}
+        excess = {n: angle(a) - angle(chance[n]) if a > NOTHING else 0.0 for n, a in after.items()}
+        # What convicts is what stands out most from chance; what is shown, of all that stand out, is what works best.
+        able = [n for n, e in excess.items() if e >= min(STANDS_OUT, max(excess.values()))]
+        most_works = max(angle(after[n]) for n in able)
+        best = next(n for n in able if angle(after[n]) >= most_works - AS_GOOD)
         return UnitEvidence(
             unit=Unit(z),
-            statistics={"success": after[best], "chance": chance[best], "excess_angle": max(excess)},
+            statistics={"success": after[best], "chance": chance[best], "excess_angle": max(excess.values())},
             found=True,
             converged=True,
             steps=0,
@@ -168,8 +172,10 @@ def difference(own: np.ndarray, genuine: np.ndarray) -> np.ndarray:
 
 def candidates(
     own: np.ndarray, genuine: np.ndarray, label: int, means: Mapping[int, np.ndarray]
-) -> list[dict[str, np.ndarray]]:
-    """Triggers that may be in the difference, the most local and the least strong first; always as many.
+) -> dict[str, dict[str, np.ndarray]]:
+    """Triggers that may be in the difference, by what is done; the one to prefer first.
+
+    Pixels that are replaced stand first where they are few, else last.
 
     Args:
         own: training samples labelled `label` ``(n, channels, height, width)`` in [0, 1].
@@ -179,7 +185,9 @@ def candidates(
     """
     d = difference(own, genuine)
     rest = without_content(d, label, means)
-    return [foreign_values(own, genuine), *({"delta": s * v} for s in SCALES for v in (d, rest))]
+    replaced = {"replaced": foreign_values(own, genuine)}
+    added = {f"{name} x {s:g}": {"delta": s * v} for s in SCALES for name, v in (("all", d), ("without content", rest))}
+    return replaced | added if replaced["replaced"]["mask"].mean() <= LOCAL else added | replaced
 
 
 def without_content(d: np.ndarray, label: int, means: Mapping[int, np.ndarray]) -> np.ndarray:
