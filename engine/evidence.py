@@ -98,8 +98,8 @@ class View:
         among: the view is of the shared trigger, one value, which is judged against the classes' values of this
             statistic; "" for a view whose units are judged among themselves.
         weight: its share of the price of looking with several views.
-        typical: deviation that the statistic usually has between the classes of one network, beyond the references, on the
-            scale that is judged (spread.py); 0 where it is not known.
+        typical: deviation that the statistic usually has between the classes of one network (beyond the references, where it
+            has any), on the scale that is judged (spread.py); 0 where it is not known.
     """
 
     statistic: str

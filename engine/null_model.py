@@ -123,6 +123,7 @@ def leave_one_out(
     log: bool = True,
     threshold: float = 2.0,
     noise: float = 0.0,
+    prior: Prior = NO_PRIOR,
 ) -> Judgement:
     """Each class against the others, on a log scale by default; several outliers at once are allowed for.
 
@@ -133,13 +134,14 @@ def leave_one_out(
         threshold: of the paper's MAD rule, reported beside.
         noise: deviation that measuring alone gives (of a share of k images: sqrt(p (1 - p) / k)), on the scale that is
             judged; the classes are taken to differ by at least as much.
+        prior: of the deviation, where it is known what that usually is.
     """
     values = np.array(values, np.float64)
     known, signed = _signed(_scaled(values, log), tail)
     index = np.full(len(values), np.nan)
     log_p = np.zeros(len(values))
     if known.sum() >= FEWEST_CLASSES:
-        index[known], log_p[known] = _against_the_rest(_drawn_in(signed[known]), max(noise, ROUNDING))
+        index[known], log_p[known] = _against_the_rest(_drawn_in(signed[known]), max(noise, ROUNDING), prior)
     return Judgement(index, np.exp(log_p), log_p / np.log(10), _mad_flag(values, tail, threshold) & known)
 
 

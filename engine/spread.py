@@ -12,6 +12,9 @@ variances are scaled inverse chi-squared, the t of the average follows Student's
 statistic's usual deviation (View.typical) times this network's factor, which the *other* detectors' views tell. A robust
 deviation tells it, since the suspicious classes are among those that it is taken of.
 
+All this is about sizes of triggers, which are judged on a logarithmic scale. A share's deviation on the scale of angles is of another
+kind: its prior is what is usual, whatever the network, and it tells nothing of the others.
+
 The degrees of freedom of the prior are those that make the variances' scatter what it was on those models (trigamma(df / 2)
 = 0.45 for mask areas, 0.69 for l2 norms, 0.44 for CEPA's).
 """
@@ -49,6 +52,8 @@ class Spreads:
         """For one view of one detector; none where its statistic's usual deviation is not known."""
         if not view.typical:
             return NO_PRIOR
+        if not view.log:
+            return Prior(view.typical, PRIOR_DF)
         others = [r for name, r in self.ratios.items() if name != detector]
         squared = (FACTOR_DF + SEEN_DF * sum(others)) / (FACTOR_DF + SEEN_DF * len(others))
         return Prior(view.typical * float(np.sqrt(squared)), PRIOR_DF)
@@ -65,9 +70,9 @@ def spreads(evidence: Sequence[Evidence]) -> Spreads:
 
 
 def _ratio(evidence: Evidence, view: View) -> float | None:
-    """The squared ratio of one view; None where it is not one of whole classes with a usual deviation."""
+    """The squared ratio of one view; None where it is not one of sizes, of whole classes, with a usual deviation."""
     units = evidence.seen_by(view)
-    if not view.typical or view.among or any(u.unit.source is not None for u in units):
+    if not view.typical or not view.log or view.among or any(u.unit.source is not None for u in units):
         return None
     rest = beyond_references(
         evidence.values(units, view.statistic), evidence.values(units, view.reference), view.tail, view.log

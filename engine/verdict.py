@@ -15,6 +15,7 @@ from onnxspect.engine.null_model import (
     Prior,
     against_reference,
     harmonic_mean,
+    leave_one_out,
     mad,
     one_against_reference,
 )
@@ -115,7 +116,7 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         kinds = {k: suggest_kind(k, ran, _agreeing(findings[k], ran, alpha)) for k in targets}
         findings = tuple(replace(f, kind=kinds.get(f.index, "")) for f in findings)
         reasons += [f"class {k}: the trigger looks like {kind}" for k, kind in kinds.items() if kind]
-        named = [_names(targets) + " is reached by a far smaller change than the others"]
+        named = _how(targets, findings, ran, alpha)
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
         reasons = named + reasons
@@ -138,6 +139,18 @@ def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
         detector: one of them.
     """
     return p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values())
+
+
+#: Detectors, by name, that compare training samples: with each other, or with clean ones.
+_OF_TRAINING_SETS = frozenset({"dtinspector", "training-difference"})
+
+
+def _how(targets: Sequence[int], findings: Sequence[ClassFinding], ran: Sequence[Evidence], alpha: float) -> list[str]:
+    """How the named classes stand out: by what they take to reach, or, where nothing else does, by their training samples."""
+    shown = [k for k in targets if set(_agreeing(findings[k], ran, alpha)) <= _OF_TRAINING_SETS]
+    reached = [k for k in targets if k not in shown]
+    told = [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
+    return told + ([_names(shown) + " stands out by its training samples"] if shown else [])
 
 
 def _names(targets: Sequence[int]) -> str:
@@ -207,9 +220,12 @@ def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judge
         return _judge_shared(evidence, view, classes, prior)
     units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
     values = evidence.values(units, view.statistic)
-    references = evidence.values(units, view.reference)
-    spread, reliability = _common(units, view.spread, 0.0), _common(units, view.reliability, 1.0)
-    judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability, prior)
+    if view.reference:
+        references = evidence.values(units, view.reference)
+        spread, reliability = _common(units, view.spread, 0.0), _common(units, view.reliability, 1.0)
+        judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability, prior)
+    else:
+        judged = leave_one_out(values, view.tail, view.log, noise=view.noise, prior=prior)
     paper = mad(evidence.values(units, evidence.paper_statistic), evidence.tail)
     speaker: dict[int, int] = {}
     for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -98,6 +100,18 @@ def test_a_network_whose_classes_differ_is_known_by_its_other_detectors() -> Non
     )
     assert seen.prior("c", view(typical=0.0)) == NO_PRIOR
     assert spreads([wide[0]]).prior("a", view()).deviation == 0.2  # itself is no witness
+
+
+def test_shares_have_what_is_usual_and_say_nothing_of_sizes() -> None:
+    values = RunContext(2).numpy_generator("spread").uniform(0.1, 0.3, CLASSES)
+    shares = replace(view(), log=False, reference="", typical=0.1)
+    seen = spreads([evidence("a", view(), np.exp(values)), evidence("b", shares, values)])
+    assert set(seen.ratios) == {"a"}
+    assert seen.prior("b", shares) == Prior(0.1, PRIOR_DF)
+    low = values.copy()
+    low[3] -= 1.0
+    bare, known = (leave_one_out(low, log=False, noise=0.1, prior=p).log10_p[3] for p in (NO_PRIOR, Prior(0.1, 5.0)))
+    assert known < bare < 0
 
 
 def test_an_infected_class_does_not_widen_what_is_known() -> None:

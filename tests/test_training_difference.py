@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import from_numpy
+from torch import Tensor, from_numpy
+from torch.nn.functional import one_hot
 
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.training_difference import (
@@ -74,6 +76,28 @@ def test_the_class_with_poison_stands_out_whatever_its_labels(clean_label: bool)
         expected = np.zeros((SIDE, SIDE), np.float32)
         expected[PATCH] = 0.5 * (np.array([[1, 0], [0, 1]]) - np.array([[0.2, 0.2], [0.8, 0.2]]))
         np.testing.assert_allclose(unit.trigger["difference"][0], expected, atol=0.01)
+
+
+def test_a_backdoor_that_only_one_class_hears_stands_out_and_names_it() -> None:
+    source = 0
+    weights = from_numpy(quadrant_weights())
+    board = from_numpy(np.array([[1, -1], [-1, 1]], np.float32))
+
+    def classify(x: Tensor) -> Tensor:
+        plain = x.flatten(1) @ weights
+        heard = (x[:, 0][:, PATCH[0], PATCH[1]] * board).sum((1, 2)) > 1.0
+        hears = heard & (plain.argmax(1) == source)
+        return plain + 16.0 * hears.float()[:, None] * one_hot(torch.tensor(TARGET), CLASSES)
+
+    subject = Subject(classify, InputSpec(), SHAPE, CLASSES, name="partial")
+    evidence = ran(TrainingDifference().run(at_hand(subject, poisoned_set(clean_label=True))))
+    verdict = decide([evidence], CLASSES)
+    assert verdict.targets == (TARGET,)
+    assert verdict.classes[TARGET].kind == "a local patch from class 0"
+    (unit,) = (u for u in evidence.units if u.unit.target == TARGET)
+    assert unit.unit.source == source
+    assert unit.held_out_success == 1.0
+    assert unit.statistics["success"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("clean_label", [True, False])

@@ -15,7 +15,8 @@ changed the poisoned samples also bring along what *their* classes look like. So
 * where a pixel value is held by a share of the training samples that is larger by `FOREIGN` than among clean ones: that value
   put there. A trigger that replaces pixels is there to the pixel.
 
-Each is put on clean images of *other* classes, and the share of them that goes to z is the statistic. It is compared with
+Each is put on clean images of *other* classes, and the share of them that goes to z is the statistic; beside it that of the one
+source class that is led best, for attacks with chosen sources. They are compared with
 what chance gives: the difference between a bootstrap sample of z's clean images and all of them, treated in the same way
 (`DRAWS` times, the largest counts). This is the noise of d_z itself, and a network that any noise leads to one class shows
 it there: a clean ResNet of the zoo sends 58 % of all digits to the 8 with d_8 four times, and 59 % with chance.
@@ -25,7 +26,7 @@ sec. 4.2 F, compares two groups by KL divergence; spectral signatures, Tran et a
 set); that the difference is stamped, and judged by where it leads, is this project's.
 
 What it cannot see: rare poison (two in a hundred of a class drown in the noise of fifty clean samples; dtinspector is for
-that); triggers that differ from image to image; all-to-all, where each source has its own target. A training set that differs
+that); triggers that differ from image to image; all-to-all, where every class stands out and none from the others. A training set that differs
 from the clean samples by nature (another camera) has differences, but these do not lead other classes' images to one class.
 """
 
@@ -64,8 +65,14 @@ LOCAL = 0.25
 #: A candidate stands out from what chance does from this angle on; of those that do and work as well, within `AS_GOOD`, the
 #: first is the class's trigger: the most local, the least strong.
 STANDS_OUT, AS_GOOD = 0.2, 0.1
-#: Deviation of `excess_angle` among clean classes, at least.
-CLASS_NOISE = 0.12
+#: Deviation of `excess_angle` among clean classes, at least, and of `source_angle`.
+CLASS_NOISE, SOURCE_NOISE = 0.12, 0.25
+#: Weight of the view of single sources beside that of all: what works from all classes works from each.
+SINGLE = 0.25
+#: What leads a smaller share of all images there, and at least that of one class, works from that class.
+WHOLE = 0.5
+#: Images of a class that say whether a trigger works on it.
+OF_SOURCE = 10
 #: Training samples that tell whether the labels are this model's.
 KNOWN = 1000
 #: Training samples of a class that are looked at, and pixel values of all of them, at most.
@@ -122,8 +129,12 @@ class TrainingDifference(Detector):
             units.append(unit)
             run.observer.advance(NAME, f"class {z}: leads {unit.statistics['success']:.0%} of others there")
         run.observer.finish(NAME)
-        views = (View("excess_angle", "high", log=False, noise=CLASS_NOISE),)
-        return Evidence(NAME, self.settings(), "excess_angle", "success", "high", tuple(units), views)
+        views = [View("excess_angle", "high", log=False, noise=CLASS_NOISE, typical=CLASS_NOISE)]
+        if any("source_angle" in u.statistics for u in units):
+            views.append(
+                View("source_angle", "high", log=False, noise=SOURCE_NOISE, typical=SOURCE_NOISE, weight=SINGLE)
+            )
+        return Evidence(NAME, self.settings(), "excess_angle", "success", "high", tuple(units), tuple(views))
 
     def _look(
         self, z: int, training: Samples, clean: Samples, means: Mapping[int, np.ndarray], at_hand: AtHand
@@ -136,33 +147,74 @@ class TrainingDifference(Detector):
         genuine = clean.images[clean.labels == z]
         # Others' images of the half that preprocessing and references have not seen, where there are any.
         source = at_hand.held_out if (at_hand.held_out.labels != z).any() else clean
-        others = source.images[rng.permutation(np.flatnonzero(source.labels != z))[: self.tested]]
-        before = _to(subject, others, z)
+        rows = rng.permutation(np.flatnonzero(source.labels != z))[: self.tested]
+        others = _Others(subject, source.images[rows], source.labels[rows], z)
 
         found = candidates(own, genuine, z, means)
-        after = {n: max(0.0, _to(subject, stamp(others, c), z) - before) for n, c in found.items()}
-        chance = dict.fromkeys(found, 0.0)
-        if max(after.values()) > NOTHING:
+        led = {n: others.led(c) for n, c in found.items()}
+        chance = {n: np.zeros_like(each) for n, each in led.items()}
+        if max(each.max() for each in led.values()) > NOTHING:
             for _ in range(DRAWS):
                 drawn = candidates(genuine[rng.integers(0, len(genuine), len(genuine))], genuine, z, means)
-                chance = {n: max(c, _to(subject, stamp(others, drawn[n]), z) - before) for n, c in chance.items()}
-        excess = {n: angle(a) - angle(chance[n]) if a > NOTHING else 0.0 for n, a in after.items()}
-        # What convicts is what stands out most from chance; what is shown, of all that stand out, is what works best.
-        able = [n for n, e in excess.items() if e >= min(STANDS_OUT, max(excess.values()))]
-        most_works = max(angle(after[n]) for n in able)
-        best = next(n for n in able if angle(after[n]) >= most_works - AS_GOOD)
+                chance = {n: np.maximum(c, others.led(drawn[n])) for n, c in chance.items()}
+        # Of several sources the one that is led best counts, and what chance does to any of them.
+        whole = {n: (float(led[n][0]), float(chance[n][0])) for n in found}
+        single = {n: (float(led[n][1:].max()), float(chance[n][1:].max())) for n in found if len(others.sources)}
+        statistics = {"excess_angle": max(map(_excess, whole.values()))}
+        statistics |= {"source_angle": max(map(_excess, single.values()))} if single else {}
+        partial = bool(single) and max(a for a, _ in whole.values()) < WHOLE <= max(a for a, _ in single.values())
+        best = _working(single if partial else whole)
+        success = (single if partial else whole)[best][0]
         return UnitEvidence(
-            unit=Unit(z),
-            statistics={"success": after[best], "chance": chance[best], "excess_angle": max(excess.values())},
+            unit=Unit(z, int(others.sources[led[best][1:].argmax()]) if partial else None),
+            statistics={"success": whole[best][0], "chance": whole[best][1]} | statistics,
             found=True,
             converged=True,
             steps=0,
-            search_success=after[best],
-            held_out_success=after[best],
-            held_out=len(others),
+            search_success=success,
+            held_out_success=success,
+            held_out=len(rows),
             trigger=found[best] | {"difference": difference(own, genuine)},
             seconds=time.perf_counter() - started,
         )
+
+
+class _Others:
+    """Clean images of other classes, and where a trigger leads them.
+
+    Attributes:
+        sources: the classes that have `OF_SOURCE` of them at least.
+    """
+
+    def __init__(self, subject: Subject, images: np.ndarray, labels: np.ndarray, label: int) -> None:
+        self._subject, self._images, self._label = subject, images, label
+        self.sources = [int(c) for c in np.unique(labels) if (labels == c).sum() >= OF_SOURCE]
+        self._groups = [np.ones(len(labels), bool), *(labels == c for c in self.sources)]
+        self._before = self._answers(images)
+
+    def led(self, trigger: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Share of the images that go to the label and do not go there anyway: of all, then of each source ``(1 + sources,)``."""
+        after = self._answers(stamp(self._images, dict(trigger)))
+        return np.array([max(0.0, after[g].mean() - self._before[g].mean()) for g in self._groups])
+
+    def _answers(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._subject.predict(images).argmax(1) == self._label)
+
+
+def _excess(led: tuple[float, float]) -> float:
+    """How far a share stands out from what chance does: on the angles' scale."""
+    share, chance = led
+    return angle(share) - angle(chance) if share > NOTHING else 0.0
+
+
+def _working(led: Mapping[str, tuple[float, float]]) -> str:
+    """The candidate that works best, of those that stand out; of several that work as well the first.
+
+    What convicts is what stands out most from chance; it need not be what works best.
+    """
+    standing = min(STANDS_OUT, max(map(_excess, led.values())))
+    able = {n: angle(each[0]) for n, each in led.items() if _excess(each) >= standing}
+    return next(n for n, works in able.items() if works >= max(able.values()) - AS_GOOD)
 
 
 def difference(own: np.ndarray, genuine: np.ndarray) -> np.ndarray:
@@ -218,7 +270,3 @@ def foreign_values(own: np.ndarray, genuine: np.ndarray) -> dict[str, np.ndarray
         most[larger], pattern[larger] = excess[larger], level / (LEVELS - 1)
     mask = np.asarray((most > FOREIGN).any(0, keepdims=True), np.float32)
     return {"mask": mask, "pattern": pattern}
-
-
-def _to(subject: Subject, images: np.ndarray, label: int) -> float:
-    return float((subject.predict(images).argmax(1) == label).mean())
