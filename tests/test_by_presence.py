@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from onnxspect.engine.activations import TrainingSet, open_training_set
 from onnxspect.engine.cleanse import cleanse
-from onnxspect.engine.cleansing.by_presence import (
-    PRESENCE,
-    RIDGES,
-    SEPARATE,
-    by_presence,
-    divide,
-    matched_filters,
-)
+from onnxspect.engine.cleansing.by_presence import PRESENCE, by_presence
 from onnxspect.engine.cleansing.scores import Scores, together
+from onnxspect.engine.detectors.carriers import RIDGES, SEPARATE, divide, matched_filters
 from onnxspect.engine.detectors.training_difference import difference
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples

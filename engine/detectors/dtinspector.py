@@ -54,6 +54,7 @@ from torch.nn import functional
 
 from onnxspect.converters.taps import cuts, with_outputs
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
+from onnxspect.engine.detectors.carriers import foreign, shared_pixels
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
 from onnxspect.engine.detectors.shares import angle, angle_noise
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
@@ -76,10 +77,6 @@ CLASS_NOISE = 0.15
 RESTORED_NOISE = 0.12
 #: Partners by which all samples of a large class are ranked first.
 FIRST_LOOK = 2
-#: Samples share a pixel where its deviation among them is below this, in the mean of its channels.
-SHARED = 0.05
-#: Such a pixel is the class's own where more than a share `USUAL` of its clean samples are within `ALIKE` of its value.
-USUAL, ALIKE = 0.4, 0.025
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
 
@@ -390,10 +387,10 @@ def restored_triggers(
     """What the patch may have destroyed, from the images that it takes out of the class: as masks with their median image.
 
     One mask is the patch's own. If these images are poisoned and it lies where their trigger is, this is as much of the
-    trigger as mattered. The other one is of all pixels that the images share (`SHARED`): a trigger that replaces pixels is
+    trigger as mattered. The other one is of all pixels that the images share (carriers.py): a trigger that replaces pixels is
     there to the pixel, also where the patch spoils only a corner of it. (Of a 7x7 and a 22x22 square on CIFAR-10 it is the
     49 and the 484 pixels, and no pixel at all in the clean classes.) Neither has the pixels that clean images of the class
-    have as well (`USUAL`: the upper stroke of a 7). Clean images of other classes that get the trigger go to `label`. The
+    have as well (the upper stroke of a 7). Clean images of other classes that get the trigger go to `label`. The
     paper only looks at the patch.
 
     Args:
@@ -405,11 +402,8 @@ def restored_triggers(
     """
     left = leaves(subject, images, patch, label)
     own = images[left] if left.any() else images
-    pattern = np.median(own, axis=0).astype(np.float32)
-    masks = patch["mask"] > COVERED, own.std(0).mean(0, keepdims=True) < SHARED
-    if len(clean):
-        foreign = (np.abs(clean - pattern).mean(1, keepdims=True) < ALIKE).mean(0) < USUAL
-        masks = masks[0] & foreign, masks[1] & foreign
+    shared, pattern = shared_pixels(own, clean)
+    masks = (patch["mask"] > COVERED) & foreign(pattern, clean), shared
     return [{"mask": m.astype(np.float32), "pattern": pattern} for m in masks]
 
 

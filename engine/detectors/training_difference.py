@@ -21,6 +21,9 @@ what chance gives: the difference between a bootstrap sample of z's clean images
 (`DRAWS` times, the largest counts). This is the noise of d_z itself, and a network that any noise leads to one class shows
 it there: a clean ResNet of the zoo sends 58 % of all digits to the 8 with d_8 four times, and 59 % with chance.
 
+Where a class stands out, the samples that carry the difference are told from the others (carriers.py), and what *they* have in common is
+shown as its trigger: at its true size, not at some multiple of a noisy mean.
+
 No gradient, no search: seconds. The idea of comparing training data with clean data is old (001's data inspection baseline,
 sec. 4.2 F, compares two groups by KL divergence; spectral signatures, Tran et al. 2018, look for a direction without a clean
 set); that the difference is stamped, and judged by where it leads, is this project's.
@@ -41,6 +44,15 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxspect.engine.detectors.base import AtHand, Detector
+from onnxspect.engine.detectors.carriers import (
+    SEPARATE,
+    carried,
+    centred,
+    divided,
+    foreign,
+    matched_filters,
+    shared_pixels,
+)
 from onnxspect.engine.detectors.shares import angle
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.errors import OnnxspectError
@@ -69,6 +81,9 @@ STANDS_OUT, AS_GOOD = 0.2, 0.1
 CLASS_NOISE, SOURCE_NOISE = 0.12, 0.25
 #: Weight of the view of single sources beside that of all: what works from all classes works from each.
 SINGLE = 0.25
+#: Where a class stands out its carriers are looked for (carriers.py), against so many samples of other classes. What these have
+#: in common is the class's trigger, where it works this much as well as the best candidate: it has its true size.
+NATURAL, FAITHFUL = 1000, 0.8
 #: What leads a smaller share of all images there, and at least that of one class, works from that class.
 WHOLE = 0.5
 #: Images of a class that say whether a trigger works on it.
@@ -164,7 +179,14 @@ class TrainingDifference(Detector):
         statistics |= {"source_angle": max(map(_excess, single.values()))} if single else {}
         partial = bool(single) and max(a for a, _ in whole.values()) < WHOLE <= max(a for a, _ in single.values())
         best = _working(single if partial else whole)
-        success = (single if partial else whole)[best][0]
+        trigger = found[best]
+        if max(statistics.values()) >= STANDS_OUT:
+            for exact in self._carried(z, own, difference(own, genuine), training, clean, at_hand):
+                now = others.led(exact)
+                if (now[1:].max() if partial else now[0]) >= FAITHFUL * (single if partial else whole)[best][0]:
+                    trigger, led[best] = exact, now
+                    break
+        success = float(led[best][1:].max() if partial else led[best][0])
         return UnitEvidence(
             unit=Unit(z, int(others.sources[led[best][1:].argmax()]) if partial else None),
             statistics={"success": whole[best][0], "chance": whole[best][1]} | statistics,
@@ -174,9 +196,29 @@ class TrainingDifference(Detector):
             search_success=success,
             held_out_success=success,
             held_out=len(rows),
-            trigger=found[best] | {"difference": difference(own, genuine)},
+            trigger=trigger | {"difference": difference(own, genuine)},
             seconds=time.perf_counter() - started,
         )
+
+    def _carried(
+        self, z: int, own: np.ndarray, d: np.ndarray, training: Samples, clean: Samples, at_hand: AtHand
+    ) -> list[dict[str, np.ndarray]]:
+        """What the samples that carry the difference have in common: pixels replaced, and what is added; none where none do."""
+        rng = at_hand.run.numpy_generator(NAME, z, "natural")
+        most = max(2, min(NATURAL, MOST_VALUES // own[0].size))
+        rows = np.sort(rng.permutation(np.flatnonzero(training.labels != z))[:most])
+        natural = training.take(rows)
+        scores = matched_filters(d, centred(natural.images, natural.labels)) @ own.reshape(len(own), -1).T
+        best, division = divided(scores, at_hand.run.key(NAME, z) % 2**31)
+        carry = scores[best] > division.threshold
+        if division.separation < SEPARATE or not carry.any():
+            return []
+        means = {int(c): natural.images[natural.labels == c].mean(0) for c in np.unique(natural.labels)}
+        mask, pattern = shared_pixels(own[carry], clean.images)
+        for c in np.unique(clean.labels):  # a pixel may be one class's own, whichever the carriers are of
+            mask &= foreign(pattern, clean.images[clean.labels == c])
+        replaced = [{"mask": mask.astype(np.float32), "pattern": pattern}] if mask.any() else []
+        return [*replaced, {"delta": carried(own[carry], own[~carry], means, z)}]
 
 
 class _Others:
