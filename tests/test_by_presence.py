@@ -7,14 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLASSES, PATCH, quadrant_images, quadrant_model, saved
-from hypothesis import given
-from hypothesis import strategies as st
 
 from onnxspect.engine.activations import TrainingSet, open_training_set
 from onnxspect.engine.cleanse import cleanse
 from onnxspect.engine.cleansing.by_presence import PRESENCE, by_presence
 from onnxspect.engine.cleansing.scores import Scores, together
-from onnxspect.engine.detectors.carriers import RIDGES, SEPARATE, divide, matched_filters
 from onnxspect.engine.detectors.training_difference import difference
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
@@ -88,41 +85,6 @@ def test_a_class_with_few_samples_is_not_divided(tmp_path: Path) -> None:
     scores = by_presence({0: np.ones((1, 8, 8), np.float32)}, training, 0, RunContext(0))
     assert not scores.removed.any()
     assert "class 0 has fewer than 20 samples: not divided" in scores.notes
-
-
-@given(st.integers(0, 2**16), st.integers(3, 40), st.integers(2, 12))
-def test_filters_are_those_of_the_covariance(seed: int, n: int, pixels: int) -> None:
-    rng = np.random.default_rng(seed)
-    natural = rng.normal(size=(n, pixels)) * rng.uniform(0.1, 2, pixels)
-    d = rng.normal(size=pixels)
-    covariance = natural.T @ natural / n
-    for ridge, found in zip(RIDGES, matched_filters(d, natural), strict=True):
-        level = ridge * np.trace(covariance) / pixels
-        expected = np.linalg.solve(covariance + level * np.eye(pixels), d)
-        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
-
-
-def test_filters_of_images_without_variance_are_the_difference() -> None:
-    d = np.array([3.0, 4.0])
-    for found in matched_filters(d, np.zeros((5, 2))):
-        np.testing.assert_allclose(found, [0.6, 0.8])
-
-
-@given(st.integers(0, 2**16), st.floats(0.1, 0.9), st.floats(12, 100))
-def test_two_groups_far_apart_are_divided_between_them(seed: int, share: float, distance: float) -> None:
-    rng = np.random.default_rng(seed)
-    upper = np.arange(200) < share * 200
-    scores = rng.normal(size=200) + distance * upper
-    found = divide(scores, 0)
-    assert found.separation > SEPARATE
-    assert ((scores > found.threshold) == upper).all()
-    assert found.share == pytest.approx(upper.mean())
-
-
-def test_one_group_is_not_two() -> None:
-    rng = np.random.default_rng(0)
-    assert all(divide(rng.normal(size=500), 0).separation < SEPARATE for _ in range(20))
-    assert divide(np.ones(50), 0).separation == 0.0
 
 
 def test_from_the_scan_to_the_cleansed_set(clean_label: tuple[Path, np.ndarray], tmp_path: Path) -> None:

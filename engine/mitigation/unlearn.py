@@ -136,7 +136,6 @@ class Unlearn:
         lessons: tried in this order, each from the original on, until one costs no more than it may.
         strength: a stamped mask is multiplied by a number drawn log-uniformly from this interval.
         strength_added: the same for an additive trigger, which is found at about the size of the attacker's own.
-        strength_shown: the same for an additive trigger that was read off a training set, with a factor that makes it work.
         hardened: share of the stamped masks that are made whole pixels of saturated colour. On the shipped model (600
             samples, one round) half of them brought the true trigger from 2.1 % to 1.6 %, and cost nothing.
         goal: success of the triggers at which an epoch counts as clean.
@@ -156,7 +155,6 @@ class Unlearn:
     lessons: tuple[Lesson, ...] = (LABELS, ORIGINAL)
     strength: tuple[float, float] = (0.5, 4.0)
     strength_added: tuple[float, float] = (0.5, 2.0)
-    strength_shown: tuple[float, float] = (0.25, 1.0)
     hardened: float = 0.5
     goal: float = 0.01
     batch_norm: str = "frozen"
@@ -298,9 +296,8 @@ class Unlearn:
         mate = int(torch.randint(2 * len(mates), (1,), generator=generator))
         for trigger in (triggers[pick], *mates[mate : mate + 1]):
             low, high = self.strength if "mask" in trigger.arrays else self.strength_added
-            high = max(1.0, high * min(1.0, trigger.room / MOST_ROOM))
-            if "delta" in trigger.arrays and not trigger.smallest:
-                low, high = self.strength_shown
+            if trigger.smallest:  # else its size is what it has on the training set, which no room bounds
+                high = max(1.0, high * min(1.0, trigger.room / MOST_ROOM))
             strength = low * (high / low) ** float(torch.rand(1, generator=generator))
             arrays = strengthened(trigger, strength)
             if "mask" in arrays and float(torch.rand(1, generator=generator)) < self.hardened:
