@@ -449,7 +449,8 @@ def keep(asked: argparse.Namespace, rows: list[dict[str, Any]], run: RunContext)
     """Write everything, whole."""
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": f"benchmarks/patches.py --samples {asked.samples} --unseen {asked.unseen}",
+        "command": f"benchmarks/patches.py --samples {asked.samples} --unseen {asked.unseen}"
+        + (" --train" if asked.train else ""),
         "samples": asked.samples,
         "unseen": asked.unseen,
         "seed": asked.seed,

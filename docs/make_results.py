@@ -17,14 +17,19 @@ def page() -> str:
         ("detection_standard.json", _detection),
         ("detection_fresh.json", _fresh),
         ("detection_fresh_infected.json", _fresh_infected),
+        ("detection_training_set.json", _with_training_set),
+        ("detection_training_set_fresh.json", _with_training_set_fresh),
         ("detection_quick.json", _detection),
         ("cepa.json", _cepa),
         ("dtinspector.json", _dtinspector),
         ("dtinspector_sizes_and_rates.json", _sizes_and_rates),
+        ("training_difference.json", _training_difference),
         ("patches_small.json", _patches),
+        ("patches_training_set.json", _patches_with_training_set),
         ("cleansing.json", _cleansing),
         ("cleansing_patterns.json", _patterns),
-        ("cleansing_dtinspector.json", _superimposed),
+        ("cleansing_by_scan.json", _by_scan),
+        ("cleansing_dtinspector.json", _by_scan),
         ("certification.json", _certification),
         ("search.json", _search),
         ("kill_resume.json", _kills),
@@ -76,6 +81,27 @@ def _fresh_infected(r: dict[str, Any]) -> str:
         "Detection on a second fresh draw: twelve of the zoo's attacks, drawn by lot\n\nThey are those of "
         f"benchmarks/fresh_infected.toml, with other seeds, targets, places and patterns, trained and scanned once.{note}",
     )
+
+
+def _with_training_set(r: dict[str, Any]) -> str:
+    return _detection(r, "Detection with the training set at hand, preset standard" + _searches_taken_over(r))
+
+
+def _with_training_set_fresh(r: dict[str, Any]) -> str:
+    heading = "Detection with the training set at hand, on the two fresh lists of models"
+    return _detection(r, heading + _searches_taken_over(r))
+
+
+def _searches_taken_over(r: dict[str, Any]) -> str:
+    return f"\n\n{r['note']}" if r.get("note") else ""
+
+
+def _training_difference(r: dict[str, Any]) -> str:
+    return _dtinspector(r, "Training difference alone", " Every model of the zoos, with the training set that it saw.")
+
+
+def _patches_with_training_set(r: dict[str, Any]) -> str:
+    return _patches(r, "Patches with the training set at hand")
 
 
 def _sizes_and_rates(r: dict[str, Any]) -> str:
@@ -160,7 +186,7 @@ def _dtinspector(r: dict[str, Any], heading: str = "DTInspector and max-margin a
     )
 
 
-def _patches(r: dict[str, Any]) -> str:
+def _patches(r: dict[str, Any], heading: str = "Patches") -> str:
     rows = "\n".join(
         f"| {m['model']} | {m['method']} | {m.get('kept') or 'nothing'} | {_percent(m.get('asr_before'))} "
         f"| {_percent(m.get('asr_after'))} | {_percent(m.get('unstamped_after'))} | {_percent(m.get('accuracy_before'))} "
@@ -168,7 +194,7 @@ def _patches(r: dict[str, Any]) -> str:
         for m in r["rows"]
     )
     return (
-        f"## Patches\n\n`{r['command']}`, {r['date']}, {r['device']}. True triggers, in onnxruntime, on {r['unseen']} unseen "
+        f"## {heading}\n\n`{r['command']}`, {r['date']}, {r['device']}. True triggers, in onnxruntime, on {r['unseen']} unseen "
         f"images; the target is {r['target']}. Unstamped: images of other classes that the patched file takes for the target "
         f"without any trigger, which no patch can go below.\n\n{_patches_in_short(r)}\n\n"
         f"| model | method | written by | ASR before | after | unstamped | accuracy before | after |\n"
@@ -239,17 +265,21 @@ def _patterns(r: dict[str, Any]) -> str:
     )
 
 
-def _superimposed(r: dict[str, Any]) -> str:
+def _by_scan(r: dict[str, Any]) -> str:
+    methods = list(r["mean"])
     rows = "\n".join(
         f"| {m['name']} | {m['pattern']} | {_classes(m['found'])} | {_classes(m['target'])} "
-        f"| {_percent(m['methods']['dtinspector']['tpr'])} / {_percent(m['methods']['dtinspector']['fpr'])} "
+        f"| {_percent(rates['tpr'])} / {_percent(rates['fpr'])} "
         f"| {_percent(m['asr'])} | {_percent(m['retrained']['asr'])} "
         f"| {_percent(m['clean_accuracy'])} | {_percent(m['retrained']['clean_accuracy'])} |"
         for m in r["models"]
+        for rates in m["methods"].values()
     )
+    asked = " ".join(f"--by-scan {name}" for name in methods[0].split(" + "))
     return (
-        f"## Cleansing by DTInspector's patch\n\n`benchmarks/cleansing.py --superimpose --retrain`, {r['date']}; nobody tells "
-        f"the scan a class. {r.get('note', '')}\n\n| model | attack | found | true | TPR / FPR | ASR | trained again | accuracy | trained again |\n"
+        f"## Cleansing by what a scan finds: {methods[0]}\n\n`benchmarks/cleansing.py {asked} --retrain`, {r['date']} (001, B.5); "
+        f"nobody tells the scan a class. {r.get('note', '')}\n\n"
+        "| model | attack | found | true | TPR / FPR | ASR | trained again | accuracy | trained again |\n"
         f"|---|---|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
