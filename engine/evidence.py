@@ -50,7 +50,7 @@ class UnitEvidence:
         search_success: share of the search images that the trigger sends to the target.
         held_out_success: the same on clean samples that the search never saw; None where there are none.
         held_out: how many such samples.
-        trigger: arrays by name: `mask` and `pattern`, or `delta`.
+        trigger: arrays by name: `mask` and `pattern`, or `delta`; `difference` where it was read off the training set.
         seconds: wall time.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnxspect.engine.evidence import Evidence, UnitEvidence, foremost
 
 #: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
-SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering"})
+SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering", "training-difference"})
 #: A change whose energy lies by this share in a box of at most `LOCAL_AREA` of the image is called local.
 ENERGY, LOCAL_AREA = 0.8, 0.16
 #: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
