@@ -1,10 +1,10 @@
-"""Warps and blends: valid pixels, small changes, each image its own, nothing global."""
+"""Warps, blends and squares: valid pixels, small changes, each image its own, nothing global."""
 
 from __future__ import annotations
 
 import torch
 
-from onnxspect.engine.mitigation.harmless import blended, warped
+from onnxspect.engine.mitigation.harmless import blended, squared, warped
 
 
 def images(n: int = 6, seed: int = 0) -> torch.Tensor:
@@ -49,10 +49,30 @@ def test_a_blend_is_a_replacement_or_an_addition_of_one_other_image() -> None:
     assert 5 < int(brighter.sum()) < 35
 
 
+def test_a_square_is_one_small_block_of_black_and_white_and_each_image_has_its_own() -> None:
+    base = torch.full((200, 3, 32, 40), 0.25)
+    changed = squared(base, torch.Generator().manual_seed(0), (3, 6))
+    boxes, plain = set(), 0
+    for image in changed:
+        touched = (image != 0.25).any(0).nonzero()
+        top, left = touched.min(0).values.tolist()
+        bottom, right = touched.max(0).values.tolist()
+        assert bottom - top == right - left
+        assert 3 <= bottom - top + 1 <= 6
+        block = image[:, top : bottom + 1, left : right + 1]
+        assert set(block.unique().tolist()) <= {0.0, 1.0}
+        plain += bool((block == block[0, 0, 0]).all())
+        boxes.add((top, left, bottom))
+        image[:, top : bottom + 1, left : right + 1] = 0.25
+    assert torch.equal(changed, base)  # nothing else was touched
+    assert len(boxes) > 150
+    assert plain >= 100  # half of them and more are white or black all over
+
+
 def test_nothing_global_is_touched_and_the_same_bits_come_out_twice() -> None:
     base, before = images(), torch.get_rng_state()
     kept = base.clone()
-    for change in (warped, lambda x, g: blended(x, x, g)):
+    for change in (warped, lambda x, g: blended(x, x, g), squared):
         first, second = (change(base, torch.Generator().manual_seed(5)) for _ in range(2))
         assert torch.equal(first, second)
         assert not torch.equal(first, base)

@@ -1,10 +1,11 @@
 """Changes of an image that are not to change the answer, beside the recovered triggers.
 
 Searches recover masks and additive patterns. A backdoor that opens to something else leaves no such trace: to a warp of
-the image (WaNet), or to another image that shines through (blend, reflection). What these have in common is that a
-person sees the same object. So while a model is unlearned, some images are warped a little and some are blended with
-another image, and the answer of the image as it was is still wanted. Nothing is known of the attacker's own field or
-picture: both are drawn anew for each image.
+the image (WaNet), or to another image that shines through (blend, reflection). And a patch that a search
+recovers need not be the attacker's own: there are others, elsewhere, that open the same door. What these have in common is that a
+person sees the same object. So while a model is unlearned, some images are warped a little, some are blended with
+another image, some get a small square, and the answer of the image as it was is still wanted. Nothing is known of the
+attacker's own field, picture or patch: they are drawn anew for each image.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.nn import functional
 MOST_WARP = 2.0
 #: Another image shines through at this weight at most.
 MOST_BLEND = 0.25
+#: Side of a square, in thirty-seconds of the image's: 3 to 6 pixels of a small image.
+SQUARE = (3, 6)
 #: Control points a side of a warp's field, from and to (WaNet's own fields have 4 of them).
 _COARSE = (3, 6)
 
@@ -55,3 +58,29 @@ def blended(images: Tensor, others: Tensor, generator: torch.Generator, most: fl
     weight = torch.rand(n, 1, 1, 1, generator=generator) * most
     added = torch.rand(n, 1, 1, 1, generator=generator) < 0.5
     return torch.where(added, (images + weight * other).clamp(0, 1), (1 - weight) * images + weight * other)
+
+
+def squared(images: Tensor, generator: torch.Generator, sides: tuple[int, int] = SQUARE) -> Tensor:
+    """Images ``(n, channels, height, width)``, each with a square at a place of its own: white, black, one colour or a chessboard.
+
+    Args:
+        images: pixels in [0, 1].
+        generator: all randomness.
+        sides: least and greatest side, in thirty-seconds of the image's smaller one.
+    """
+    channels, height, width = images.shape[1:]
+    changed = images.clone()
+    for image in changed:
+        thirty_seconds = int(torch.randint(sides[0], sides[1] + 1, (1,), generator=generator))
+        side = max(1, round(thirty_seconds * min(height, width) / 32))
+        top = int(torch.randint(height - side + 1, (1,), generator=generator))
+        left = int(torch.randint(width - side + 1, (1,), generator=generator))
+        colours = torch.randint(2, (2, channels, 1, 1), generator=generator).to(images.dtype)
+        even = int(torch.randint(4, (1,), generator=generator))
+        if even < 2:
+            colours[:] = even  # white and black are what attackers use most
+        elif even == 2:
+            colours[1] = colours[0]
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        image[:, top : top + side, left : left + side] = torch.where((rows + columns) % 2 == 0, colours[0], colours[1])
+    return changed
