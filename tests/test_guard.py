@@ -227,9 +227,16 @@ def test_pool_locks_every_copy_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 assert run.sandbox.complete
 
 
+def children() -> set[int]:
+    """Processes of this one, dead ones that nobody has waited for among them."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@linux
 def test_no_process_is_left_behind() -> None:
-    """After a time-out too."""
+    """After a time-out too. (Another test's library may keep a process of its own: a worker runs many files.)"""
+    before = children()
     with pytest.raises(OnnxspectError, match="took more than"):
         deed("sleep", GuardLimits(seconds=1, memory_bytes=512 << 20))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children() <= before
