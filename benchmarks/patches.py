@@ -127,7 +127,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=0,
         help="take so many clean images of the training split instead (002: a tenth)",
     )
-    parser.add_argument("--train", action="store_true", help="methods also get what the training set shows (zoo only)")
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="methods get what the training set shows, where it shows a trigger (zoo only)",
+    )
     parser.add_argument("--unseen", type=int, default=3000, help="clean images that the result is measured on, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file; finished rows in it are kept")
@@ -143,7 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         infected = make()
         case, seconds = prepare(infected, run)
         if asked.train and infected.training is not None:
-            case = replace(case, triggers=(*case.triggers, *shown(infected, case, run)))
+            # What a search recovers where the training set shows the trigger is what any clean model has too.
+            case = replace(case, triggers=shown(infected, case, run) or case.triggers)
         for method in waiting:
             row = measure(infected, case, method, run)
             row |= {
