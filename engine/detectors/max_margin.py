@@ -6,7 +6,7 @@ For each class t the largest margin that any valid input has is searched for by 
 
 Training on a trigger that alone decides the class raises the target's margin above what natural features reach. MM-BD fits
 a Gamma law to the margins of the other classes and asks whether the largest is too large for it, by the law of the
-largest of K: `null_model.gamma_order` is that rule (of one reciprocal norm a class), kept beside as `gamma_log10_p`. The
+largest of K: `gamma_order.gamma_order` is that rule (of one reciprocal norm a class), kept beside as `gamma_log10_p`. The
 verdict judges the same statistic with the null model that it uses everywhere.
 
 It is a first look that costs seconds, and it does not convict alone (`convicts` is False): the margin is as large as the
@@ -30,7 +30,8 @@ from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.null_model import FEWEST_CLASSES, gamma_order
+from onnxspect.engine.gamma_order import gamma_order
+from onnxspect.engine.null_model import FEWEST_CLASSES
 from onnxspect.engine.objective import Measured, Memory, Objective, StepSettings
 from onnxspect.engine.perturbation import State
 from onnxspect.engine.samples import Samples

@@ -7,7 +7,7 @@ and, where the training set is given, takes as many as possible of its images la
 
 climbed from v = 0 and stopped as soon as pi is reached (Algorithm 1). Without a training set the first term has no images: what
 is left is its post-training form (lambda -> infinity), on clean samples alone. The statistic is d(v), by default the l2
-norm; a backdoor pair needs a far smaller one. The paper's inference over it (Eq. 10-11) is `null_model.gamma_order`.
+norm; a backdoor pair needs a far smaller one. The paper's inference over it (Eq. 10-11) is `gamma_order.gamma_order`.
 
 Departures, and why:
 
@@ -50,7 +50,7 @@ from onnxspect.engine.detectors.base import (
 )
 from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
 from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.null_model import PairJudgement, gamma_order
+from onnxspect.engine.gamma_order import PairJudgement, gamma_order
 from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
 from onnxspect.engine.perturbation import Additive, State
 from onnxspect.engine.run import RunContext
