@@ -177,18 +177,19 @@ class TrainingDifference(Detector):
         single = {n: (float(led[n][1:].max()), float(chance[n][1:].max())) for n in found if len(others.sources)}
         statistics = {"excess_angle": max(map(_excess, whole.values()))}
         statistics |= {"source_angle": max(map(_excess, single.values()))} if single else {}
-        partial = bool(single) and max(a for a, _ in whole.values()) < WHOLE <= max(a for a, _ in single.values())
-        best = _working(single if partial else whole)
-        trigger = found[best]
+        from_one = bool(single) and max(a for a, _ in whole.values()) < WHOLE <= max(a for a, _ in single.values())
+        best = _working(single if from_one else whole)
+        trigger, shown = found[best], led[best]
         if max(statistics.values()) >= STANDS_OUT:
             for exact in self._carried(z, own, difference(own, genuine), training, clean, at_hand):
                 now = others.led(exact)
-                if (now[1:].max() if partial else now[0]) >= FAITHFUL * (single if partial else whole)[best][0]:
-                    trigger, led[best] = exact, now
+                if (now[1:].max() if from_one else now[0]) >= FAITHFUL * (single if from_one else whole)[best][0]:
+                    trigger, shown = exact, now
                     break
-        success = float(led[best][1:].max() if partial else led[best][0])
+        partial = len(shown) > 1 and bool(shown[0] < WHOLE <= shown[1:].max())
+        success = float(shown[1:].max() if partial else shown[0])
         return UnitEvidence(
-            unit=Unit(z, int(others.sources[led[best][1:].argmax()]) if partial else None),
+            unit=Unit(z, others.sources[int(shown[1:].argmax())] if partial else None),
             statistics={"success": whole[best][0], "chance": whole[best][1]} | statistics,
             found=True,
             converged=True,
