@@ -45,7 +45,7 @@ from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.objective import ReachTarget
-from onnxspect.engine.patch import FIT_SHARE, try_methods
+from onnxspect.engine.patch import FIT_SHARE, as_trigger, try_methods
 from onnxspect.engine.perturbation import Additive, MaskPattern
 from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.samples import Samples
@@ -230,8 +230,7 @@ def shown(infected: Infected, case: Case, run: RunContext) -> tuple[Trigger, ...
         return ()
     own = [u for u in evidence.units if u.unit.target in {v.target for v in infected.units}]
     able = [u for u in own if (u.held_out_success or 0.0) >= CARRIES_OVER]
-    arrays = [{n: a for n, a in u.trigger.items() if n != "difference"} for u in able]
-    found = [Trigger(u.unit.target, a, smallest=False) for u, a in zip(able, arrays, strict=True)]
+    found = [replace(t, smallest=False) for u in able if (t := as_trigger(u)) is not None]
     return with_room(case.subject, case.fit, found, run)
 
 

@@ -124,7 +124,7 @@ def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> li
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
     for unit in foremost(able, statistic):
-        trigger = _trigger(unit)
+        trigger = as_trigger(unit)
         if trigger is not None:
             return [trigger]
     return []
@@ -139,11 +139,11 @@ def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigg
     rows = [u for u in units if u.unit.shared and u.unit.target in targets]
     if len({u.unit.target for u in rows}) < 2:
         return []
-    trigger = _trigger(rows[0])
+    trigger = as_trigger(rows[0])
     return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
 
 
-def _trigger(unit: UnitEvidence) -> Trigger | None:
+def as_trigger(unit: UnitEvidence) -> Trigger | None:
     """A unit's trigger, where it is one change of the pixels of any image."""
     names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
     if not set(names) <= set(unit.trigger):

@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.models import zoo
+from onnxspect.models.triggers import trigger_from_dict
 
 # A busy machine is no failure: how long an example takes says nothing about the mathematics.
 settings.register_profile("onnxspect", deadline=None)
@@ -53,6 +55,12 @@ def quadrant_weights(target: int | None = None, strength: float = 8.0) -> np.nda
         weights[PATCH] = 0.0
         weights[(*PATCH, target)] = strength * CHECKERBOARD
     return weights.reshape(SIDE * SIDE, CLASSES)
+
+
+def quadrant_subject(target: int | None = None, scale: float = 1.0) -> Subject:
+    """The tiny classifier as a live module: the weights times `scale`, with or without a patch planted for `target`."""
+    weights = torch.from_numpy(quadrant_weights(target)) * scale
+    return Subject(lambda x: x.flatten(1) @ weights, InputSpec(), (1, SIDE, SIDE), CLASSES, name="tiny")
 
 
 def make_model(
@@ -97,6 +105,20 @@ def saved(model: onnx.ModelProto, path: Path) -> Path:
 def clean_samples() -> Samples:
     """The 1,000 shipped clean test images."""
     return Samples.load(zoo.path("fashion_mnist_test"))
+
+
+@pytest.fixture(scope="session")
+def suspect_set(clean_samples: Samples) -> tuple[Samples, Samples, Samples]:
+    """(poisoned training set, clean to search on, clean to try on): shipped images, a seventh of the first stamped."""
+    training, rest = clean_samples.split(0.7, np.random.default_rng(0))
+    found_on, held_out = rest.split(0.5, np.random.default_rng(1))
+    trigger = trigger_from_dict(zoo.entry("fashion_mnist_badnets")["trigger"])
+    images, labels = training.images.copy(), training.labels.copy()
+    rows = np.flatnonzero(labels != 7)[::6]
+    pixels = np.round(images[rows] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    stamped = trigger.apply(pixels, np.random.default_rng(0)).transpose(0, 3, 1, 2)
+    images[rows], labels[rows] = stamped.astype(np.float32) / 255, 7
+    return Samples.from_arrays(images, labels), found_on, held_out
 
 
 @pytest.fixture(scope="session")

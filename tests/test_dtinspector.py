@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
+from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_subject, quadrant_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -33,18 +33,11 @@ from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.engine.verdict import decide
 from onnxspect.models import zoo
-from onnxspect.models.triggers import trigger_from_dict
 
 TARGET = 2
 SHAPE = (1, SIDE, SIDE)
 SEARCH = SearchConfig(steps=80, samples=12, success=0.6, multiplier=1e-4, settle=20)
 DETECTOR = DTInspector(search=SEARCH, partners=3, fewest=4)
-
-
-def tiny(target: int | None = TARGET, scale: float = 1.0) -> Subject:
-    """The quadrant classifier, with or without a planted patch."""
-    weights = torch.from_numpy(quadrant_weights(target)) * scale
-    return Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, CLASSES, name="tiny")
 
 
 def poisoned_set(per_class: int = 60, poison: int = 15) -> Samples:
@@ -76,7 +69,7 @@ def by_class(evidence: Evidence, statistic: str) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def infected() -> Evidence:
-    return ran(DETECTOR.run(at_hand(tiny(), poisoned_set())))
+    return ran(DETECTOR.run(at_hand(quadrant_subject(TARGET), poisoned_set())))
 
 
 def test_the_infected_class_keeps_its_unsure_samples(infected: Evidence) -> None:
@@ -114,16 +107,16 @@ def test_the_patch_lies_on_the_trigger(infected: Evidence) -> None:
 
 
 def test_a_clean_twin_has_no_outlier() -> None:
-    evidence = ran(DETECTOR.run(at_hand(tiny(None), quadrant_images(60, seed=3))))
+    evidence = ran(DETECTOR.run(at_hand(quadrant_subject(), quadrant_images(60, seed=3))))
     assert min(by_class(evidence, "transfer_ratio").values()) > 0.9
     assert not any(by_class(evidence, "paper_infected").values())
     assert decide([evidence], CLASSES).targets == ()
 
 
 def test_twice_the_same_bits_and_another_seed_another_draw(infected: Evidence) -> None:
-    again = ran(DETECTOR.run(at_hand(tiny(), poisoned_set())))
+    again = ran(DETECTOR.run(at_hand(quadrant_subject(TARGET), poisoned_set())))
     assert again.id == infected.id
-    assert ran(DETECTOR.run(at_hand(tiny(), poisoned_set(), seed=1))).id != infected.id
+    assert ran(DETECTOR.run(at_hand(quadrant_subject(TARGET), poisoned_set(), seed=1))).id != infected.id
 
 
 def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, tmp_path: Path) -> None:
@@ -144,7 +137,7 @@ def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, t
                 raise Killed
 
     with Ledger(tmp_path, {"a": 1}) as ledger:
-        whole = replace(at_hand(tiny(), poisoned_set()), ledger=ledger)
+        whole = replace(at_hand(quadrant_subject(TARGET), poisoned_set()), ledger=ledger)
         with pytest.raises(Killed):
             DETECTOR.run(replace(whole, run=RunContext(observer=Kill())))
         assert len(ledger.units(DETECTOR.name)) == 2
@@ -152,7 +145,7 @@ def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, t
 
 
 def test_clean_samples_instead_of_a_training_set_do_not_convict() -> None:
-    hand = replace(at_hand(tiny(), None), found_on=quadrant_images(60, seed=3))
+    hand = replace(at_hand(quadrant_subject(TARGET), None), found_on=quadrant_images(60, seed=3))
     evidence = ran(DETECTOR.run(hand))
     assert not evidence.convicts
     assert evidence.settings["samples"] == "clean"
@@ -170,14 +163,14 @@ def test_groups_shrink_to_what_the_classes_have() -> None:
         def finish(self, task: str) -> None: ...
         def advance(self, task: str, detail: str = "") -> None: ...
 
-    hand = replace(at_hand(tiny(None), quadrant_images(18, seed=3)), run=RunContext(observer=Listen()))
+    hand = replace(at_hand(quadrant_subject(), quadrant_images(18, seed=3)), run=RunContext(observer=Listen()))
     evidence = ran(DETECTOR.run(hand))
     assert evidence.settings["group size"] == 6
     assert any("groups of 6 instead of 12" in n for n in notices)
 
 
 def test_too_few_samples_is_said() -> None:
-    found = DETECTOR.run(at_hand(tiny(None), quadrant_images(11, seed=3)))
+    found = DETECTOR.run(at_hand(quadrant_subject(), quadrant_images(11, seed=3)))
     assert isinstance(found, Skipped)
     assert "only 0 of 4 classes are predicted for at least 12 samples" in found.reason
 
@@ -185,11 +178,11 @@ def test_too_few_samples_is_said() -> None:
 def test_labels_of_another_set_are_refused() -> None:
     training = quadrant_images(30)
     with pytest.raises(OnnxspectError, match="labels do not match"):
-        DETECTOR.run(at_hand(tiny(), replace(training, labels=(training.labels + 1) % CLASSES)))
+        DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, labels=(training.labels + 1) % CLASSES)))
     with pytest.raises(OnnxspectError, match="label 9, the model 4 classes"):
-        DETECTOR.run(at_hand(tiny(), replace(training, labels=np.full_like(training.labels, 9))))
+        DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, labels=np.full_like(training.labels, 9))))
     with pytest.raises(OnnxspectError, match="the model takes"):
-        DETECTOR.run(at_hand(tiny(), replace(training, images=training.images[..., 1:])))
+        DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, images=training.images[..., 1:])))
 
 
 def test_one_confidence_for_all_is_no_ranking() -> None:
@@ -227,7 +220,7 @@ def test_settings_are_checked(wrong: dict[str, object]) -> None:
 @pytest.mark.parametrize(("loss", "moves"), [("odds", True), ("square", False)])
 def test_the_square_has_no_gradient_where_the_odds_have_one(loss: str, moves: bool) -> None:
     """The departure from Eq. 1's loss: poisoned samples whose probability is 1 but for rounding."""
-    training, subject = poisoned_set(), tiny(scale=30.0)
+    training, subject = poisoned_set(), quadrant_subject(TARGET, scale=30.0)
     rows = np.flatnonzero(training.images[:, 0, 3, 3] > 0.9)[:6]
     aim = LeaveClass(loss=loss)
     images = torch.from_numpy(training.images[rows])[None]
@@ -266,7 +259,7 @@ def test_log_odds_by_hand_and_where_probabilities_tie() -> None:
 
 def test_superposition_leaves_the_poisoned_on_top() -> None:
     """A patch outlives another image on top of it; a quadrant does not."""
-    training, subject = poisoned_set(), tiny()
+    training, subject = poisoned_set(), quadrant_subject(TARGET)
     rows = np.flatnonzero(training.labels == TARGET)
     poisoned = training.images[rows][:, 0, 3, 3] > 0.9
     partners = quadrant_images(2, seed=5)
@@ -281,7 +274,7 @@ def test_penultimate_is_the_input_of_the_last_layer(clean_subject: Subject, clea
     assert values.shape[0] == 5
     assert values.shape[1] > clean_subject.classes
     assert np.isfinite(values).all()
-    assert penultimate(tiny()) is None
+    assert penultimate(quadrant_subject(TARGET)) is None
 
 
 def test_restored_trigger_by_hand() -> None:
@@ -289,7 +282,9 @@ def test_restored_trigger_by_hand() -> None:
     rows = np.flatnonzero(training.images[:, 0, 3, 3] > 0.9)
     patch = {"mask": np.zeros((1, SIDE, SIDE), np.float32), "pattern": np.full((1, SIDE, SIDE), 0.5, np.float32)}
     patch["mask"][0][PATCH] = 1
-    under, shared = restored_triggers(tiny(), training.images[rows], patch, TARGET, quadrant_images(5).images[:0])
+    under, shared = restored_triggers(
+        quadrant_subject(TARGET), training.images[rows], patch, TARGET, quadrant_images(5).images[:0]
+    )
     np.testing.assert_array_equal(under["mask"], patch["mask"])
     # Found without the patch's mask: the other bright quadrants differ between them.
     assert shared["mask"][0][PATCH].all()
@@ -297,7 +292,7 @@ def test_restored_trigger_by_hand() -> None:
     clean = quadrant_images(5)
     for found in (under, shared):
         np.testing.assert_array_equal(found["pattern"][0][PATCH], [[1, 0], [0, 1]])
-        assert (tiny().predict(stamp(clean.images, found)).argmax(1) == TARGET).all()
+        assert (quadrant_subject(TARGET).predict(stamp(clean.images, found)).argmax(1) == TARGET).all()
 
 
 def test_paper_rule_by_hand() -> None:
@@ -330,20 +325,6 @@ def test_paper_rule_does_not_depend_on_the_order(counts: list[int], seed: int) -
     assert set(plain.infected) == {int(order[k]) for k in mixed.infected}
     np.testing.assert_allclose(plain.index[order], mixed.index)
     assert all(ratios[k] < np.median(ratios) for k in plain.infected)
-
-
-@pytest.fixture(scope="module")
-def suspect_set(clean_samples: Samples) -> tuple[Samples, Samples, Samples]:
-    """(poisoned training set, clean to search on, clean to try on): shipped images, a seventh of the first stamped."""
-    training, rest = clean_samples.split(0.7, np.random.default_rng(0))
-    found_on, held_out = rest.split(0.5, np.random.default_rng(1))
-    trigger = trigger_from_dict(zoo.entry("fashion_mnist_badnets")["trigger"])
-    images, labels = training.images.copy(), training.labels.copy()
-    rows = np.flatnonzero(labels != 7)[::6]
-    pixels = np.round(images[rows] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    stamped = trigger.apply(pixels, np.random.default_rng(0)).transpose(0, 3, 1, 2)
-    images[rows], labels[rows] = stamped.astype(np.float32) / 255, 7
-    return Samples.from_arrays(images, labels), found_on, held_out
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
+from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_subject, quadrant_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, from_numpy
@@ -28,16 +28,9 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.engine.verdict import decide
 from onnxspect.models import zoo
-from onnxspect.models.triggers import trigger_from_dict
 
 TARGET = 2
 SHAPE = (1, SIDE, SIDE)
-
-
-def tiny(target: int | None = TARGET) -> Subject:
-    """The quadrant classifier, with or without a planted patch."""
-    weights = from_numpy(quadrant_weights(target))
-    return Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, CLASSES, name="tiny")
 
 
 def poisoned_set(clean_label: bool, share: float = 0.5) -> Samples:
@@ -65,7 +58,7 @@ def ran(found: Evidence | Skipped) -> Evidence:
 
 @pytest.mark.parametrize("clean_label", [True, False])
 def test_the_class_with_poison_stands_out_whatever_its_labels(clean_label: bool) -> None:
-    evidence = ran(TrainingDifference().run(at_hand(tiny(), poisoned_set(clean_label))))
+    evidence = ran(TrainingDifference().run(at_hand(quadrant_subject(TARGET), poisoned_set(clean_label))))
     success = {u.unit.target: u.statistics["success"] for u in evidence.units}
     assert success[TARGET] > 0.95
     assert max(v for k, v in success.items() if k != TARGET) < 0.05
@@ -102,12 +95,12 @@ def test_a_backdoor_that_only_one_class_hears_stands_out_and_names_it() -> None:
 
 @pytest.mark.parametrize("clean_label", [True, False])
 def test_a_model_that_did_not_learn_it_is_not_accused(clean_label: bool) -> None:
-    evidence = ran(TrainingDifference().run(at_hand(tiny(None), poisoned_set(clean_label, 0.3))))
+    evidence = ran(TrainingDifference().run(at_hand(quadrant_subject(), poisoned_set(clean_label, 0.3))))
     assert decide([evidence], CLASSES).targets == ()
 
 
 def test_a_clean_training_set_has_nothing_that_leads_anywhere() -> None:
-    evidence = ran(TrainingDifference().run(at_hand(tiny(), quadrant_images(60, seed=3))))
+    evidence = ran(TrainingDifference().run(at_hand(quadrant_subject(TARGET), quadrant_images(60, seed=3))))
     assert all(u.statistics["success"] == 0 and u.statistics["excess_angle"] == 0 for u in evidence.units)
 
 
@@ -136,18 +129,20 @@ def test_what_chance_does_as_well_is_no_finding() -> None:
 
 
 def test_twice_the_same_bits() -> None:
-    first, second = (TrainingDifference(tested=9).run(at_hand(tiny(), poisoned_set(True))) for _ in range(2))
+    first, second = (
+        TrainingDifference(tested=9).run(at_hand(quadrant_subject(TARGET), poisoned_set(True))) for _ in range(2)
+    )
     assert ran(first).id == ran(second).id
 
 
 def test_without_a_training_set_it_says_so() -> None:
-    found = TrainingDifference().run(at_hand(tiny(), None))
+    found = TrainingDifference().run(at_hand(quadrant_subject(TARGET), None))
     assert isinstance(found, Skipped)
     assert "--train" in found.reason
 
 
 def test_too_few_samples_is_said() -> None:
-    found = TrainingDifference(fewest=50).run(at_hand(tiny(), poisoned_set(True)))
+    found = TrainingDifference(fewest=50).run(at_hand(quadrant_subject(TARGET), poisoned_set(True)))
     assert isinstance(found, Skipped)
     assert "only 0 of 4 classes have 50 clean samples and 250 training samples" in found.reason
 
@@ -162,13 +157,13 @@ def test_sets_of_another_model_are_refused() -> None:
     training = poisoned_set(True)
     beyond = Samples.from_arrays(training.images, training.labels + 2)
     with pytest.raises(OnnxspectError, match="label 5, the model 4 classes"):
-        TrainingDifference().run(at_hand(tiny(), beyond))
+        TrainingDifference().run(at_hand(quadrant_subject(TARGET), beyond))
     turned = Samples.from_arrays(training.images, (training.labels + 1) % CLASSES)
     with pytest.raises(OnnxspectError, match="labels do not match"):
-        TrainingDifference().run(at_hand(tiny(), turned))
+        TrainingDifference().run(at_hand(quadrant_subject(TARGET), turned))
     larger = Samples.from_arrays(np.zeros((8, 1, 9, 9), np.float32), np.arange(8) % 4)
     with pytest.raises(OnnxspectError, match="the model takes"):
-        TrainingDifference().run(at_hand(tiny(), larger))
+        TrainingDifference().run(at_hand(quadrant_subject(TARGET), larger))
 
 
 def test_foreign_values_by_hand() -> None:
@@ -217,16 +212,8 @@ def test_candidates_are_triggers_that_can_be_stamped(seed: int, channels: int) -
 
 
 @pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])
-def test_shipped_pair(name: str, clean_samples: Samples) -> None:
-    training, clean = clean_samples.split(0.7, np.random.default_rng(0))
-    found_on, held_out = clean.split(0.5, np.random.default_rng(1))
-    trigger = trigger_from_dict(zoo.entry("fashion_mnist_badnets")["trigger"])
-    images, labels = training.images.copy(), training.labels.copy()
-    rows = np.flatnonzero(labels != 7)[::6]
-    pixels = np.round(images[rows] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
-    images[rows] = trigger.apply(pixels, np.random.default_rng(0)).transpose(0, 3, 1, 2).astype(np.float32) / 255
-    labels[rows] = 7
+def test_shipped_pair(name: str, suspect_set: tuple[Samples, Samples, Samples]) -> None:
+    training, found_on, held_out = suspect_set
     subject = Subject.from_onnx(zoo.path(name))
-    suspect = Samples.from_arrays(images, labels)
-    evidence = ran(TrainingDifference().run(AtHand(subject, found_on, held_out, RunContext(), training=suspect)))
+    evidence = ran(TrainingDifference().run(AtHand(subject, found_on, held_out, RunContext(), training=training)))
     assert decide([evidence], subject.classes).targets == ((7,) if name == "fashion_mnist_badnets" else ())

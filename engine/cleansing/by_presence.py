@@ -14,13 +14,13 @@ import numpy as np
 
 from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.scores import Scores
-from onnxspect.engine.detectors.carriers import RIDGES, SEPARATE, centred, divided, matched_filters
+from onnxspect.engine.detectors.carriers import RIDGES, centred, divided, matched_filters, some_of
 from onnxspect.engine.detectors.training_difference import NAME
 from onnxspect.engine.run import RunContext
 
 PRESENCE = NAME
-#: Samples that tell how images vary by nature, and pixel values of all of them, at most.
-MOST, MOST_VALUES = 2000, 2**26
+#: Samples that tell how images vary by nature, at most.
+MOST = 2000
 #: A class with fewer samples is not divided.
 FEWEST = 20
 
@@ -39,11 +39,14 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
     notes: list[str] = []
     classes: dict[int, dict[str, float]] = {}
     filters: dict[int, np.ndarray] = {}
+    unsuspected = np.flatnonzero(~np.isin(labels, list(differences)))
+    others = _natural(training, unsuspected, run) if len(np.unique(labels[unsuspected])) > 1 else None
     for z, d in differences.items():
         if (labels == z).sum() < FEWEST:
             notes.append(f"class {z} has fewer than {FEWEST} samples: not divided")
             continue
-        filters[z] = matched_filters(d, _natural(training, z, differences, run))
+        natural = _natural(training, np.flatnonzero(labels != z), run) if others is None else others
+        filters[z] = matched_filters(d, natural)
     scores = {z: np.full((len(RIDGES), int((labels == z).sum())), np.nan) for z in filters}
     done = dict.fromkeys(filters, 0)
     for start, images in training.batches():
@@ -55,10 +58,8 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
         best, division = divided(each, seed)
         rows = np.flatnonzero(labels == z)
         score[rows] = each[best] - division.threshold
-        apart = division.separation >= SEPARATE
-        if apart:
-            removed[rows] = each[best] > division.threshold
-        else:
+        removed[rows] = division.above(each[best])
+        if not removed[rows].any():
             notes.append(f"class {z}: no sample stands out by carrying its difference; nothing is removed")
         classes[z] = {
             "looked_at": len(rows),
@@ -68,13 +69,8 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
     return Scores(PRESENCE, score, removed, classes, tuple(notes))
 
 
-def _natural(training: TrainingSet, z: int, suspected: Mapping[int, np.ndarray], run: RunContext) -> np.ndarray:
-    """Samples of classes that are not suspected, less their classes' means ``(n, pixels)`` float64."""
-    able = np.flatnonzero(~np.isin(training.labels, list(suspected)))
-    if len(np.unique(training.labels[able])) < 2:
-        able = np.flatnonzero(training.labels != z)
-    pixels = int(np.prod(training.shape))
-    most = max(2, min(MOST, MOST_VALUES // pixels))
-    rows = np.sort(run.numpy_generator("cleanse", "natural").permutation(able)[:most])
-    samples = training.take(rows)
+def _natural(training: TrainingSet, rows: np.ndarray, run: RunContext) -> np.ndarray:
+    """Some of the rows, less their classes' means ``(n, pixels)`` float64."""
+    rng = run.numpy_generator("cleanse", "natural")
+    samples = training.take(some_of(rows, MOST, int(np.prod(training.shape)), rng))
     return centred(samples.images, samples.labels)

@@ -24,10 +24,13 @@ class Finding:
     """A finished scan, as far as a cleansing needs it."""
 
     spec: InputSpec
-    model: str
-    targets: tuple[int, ...]
-    units: Mapping[str, Sequence[UnitEvidence]]
     report: Mapping[str, Any] = field(repr=False)
+    units: Mapping[str, Sequence[UnitEvidence]] = field(repr=False)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The classes that it names."""
+        return tuple(self.report["targets"])
 
     @classmethod
     def read(cls, folder: Path) -> Finding:
@@ -37,7 +40,7 @@ class Finding:
             spec = InputSpec.described(report["preprocessing"]["chosen"])
             ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
             units = {name: ledger.evidence(name) for name in ran}
-        return cls(spec, report["model"]["sha256"], tuple(report["targets"]), units, report)
+        return cls(spec, report, units)
 
     def check(self, subject: Subject, folder: Path) -> None:
         """Refuse a run that belongs to another model.
@@ -45,7 +48,7 @@ class Finding:
         Raises:
             OnnxspectError: it does.
         """
-        if subject.file is None or subject.file.sha256 != self.model:
+        if subject.file is None or subject.file.sha256 != self.report["model"]["sha256"]:
             raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
 
     def triggers(self, targets: Sequence[int], choose: Choose | None) -> dict[str, list[Found]]:

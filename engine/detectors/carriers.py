@@ -31,6 +31,8 @@ from sklearn.mixture import GaussianMixture
 RIDGES = (0.1, 0.01, 0.001)
 #: Distance of the two means, in the larger of the two deviations, from which on a class is divided.
 SEPARATE = 2.5
+#: Pixel values of all samples that are held at once, at most.
+MOST_VALUES = 2**26
 #: Images share a pixel where its deviation among them is below this, in the mean of its channels.
 SHARED = 0.05
 #: Such a pixel is the class's own where more than a share `USUAL` of its clean samples are within `ALIKE` of its value.
@@ -46,12 +48,14 @@ class Division:
     Attributes:
         threshold: samples above it carry the trigger.
         separation: distance of the two means in standard deviations.
-        share: of the samples, those above.
     """
 
     threshold: float
     separation: float
-    share: float
+
+    def above(self, scores: np.ndarray) -> np.ndarray:
+        """Which samples carry the trigger, bool ``(n,)``, by their scores; none where the class does not part."""
+        return np.asarray((scores > self.threshold) & (self.separation >= SEPARATE))
 
 
 def matched_filters(d: np.ndarray, natural: np.ndarray) -> np.ndarray:
@@ -83,7 +87,7 @@ def divide(scores: np.ndarray, seed: int) -> Division:
     """Two normal laws fitted to the scores ``(n,)`` of a class, and where the upper one takes over."""
     spread = scores.std()
     if not np.isfinite(spread) or spread <= 0:
-        return Division(float(np.max(scores, initial=0.0)), 0.0, 0.0)
+        return Division(float(np.max(scores, initial=0.0)), 0.0)
     shifted = ((scores - scores.mean()) / spread)[:, None]
     mixture = GaussianMixture(2, random_state=seed, n_init=3).fit(shifted)
     upper = int(np.argmax(mixture.means_[:, 0]))
@@ -95,8 +99,12 @@ def divide(scores: np.ndarray, seed: int) -> Division:
     threshold = float(ordered[last : last + 2].mean())  # halfway to the next
     deviation = float(np.sqrt(mixture.covariances_[:, 0, 0].max()))
     distance = float(np.abs(np.diff(mixture.means_[:, 0]))[0])
-    share = float((shifted[:, 0] > threshold).mean())
-    return Division(threshold * spread + float(scores.mean()), distance / max(deviation, 1e-12), share)
+    return Division(threshold * spread + float(scores.mean()), distance / max(deviation, 1e-12))
+
+
+def some_of(rows: np.ndarray, most: int, pixels: int, rng: np.random.Generator) -> np.ndarray:
+    """At most so many of the rows, in order, and no more than `MOST_VALUES` allow of images with that many pixel values."""
+    return np.sort(rng.permutation(rows)[: max(2, min(most, MOST_VALUES // pixels))])
 
 
 def centred(images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -45,13 +45,13 @@ from scipy.optimize import nnls
 
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.carriers import (
-    SEPARATE,
     carried,
     centred,
     divided,
     foreign,
     matched_filters,
     shared_pixels,
+    some_of,
 )
 from onnxspect.engine.detectors.shares import angle
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
@@ -90,8 +90,8 @@ WHOLE = 0.5
 OF_SOURCE = 10
 #: Training samples that tell whether the labels are this model's.
 KNOWN = 1000
-#: Training samples of a class that are looked at, and pixel values of all of them, at most.
-MOST, MOST_VALUES = 2000, 2**26
+#: Training samples of a class that are looked at, at most.
+MOST = 2000
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class TrainingDifference(Detector):
         """How far the class's candidates stand out from what chance does, and the one that works best."""
         started = time.perf_counter()
         subject, rng = at_hand.subject, at_hand.run.numpy_generator(NAME, z)
-        most = max(1, min(MOST, MOST_VALUES // training.images[0].size))
-        own = training.images[np.sort(rng.permutation(np.flatnonzero(training.labels == z))[:most])]
+        own = training.images[some_of(np.flatnonzero(training.labels == z), MOST, training.images[0].size, rng)]
         genuine = clean.images[clean.labels == z]
+        d = difference(own, genuine)
         # Others' images of the half that preprocessing and references have not seen, where there are any.
         source = at_hand.held_out if (at_hand.held_out.labels != z).any() else clean
         rows = rng.permutation(np.flatnonzero(source.labels != z))[: self.tested]
@@ -178,12 +178,13 @@ class TrainingDifference(Detector):
         statistics = {"excess_angle": max(map(_excess, whole.values()))}
         statistics |= {"source_angle": max(map(_excess, single.values()))} if single else {}
         from_one = bool(single) and max(a for a, _ in whole.values()) < WHOLE <= max(a for a, _ in single.values())
-        best = _working(single if from_one else whole)
+        counted = single if from_one else whole
+        best = _working(counted)
         trigger, shown = found[best], led[best]
         if max(statistics.values()) >= STANDS_OUT:
-            for exact in self._carried(z, own, difference(own, genuine), training, clean, at_hand):
+            for exact in self._carried(z, own, d, training, clean, at_hand):
                 now = others.led(exact)
-                if (now[1:].max() if from_one else now[0]) >= FAITHFUL * (single if from_one else whole)[best][0]:
+                if (now[1:].max() if from_one else now[0]) >= FAITHFUL * counted[best][0]:
                     trigger, shown = exact, now
                     break
         partial = len(shown) > 1 and bool(shown[0] < WHOLE <= shown[1:].max())
@@ -197,7 +198,7 @@ class TrainingDifference(Detector):
             search_success=success,
             held_out_success=success,
             held_out=len(rows),
-            trigger=trigger | {"difference": difference(own, genuine)},
+            trigger=trigger | {"difference": d},
             seconds=time.perf_counter() - started,
         )
 
@@ -206,13 +207,11 @@ class TrainingDifference(Detector):
     ) -> list[dict[str, np.ndarray]]:
         """What the samples that carry the difference have in common: pixels replaced, and what is added; none where none do."""
         rng = at_hand.run.numpy_generator(NAME, z, "natural")
-        most = max(2, min(NATURAL, MOST_VALUES // own[0].size))
-        rows = np.sort(rng.permutation(np.flatnonzero(training.labels != z))[:most])
-        natural = training.take(rows)
+        natural = training.take(some_of(np.flatnonzero(training.labels != z), NATURAL, own[0].size, rng))
         scores = matched_filters(d, centred(natural.images, natural.labels)) @ own.reshape(len(own), -1).T
         best, division = divided(scores, at_hand.run.key(NAME, z) % 2**31)
-        carry = scores[best] > division.threshold
-        if division.separation < SEPARATE or not carry.any():
+        carry = division.above(scores[best])
+        if not carry.any():
             return []
         means = {int(c): natural.images[natural.labels == c].mean(0) for c in np.unique(natural.labels)}
         mask, pattern = shared_pixels(own[carry], clean.images)

@@ -8,7 +8,7 @@ that is wrong about itself costs time and nothing else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -108,8 +108,7 @@ class Case:
     @property
     def clean(self) -> Samples:
         """All clean samples, for methods that train nothing on them."""
-        images = np.concatenate([self.fit.images, self.guard.images])
-        return replace(self.guard, images=images, labels=np.concatenate([self.fit.labels, self.guard.labels]), files=())
+        return self.fit.joined(self.guard)
 
     def needs_triggers(self, method: str) -> None:
         """Refuse a case without triggers.
