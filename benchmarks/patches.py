@@ -432,6 +432,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "accuracy_lost_worst": max(lost),
                 "seconds_median": float(np.median([r["seconds"] for r in some])),
             }
+    # Of stamped images that a filter passes some are not led to the target either: the attack fails on them.
     filters = [r for r in rows if "false_negatives" in r]
     for which, some in (("filter", filters), ("filter_on_patches", [r for r in filters if is_patch(r)])):
         if some:
@@ -440,6 +441,10 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "false_positives_median": float(np.median([r["false_positives"] for r in some])),
                 "false_negatives_median": float(np.median([r["false_negatives"] for r in some])),
                 "false_negatives_worst": max(r["false_negatives"] for r in some),
+                "led_and_let_through_median": float(
+                    np.median([r.get("asr_after", r["false_negatives"]) for r in some])
+                ),
+                "led_and_let_through_worst": max(r.get("asr_after", r["false_negatives"]) for r in some),
             }
     return found
 

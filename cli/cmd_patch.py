@@ -9,6 +9,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, METHODS
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
@@ -52,6 +53,7 @@ from onnxspect.engine.report.document import as_json as to_json
     metavar="NAME",
     help="Of prune and input_filter: best (by trial), last-conv (prune), or an ONNX value name.",
 )
+@click.option("--form", type=click.Choice(FORMS), help="Of input_filter: how it tells stamped images from clean ones.")
 @click.option("--batch-norm", type=click.Choice(BATCH_NORM), help="Of unlearn and fine_tune: BatchNorm statistics.")
 @click.option(
     "--rounds", type=click.IntRange(min=1), help="Of unlearn: at most so many rounds of search and unlearning."
@@ -88,6 +90,7 @@ def command(
     targets: tuple[int, ...],
     proactive: bool,
     layer: str | None,
+    form: str | None,
     batch_norm: str | None,
     rounds: int | None,
     false_positives: float | None,
@@ -109,7 +112,8 @@ def command(
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
       onnxspect patch model.onnx --run runs/model --data clean.npz --method input_filter -o guarded.onnx
     """
-    given = {"layer": layer, "batch_norm": batch_norm, "rounds": rounds, "false_positives": false_positives}
+    given = {"layer": layer, "form": form, "batch_norm": batch_norm, "rounds": rounds}
+    given |= {"false_positives": false_positives}
     done = patch(
         model,
         run_folder,

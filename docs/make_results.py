@@ -211,7 +211,9 @@ def _patches_in_short(r: dict[str, Any]) -> str:
             lines.append(
                 f"{method}, on {caught['models']} attacks by a patch of pixels: {_percent(caught['false_positives_median'])} of "
                 f"clean images rejected (median), {_percent(caught['false_negatives_median'])} of stamped ones let through "
-                f"(median; worst {_percent(caught['false_negatives_worst'])})."
+                f"(median; worst {_percent(caught['false_negatives_worst'])}, images counted that the trigger does not lead; of "
+                f"those that it leads {_percent(caught['led_and_let_through_median'])}, worst "
+                f"{_percent(caught['led_and_let_through_worst'])})."
             )
         elif "written" in s:
             w = s["written"]

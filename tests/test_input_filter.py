@@ -24,17 +24,19 @@ from patch_support import (
 
 from onnxspect.converters.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.mitigation.graph_edit import Filter
-from onnxspect.engine.mitigation.input_filter import InputFilter
+from onnxspect.engine.mitigation.graph_edit import Filter, Reading
+from onnxspect.engine.mitigation.input_filter import FORMS, InputFilter
+from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.subject import InputSpec, Subject
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("model", [neuron_model(), channel_model()], ids=["dense", "convolution"])
-def test_it_rejects_stamped_images_and_passes_clean_ones(model: onnx.ModelProto, tmp_path: Path) -> None:
+def test_it_rejects_stamped_images_and_passes_clean_ones(model: onnx.ModelProto, form: str, tmp_path: Path) -> None:
     subject = opened(model, tmp_path)
-    edit = InputFilter(false_positives=0.05).edit(case_of(subject))
+    edit = InputFilter(form, false_positives=0.05).edit(case_of(subject))
     assert not edit.values
     proof = proven(subject, edit, tmp_path, Goals(rejected=0.12))
     assert proof.holds, proof.failures
@@ -68,14 +70,44 @@ def test_the_file_runs_at_any_batch_size_and_keeps_its_outputs(tmp_path: Path) -
     np.testing.assert_allclose(again.predict(images), subject.predict(images), rtol=1e-6, atol=1e-6)
 
 
-def test_the_threshold_lets_the_promised_share_of_clean_images_through(tmp_path: Path) -> None:
-    """On the very samples that calibrated it no more than the share is rejected, and hardly fewer."""
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_the_profile_rejects_the_promised_share_of_the_samples_that_calibrated_it(share: float, tmp_path: Path) -> None:
     subject = opened(neuron_model(), tmp_path)
     case = case_of(subject, fit=quadrant_images(30, 5), guard=quadrant_images(20, 6))
-    for share in (0.02, 0.1, 0.3):
-        out = written(subject, InputFilter(false_positives=share).edit(case), tmp_path, f"at-{share}")
-        rejected = Oracle(out).map("image", case.clean.images, "rejected").mean()
-        assert share - 2 / len(case.clean) <= rejected <= share
+    out = written(subject, InputFilter(form="profile", false_positives=share).edit(case), tmp_path)
+    rejected = Oracle(out).map("image", case.clean.images, "rejected").mean()
+    assert share - 2 / len(case.clean) <= rejected <= share
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
+def test_the_discriminant_rejects_the_promised_share_of_samples_it_has_not_seen(share: float, tmp_path: Path) -> None:
+    """Fitted on as many images as the layer has features, where the fitted images' own scores would promise too much."""
+    subject = opened(channel_model(), tmp_path)
+    case = case_of(subject, fit=quadrant_images(30, 5), guard=quadrant_images(20, 6))
+    out = written(subject, InputFilter(false_positives=share).edit(case), tmp_path)
+    rejected = Oracle(out).map("image", quadrant_images(250, 7).images, "rejected").mean()
+    assert abs(rejected - share) <= 3 * (share * (1 - share) * (1 / len(case.clean) + 1e-3)) ** 0.5
+
+
+def test_the_largest_of_several_targets_scores_counts(tmp_path: Path) -> None:
+    """Before and after ReduceMax took its axes as an input, against numpy."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(5, 3)).astype(np.float32), rng.normal(size=(2, 3)).astype(np.float32)
+    offsets = rng.normal(size=3).astype(np.float32)
+    for opset in (7, 13, 18, 21):
+        model = neuron_model()
+        model.opset_import[0].version = opset
+        subject = opened(model, tmp_path)
+        readings = (Reading("hidden", first), Reading("before", second, np.array([4, 1])))
+        out = written(subject, Edit(additions=(Filter(readings, offsets, 0.5),)), tmp_path, f"opset-{opset}")
+        onnx.checker.check_model(onnx.load(out), full_check=True)
+        oracle, images = Oracle(out), UNSEEN.images
+        flat = images.reshape(len(images), -1)
+        weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+        before = flat @ weights["first"] + weights["bias"]
+        expected = (np.maximum(before, 0) @ first + before[:, [4, 1]] @ second + offsets).max(1)
+        np.testing.assert_allclose(oracle.map("image", images, "backdoor_score"), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(oracle.map("image", images, "rejected"), expected > 0.5)
 
 
 def test_names_that_are_taken_are_not_taken_again(tmp_path: Path) -> None:
@@ -146,12 +178,14 @@ def test_refusals(tmp_path: Path) -> None:
     case = case_of(subject)
     with pytest.raises(OnnxspectError, match="no trigger for input_filter"):
         InputFilter().edit(replace(case, triggers=()))
+    with pytest.raises(OnnxspectError, match="unknown form of filter"):
+        InputFilter(form="magic")
     with pytest.raises(OnnxspectError, match="nowhere: no such layer"):
         InputFilter(layer="nowhere").edit(case)
     with pytest.raises(OnnxspectError, match="between 0 and 1"):
         InputFilter(false_positives=0.0)
     with pytest.raises(OnnxspectError, match="computes no value of this name"):
-        Filter("nowhere", np.array([0]), np.array([1.0]), 0.0).apply(neuron_model())
+        Filter((Reading("nowhere", np.ones((1, 1))),), np.zeros(1), 0.0).apply(neuron_model())
 
 
 def test_a_filter_that_rejects_too_much_is_not_proven(tmp_path: Path) -> None:

@@ -62,62 +62,83 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Filter:
-    """The input filter inside the model: a linear score of some activations, and its comparison with a threshold.
+class Reading:
+    """What a filter reads of one value, linear in its activations.
 
     Attributes:
         value: ONNX value name of the activations ``(n, ...)``.
-        neurons: int64 ``(k,)``, indices into the flattened activations of one image.
-        weights: float32 ``(k,)``.
-        threshold: an image is rejected where ``weights @ activations[neurons] > threshold``.
+        weights: float32 ``(k, targets)``.
+        neurons: int64 ``(k,)``, indices into the flattened activations of one image; None for all of them, in order.
     """
 
     value: str
-    neurons: np.ndarray = field(repr=False)
     weights: np.ndarray = field(repr=False)
+    neurons: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Filter:
+    """The input filter inside the model: linear scores of some activations, and the largest one's comparison with a threshold.
+
+    Attributes:
+        readings: their scores are added.
+        offsets: float32 ``(targets,)``, added too.
+        threshold: an image is rejected where the largest of its scores is above it.
+    """
+
+    readings: tuple[Reading, ...]
+    offsets: np.ndarray = field(repr=False)
     threshold: float
 
     def apply(self, model: onnx.ModelProto) -> str:
         """Append the nodes, and the outputs `backdoor_score` float32 ``(n,)`` and `rejected` bool ``(n,)``."""
-        _check_opset(model)
-        graph = model.graph
-        if not any(self.value in n.output for n in graph.node):
-            raise OnnxspectError(f"{printable(self.value)}: the file computes no value of this name")
-        kind = _element_type(model, self.value)
-        taken = _names(model)
+        opset = _check_opset(model)
+        graph, taken = model.graph, _names(model)
+        made = {o for n in graph.node for o in n.output}
+        for reading in self.readings:
+            if reading.value not in made:
+                raise OnnxspectError(f"{printable(reading.value)}: the file computes no value of this name")
+        kinds = [_element_type(model, r.value) for r in self.readings]
+
+        def named(name: str) -> str:
+            taken.add(found := next(n for n in _numbered(f"{ADDED}filter/{name}") if n not in taken))
+            return found
+
+        def constant(name: str, values: np.ndarray) -> str:
+            graph.initializer.append(numpy_helper.from_array(values, named(name)))
+            return graph.initializer[-1].name
+
+        def node(operator: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
+            output = output or named(operator.lower())
+            added = helper.make_node(operator, inputs, [output], name=named(operator))
+            added.attribute.extend(helper.make_attribute(k, v) for k, v in sorted(attributes.items()))
+            graph.node.append(added)
+            return output
+
         score, rejected = (next(n for n in _numbered(name) if n not in taken) for name in (SCORE, REJECTED))
-        names = {n: _fresh(model, f"{ADDED}filter/{n}") for n in ("neurons", "weights", "threshold", "rows")}
-        graph.initializer.extend(
-            [
-                numpy_helper.from_array(self.neurons.astype(np.int64), names["neurons"]),
-                numpy_helper.from_array(self.weights.astype(np.float32).reshape(-1, 1), names["weights"]),
-                numpy_helper.from_array(np.array([self.threshold], np.float32), names["threshold"]),
-                numpy_helper.from_array(np.array([-1], np.int64), names["rows"]),
-            ]
-        )
-        flat, picked, wide, product = (
-            _fresh(model, f"{ADDED}filter/{n}") for n in ("flat", "picked", "wide", "product")
-        )
-        nodes = [
-            helper.make_node("Flatten", [self.value], [flat], axis=1),
-            helper.make_node("Gather", [flat, names["neurons"]], [picked], axis=1),
-            helper.make_node("Cast", [picked], [wide], to=TensorProto.FLOAT),
-            helper.make_node("MatMul", [wide if kind != TensorProto.FLOAT else picked, names["weights"]], [product]),
-            helper.make_node("Reshape", [product, names["rows"]], [score]),
-            helper.make_node("Greater", [score, names["threshold"]], [rejected]),
-        ]
-        if kind == TensorProto.FLOAT:
-            del nodes[2]
-        for node in nodes:
-            node.name = _fresh(model, f"{ADDED}filter/{node.op_type}")
-        graph.node.extend(nodes)
+        total = constant("offsets", self.offsets.astype(np.float32).reshape(1, -1))
+        for reading, kind in zip(self.readings, kinds, strict=True):
+            value = node("Flatten", reading.value, axis=1)
+            if reading.neurons is not None:
+                value = node("Gather", value, constant("neurons", reading.neurons.astype(np.int64)), axis=1)
+            if kind != TensorProto.FLOAT:
+                value = node("Cast", value, to=TensorProto.FLOAT)
+            weights = constant("weights", reading.weights.astype(np.float32))
+            total = node("Add", total, node("MatMul", value, weights))
+        if opset < 18:
+            node("ReduceMax", total, axes=[1], keepdims=0, output=score)
+        else:
+            node("ReduceMax", total, constant("axes", np.array([1], np.int64)), keepdims=0, output=score)
+        node("Greater", score, constant("threshold", np.array([self.threshold], np.float32)), output=rejected)
         batch = graph.output[0].type.tensor_type.shape.dim[:1]
         for name, element in ((score, TensorProto.FLOAT), (rejected, TensorProto.BOOL)):
             info = helper.make_tensor_value_info(name, element, [None])
             if batch:
                 info.type.tensor_type.shape.dim[0].CopyFrom(batch[0])
             graph.output.append(info)
-        return f"an input filter on {len(self.neurons)} neurons of {printable(self.value)}: outputs {score}, {rejected}"
+        values = ", ".join(printable(r.value) for r in self.readings)
+        neurons = sum(len(r.weights) for r in self.readings)
+        return f"an input filter on {neurons} neurons of {values}: outputs {score}, {rejected}"
 
 
 def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str, str] | None:
@@ -168,13 +189,19 @@ def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[
     return result, tuple(lines)
 
 
-def _check_opset(model: onnx.ModelProto) -> None:
+def _check_opset(model: onnx.ModelProto) -> int:
+    """The file's opset.
+
+    Raises:
+        OnnxspectError: it is older than what is added.
+    """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
     if opset < _OLDEST_OPSET:
         raise OnnxspectError(
             f"the file is of opset {opset}: nodes can be added from opset {_OLDEST_OPSET} on",
             "convert it to a newer opset first, or use a method that changes weights alone",
         )
+    return opset
 
 
 def _producer(model: onnx.ModelProto, value: str) -> tuple[int, int]:

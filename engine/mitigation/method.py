@@ -162,6 +162,13 @@ def strengthened(trigger: Trigger, strength: float) -> dict[str, np.ndarray]:
     return arrays
 
 
+def hardened(trigger: Trigger, bar: float) -> dict[str, np.ndarray]:
+    """A mask of zeros and ones, one where it was above `bar` times its maximum, and a pattern of zeros and ones."""
+    mask, pattern = trigger.arrays["mask"], trigger.arrays["pattern"]
+    whole = (mask > bar * mask.max()).astype(np.float32)
+    return {"mask": whole, "pattern": np.round(pattern).astype(np.float32)}
+
+
 def size(trigger: Trigger) -> float:
     """L1 norm of a mask; l2 norm of an additive trigger (what the searches for them make small)."""
     if "mask" in trigger.arrays:

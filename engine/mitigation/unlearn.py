@@ -36,7 +36,7 @@ from torch import Tensor
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.harmless import blended, squared, warped
-from onnxspect.engine.mitigation.method import MOST_ROOM, Case, Edit, Trigger, strengthened
+from onnxspect.engine.mitigation.method import MOST_ROOM, Case, Edit, Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.training import (
     Corruption,
@@ -308,7 +308,7 @@ class Unlearn:
             strength = low * (high / low) ** float(torch.rand(1, generator=generator))
             arrays = strengthened(trigger, strength)
             if "mask" in arrays and float(torch.rand(1, generator=generator)) < self.hardened:
-                arrays = _hardened(trigger, 0.5 * float(torch.rand(1, generator=generator)))
+                arrays = hardened(trigger, 0.5 * float(torch.rand(1, generator=generator)))
             image = torch.from_numpy(stamp(image[None].numpy(), arrays)[0])
         return image
 
@@ -320,10 +320,3 @@ def _of_sources(triggers: Sequence[Trigger], fit: Samples) -> np.ndarray | None:
     """
     rows = np.flatnonzero(np.isin(fit.labels, [t.source for t in triggers if t.source is not None]))
     return rows if len(rows) else None
-
-
-def _hardened(trigger: Trigger, bar: float) -> dict[str, np.ndarray]:
-    """A mask of zeros and ones, one where it was above `bar` times its maximum, and a pattern of zeros and ones."""
-    mask, pattern = trigger.arrays["mask"], trigger.arrays["pattern"]
-    whole = (mask > bar * mask.max()).astype(np.float32)
-    return {"mask": whole, "pattern": np.round(pattern).astype(np.float32)}
