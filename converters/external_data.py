@@ -124,7 +124,8 @@ def _read(tensor: TensorProto, folder: Path, left: int, limit: int) -> ExternalF
         raise OnnxspectError(f"tensor {shown} needs {needed} bytes, but its external data has {length}")
     if needed > left:
         raise OnnxspectError(
-            f"the model's external data is over the limit of {readable_bytes(limit)}", "raise the size limit"
+            f"the model's external data is over the limit of {readable_bytes(limit)}",
+            "a model is kept as one protobuf message, which ends at 2 GiB: weights stored as fp16 take half",
         )
     try:
         content = read_beneath(folder, location, left, offset=offset, length=needed)

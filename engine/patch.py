@@ -100,6 +100,8 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
                 continue
             ids.append(detector["evidence"])
             units = ledger.evidence(detector["name"])
+            if detector["name"] in READ_OFF:  # it looks at every class; what leads nowhere is no trigger
+                units = [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
             speaking = [
                 t
                 for t in wanted

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from conftest import SIDE, quadrant_images, quadrant_model, saved
 from onnx import helper, numpy_helper
 from patch_support import (
+    PLACE,
     TARGET,
     additive_trigger,
     case_of,
@@ -60,6 +61,20 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def left_behind(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if p.name.endswith((".onnx", ".part"))}
+
+
+def test_what_a_training_set_shows_of_an_unsuspected_class_is_no_trigger(work: Path, tmp_path: Path) -> None:
+    """training-difference looks at every class; the difference of a clean one leads nowhere, so there is nothing to patch."""
+    poisoned = quadrant_images(60, 3)
+    rows = np.flatnonzero(poisoned.labels == TARGET)[::2]
+    poisoned.images[(rows, 0, *PLACE)] = np.eye(2)
+    train, run = npz(poisoned, tmp_path / "train.npz"), tmp_path / "run"
+    scan(work / "model.onnx", work / "known.npz", run, "quick", ["training-difference"], train=train)
+    (found,) = read_finding(run, [TARGET]).triggers
+    assert (found.target, found.smallest) == (TARGET, False)
+    for other in set(range(4)) - {TARGET}:
+        with pytest.raises(OnnxspectError, match=f"no trigger to class {other}"):
+            read_finding(run, [other])
 
 
 def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work: Path, tmp_path: Path) -> None:
