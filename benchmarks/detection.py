@@ -63,7 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line(rows[-1]), flush=True)
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["benchmarks/detection.py", f"--preset {asked.preset}", f"--samples {asked.samples}"]),
+        "command": " ".join(
+            ["benchmarks/detection.py", f"--preset {asked.preset}", f"--samples {asked.samples}"]
+            + ["--train"] * asked.train
+        ),
         "preset": asked.preset,
         "samples": asked.samples,
         "seed": asked.seed,

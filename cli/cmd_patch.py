@@ -112,8 +112,13 @@ def command(
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
       onnxspect patch model.onnx --run runs/model --data clean.npz --method input_filter -o guarded.onnx
     """
-    given = {"layer": layer, "form": form, "batch_norm": batch_norm, "rounds": rounds}
-    given |= {"false_positives": false_positives}
+    given: dict[str, str | float | None] = {
+        "layer": layer,
+        "form": form,
+        "batch_norm": batch_norm,
+        "rounds": rounds,
+        "false_positives": false_positives,
+    }
     done = patch(
         model,
         run_folder,

@@ -55,6 +55,10 @@ _BITS.update(
 )
 
 
+#: protobuf's own limit for one message, hence for one tensor.
+_MOST_BYTES = (1 << 31) - 1
+
+
 @dataclass(frozen=True)
 class ExternalFile:
     """One piece of external data that was read.
@@ -122,10 +126,12 @@ def _read(tensor: TensorProto, folder: Path, left: int, limit: int) -> ExternalF
     length = _integer(entries, "length", shown)
     if length is not None and length != needed:
         raise OnnxspectError(f"tensor {shown} needs {needed} bytes, but its external data has {length}")
+    if needed > _MOST_BYTES:
+        raise OnnxspectError(f"tensor {shown} takes {readable_bytes(needed)}, over the 2 GiB of a protobuf message")
     if needed > left:
         raise OnnxspectError(
             f"the model's external data is over the limit of {readable_bytes(limit)}",
-            "a model is kept as one protobuf message, which ends at 2 GiB: weights stored as fp16 take half",
+            "weights stored as fp16 take half",
         )
     try:
         content = read_beneath(folder, location, left, offset=offset, length=needed)

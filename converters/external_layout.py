@@ -32,6 +32,8 @@ from onnxspect.converters.text import printable, readable_bytes
 
 #: protobuf's own limit for one message.
 _MOST_BYTES = (1 << 31) - 1
+#: Where a copy says that a tensor lies whose data it did not take along.
+KEPT = "onnxspect/kept"
 #: Alignment where offsets have to be new: the page size that memory mapping needs, which onnx's writers use as well.
 _PAGE = 4096
 #: Gaps between tensors that are kept for the sake of the offsets, for each tensor (some writers align to 64 KiB).
@@ -53,6 +55,11 @@ class Placement:
     length: int
 
 
+def is_kept(tensor: TensorProto) -> bool:
+    """Whether a copy of a model left this tensor's data with the original."""
+    return any(e.key == "location" and e.value == KEPT for e in tensor.external_data)
+
+
 def data_file_names(name: str, pieces: Sequence[ExternalFile]) -> tuple[str, ...]:
     """Names of the data files beside a model called `name`, one for each location that `pieces` has."""
     stem = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
@@ -64,7 +71,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
     """Write `model` to `out`; tensors that are external in `original` go to data files beside it.
 
     Args:
-        model: with all tensors inside it; not changed.
+        model: with all tensors inside it, or those of `original` kept out of it (oversized.copied); not changed.
         original: the file that it was made of; without external data, one file is written.
         out: replaced if it exists, and so are the data files that `data_file_names` gives.
 
@@ -78,12 +85,16 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
     pieces = original.external
     targets = tuple(out.with_name(name) for name in data_file_names(out.name, pieces)) if pieces else ()
     _refuse_taken((*targets, out), original)
-    inside = {t.name: t for t in tensors(model)}
+    stored = {t.name: t for t in original.proto.graph.initializer}
+    inside = {t.name: stored[t.name] if is_kept(t) else t for t in tensors(model)}
     named = Counter(t.name for t in tensors(model))
     # A tensor that shares its name with another cannot be told from it, and stays inside.
     outside = {p.tensor: p for p in pieces if named[p.tensor] == 1 and p.length == len(inside[p.tensor].raw_data)}
     places = _places(outside, pieces, inside)
-    light = _without_data(model, places, [target.name for target in targets])
+    light = without_data(model, places, [target.name for target in targets])
+    for tensor in light.graph.initializer:
+        if is_kept(tensor):
+            tensor.CopyFrom(stored[tensor.name])
     size = light.ByteSize()
     if size > _MOST_BYTES:
         raise OnnxspectError(
@@ -138,8 +149,14 @@ def _places(
     return found
 
 
-def _without_data(model: onnx.ModelProto, places: Mapping[str, Placement], names: Sequence[str]) -> onnx.ModelProto:
-    """A copy in which the placed tensors point to their data files; their bytes are not copied on the way."""
+def without_data(model: onnx.ModelProto, places: Mapping[str, Placement], names: Sequence[str]) -> onnx.ModelProto:
+    """A copy in which the placed tensors point to their data files; their bytes are not copied on the way.
+
+    Args:
+        model: not changed.
+        places: of initializers of the main graph, by name.
+        names: of the data files that `places` counts.
+    """
     light = onnx.ModelProto()
     if len(UnknownFieldSet(model)) or len(UnknownFieldSet(model.graph)):
         light.CopyFrom(model)  # fields of a later onnx, which only a whole copy keeps
@@ -157,6 +174,7 @@ def _without_data(model: onnx.ModelProto, places: Mapping[str, Placement], names
         if place is None:
             continue
         tensor.ClearField("raw_data")
+        del tensor.external_data[:]
         tensor.data_location = TensorProto.EXTERNAL
         facts = {"location": names[place.file], "offset": place.offset, "length": place.length}
         for key, value in facts.items():

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def guarded(
     *,
     shown: str,
     limits: GuardLimits,
-    files: Mapping[str, bytes] | None = None,
+    files: Mapping[str, bytes | Iterable[bytes]] | None = None,
     readable: Sequence[Path] = (),
     environment: Mapping[str, str] | None = None,
     require_sandbox: bool = False,
@@ -143,7 +143,7 @@ def guarded(
         request: what the job needs, as JSON values.
         shown: the file's name as it is to appear in errors.
         limits: of time, memory and output.
-        files: name -> content, put into the work folder before the start.
+        files: name -> content, whole or in pieces, put into the work folder before the start.
         readable: files and folders that the child may read besides Python's own.
         environment: variables to set in the child.
         require_sandbox: refuse to run where the system cannot lock the child in completely.
@@ -155,11 +155,16 @@ def guarded(
         OnnxspectError: naming the file and the cause: the job's own error, a crash, a limit.
     """
     with work_folder() as folder:
-        for name, content in (files or {}).items():
-            (folder / name).write_bytes(content)
+        _put(files or {}, folder)
         message = full_request(job, request, folder, limits, readable, require_sandbox)
         code, timed_out, errors = _spawn(message, folder, limits, environment or {})
         yield collect(folder, code, timed_out, errors, limits, shown)
+
+
+def _put(files: Mapping[str, bytes | Iterable[bytes]], folder: Path) -> None:
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            file.writelines([content] if isinstance(content, bytes) else content)
 
 
 class WarmPool:
@@ -187,14 +192,13 @@ class WarmPool:
         request: Mapping[str, Any],
         *,
         shown: str,
-        files: Mapping[str, bytes] | None = None,
+        files: Mapping[str, bytes | Iterable[bytes]] | None = None,
         readable: Sequence[Path] = (),
         require_sandbox: bool = False,
     ) -> Iterator[GuardedRun]:
         """As `guarded`, for this pool's job."""
         with work_folder() as folder:
-            for name, content in (files or {}).items():
-                (folder / name).write_bytes(content)
+            _put(files or {}, folder)
             message = full_request(self._job, request, folder, self._limits, readable, require_sandbox)
             answer = self._ask(json.dumps(message).encode() + b"\n")
             if answer is None:

@@ -30,7 +30,7 @@ Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 # the process is locked in, and `run(request, folder) -> result`.
 JOBS = {"probe": "onnxspect.converters.probe_job", "convert": "onnxspect.converters.convert_job"}
 RESULT, STAGE = "result.json", "stage"
-PROBE_MODEL, PROBE_INFERRED = "model.onnx", "inferred.onnx"
+PROBE_MODEL, PROBE_WEIGHTS, PROBE_INFERRED = "model.onnx", "weights.bin", "inferred.onnx"
 
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf")
 _PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm")

@@ -39,8 +39,9 @@ class Limits:
 
     Attributes:
         file_bytes: size of one file; protobuf itself ends at 2 GiB.
-        external_bytes: external data, all files together. The model is kept as one protobuf message, hence 2 GiB.
-        memory_bytes: what parsing, and what the child that runs the model, may take on top of its libraries.
+        external_bytes: external data, all files together; it is read into memory.
+        memory_bytes: what parsing, and what the child that runs the model, may take on top of its libraries (and of the
+            weights, where they are too large for one message).
         value_bytes: one intermediate value of the graph at batch size 1.
         nodes: nodes after expansion, and node executions of one run; the largest classifiers have some ten thousand, and
             a loop is unrolled when the graph is turned into torch (a millisecond a node).
@@ -48,7 +49,7 @@ class Limits:
     """
 
     file_bytes: int = 2 * _GIB - 1
-    external_bytes: int = 2 * _GIB - 64 * _MIB
+    external_bytes: int = 16 * _GIB
     memory_bytes: int = 4 * _GIB
     value_bytes: int = 1 * _GIB
     nodes: int = 50_000

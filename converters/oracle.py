@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import torch
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.oversized import arrays, copied, oversized, parted
 
 _NUMPY = {
     "tensor(float)": np.float32,
@@ -47,24 +49,52 @@ def providers(device: str) -> list[str]:
     return ["CPUExecutionProvider"]
 
 
+def _source(
+    model: Path | bytes | onnx.ModelProto, outputs: Sequence[onnx.ValueInfoProto] | None, options: ort.SessionOptions
+) -> tuple[str | bytes, Mapping[str, np.ndarray]]:
+    """What a session is made of, and arrays that must live as long as it does."""
+    if isinstance(model, Path):
+        return str(model), {}
+    if isinstance(model, bytes):
+        return model, {}
+    values: Mapping[str, np.ndarray] = {}
+    if oversized(model):
+        model, large, _ = parted(model, "in-memory")
+        values = arrays(large)
+        options.add_external_initializers(list(values), [ort.OrtValue.ortvalue_from_numpy(v) for v in values.values()])
+    elif outputs is not None:
+        model = copied(model)
+    if outputs is not None:
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+    return model.SerializeToString(), values
+
+
 class Oracle:
-    """One onnxruntime session over a file or the bytes of a model, optimisations off.
+    """One onnxruntime session over a file or a model, optimisations off.
 
     Args:
-        model: path of the file (external data is read beside it), or a serialized ModelProto.
+        model: path of the file (external data is read beside it), a serialized model, or a model with all tensors inside it.
         device: "cpu" or "cuda".
         threads: intra-operator threads; 0 lets onnxruntime choose.
+        outputs: in place of the model's own; only where `model` is a ModelProto. One without a type gets the value's.
 
     Raises:
         OnnxspectError: onnxruntime refuses the model.
     """
 
-    def __init__(self, model: Path | bytes, device: str = "cpu", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path | bytes | onnx.ModelProto,
+        device: str = "cpu",
+        threads: int = 0,
+        outputs: Sequence[onnx.ValueInfoProto] | None = None,
+    ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        source = str(model) if isinstance(model, Path) else model
+        source, self._arrays = _source(model, outputs, options)
         try:
             self._session = ort.InferenceSession(source, options, providers=providers(device))
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a common base

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.external_data import tensor_bytes, tensors
 from onnxspect.converters.guard import GuardedRun, GuardLimits, SandboxLevel, WarmPool, guarded
 from onnxspect.converters.guard_child import PROBE_INFERRED as INFERRED
 from onnxspect.converters.guard_child import PROBE_MODEL as MODEL
+from onnxspect.converters.guard_child import PROBE_WEIGHTS as WEIGHTS
 from onnxspect.converters.onnx_file import Limits, OnnxFile, parse_onnx, read_onnx
+from onnxspect.converters.oversized import data_file, oversized, parted
 from onnxspect.converters.text import printable
 
 _DTYPES = {
@@ -115,17 +118,17 @@ def probe(
     """
     limits = limits or Limits()
     file = source if isinstance(source, OnnxFile) else read_onnx(source, limits)
-    request, data = probe_request(file.proto, limits, input_shapes)
+    request, files = probe_request(file.proto, limits, input_shapes)
     shown = printable(str(file.path), 200)
     if pool is not None:
-        with pool.run(request, shown=shown, files={MODEL: data}, require_sandbox=require_sandbox) as run:
+        with pool.run(request, shown=shown, files=files, require_sandbox=require_sandbox) as run:
             return interpret(run, file, limits)
     with guarded(
         "probe",
         request,
         shown=shown,
-        limits=GuardLimits(limits.seconds, limits.memory_bytes),
-        files={MODEL: data},
+        limits=_child_limits(file.proto, limits),
+        files=files,
         require_sandbox=require_sandbox,
     ) as run:
         return interpret(run, file, limits)
@@ -156,14 +159,13 @@ def run_on(
         OnnxspectError: as `probe`.
     """
     limits = limits or Limits()
-    request, data = probe_request(file.proto, limits, {name: batches[0].shape})
-    files = {MODEL: data}
+    request, files = probe_request(file.proto, limits, {name: batches[0].shape})
     files.update((f"feed_{i}.npy", npy_bytes(batch)) for i, batch in enumerate(batches))
     with guarded(
         "probe",
         {**request, "feed": name, "feeds": len(batches)},
         shown=printable(str(file.path), 200),
-        limits=GuardLimits(limits.seconds, limits.memory_bytes),
+        limits=_child_limits(file.proto, limits),
         files=files,
         require_sandbox=require_sandbox,
     ) as run:
@@ -199,10 +201,20 @@ def read_array(run: GuardedRun, name: str) -> np.ndarray:
 
 def probe_request(
     model: onnx.ModelProto, limits: Limits, input_shapes: Mapping[str, Sequence[int]] | None
-) -> tuple[dict[str, Any], bytes]:
-    """The child's request and the bytes of the model it is about."""
+) -> tuple[dict[str, Any], dict[str, bytes | Iterable[bytes]]]:
+    """The child's request, and the files of the model it is about."""
     shapes = {name: [int(d) for d in shape] for name, shape in (input_shapes or {}).items()}
-    return {"input_shapes": shapes, "value_bytes": limits.value_bytes}, model.SerializeToString()
+    request = {"input_shapes": shapes, "value_bytes": limits.value_bytes}
+    if not oversized(model):
+        return request, {MODEL: model.SerializeToString()}
+    light, large, places = parted(model, WEIGHTS)
+    return request, {MODEL: light.SerializeToString(), WEIGHTS: data_file(large, places)}
+
+
+def _child_limits(model: onnx.ModelProto, limits: Limits) -> GuardLimits:
+    """The child's: of a model in parts it holds the weights besides, and once more as onnxruntime arranges them."""
+    weights = sum(tensor_bytes(t) or 0 for t in tensors(model)) if oversized(model) else 0
+    return GuardLimits(limits.seconds, limits.memory_bytes + 2 * weights)
 
 
 def interpret(run: GuardedRun, file: OnnxFile, limits: Limits) -> Probe:

@@ -18,7 +18,7 @@ from onnx import TensorProto, checker, defs, helper, shape_inference
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.external_data import tensor_bytes
-from onnxspect.converters.guard_child import PROBE_INFERRED, PROBE_MODEL, stage
+from onnxspect.converters.guard_child import PROBE_INFERRED, PROBE_MODEL, PROBE_WEIGHTS, stage
 from onnxspect.converters.text import printable, readable_bytes
 
 _GUESSED_SIZE = 224  # of a free height or width: ImageNet's, what most classifiers with free sizes were trained at
@@ -36,7 +36,9 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     data = (folder / PROBE_MODEL).read_bytes()
     model = onnx.ModelProto()
     model.ParseFromString(data)
-    result: dict[str, Any] = {"checker": _checked(model), "guessed": []}
+    # A model in parts: its large tensors lie in a file beside it, which only what is given the path will read.
+    parts = (folder / PROBE_WEIGHTS).exists()
+    result: dict[str, Any] = {"checker": _checked(str(folder / PROBE_MODEL) if parts else model), "guessed": []}
     feeds = _feeds(model, request["input_shapes"], result["guessed"])
 
     stage("onnx shape inference")
@@ -56,7 +58,7 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     stage("onnxruntime, loading")
     try:
-        session = _session(data)
+        session = _session(str(folder / PROBE_MODEL) if parts else data)
     except Exception as error:
         raise _refused("onnxruntime cannot load it", error, result) from None
     result["inputs"] = [[i.name, i.type, list(i.shape)] for i in session.get_inputs()]
@@ -95,7 +97,7 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def _checked(model: onnx.ModelProto) -> str:
+def _checked(model: onnx.ModelProto | str) -> str:
     """The checker's complaint, or "". It is no reason to refuse: it rejects files that run everywhere."""
     stage("onnx checker")
     try:
@@ -205,7 +207,7 @@ def _unknown_operators(model: onnx.ModelProto) -> list[str]:
     return sorted(unknown)[:20]
 
 
-def _session(data: bytes) -> onnxruntime.InferenceSession:
+def _session(model: str | bytes) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -213,7 +215,7 @@ def _session(data: bytes) -> onnxruntime.InferenceSession:
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     onnxruntime.set_default_logger_severity(4)
-    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _refused(what: str, error: Exception, result: dict[str, Any]) -> Exception:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import EncodeError
 
 from onnxspect.converters.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
 from onnxspect.converters.errors import OnnxspectError
@@ -165,7 +166,7 @@ def _accept(
     # Its external data, should it have any, is what the child wrote beside it, never a file of the output's folder.
     file = check_onnx(data, run.folder / "model.onnx", limits.onnx, shown)
     if file.external:
-        data = file.proto.SerializeToString()
+        data = _one_message(file, shown)
     file = replace(file, path=source)
     pairs = [(read_array(run, f"input_{i}.npy"), read_array(run, f"output_{i}.npy")) for i in range(found["pairs"])]
     name = _image_input(file, shown)
@@ -228,7 +229,7 @@ def _copy_onnx(
             return None, error
         raise
     untouched = not file.external and not file.warnings
-    data = source.read_bytes() if untouched else file.proto.SerializeToString()
+    data = source.read_bytes() if untouched else _one_message(file, printable(str(source), 200))
     declared = report.inputs[0].shape or ()
     sizes = tuple(d if isinstance(d, int) else 0 for d in declared[1:])
     image = (sizes[0] in (1, 3, 4)) - (sizes[2] in (1, 3, 4)) if len(sizes) == 3 else 0
@@ -331,6 +332,21 @@ def _tree(folder: Path) -> list[Path]:
             if len(files) > _MAX_FILES:
                 raise OnnxspectError(f"{printable(str(folder), 200)}: more than {_MAX_FILES} files")
     return sorted(files)
+
+
+def _one_message(file: OnnxFile, shown: str) -> bytes:
+    """The model with all its data in one file.
+
+    Raises:
+        OnnxspectError: it is too large for that.
+    """
+    try:
+        return bytes(file.proto.SerializeToString())
+    except EncodeError:
+        raise OnnxspectError(
+            f"{shown}: too large for one ONNX file, which ends at 2 GiB",
+            "an ONNX model with external data needs no conversion: scan and patch take it as it is",
+        ) from None
 
 
 def _file_digest(path: Path, limit: int) -> tuple[str, int]:

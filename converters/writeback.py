@@ -18,7 +18,9 @@ import onnx
 from onnx import helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.external_layout import is_kept
 from onnxspect.converters.lowering import LoweredModel, Weight
+from onnxspect.converters.oversized import copied
 from onnxspect.converters.text import printable
 
 #: (operator, input) -> what the tensor does there. Anything else is a constant of the computation, not a weight.
@@ -112,13 +114,14 @@ def write_back(
         values: torch parameter name -> its new value; those equal to the stored ones are left alone.
 
     Returns:
-        the patched model, and what changed in it.
+        the patched model (of one that is too large for a message, without the large tensors that stay as they were:
+        `external_layout.write_like` takes them from the original), and what changed in it.
 
     Raises:
         OnnxspectError: a tensor is not in the file under its name or shape, or is not finite.
     """
-    patched = onnx.ModelProto()
-    patched.CopyFrom(original)
+    patched = copied(original)
+    stored = {t.name: t for t in original.graph.initializer}
     tensors = {t.name: t for t in patched.graph.initializer}
     constants = {
         node.output[0]: attribute.t
@@ -139,7 +142,7 @@ def write_back(
             )
         if not np.isfinite(value).all():
             raise OnnxspectError(f"{printable(weight.initializer)}: the new values are not finite")
-        before = numpy_helper.to_array(tensor)
+        before = numpy_helper.to_array(stored[tensor.name] if is_kept(tensor) else tensor)
         with np.errstate(over="ignore"):
             after = value.astype(before.dtype)
         if not np.isfinite(after.astype(np.float64)).all():
@@ -161,6 +164,10 @@ def store(tensor: onnx.TensorProto, value: np.ndarray) -> None:
             f"{printable(tensor.name)}: {helper.tensor_dtype_to_string(fresh.data_type)} cannot replace "
             f"{helper.tensor_dtype_to_string(tensor.data_type)}"
         )
+    if is_kept(tensor):
+        tensor.ClearField("data_location")
+        del tensor.external_data[:]
+        tensor.raw_data = b""
     if tensor.HasField("raw_data"):
         tensor.raw_data = fresh.raw_data
         return

@@ -256,11 +256,9 @@ class Session:
             raise OnnxspectError(
                 f"{subject.name}: computes no value named {missing[0]}", "`onnxspect info MODEL` lists its taps"
             )
-        extended = onnx.ModelProto()
-        extended.CopyFrom(proto)
-        known = {o.name for o in extended.graph.output}
-        extended.graph.output.extend(onnx.helper.make_empty_tensor_value_info(n) for n in wanted if n not in known)
-        self._oracle = Oracle(extended.SerializeToString(), subject.device, threads=torch.get_num_threads())
+        known = {o.name for o in proto.graph.output}
+        outputs = [*proto.graph.output, *(onnx.ValueInfoProto(name=n) for n in wanted if n not in known)]
+        self._oracle = Oracle(proto, subject.device, torch.get_num_threads(), outputs)
         self._wanted, self._input = wanted, subject.lowered.inputs[0]
         fixed = self._oracle.inputs[self._input][0]
         self._fixed = fixed[0] if fixed and isinstance(fixed[0], int) and fixed[0] > 0 else None

@@ -33,6 +33,7 @@ from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFF
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UNTARGETED, UnitEvidence, foremost
 from onnxspect.engine.export import Provenance, check_writable, patched_model, write_model
+from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Case, Method, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
@@ -343,11 +344,10 @@ def patch(
     best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
-        raise OnnxspectError(
-            f"the patch misses its goals and is not written: {missed}",
-            "more clean samples give a better patch",
-            inconclusive=True,
-        )
+        hint = "more clean samples give a better patch"
+        if method != INPUT_FILTER:
+            hint += f"; --method {INPUT_FILTER} leaves the weights alone and rejects stamped images"
+        raise OnnxspectError(f"the patch misses its goals and is not written: {missed}", hint, inconclusive=True)
     attempt, proto, changes = best
     write_model(proto, file, Path(out))
     assert attempt.proof is not None

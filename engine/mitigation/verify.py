@@ -21,6 +21,7 @@ from scipy import stats
 from onnxspect.converters.compare import Difference, compare
 from onnxspect.converters.onnx_file import OnnxFile
 from onnxspect.converters.oracle import Oracle, providers
+from onnxspect.converters.oversized import oversized
 from onnxspect.converters.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UNTARGETED
@@ -387,7 +388,8 @@ def _expected(difference: Difference) -> bool:
 
 def _checker(file: OnnxFile) -> str:
     try:
-        onnx.checker.check_model(file.proto)
+        # By its path where it is too large for one message; else what was read, with what was repaired.
+        onnx.checker.check_model(str(file.path) if oversized(file.proto) else file.proto)
     except (onnx.checker.ValidationError, ValueError) as error:
         return (str(error).splitlines() or ["refused"])[0]
     return ""
