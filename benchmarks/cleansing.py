@@ -36,7 +36,7 @@ from datasets import even_draw
 
 from onnxspect.engine.cleanse import METHODS, cleanse
 from onnxspect.engine.cleansing.by_activation import Help
-from onnxspect.engine.cleansing.by_presence import PRESENCE
+from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.errors import OnnxspectError
@@ -52,7 +52,7 @@ from onnxspect.models.zoo_build import attack_of, build_zoo, rebuild_training_se
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scikit-learn")
 #: Methods of cleansing that need what a scan with the training set found.
-WITH_SCAN = (SUPERIMPOSE, PRESENCE)
+WITH_SCAN = (SUPERIMPOSE, CARRIERS, PRESENCE)
 #: 000's patterns as this project spells them. 000's C and F raise three channels by 70 levels, its E four pixels by 80 to
 #: 96; Fashion-MNIST has one channel, so sizes are times sqrt(3). The places are random ones (the seeds were looked through)
 #: that clothes rarely cover: adding to what is white already is clipped away.

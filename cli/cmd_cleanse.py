@@ -127,7 +127,7 @@ def command(
 
 def _table(report: dict[str, Any]) -> Group:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("method", "removed", "by class", "TPR", "FPR"):
+    for column in ("method", "removed", "by class", "TPR", "FPR in these classes", "FPR in all"):
         table.add_column(column, justify="left" if column in ("method", "by class") else "right")
     for m in report["methods"]:
         per_class = ", ".join(f"{c}: {f['removed']}" for c, f in m["classes"].items() if f.get("removed"))
@@ -138,6 +138,7 @@ def _table(report: dict[str, Any]) -> Group:
             per_class or "none",
             f"{known['tpr']:.1%}" if known else "",
             f"{known['fpr']:.1%}" if known else "",
+            f"{known['fpr_all']:.1%}" if known else "",
         )
     head = f"{report['removed']} of {report['train']['samples']} samples removed; the rest is in {report['kept_as']}"
     return Group(Text(head, "bold"), Text(), table, *(Text(note, "dim") for note in report["notes"]))

@@ -6,6 +6,7 @@ what the attacker planted, and not only what the search recovered.
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> in
     """Find a real backdoor in a real ONNX model, show its trigger, patch the model, and prove the patch.
 
     Two Fashion-MNIST classifiers are shipped, twins but for a backdoor: the clean one must be called clean, the
-    infected one must be found, and after the patch the attacker's own trigger must be dead.
+    infected one must be found, and after the patch the attacker's own trigger must be dead. The models and samples stay in
+    DIR, to try other commands on.
 
     \b
     Example:
@@ -55,8 +57,9 @@ def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> in
     started = time.perf_counter()
     run = options.run_context(device, seed, quiet)
     known, unseen = _parts(out)
-    infected = _scan(INFECTED, known, out, run, show_report=not as_json)
-    clean = _scan(CLEAN, known, out, run, show_report=not as_json)
+    models = _models(out)
+    infected = _scan(models[INFECTED], known, out, run, show_report=not as_json)
+    clean = _scan(models[CLEAN], known, out, run, show_report=not as_json)
 
     row = zoo.entry(INFECTED)
     found = infected.report["verdict"] == "backdoored" and infected.report["targets"] == [row["target"]]
@@ -73,13 +76,13 @@ def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> in
         return _ended(summary, False, as_json, "the planted backdoor was not found", started)
 
     patched = out / "patched.onnx"
-    _step(as_json, f"patching {zoo.path(INFECTED).name} by the trigger that the scan recovered")
-    patch(zoo.path(INFECTED), infected.folder, known, patched, run=run)
+    _step(as_json, f"patching {models[INFECTED].name} by the trigger that the scan recovered")
+    patch(models[INFECTED], infected.folder, known, patched, run=run)
     true = {"planted by the attacker": (int(row["target"]), _true_trigger(row))}
     spec = infected.report["preprocessing"]["chosen"]
     proof = verify(
         patched,
-        zoo.path(INFECTED),
+        models[INFECTED],
         Samples.load(unseen),
         InputSpec(**{**spec, "mean": tuple(spec["mean"]), "std": tuple(spec["std"])}),
         true,
@@ -107,11 +110,19 @@ def _parts(out: Path) -> tuple[Path, Path]:
     return parts[0], parts[1]
 
 
-def _scan(name: str, data: Path, out: Path, run: RunContext, show_report: bool) -> ScanResult:
-    _step(not show_report, f"scanning {zoo.path(name).name}")
-    result = scan(zoo.path(name), data, out / name, preset="quick", run=run, references=out / "references")
+def _models(out: Path) -> dict[str, Path]:
+    """The shipped models, copied to where whoever tries more than the demo finds them."""
+    copies = {name: out / zoo.path(name).name for name in (INFECTED, CLEAN)}
+    for name, copy in copies.items():
+        shutil.copyfile(zoo.path(name), copy)
+    return copies
+
+
+def _scan(model: Path, data: Path, out: Path, run: RunContext, show_report: bool) -> ScanResult:
+    _step(not show_report, f"scanning {model.name}")
+    result = scan(model, data, out / model.stem, preset="quick", run=run, references=out / "references")
     if show_report:
-        show(Panel(as_text.render(result.report), title=zoo.path(name).name, title_align="left"))
+        show(Panel(as_text.render(result.report), title=model.name, title_align="left"))
     return result
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.engine.detectors.registry import PRESETS
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.prove import prove
@@ -38,7 +39,7 @@ from onnxspect.engine.subject import InputSpec
     type=click.Path(path_type=Path),
     metavar="NPZ",
     multiple=True,
-    help="A trigger of your own: mask and pattern, or delta; and target. May be given again.",
+    help="A trigger of your own (docs/patches.md): mask and pattern, or delta; and target. May be given again.",
 )
 @click.option(
     "--rescan",
@@ -106,6 +107,8 @@ def command(
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --run runs/model
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
     """
+    if rescan_out is not None and not rescan:
+        raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
     run = options.run_context(device, seed, quiet)
 
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
@@ -141,11 +144,6 @@ def _more(proof: Verification) -> list[str]:
         for entry in proof.latency
     ]
     lines += list(proof.additions)
-    if proof.rejected is not None:
-        lines.append(f"the filter rejects {proof.rejected:.1%} of clean images")
-        lines += [
-            f"the filter rejects {t.rejected:.1%} of images with trigger {t.name}" for t in proof.triggers if t.rejected
-        ]
     if proof.strip is not None:
         caught = ", ".join(f"{1 - missed:.1%} with trigger {name}" for name, missed in proof.strip.missed.items())
         tail = f" and {caught}" if caught else ""

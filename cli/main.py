@@ -66,7 +66,9 @@ def run(arguments: list[str] | None = None) -> int:
         error.show(sys.stderr)
         return exit_status.USAGE
     except (KeyboardInterrupt, click.Abort):
-        _complain("interrupted", "the same command resumes an unfinished scan")
+        _complain(
+            "interrupted", "a scan goes on where it stopped when the same command is run again; nothing else is left"
+        )
         return exit_status.FAILURE
     except Exception as error:
         return _failed(error)

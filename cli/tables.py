@@ -25,12 +25,22 @@ def verification(proof: Verification, title: str) -> RenderableType:
     )
     for t in proof.triggers:
         table.add_row(f"trigger {t.name} {t.where}", f"{t.before:.1%}", f"{t.after:.1%}", f"{t.samples} samples")
+        if t.rejected is not None:
+            table.add_row("  of which the filter rejects", "", f"{t.rejected:.1%}", "")
     table.add_row("same answer on clean samples", "", f"{proof.agreement:.1%}", "")
+    if proof.rejected is not None:
+        table.add_row("clean samples that the filter rejects", "", f"{proof.rejected:.1%}", "")
     head = Text("PROVEN  " if proof.holds else "NOT PROVEN  ", "bold green" if proof.holds else "bold red")
     head.append(title, "default")
     lines: list[RenderableType] = [head, Text(), table, Text()]
     lines += [Text("  " + failure, "red") for failure in proof.failures]
+    if proof.rejected is not None:
+        lines.append(
+            Text("The class scores are as before: whoever runs the file has to read its output `rejected` too.", "bold")
+        )
     same = "; ".join(proof.differences) if proof.differences else "nothing else differs"
+    if proof.additions:
+        same = f"{len(proof.additions)} additions to the graph, {same}"
     lines.append(
         Text(f"ONNX checker: {proof.checker or 'pass'}; {len(proof.changed)} initializers changed, {same}", "dim")
     )

@@ -31,7 +31,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.store import write_atomically
+from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
 CENTROIDS = ("oracle", "data")
@@ -128,8 +128,9 @@ def certify(
         raise OnnxspectError(f"the radius of the parameters is {radius}, not above 0")
     if centroids == "data" and integrity != "none":
         raise OnnxspectError("an integrity constraint is certified with oracle centroids only", "--integrity none")
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    if tap and model is None:
+        raise OnnxspectError("--tap is a tap of a model, and there is none", "--model MODEL")
+    folder = made_folder(Path(out))
     found = read_features(Path(data), classes, model, tap, spec, folder, run)
     if limit is not None:
         found = _part(found, limit, run)

@@ -29,7 +29,7 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_presence import PRESENCE, by_presence
+from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import Finding
@@ -46,12 +46,16 @@ from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
-from onnxspect.engine.store import write_atomically
+from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
 
-METHODS = (REMOVE, SUPERIMPOSE, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
+METHODS = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that use the triggers of a scan.
-FROM_SCAN = (REMOVE, SUPERIMPOSE, PRESENCE)
+FROM_SCAN = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE)
+#: Said where a scan had clean samples alone: its triggers are the smallest that work, not the attacker's.
+WITHOUT_TRAIN = (
+    "the scan did not see the training set: one with --train names poisoned samples better, and their number"
+)
 #: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
 SEARCHED = 100
 #: Share of the kept samples that fine-tuning is measured on.
@@ -138,8 +142,7 @@ def cleanse(
     if unknown:
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
     prepare_process(run.device)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(Path(out))
     finding = Finding.read(Path(run_folder)) if run_folder is not None else None
     chosen = spec or (finding.spec if finding is not None else None)
     subject = Subject.from_onnx(model, chosen, run.device)
@@ -240,22 +243,33 @@ def _triggers(
 
     A pattern to take off is chosen, which is most of the work, where a method or a proof needs one.
     """
+    for needed, what in {SUPERIMPOSE: "DTInspector's patch", PRESENCE: "the training difference"}.items():
+        if needed in detectors and (finding is None or needed not in finding.units):
+            raise OnnxspectError(
+                f"{what} comes from a scan with the training set"
+                + ("" if finding is None else ", which this run had not"),
+                f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
+            )
+    if finding is None and CARRIERS in detectors:
+        raise OnnxspectError(
+            "what samples may carry is found by a scan",
+            "onnxspect scan MODEL --data clean.npz --out DIR, then --run DIR",
+        )
     choose = chooser(subject, training, part, as_written, run)
     if finding is not None:
         targets = known.targets or finding.targets
         wanted = not detectors or REMOVE in detectors or proving
-        found = finding.triggers(targets, choose if wanted else None)
+
+        def usual(target: int) -> np.ndarray:
+            return np.asarray(part.images[part.labels != target].mean(0))
+
+        found = finding.triggers(targets, choose if wanted else None, usual)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
-        return found, []
-    for needed, what in {SUPERIMPOSE: "DTInspector's patch", PRESENCE: "the training difference"}.items():
-        if needed in detectors:
-            raise OnnxspectError(
-                f"{what} comes from a scan",
-                f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
-            )
+        told = not detectors and not {SUPERIMPOSE, PRESENCE} & set(finding.units)
+        return found, [WITHOUT_TRAIN] if told else []
     if detectors and REMOVE not in detectors:
         return {}, []
     patterns = estimate_patterns(subject, part, known.targets, folder, run, choose)
@@ -290,6 +304,8 @@ def _score(
         if not found:
             nothing = np.full(len(training), np.nan)
             return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
+        if method == CARRIERS:
+            return by_found([(t.target, t.difference) for t in found if t.difference is not None], training, seed, run)
         if method == PRESENCE:
             differences = {t.target: t.difference for t in found if t.difference is not None}
             return by_presence(differences, training, seed, run)

@@ -48,6 +48,8 @@ from onnxspect.engine.verdict import CARRIES_OVER, speaks_for
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
 FIT_SHARE = 0.8
+#: A patch is judged on at least so many samples: even none of twenty leaves one in seven possible (95 %).
+FEWEST_JUDGES = 20
 #: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
 JUDGED_ON_FEW = 1.645
 #: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
@@ -240,7 +242,11 @@ class Attempt:
             text += f", {self.proof.rejected:.1%} of clean images rejected"
         if self.withstands is False:
             text += f"; a new search still finds a trigger {self.left:.1f} times the first one's size"
-        return text if self.proof.holds else f"{text}; misses its goals"
+        if not self.proof.holds:
+            return f"{text}; misses its goals"
+        if self.withstands is not False and not self.good:
+            text += f"; changes {1 - self.proof.agreement:.1%} of all answers"
+        return text if self.judged_apart else f"{text}; judged on the samples that it was chosen by"
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
@@ -334,11 +340,15 @@ def patch(
     if samples.labels.max() >= subject.classes:
         raise OnnxspectError(f"{data}: label {samples.labels.max()}, but the model has {subject.classes} classes")
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
-    if not len(guard):
+    if len(guard) < FEWEST_JUDGES:
         raise OnnxspectError(
-            f"{data}: {len(samples)} samples are too few to patch and to prove", "two a class at least"
+            f"{data}: {len(samples)} samples are too few to patch and to prove: {len(guard)} would be left to judge on",
+            f"{int(np.ceil(FEWEST_JUDGES / (1 - FIT_SHARE)))} at least, ten times as many for figures one can rely on",
         )
     wanted = goals or Goals()
+    for trigger in finding.triggers:
+        if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
+            raise OnnxspectError(f"{data}: no samples of any class but {trigger.target} to try its trigger on")
     triggers = with_room(subject, fit, finding.triggers, run)
     case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))

@@ -58,6 +58,10 @@ def candidates(channels: int, layout: str) -> list[InputSpec]:
     return [*colour, *swapped, caffe]
 
 
+#: By so much more must the answers agree with the labels in another order, for that order to be the likelier one.
+BETTER_MOVED = 0.2
+
+
 @dataclass(frozen=True)
 class Preflight:
     """What preflight chose and why.
@@ -110,12 +114,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     subject = subject.settled(samples.shape)
     if subject.size is not None and samples.shape != subject.size:
         raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.size}")
-    top = int(samples.labels.max())
-    if top >= subject.classes:
-        raise OnnxspectError(
-            f"{where}: label {top}, but {subject.name} has {subject.classes} classes (0 to {subject.classes - 1})",
-            "are these the model's data?",
-        )
+    check_labels(samples, subject)
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
 
@@ -139,6 +138,12 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     if best < floor:
         raise _near_chance(subject, options, accuracies, trial, floor, where, given=spec is not None)
     accuracy = float((settled.predict(samples.images).argmax(1) == samples.labels).mean())
+    moved = _moved(settled, trial, best)
+    if moved:
+        run.observer.notice(
+            f"the answers follow the labels better in another order ({moved}): is the class order of the data the model's? "
+            "Folders count in alphabetical order unless they are named by index"
+        )
     if spec is not None:
         why = "as given by the user"
     else:
@@ -148,6 +153,21 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
         why += f" ({accuracies[chosen]:.1%}; next {runner_up[0]}: {runner_up[1]:.1%})"
     run.observer.notice(f"preprocessing: {settled.spec.name} ({settled.spec.layout}), {why}")
     return Preflight(settled, accuracy, why, tried)
+
+
+def check_labels(samples: Samples, subject: Subject) -> None:
+    """Refuse samples with a label that the settled subject does not have.
+
+    Raises:
+        OnnxspectError: there is one.
+    """
+    top = int(samples.labels.max())
+    if top >= subject.classes:
+        raise OnnxspectError(
+            f"{samples.path or 'the samples'}: label {top}, but {subject.name} has {subject.classes} classes "
+            f"(0 to {subject.classes - 1})",
+            "are these the model's data?",
+        )
 
 
 def _score(subject: Subject, trial: Samples) -> tuple[float, float]:
@@ -175,15 +195,22 @@ def _near_chance(
         + f" ({options[best].name}): near chance (at least {floor:.1%} is needed)"
     )
     for option in options:  # consistent answers under other names mean that the label order differs
-        predicted = subject.with_spec(option).predict(trial.images).argmax(1)
-        table = np.zeros((subject.classes, subject.classes), np.int64)
-        np.add.at(table, (trial.labels, predicted), 1)
-        rows, columns = linear_sum_assignment(-table)
-        if table[rows, columns].sum() / len(trial) >= max(2 * floor, 0.6) and len(trial) > 5 * subject.classes:
-            moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0][:4]
-            shown = ", ".join(f"label {r} is answered as {c}" for r, c in moved)
+        moved = _moved(subject.with_spec(option), trial, max(2 * floor, 0.6) - BETTER_MOVED)
+        if moved:
             return OnnxspectError(
-                f"{message}, but its answers follow the labels in another order: {shown}",
+                f"{message}, but its answers follow the labels in another order: {moved}",
                 "the class order of the data differs from the model's: renumber the labels",
             )
     return OnnxspectError(message, "give the right --scale/--mean/--std/--channel-order, or the model's own data")
+
+
+def _moved(subject: Subject, trial: Samples, accuracy: float) -> str:
+    """How the answers follow the labels in another order, where they do so better than `accuracy`; else ""."""
+    predicted = subject.predict(trial.images).argmax(1)
+    table = np.zeros((subject.classes, subject.classes), np.int64)
+    np.add.at(table, (trial.labels, predicted), 1)
+    rows, columns = linear_sum_assignment(-table)
+    if table[rows, columns].sum() / len(trial) < accuracy + BETTER_MOVED or len(trial) <= 5 * subject.classes:
+        return ""
+    moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0][:4]
+    return ", ".join(f"label {r} is answered as {c}" for r, c in moved)

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
 from onnxspect.engine.patch import read_finding, stamps
-from onnxspect.engine.preprocessing import preflight
+from onnxspect.engine.preprocessing import check_labels, preflight
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, Subject
@@ -54,15 +55,27 @@ def prove(
     Raises:
         OnnxspectError: a file does not fit.
     """
+    if run_folder is None and not trigger and rescan is None:
+        raise OnnxspectError(
+            "no trigger to measure: accuracy alone proves no patch",
+            "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
+        )
     run = run or RunContext()
     subject = Subject.from_onnx(original, spec, run.device)
     samples = Samples.load(data, subject.size, resize)
+    subject = subject.settled(samples.shape)
+    check_labels(samples, subject)
     triggers: dict[str, tuple[int, Stamp, int | None]] = {}
     finding = read_finding(Path(run_folder)) if run_folder is not None else None
     if finding is not None:
         if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:
             raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
         triggers |= stamps(finding.triggers)
+        if not triggers and not trigger and rescan is None:
+            raise OnnxspectError(
+                f"{run_folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
+                "--trigger takes one of your own, --rescan searches the patched file anew",
+            )
     given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
     for path in map(Path, given):
         own = load_trigger(path, samples.shape)
@@ -87,7 +100,8 @@ def prove(
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
-    """A user's own trigger: npz with `target` (a class index) and either `mask` and `pattern` or `delta`.
+    """A user's own trigger: npz with `target` (a class index, or -1 for any but the image's own class) and either `mask` and
+    `pattern` or `delta`.
 
     Arrays are float in [0, 1] (`delta` in [-1, 1]), ``(channels, height, width)``, or ``(height, width)`` for a mask.
 
@@ -115,6 +129,8 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
             raise OnnxspectError(f"{path}: {name} has values outside [{low}, 1]")
         kept[name] = array
     target = arrays["target"]
-    if target.size != 1 or target.dtype.kind not in "ui":
-        raise OnnxspectError(f"{path}: `target` is not one class index")
+    if target.size != 1 or target.dtype.kind not in "ui" or int(target.reshape(())) < UNTARGETED:
+        raise OnnxspectError(
+            f"{path}: `target` is not one class index", f"{UNTARGETED} stands for any class but the image's own"
+        )
     return Trigger(int(target.reshape(())), kept)

@@ -300,4 +300,6 @@ def _resized(samples: Samples, size: tuple[int, int, int]) -> Samples:
 
 
 def _first_line(error: BaseException) -> str:
+    if "pickle" in str(error):
+        return "it holds Python objects, or is no npz at all"  # numpy's advice is to unpickle them
     return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Unit, UnitEvidence
 
@@ -43,6 +44,34 @@ FORMAT = "1"
 _EVIDENCE_OF = "evidence of {}"
 
 
+def made_folder(folder: Path) -> Path:
+    """The folder, made where it does not exist.
+
+    Raises:
+        OnnxspectError: it cannot be made, or is a file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OnnxspectError(
+            f"{folder}: cannot be made a folder ({error.strerror or error})", "choose another --out"
+        ) from error
+    return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder with other things in it: a run writes many files, which nobody wants among his images."""
+    if not folder.is_dir() or (folder / FILE).exists():
+        return
+    # A scan that was killed at its first moment leaves hidden files and an empty folder.
+    other = sorted(p.name for p in folder.iterdir() if p.name != "arrays" and not p.name.startswith("."))
+    if other:
+        raise OnnxspectError(
+            f"{folder}: holds no run, but {printable(other[0])}" + (f" and {len(other) - 1} more" if other[1:] else ""),
+            "choose an empty or a new folder",
+        )
+
+
 class Ledger:
     """An open run folder. Use as a context manager, or `close` it.
 
@@ -59,6 +88,8 @@ class Ledger:
         self._lock: IO[bytes] | None = None
         if fingerprint is None and not (folder / FILE).is_file():
             raise OnnxspectError(f"{folder}: no run in this folder", "give the folder that `onnxspect scan` wrote")
+        if fingerprint is not None:
+            _refuse_foreign(folder)
         try:
             (folder / "arrays").mkdir(parents=True, exist_ok=True)
             if fingerprint is not None:
@@ -81,13 +112,25 @@ class Ledger:
             if known is None:
                 self._set("format", FORMAT)
                 self._set("fingerprint", text)
-        if known is not None and known != text:
+        if known is None or known == text:
+            return
+        old, new = json.loads(known), json.loads(text)
+        # Where a file lies is told, but what it holds is what counts.
+        differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not k.endswith(" path"))
+        if differing and self._started():
             self.close()
-            old, new = json.loads(known), json.loads(text)
-            differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
             raise OnnxspectError(
                 f"{self.folder}: holds a run with other {', '.join(differing)}", "choose another --out for this scan"
             )
+        if differing:  # a scan that was refused before it found anything: mended, it may use the folder
+            self.set_fact("fingerprint", text)
+
+    def _started(self) -> bool:
+        """Whether anything was found here."""
+        return (
+            bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM units)").fetchone()[0])
+            or self.fact("report") is not None
+        )
 
     def units(self, detector: str) -> dict[str, UnitEvidence]:
         """The finished units of `detector` by key; those with a damaged array are left out, to be done again."""

@@ -123,6 +123,9 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
     able = [e for e in ran if e.convicts]
     weak = _not_enough(able, classes)
+    if not able:
+        names = ", ".join(e.detector for e in ran)
+        weak.append(f"{names} can raise suspicion, but neither convict nor acquit alone: let another detector run too")
     # Half of the detectors with enough evidence make a statement; what the others lacked is said beside it.
     if classes < FEWEST_CLASSES or 2 * len(weak) > len(able) or not able:
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)

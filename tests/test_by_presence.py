@@ -10,9 +10,10 @@ from conftest import CLASSES, PATCH, quadrant_images, quadrant_model, saved
 
 from onnxspect.engine.activations import TrainingSet, open_training_set
 from onnxspect.engine.cleanse import cleanse
-from onnxspect.engine.cleansing.by_presence import PRESENCE, by_presence
+from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
 from onnxspect.engine.cleansing.scores import Scores, together
 from onnxspect.engine.detectors.training_difference import difference
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.scan import scan
@@ -85,6 +86,59 @@ def test_a_class_with_few_samples_is_not_divided(tmp_path: Path) -> None:
     scores = by_presence({0: np.ones((1, 8, 8), np.float32)}, training, 0, RunContext(0))
     assert not scores.removed.any()
     assert "class 0 has fewer than 20 samples: not divided" in scores.notes
+
+
+def changes(training: TrainingSet) -> np.ndarray:
+    """What the patch changes in a usual image of another class."""
+    mask, pattern = np.zeros((2, 1, 8, 8), np.float32)
+    mask[0][PATCH], pattern[0][PATCH] = 1, [[1, 0], [0, 1]]
+    others = training.take(np.flatnonzero(training.labels != TARGET)).images.mean(0)
+    return np.asarray(mask * (pattern - others))
+
+
+def test_what_a_search_found_tells_who_carries_it(clean_label: tuple[Path, np.ndarray]) -> None:
+    """Of several triggers to a class those that part it count, each for its own samples."""
+    training = opened(clean_label[0])
+    own = changes(training)
+    nothing = np.zeros_like(own)
+    nothing[0, 0, 0] = 1.0
+    for found in ([own], [nothing, own], [own, nothing]):
+        scores = by_found([(TARGET, d) for d in found], training, 0, RunContext(0))
+        assert np.flatnonzero(scores.removed).tolist() == clean_label[1].tolist()
+        assert (scores.detector, scores.classes[TARGET]["removed"]) == (CARRIERS, len(clean_label[1]))
+        rows = training.labels == TARGET
+        assert scores.score[rows & scores.removed].min() > scores.score[rows & ~scores.removed].max()
+
+
+def test_a_trigger_in_opposite_phase_does_not_take_the_clean_samples(clean_label: tuple[Path, np.ndarray]) -> None:
+    with np.load(clean_label[0]) as archive:
+        images, labels = archive["images"], archive["labels"]
+    spare = np.flatnonzero(np.isin(np.arange(len(labels)), clean_label[1][::2]))  # so that the clean ones are the most
+    kept = np.setdiff1d(np.arange(len(labels)), spare)
+    path = clean_label[0].with_name("fewer.npz")
+    np.savez(path, images=images[kept], labels=labels[kept])
+    training = opened(path)
+    scores = by_found([(TARGET, -changes(training))], training, 0, RunContext(0))
+    assert not scores.removed.any()
+    assert any("nothing is removed" in note for note in scores.notes)
+
+
+def test_a_scan_without_the_training_set_serves_too(clean_label: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    path, rows = clean_label
+    model = saved(quadrant_model(TARGET), tmp_path / "model.onnx")
+    data = written(quadrant_images(30, seed=5, noise=0.1), tmp_path / "clean.npz")
+    scan(model, data, tmp_path / "run", "quick", ["neural-cleanse"], InputSpec())
+    done = cleanse(model, path, tmp_path / "out", tmp_path / "run", targets=[TARGET])
+    assert [m["name"] for m in done.report["methods"]] == ["reverse-engineering", CARRIERS]
+    assert set(rows) <= set(np.flatnonzero(done.removed).tolist())
+    assert any("one with --train" in note for note in done.report["notes"])
+    for method in (PRESENCE, "dtinspector"):
+        with pytest.raises(OnnxspectError, match="which this run had not"):
+            cleanse(model, path, tmp_path / "again", tmp_path / "run", detectors=[method], targets=[TARGET])
+    with pytest.raises(OnnxspectError, match="found by a scan"):
+        cleanse(model, path, tmp_path / "again", detectors=[CARRIERS])
+    with pytest.raises(OnnxspectError, match="cannot be made a folder"):
+        cleanse(model, path, data, tmp_path / "run")
 
 
 def test_from_the_scan_to_the_cleansed_set(clean_label: tuple[Path, np.ndarray], tmp_path: Path) -> None:

@@ -259,7 +259,10 @@ def test_the_run_of_another_model_is_refused(
 def test_the_triggers_of_a_scan_are_used(train_file: Path, own_run: Path, model_file: Path, tmp_path: Path) -> None:
     truth = train_file.with_name("truth.npz")
     done = cleanse(model_file, train_file, tmp_path / "out", own_run, targets=[TARGET], truth=truth)
-    assert [(t["method"], t["target"]) for t in done.report["triggers"]] == [("reverse-engineering", TARGET)]
+    assert [(t["method"], t["target"]) for t in done.report["triggers"]] == [
+        ("reverse-engineering", TARGET),
+        ("carriers", TARGET),
+    ]
     assert not (tmp_path / "out" / "search").exists()  # nothing was searched again
     assert done.report["rates"]["tpr"] == 1.0
     assert done.report["rates"]["fpr"] == 0.0

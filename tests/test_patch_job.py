@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -75,6 +76,46 @@ def test_what_a_training_set_shows_of_an_unsuspected_class_is_no_trigger(work: P
     for other in set(range(4)) - {TARGET}:
         with pytest.raises(OnnxspectError, match=f"no trigger to class {other}"):
             read_finding(run, [other])
+
+
+def test_accuracy_alone_proves_no_patch(work: Path, tmp_path: Path) -> None:
+    model = work / "model.onnx"
+    copied = tmp_path / "copied.onnx"
+    copied.write_bytes(model.read_bytes())
+    with pytest.raises(OnnxspectError, match="no trigger to measure"):
+        prove(copied, model, work / "unseen.npz")
+    scan(model, work / "known.npz", tmp_path / "run", "quick", ["max-margin"])  # names nothing
+    with pytest.raises(OnnxspectError, match="no trigger to measure"):
+        prove(copied, model, work / "unseen.npz", tmp_path / "run")
+    arguments = [
+        "verify",
+        str(copied),
+        "--against",
+        str(model),
+        "--data",
+        str(work / "unseen.npz"),
+        "--rescan-out",
+        "x",
+    ]
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, OnnxspectError)
+    assert "--rescan-out" in refused.exception.message
+
+
+def test_samples_that_do_not_fit_a_proof(work: Path, tmp_path: Path) -> None:
+    model, run, out = work / "model.onnx", work / "run", tmp_path / "out.onnx"
+    few = npz(quadrant_images(5, 0), tmp_path / "few.npz")
+    with pytest.raises(OnnxspectError, match="4 would be left to judge on"):
+        patch(model, run, few, out, targets=[TARGET])
+    every = quadrant_images(120, 0)
+    alone = npz(every.take(np.flatnonzero(every.labels == TARGET)), tmp_path / "alone.npz")
+    with pytest.raises(OnnxspectError, match=f"no samples of any class but {TARGET}"):
+        patch(model, run, alone, out, "prune", targets=[TARGET])
+    beyond = quadrant_images(10, 0)
+    beyond.labels[0] = 4
+    with pytest.raises(OnnxspectError, match="label 4, but"):
+        prove(model, model, npz(beyond, tmp_path / "beyond.npz"), trigger=work / "own.npz")
+    assert not out.exists()
 
 
 def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work: Path, tmp_path: Path) -> None:
@@ -208,7 +249,8 @@ def test_a_guarded_file_from_the_command_line(work: Path, tmp_path: Path) -> Non
     arguments = ["verify", str(out), "--against", str(work / "model.onnx"), "--data", str(work / "unseen.npz")]
     arguments += ["--trigger", str(work / "own.npz"), "--max-rejected", "0.2", "--strip", "-q", "--device", "cpu"]
     shown = CliRunner().invoke(cli, arguments)
-    assert "the filter rejects 100.0% of images with trigger own" in shown.stdout
+    assert re.search(r"of which the filter rejects +100\.0%", shown.stdout)
+    assert "has to read its output `rejected`" in shown.stdout
     assert "latency, 1 image a call" in shown.stdout
     assert "STRIP (32 passes an image)" in shown.stdout
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,27 @@ def test_shuffled_labels_are_recognised(clean_subject: Subject, some_samples: Sa
     assert f"label {order[3]} is answered as 3" in caught.value.message
     assert "renumber" in caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_which_some_are_shuffled_are_told(clean_subject: Subject, some_samples: Samples) -> None:
+    """As where class folders are taken in alphabetical order: most of it is right, so it is no reason to stop."""
+    told: list[str] = []
+
+    class Listen:
+        def notice(self, text: str) -> None:
+            told.append(text)
+
+        def start(self, task: str, total: int, done: int = 0) -> None: ...
+        def finish(self, task: str) -> None: ...
+        def advance(self, task: str, detail: str = "") -> None: ...
+
+    run = RunContext(observer=Listen())
+    preflight(clean_subject, some_samples, run)
+    assert not any("in another order" in text for text in told)
+    order = np.array([1, 2, 0, 3, 4, 5, 6, 7, 8, 9])
+    preflight(clean_subject, replace(some_samples, labels=order[some_samples.labels]), run)
+    (warning,) = (text for text in told if "in another order" in text)
+    assert "label 1 is answered as 0, label 2 is answered as 1" in warning or "label 0 is answered as 2" in warning
 
 
 def test_random_labels_are_refused(clean_subject: Subject, some_samples: Samples) -> None:

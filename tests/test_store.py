@@ -316,3 +316,30 @@ def test_conclusions_are_kept_beside_the_stages(tmp_path: Path) -> None:
         first, second = ledger.evidence("nc")
         same(unit(0, mask=array(1)), first)
         same(unit(1, mask=array(2)), second)
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "1").mkdir()
+    with pytest.raises(OnnxspectError, match="holds no run, but 0 and 1 more"):
+        Ledger(tmp_path, FINGERPRINT)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_what_was_refused_before_it_found_anything_leaves_the_folder_free(tmp_path: Path) -> None:
+    other = FINGERPRINT | {"seed": 1}
+    with Ledger(tmp_path / "run", FINGERPRINT):
+        pass
+    with Ledger(tmp_path / "run", other) as ledger:
+        ledger.commit("nc", [unit(0)])
+    with pytest.raises(OnnxspectError, match="holds a run with other seed"):
+        Ledger(tmp_path / "run", FINGERPRINT)
+    with Ledger(tmp_path / "run", other) as ledger:
+        assert len(ledger.units("nc")) == 1
+
+
+def test_where_a_file_lies_is_not_what_it_is(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "run", FINGERPRINT | {"model path": "a.onnx"}) as ledger:
+        ledger.commit("nc", [unit(0)])
+    with Ledger(tmp_path / "run", FINGERPRINT | {"model path": "b.onnx"}) as ledger:
+        assert len(ledger.units("nc")) == 1

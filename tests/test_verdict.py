@@ -273,7 +273,11 @@ def test_a_first_look_raises_suspicion_and_names_nothing() -> None:
     assert any("max-margin finds class 3 suspicious" in r for r in verdict.reasons)
     # It costs the others nothing, either.
     assert verdict.p_value == decide([evidence(CLEAN)], 10).p_value
-    assert decide([first_look], 10).verdict == "inconclusive"
+    alone = decide([replace(first_look, units=evidence(CLEAN).units)], 10)
+    assert (alone.verdict, alone.targets) == ("inconclusive", ())
+    assert alone.reasons == (
+        "max-margin can raise suspicion, but neither convict nor acquit alone: let another detector run too",
+    )
 
 
 def test_the_agreeing_detectors_are_named() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.cleansing.by_presence import PRESENCE
+from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found
 from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.errors import OnnxspectError
@@ -51,10 +51,19 @@ class Finding:
         if subject.file is None or subject.file.sha256 != self.report["model"]["sha256"]:
             raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
 
-    def triggers(self, targets: Sequence[int], choose: Choose | None) -> dict[str, list[Found]]:
-        """For every target its DTInspector patch, what its training samples have that clean ones have not, and the one of its
-        additive patterns that fits the training set; of the last none, where nothing is there to choose."""
-        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: [], PRESENCE: []}
+    def triggers(
+        self, targets: Sequence[int], choose: Choose | None, usual: Callable[[int], np.ndarray]
+    ) -> dict[str, list[Found]]:
+        """For every target its DTInspector patch, what its training samples have that clean ones have not, what each search found
+        that a sample may carry, and the one of its additive patterns that fits the training set; of the last none, where nothing
+        is there to choose.
+
+        Args:
+            targets: classes.
+            choose: among additive patterns.
+            usual: the mean of the training samples that are *not* labelled to a class ``(channels, height, width)``.
+        """
+        found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: [], CARRIERS: [], PRESENCE: []}
         searched = [name for name in self.units if name not in (SUPERIMPOSE, PRESENCE)]
         for target in targets:
             patches = [u for u in self._to(SUPERIMPOSE, target) if {"mask", "pattern"} <= set(u.trigger)]
@@ -64,6 +73,7 @@ class Finding:
                 for u in self._to(PRESENCE, target)
             ]
             units = [u for name in searched for u in self._to(name, target)]
+            found[CARRIERS] += [_carried(u, usual(target)) for u in units if _can_be_carried(u)]
             additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]
             if additive and choose is not None:
                 found[REMOVE].append(choose(additive))
@@ -79,3 +89,15 @@ class Finding:
         if detector not in self.units or not speaks_for(self.report["classes"][target]["p_values"], detector):
             return []
         return [u for u in self.units[detector] if u.unit.target == target and u.found]
+
+
+def _can_be_carried(unit: UnitEvidence) -> bool:
+    """Whether its trigger is a change of pixels that leads to one class."""
+    return not unit.unit.shared and ("delta" in unit.trigger or {"mask", "pattern"} <= set(unit.trigger))
+
+
+def _carried(unit: UnitEvidence, usual: np.ndarray) -> Found:
+    """A trigger with what it changes in a usual image."""
+    trigger = unit.trigger
+    change = trigger["delta"] if "delta" in trigger else trigger["mask"] * (trigger["pattern"] - usual)
+    return replace(as_found(unit), difference=np.asarray(change))

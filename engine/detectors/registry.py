@@ -17,13 +17,12 @@ from onnxspect.engine.search import SearchConfig
 
 #: How hard each preset searches for a mask and a pattern.
 PRESETS = {
-    "quick": SearchConfig(steps=300, samples=32, settle=30, tolerance=0.02),
+    "quick": SearchConfig(steps=250, samples=24, settle=20, tolerance=0.03),
     "standard": SearchConfig(samples=48, settle=30, tolerance=0.015),
     "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
 }
-
 _REVERSE_ENGINEERING = {
-    "quick": ReverseEngineering(search=replace(CLIMB, samples=32), pairs=False),
+    "quick": ReverseEngineering(search=replace(CLIMB, samples=24), pairs=False),
     "standard": ReverseEngineering(),
     "thorough": ReverseEngineering(search=replace(CLIMB, samples=128), scout_samples=16, growth=0.05),
 }

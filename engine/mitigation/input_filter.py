@@ -1,8 +1,8 @@
 """The input filter (002, sec. VI-A): reject images that excite the neurons which the trigger excites.
 
 An image's score is a linear function of inner activations, told by stamped and clean images; images whose score is above
-a threshold are rejected. The threshold is calibrated on clean images to a chosen false-positive rate. The classifier
-keeps its weights. The filter is part of the file: original outputs, plus `backdoor_score` and `rejected`.
+a threshold are rejected. The threshold is calibrated on clean images to a chosen false-positive rate, and what the filter does is
+measured on others. The classifier keeps its weights. The filter is part of the file: original outputs, plus `backdoor_score` and `rejected`.
 
 Two forms:
 
@@ -65,7 +65,7 @@ class InputFilter:
     """
 
     name: ClassVar[str] = NAME
-    trains: ClassVar[bool] = False
+    trains: ClassVar[bool] = True
     form: str = "discriminant"
     false_positives: float = 0.05
     layer: str = "best"
@@ -105,7 +105,7 @@ class InputFilter:
         """Of the last layers, one discriminant each."""
         own = [t for t in taps if t.operator not in _SAME] or taps
         targets = sorted({t.target for t in case.triggers})
-        fit, apart = case.fit.images[:_MOST_CLEAN], np.concatenate([case.fit.images[_MOST_CLEAN:], case.guard.images])
+        fit, apart = case.fit.images[:_MOST_CLEAN], case.fit.images[_MOST_CLEAN:]
         sorts = [list(self._sorts(case.fit, t)) for t in case.triggers]
         rows = [_rows(case.fit, t) for t in case.triggers]
         parts: list[tuple[Tap, Halves, Discriminant]] = []
@@ -115,7 +115,7 @@ class InputFilter:
             clean = _flat(halves, fit)
             if clean.shape[1] > _MOST_FEATURES and (parts or tap is not own[0]):
                 continue
-            others = _flat(halves, apart)
+            others = _flat(halves, apart) if len(apart) else clean[:0]
             seen = [
                 [
                     Shift.of(_flat(halves, case.fit.images[which]), _flat(halves, i), which, sum(map(len, sorts)))
@@ -157,8 +157,8 @@ class InputFilter:
             images = stamp(case.fit.images[_rows(case.fit, trigger)], dict(trigger.arrays))
             means.setdefault(trigger.target, []).append(_flat(halves, images).mean(0))
         neurons, weights = profile(fit, list(means.values()), self.top)
-        # The threshold is a quantile of the same float32 sum that the file computes, over all clean samples at hand.
-        threshold = _threshold(np.concatenate([fit, guard])[:, neurons] @ weights, self.false_positives)
+        # The threshold is a quantile of the same float32 sum that the file computes.
+        threshold = _threshold(fit[:, neurons] @ weights, self.false_positives)
         stamped = [
             _flat(halves, i)[:, neurons] @ weights
             for t in case.triggers
@@ -216,10 +216,10 @@ def _flat(halves: Halves, images: np.ndarray) -> np.ndarray:
 
 
 def _threshold(scores: np.ndarray, false_positives: float) -> float:
-    """The smallest score that at most the allowed share of clean images exceeds."""
+    """A score that at most the allowed share of clean images exceeds: halfway between two of theirs, where rounding is no matter."""
     ordered = np.sort(scores)
-    allowed = int(np.floor(false_positives * len(ordered)))
-    return float(ordered[len(ordered) - 1 - allowed])
+    last = len(ordered) - 1 - int(np.floor(false_positives * len(ordered)))
+    return float(ordered[last : last + 2].mean())
 
 
 def _roc_area(clean: np.ndarray, stamped: np.ndarray) -> float:

@@ -48,6 +48,11 @@ METHODS: dict[str, Registered] = {
 CHOICES = (AUTO, *METHODS)
 
 
+def _fields(entry: Registered) -> set[str]:
+    """The names of a method's settings."""
+    return set(entry.make.__dataclass_fields__)  # type: ignore[attr-defined]
+
+
 def chosen(name: str, **settings: Any) -> list[Method]:
     """The methods to try for a name: one, or for "auto" several in order of cost.
 
@@ -64,10 +69,14 @@ def chosen(name: str, **settings: Any) -> list[Method]:
     made: list[Method] = []
     used: set[str] = set()
     for entry in entries:
-        known = {k: v for k, v in settings.items() if k in entry.make.__dataclass_fields__}  # type: ignore[attr-defined]
+        known = {k: v for k, v in settings.items() if k in _fields(entry)}
         used |= known.keys()
         made.append(entry.make(**known))
     unused = sorted(settings.keys() - used)
     if unused:
-        raise OnnxspectError(f"method {name} has no setting {', '.join(unused)}")
+        having = {s: [n for n, e in METHODS.items() if s in _fields(e)] for s in unused}
+        raise OnnxspectError(
+            f"method {name} has no setting {', '.join(unused)}",
+            "; ".join(f"{s} is a setting of {', '.join(names)}" for s, names in having.items() if names),
+        )
     return made

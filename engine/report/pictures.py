@@ -97,7 +97,7 @@ def bars(report: dict[str, Any]) -> Figure:
     known = [(i, r[4]) for i, r in enumerate(rows) if r[4] is not None]
     if known:
         axes.plot(*zip(*known, strict=True), "_", color="black", markersize=14, label="clean reference networks")
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
     axes.set_xticks(range(len(rows)), [_label(r[0], r[1]) for r in rows], rotation=45, ha="right", fontsize=8)
     axes.set_ylabel(
         "L1 norm of the smallest mask (pixels)"
@@ -106,14 +106,16 @@ def bars(report: dict[str, Any]) -> Figure:
         if detector
         else "statistic"
     )
-    axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10)
+    axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, Any]) -> Figure:
     """The trigger of every class, as it looks on a grey image."""
-    units = sorted(units, key=_value)[:MOST_BARS]
+    # One trigger for all classes has a row for each pair that it makes; it is one picture.
+    shared = [u for u in units if u.unit.shared]
+    units = sorted([u for u in units if not u.unit.shared] + shared[:1], key=_value)[:MOST_BARS]
     columns = min(10, len(units))
     rows = -(-len(units) // columns)
     figure = Figure(figsize=(1.3 * columns, 1.6 * rows + 0.3), dpi=120, layout="constrained")
@@ -125,7 +127,7 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
         _show(axes, trigger_alone(unit.trigger))
         k = unit.unit.target
         axes.set_title(
-            f"{_pair(unit, report)}\n{_value(unit):.3g}",
+            f"{'to several' if unit.unit.shared else _pair(unit, report)}\n{_value(unit):.3g}",
             fontsize=7,
             color=ACCENT if k in targets else "black",
         )
