@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import fuse_conv_bn_eval
+from torch.optim.adamw import adamw
 
 from onnxspect.engine.preprocessing import accuracy_floor
 from onnxspect.engine.run import RunContext
@@ -103,7 +104,9 @@ def _train(subject: Subject, fit: Samples, generator: torch.Generator, kept: Pat
     with torch.random.fork_rng(devices=[]):  # layers draw their first values from global state before we set them
         network = _Network(subject.image_shape, subject.classes, generator)
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    parameters: list[Tensor] = list(network.parameters())
+    first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
+    steps = [torch.tensor(0.0) for _ in parameters]
     network.train()
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
@@ -111,9 +114,12 @@ def _train(subject: Subject, fit: Samples, generator: torch.Generator, kept: Pat
                 continue
             shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
             loss = functional.cross_entropy(network(torch.roll(images[rows], shift, (2, 3))), labels[rows])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            with torch.no_grad():
+                # The same bits as torch.optim.AdamW, whose class imports torch's compiler: 1.4 seconds of a quick scan.
+                adamw(
+                    parameters, list(torch.autograd.grad(loss, parameters)), first, second, [], steps, foreach=False,
+                    amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, eps=1e-8, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
+                )  # fmt: skip
     if kept is not None:
         stream = io.BytesIO()
         np.savez(stream, **{k: v.numpy() for k, v in network.state_dict().items()})
