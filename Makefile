@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-converters zoo-small zoo-full bench clean
+.PHONY: bench-large demo test test-converters zoo-small zoo-full bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -48,6 +48,10 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
 	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
+
+# A model beyond protobuf's 2 GiB: 15 GiB of memory, 8 GiB of disk.
+bench-large: $(VENV)/.test
+	$(BIN)/python benchmarks/large_model.py --folder build/large --out benchmarks/results/large_model.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

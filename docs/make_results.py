@@ -33,6 +33,8 @@ def page() -> str:
         ("certification.json", _certification),
         ("search.json", _search),
         ("kill_resume.json", _kills),
+        ("large_model.json", _large),
+        ("preset_times.json", _preset_times),
     )
     for file, section in sections:
         path = RESULTS / file
@@ -324,6 +326,31 @@ def _search(r: dict[str, Any]) -> str:
         f"layout: {side['overhead_over_limit_as_laid_out']:+.0%}.\n"
         f"- Beside adversarial-robustness-toolbox: {r['art']['outcome']}.\n\n"
         f"| labels | race | full |\n|---|---|---|\n{rows}\n"
+    )
+
+
+def _large(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {s['step']} | {s['seconds']:.1f} | {s['peak_gib']:.1f} | {s['peak_of_children_gib']:.1f} |"
+        for s in r["steps"]
+    )
+    return (
+        f"## A model beyond 2 GiB\n\n`benchmarks/large_model.py`, {r['date']}: weights of {r['weights_gib']} GiB in a data file beside a "
+        f"message of {r['message_bytes']} bytes. Peak memory is that of the process so far, and of the children that opened the file.\n\n"
+        f"| step | seconds | peak GiB | of children |\n|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _preset_times(r: dict[str, Any]) -> str:
+    whole = r["presets"][-1]["cpu_seconds"]
+    rows = "\n".join(
+        f"| {p['preset']} | {p['cpu_seconds']:.0f} | {p['cpu_seconds'] / whole:.3f} | {p['gradient_steps']} | {p['verdict']} {p['targets']} |"
+        for p in r["presets"]
+    )
+    return (
+        f"## What the presets take\n\n`benchmarks/preset_times.py`, {r['date']}: {r['model']}, {r['samples']} samples, reference "
+        f"networks trained anew in each scan.\n\n| preset | CPU seconds | of thorough's | gradient steps on the model | verdict |\n"
+        f"|---|---|---|---|---|\n{rows}\n"
     )
 
 

@@ -55,8 +55,8 @@ class InputFilter:
         form: one of `FORMS`.
         false_positives: share of clean images that may be rejected.
         layer: "best" (the form's own choice), or an ONNX value name.
-        layers: so many of the last layers the discriminant adds up. Over eight attacks three let at most 1.6 % through, two 1.4 %,
-            four 3.3 %, and single ones up to 24 % (a warp) or 14 % (an L in a corner).
+        layers: so many of the last layers the discriminant adds up. Over six attacks three let at most 1.6 % through, two 2.6 %,
+            four 3.1 %, and single ones up to 24 % (a warp) or 14 % (an L in a corner).
         ridge: of the discriminant. 0.1 to 1 made no difference above 1 %.
         top: share of a layer's neurons that make the profile (002: 1 %); at least one.
         trials: at most so many layers are tried for the profile, the deepest first.
