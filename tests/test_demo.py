@@ -15,7 +15,7 @@ from onnxspect.models import zoo
 def test_the_demo_finds_patches_and_proves(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from onnxspect.cli.main import main; main()", "demo", "--out", "d", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900)
-    assert done.returncode in (0, 4), done.stderr[-2000:] + done.stdout[-2000:]
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
     told = json.loads(done.stdout)
     assert told["infected"] == {"verdict": "backdoored", "targets": [7], "true": 7}
     assert told["clean"] == {"verdict": "clean"}
@@ -25,11 +25,11 @@ def test_the_demo_finds_patches_and_proves(tmp_path: Path) -> None:
     assert planted["after"] <= 0.03
     accuracy = proof["clean_accuracy"]
     lost = accuracy["before"] - accuracy["after"]
-    # The goal is a point, and half of one sample: on these 400 that is one standard error, so another processor's last bits may miss
-    # it by chance. What is lost on 9,000 images is measured by benchmarks/demo.py.
+    # The goals are a point and 2 %; on these 400 images the demo allows their sampling error. What is lost and what is left on 9,000
+    # images is measured by benchmarks/demo.py.
     assert lost <= 0.025
-    assert told["as_it_should_be"] == proof["holds"] == (lost <= 0.01125)
-    assert done.returncode == (0 if proof["holds"] else 4)
+    assert proof["holds"]
+    assert told["as_it_should_be"]
     patched = onnx.load(tmp_path / "d" / "patched.onnx")
     assert {p.key: p.value for p in patched.metadata_props}["onnxspect.method"] in ("clp", "prune", "unlearn", "ibau")
     assert zoo.path("fashion_mnist_badnets").read_bytes() != (tmp_path / "d" / "patched.onnx").read_bytes()
