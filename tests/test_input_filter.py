@@ -71,24 +71,30 @@ def test_the_file_runs_at_any_batch_size_and_keeps_its_outputs(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
-def test_the_profile_rejects_the_promised_share_of_the_samples_that_calibrated_it(share: float, tmp_path: Path) -> None:
+def test_the_profile_rejects_little_less_than_the_promised_share_of_the_samples_that_calibrated_it(
+    share: float, tmp_path: Path
+) -> None:
     subject = opened(neuron_model(), tmp_path)
     case = case_of(subject, fit=quadrant_images(30, 5), guard=quadrant_images(20, 6))
     out = written(subject, InputFilter(form="profile", false_positives=share).edit(case), tmp_path)
     rejected = Oracle(out).map("image", case.fit.images, "rejected").mean()
-    assert share - 2 / len(case.fit) <= rejected <= share
+    error = (share * (1 - share) / len(case.fit)) ** 0.5
+    assert max(0, share - error - 1 / len(case.fit)) <= rejected <= share - error + 1e-9
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
-def test_the_discriminant_rejects_the_promised_share_of_samples_it_has_not_seen(share: float, tmp_path: Path) -> None:
+def test_the_discriminant_rejects_little_less_than_the_promised_share_of_samples_it_has_not_seen(
+    share: float, tmp_path: Path
+) -> None:
     """Fitted on as many images as the layer has features, where the fitted images' own scores would promise too much."""
     subject, found, draws = opened(channel_model(), tmp_path), [], 8
     for seed in range(draws):
         case = case_of(subject, fit=quadrant_images(30, 100 + seed), guard=quadrant_images(20, 200 + seed))
         out = written(subject, InputFilter(false_positives=share).edit(case), tmp_path)
         found.append(Oracle(out).map("image", quadrant_images(50, 300 + seed).images, "rejected").mean())
+    cautious = share - (share * (1 - share) / len(case.fit)) ** 0.5
     error = (share * (1 - share) * (1 / len(case.fit) + 1 / 200) / draws) ** 0.5
-    assert abs(np.mean(found) - share) <= 3 * error
+    assert abs(np.mean(found) - cautious) <= 3 * error
 
 
 def test_the_largest_of_several_targets_scores_counts(tmp_path: Path) -> None:

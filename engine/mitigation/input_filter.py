@@ -216,9 +216,17 @@ def _flat(halves: Halves, images: np.ndarray) -> np.ndarray:
 
 
 def _threshold(scores: np.ndarray, false_positives: float) -> float:
-    """A score that at most the allowed share of clean images exceeds: halfway between two of theirs, where rounding is no matter."""
+    """A score that at most the allowed share of clean images exceeds: halfway between two of theirs, where rounding is no matter.
+
+    One standard error fewer of those at hand exceed it: where exactly the share of a few hundred does, more of all images do in
+    one draw of two.
+    """
+    n = len(scores)
+    allowed = n * false_positives - (n * false_positives * (1 - false_positives)) ** 0.5
     ordered = np.sort(scores)
-    last = len(ordered) - 1 - int(np.floor(false_positives * len(ordered)))
+    last = n - 1 - max(0, int(np.floor(allowed)))
+    if last == n - 1:  # too few images for that share: above all of them
+        return float(ordered[-1] + (ordered[-1] - ordered[-2]) / 2) if n > 1 else float(ordered[-1])
     return float(ordered[last : last + 2].mean())
 
 
