@@ -29,7 +29,7 @@ _REVERSE_ENGINEERING = {
 
 _DTINSPECTOR = {"quick": DTInspector(partners=4), "standard": DTInspector(), "thorough": DTInspector()}
 _MAX_MARGIN = {
-    "quick": MaxMargin(search=replace(MaxMargin().search, steps=40)),
+    "quick": MaxMargin(search=replace(MaxMargin().search, steps=30)),
     "standard": MaxMargin(),
     "thorough": MaxMargin(),
 }
