@@ -56,7 +56,7 @@ _BITS.update(
 
 
 #: protobuf's own limit for one message, hence for one tensor.
-_MOST_BYTES = (1 << 31) - 1
+MOST_BYTES = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _read(tensor: TensorProto, folder: Path, left: int, limit: int) -> ExternalF
     length = _integer(entries, "length", shown)
     if length is not None and length != needed:
         raise OnnxspectError(f"tensor {shown} needs {needed} bytes, but its external data has {length}")
-    if needed > _MOST_BYTES:
+    if needed > MOST_BYTES:
         raise OnnxspectError(f"tensor {shown} takes {readable_bytes(needed)}, over the 2 GiB of a protobuf message")
     if needed > left:
         raise OnnxspectError(

@@ -26,12 +26,10 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.external_data import ExternalFile, tensors
+from onnxspect.converters.external_data import MOST_BYTES, ExternalFile, tensors
 from onnxspect.converters.onnx_file import OnnxFile
 from onnxspect.converters.text import printable, readable_bytes
 
-#: protobuf's own limit for one message.
-_MOST_BYTES = (1 << 31) - 1
 #: Where a copy says that a tensor lies whose data it did not take along.
 KEPT = "onnxspect/kept"
 #: Alignment where offsets have to be new: the page size that memory mapping needs, which onnx's writers use as well.
@@ -96,7 +94,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
         if is_kept(tensor):
             tensor.CopyFrom(stored[tensor.name])
     size = light.ByteSize()
-    if size > _MOST_BYTES:
+    if size > MOST_BYTES:
         raise OnnxspectError(
             f"{printable(str(out), 200)}: the model takes {readable_bytes(size)}, over the 2 GiB of an ONNX file",
             "save the original with external data first",

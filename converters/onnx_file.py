@@ -29,7 +29,6 @@ from onnxspect.converters.safe_open import read_regular
 from onnxspect.converters.text import printable, readable_bytes
 from onnxspect.converters.wire_scan import Damaged, parse_bound
 
-_MIB = 1 << 20
 _GIB = 1 << 30
 
 

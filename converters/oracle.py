@@ -50,7 +50,7 @@ def providers(device: str) -> list[str]:
 
 
 def _source(
-    model: Path | bytes | onnx.ModelProto, outputs: Sequence[onnx.ValueInfoProto] | None, options: ort.SessionOptions
+    model: Path | bytes | onnx.ModelProto, outputs: Sequence[str] | None, options: ort.SessionOptions
 ) -> tuple[str | bytes, Mapping[str, np.ndarray]]:
     """What a session is made of, and arrays that must live as long as it does."""
     if isinstance(model, Path):
@@ -65,8 +65,11 @@ def _source(
     elif outputs is not None:
         model = copied(model)
     if outputs is not None:
+        present = {o.name: o for o in model.graph.output}
+        # onnxruntime finds the type of an inner value by itself.
+        wanted = [present.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
         del model.graph.output[:]
-        model.graph.output.extend(outputs)
+        model.graph.output.extend(wanted)
     return model.SerializeToString(), values
 
 
@@ -77,7 +80,7 @@ class Oracle:
         model: path of the file (external data is read beside it), a serialized model, or a model with all tensors inside it.
         device: "cpu" or "cuda".
         threads: intra-operator threads; 0 lets onnxruntime choose.
-        outputs: in place of the model's own; only where `model` is a ModelProto. One without a type gets the value's.
+        outputs: names of values that are computed in place of the model's own outputs; only where `model` is a ModelProto.
 
     Raises:
         OnnxspectError: onnxruntime refuses the model.
@@ -88,7 +91,7 @@ class Oracle:
         model: Path | bytes | onnx.ModelProto,
         device: str = "cpu",
         threads: int = 0,
-        outputs: Sequence[onnx.ValueInfoProto] | None = None,
+        outputs: Sequence[str] | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

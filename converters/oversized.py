@@ -24,9 +24,14 @@ SMALL = 1 << 16
 _ALIGNED = 1 << 16
 
 
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Bytes of the tensors whose data is inside a model."""
+    return sum(tensor_bytes(t) or 0 for t in tensors(model) if t.data_location != TensorProto.EXTERNAL)
+
+
 def oversized(model: onnx.ModelProto) -> bool:
     """Whether a model's tensors take more than `WHOLE` bytes."""
-    return sum(tensor_bytes(t) or 0 for t in tensors(model) if t.data_location != TensorProto.EXTERNAL) > WHOLE
+    return weight_bytes(model) > WHOLE
 
 
 def parted(

@@ -143,7 +143,7 @@ def check_parity(
     given = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
     names = _in_order(proto, [*taps, *lowered.outputs])
     instrumented = with_outputs(lowered, names)
-    oracle = Oracle(proto, outputs=_as_outputs(proto, names))
+    oracle = Oracle(proto, outputs=names)
     precision = precision_of(proto)
     tolerance = TOLERANCES[precision]
     found: list[TensorParity] = []
@@ -334,12 +334,6 @@ def _in_order(model: onnx.ModelProto, names: Sequence[str]) -> list[str]:
     """`names`, each once, as the graph computes them."""
     position = {name: i for i, node in enumerate(model.graph.node) for name in node.output}
     return sorted(dict.fromkeys(names), key=lambda name: position.get(name, -1))
-
-
-def _as_outputs(model: onnx.ModelProto, names: Sequence[str]) -> list[onnx.ValueInfoProto]:
-    """Outputs for exactly these values; onnxruntime finds the type of an inner one by itself."""
-    present = {o.name: o for o in model.graph.output}
-    return [present.get(name, onnx.ValueInfoProto(name=name)) for name in names]
 
 
 def _first(result: torch.Tensor | tuple[torch.Tensor, ...]) -> torch.Tensor:

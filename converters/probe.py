@@ -19,13 +19,12 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.external_data import tensor_bytes, tensors
 from onnxspect.converters.guard import GuardedRun, GuardLimits, SandboxLevel, WarmPool, guarded
 from onnxspect.converters.guard_child import PROBE_INFERRED as INFERRED
 from onnxspect.converters.guard_child import PROBE_MODEL as MODEL
 from onnxspect.converters.guard_child import PROBE_WEIGHTS as WEIGHTS
 from onnxspect.converters.onnx_file import Limits, OnnxFile, parse_onnx, read_onnx
-from onnxspect.converters.oversized import data_file, oversized, parted
+from onnxspect.converters.oversized import data_file, oversized, parted, weight_bytes
 from onnxspect.converters.text import printable
 
 _DTYPES = {
@@ -213,7 +212,7 @@ def probe_request(
 
 def _child_limits(model: onnx.ModelProto, limits: Limits) -> GuardLimits:
     """The child's: of a model in parts it holds the weights besides, and once more as onnxruntime arranges them."""
-    weights = sum(tensor_bytes(t) or 0 for t in tensors(model)) if oversized(model) else 0
+    weights = weight_bytes(model) if oversized(model) else 0
     return GuardLimits(limits.seconds, limits.memory_bytes + 2 * weights)
 
 

@@ -256,8 +256,7 @@ class Session:
             raise OnnxspectError(
                 f"{subject.name}: computes no value named {missing[0]}", "`onnxspect info MODEL` lists its taps"
             )
-        known = {o.name for o in proto.graph.output}
-        outputs = [*proto.graph.output, *(onnx.ValueInfoProto(name=n) for n in wanted if n not in known)]
+        outputs = list(dict.fromkeys([*(o.name for o in proto.graph.output), *wanted]))
         self._oracle = Oracle(proto, subject.device, torch.get_num_threads(), outputs)
         self._wanted, self._input = wanted, subject.lowered.inputs[0]
         fixed = self._oracle.inputs[self._input][0]

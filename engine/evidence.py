@@ -65,6 +65,11 @@ class UnitEvidence:
     trigger: Mapping[str, np.ndarray] = field(repr=False)
     seconds: float = 0.0
 
+    @property
+    def in_pixels(self) -> bool:
+        """Whether its trigger is a change of pixels: some are changes of an inner layer."""
+        return {"mask", "pattern"} <= set(self.trigger) or "delta" in self.trigger
+
     def size(self, statistic: str) -> float:
         """How small its trigger is: relative to the reference networks where there are any, else the statistic itself."""
         relative = [v for k, v in self.statistics.items() if k.startswith("relative_")]

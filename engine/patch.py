@@ -150,9 +150,9 @@ def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigg
 
 def as_trigger(unit: UnitEvidence) -> Trigger | None:
     """A unit's trigger, where it is one change of the pixels of any image."""
-    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
-    if not set(names) <= set(unit.trigger):
+    if not unit.in_pixels:
         return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
+    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
     return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
 
 

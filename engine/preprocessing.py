@@ -137,8 +137,9 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     floor = accuracy_floor(samples.labels, subject.classes)
     if best < floor:
         raise _near_chance(subject, options, accuracies, trial, floor, where, given=spec is not None)
-    accuracy = float((settled.predict(samples.images).argmax(1) == samples.labels).mean())
-    moved = _moved(settled, trial, best + BETTER_MOVED)
+    answers = settled.predict(samples.images).argmax(1)
+    accuracy = float((answers == samples.labels).mean())
+    moved = _moved(answers[np.sort(rows)], trial.labels, subject.classes, best + BETTER_MOVED)
     if moved:
         run.observer.notice(
             f"the answers follow the labels better in another order ({moved}): is the class order of the data the model's? "
@@ -195,7 +196,8 @@ def _near_chance(
         + f" ({options[best].name}): near chance (at least {floor:.1%} is needed)"
     )
     for option in options:  # consistent answers under other names mean that the label order differs
-        moved = _moved(subject.with_spec(option), trial, max(2 * floor, 0.6))
+        answers = subject.with_spec(option).predict(trial.images).argmax(1)
+        moved = _moved(answers, trial.labels, subject.classes, max(2 * floor, 0.6))
         if moved:
             return OnnxspectError(
                 f"{message}, but its answers follow the labels in another order: {moved}",
@@ -204,13 +206,12 @@ def _near_chance(
     return OnnxspectError(message, "give the right --scale/--mean/--std/--channel-order, or the model's own data")
 
 
-def _moved(subject: Subject, trial: Samples, least: float) -> str:
+def _moved(answers: np.ndarray, labels: np.ndarray, classes: int, least: float) -> str:
     """How the answers follow the labels in another order, where at least this share of them does; else ""."""
-    predicted = subject.predict(trial.images).argmax(1)
-    table = np.zeros((subject.classes, subject.classes), np.int64)
-    np.add.at(table, (trial.labels, predicted), 1)
+    table = np.zeros((classes, classes), np.int64)
+    np.add.at(table, (labels, answers), 1)
     rows, columns = linear_sum_assignment(-table)
-    if table[rows, columns].sum() / len(trial) < least or len(trial) <= 5 * subject.classes:
+    if table[rows, columns].sum() / len(labels) < least or len(labels) <= 5 * classes:
         return ""
     moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0][:4]
     return ", ".join(f"label {r} is answered as {c}" for r, c in moved)

@@ -6,7 +6,7 @@ folder, and their SHA-256 in the row. An array is named by its hash, so writing 
 whose array is missing or damaged counts as not finished.
 
 A ledger belongs to one *fingerprint*: model, data, settings, seed, device and tool version. Opening the folder with
-another one is refused, so results never mix.
+another one is refused once anything was found, so results never mix; where the files lie does not count.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from onnxspect.engine.detectors.dtinspector import (
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.run import RunContext
+from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.search import SearchConfig
 from onnxspect.engine.store import Ledger
@@ -123,14 +123,11 @@ def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, t
     class Killed(Exception):
         pass
 
-    class Kill:
+    class Kill(Silent):
         """An observer that dies when the second class is done."""
 
         seen = 0
 
-        def notice(self, text: str) -> None: ...
-        def start(self, task: str, total: int, done: int = 0) -> None: ...
-        def finish(self, task: str) -> None: ...
         def advance(self, task: str, detail: str = "") -> None:
             self.seen += 1
             if self.seen == 2:
@@ -155,13 +152,9 @@ def test_clean_samples_instead_of_a_training_set_do_not_convict() -> None:
 def test_groups_shrink_to_what_the_classes_have() -> None:
     notices: list[str] = []
 
-    class Listen:
+    class Listen(Silent):
         def notice(self, text: str) -> None:
             notices.append(text)
-
-        def start(self, task: str, total: int, done: int = 0) -> None: ...
-        def finish(self, task: str) -> None: ...
-        def advance(self, task: str, detail: str = "") -> None: ...
 
     hand = replace(at_hand(quadrant_subject(), quadrant_images(18, seed=3)), run=RunContext(observer=Listen()))
     evidence = ran(DETECTOR.run(hand))

@@ -25,11 +25,16 @@ from onnxspect.engine.patch import stamps
 from onnxspect.engine.subject import Subject
 
 
-@pytest.fixture
-def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every model counts as oversized, every tensor as large."""
+def call_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every model counts as oversized, every tensor as large."""
     monkeypatch.setattr(oversized, "WHOLE", 0)
     monkeypatch.setattr(oversized, "SMALL", 1)
+
+
+@pytest.fixture
+def all_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the test's start on."""
+    call_large(monkeypatch)
 
 
 def beside(folder: Path) -> Path:
@@ -69,10 +74,9 @@ def test_a_usual_model_is_one_message() -> None:
 
 def test_onnxruntime_answers_as_it_does_from_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     model, images = neuron_model(), UNSEEN.images
-    inner = [onnx.ValueInfoProto(name="hidden"), *model.graph.output]
+    inner = ["hidden", "logits"]
     whole = Oracle(model, outputs=inner).run({"image": images})
-    monkeypatch.setattr(oversized, "WHOLE", 0)
-    monkeypatch.setattr(oversized, "SMALL", 1)
+    call_large(monkeypatch)
     for found, expected in zip(Oracle(model, outputs=inner).run({"image": images}), whole, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert [o.name for o in model.graph.output] == ["logits"]  # the caller's model is left alone
@@ -80,8 +84,7 @@ def test_onnxruntime_answers_as_it_does_from_one_message(monkeypatch: pytest.Mon
 
 def test_the_child_checks_and_runs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = probe(beside(tmp_path))
-    monkeypatch.setattr(oversized, "WHOLE", 0)
-    monkeypatch.setattr(oversized, "SMALL", 1)
+    call_large(monkeypatch)
     parts = probe(tmp_path / "model.onnx")
     assert (parts.checker, parts.run_error, parts.finite) == ("", "", True)
     assert (parts.inputs, parts.outputs, parts.run_shapes) == (whole.inputs, whole.outputs, whole.run_shapes)
@@ -103,8 +106,7 @@ def test_patches_are_written_and_proved(tmp_path: Path, monkeypatch: pytest.Monk
     files = {}
     for name in ("whole", "parts"):
         if name == "parts":
-            monkeypatch.setattr(oversized, "WHOLE", 0)
-            monkeypatch.setattr(oversized, "SMALL", 1)
+            call_large(monkeypatch)
         subject = Subject.from_onnx(path).settled((1, 8, 8))
         assert subject.file is not None
         case = case_of(subject)

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.preprocessing import accuracy_floor, candidates, preflight
-from onnxspect.engine.run import RunContext
+from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import InputSpec, Subject
 from onnxspect.models import zoo
@@ -163,13 +163,9 @@ def test_labels_of_which_some_are_shuffled_are_told(clean_subject: Subject, some
     """As where class folders are taken in alphabetical order: most of it is right, so it is no reason to stop."""
     told: list[str] = []
 
-    class Listen:
+    class Listen(Silent):
         def notice(self, text: str) -> None:
             told.append(text)
-
-        def start(self, task: str, total: int, done: int = 0) -> None: ...
-        def finish(self, task: str) -> None: ...
-        def advance(self, task: str, detail: str = "") -> None: ...
 
     run = RunContext(observer=Listen())
     preflight(clean_subject, some_samples, run)

@@ -12,12 +12,13 @@ not the attacker's: its samples count as found only where they lie far apart fro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.scores import Scores
-from onnxspect.engine.detectors.carriers import RIDGES, centred, divided, matched_filters, some_of
+from onnxspect.engine.detectors.carriers import RIDGES, centred, divided, matched_filters, some_of, spectrum
 from onnxspect.engine.detectors.training_difference import NAME
 from onnxspect.engine.run import RunContext
 
@@ -41,39 +42,13 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
         seed: of the mixtures' start.
         run: draws the samples that S is taken of.
     """
-    labels = training.labels
-    score, removed = np.full(len(labels), np.nan), np.zeros(len(labels), bool)
-    notes: list[str] = []
-    classes: dict[int, dict[str, float]] = {}
-    filters: dict[int, np.ndarray] = {}
-    unsuspected = np.flatnonzero(~np.isin(labels, list(differences)))
-    others = _natural(training, unsuspected, run) if len(np.unique(labels[unsuspected])) > 1 else None
-    for z, d in differences.items():
-        if (labels == z).sum() < FEWEST:
-            notes.append(f"class {z} has fewer than {FEWEST} samples: not divided")
-            continue
-        natural = _natural(training, np.flatnonzero(labels != z), run) if others is None else others
-        filters[z] = matched_filters(d, natural)
-    scores = {z: np.full((len(RIDGES), int((labels == z).sum())), np.nan) for z in filters}
-    done = dict.fromkeys(filters, 0)
-    for start, images in training.batches():
-        for z, w in filters.items():
-            own = images[labels[start : start + len(images)] == z].reshape(-1, w.shape[1])
-            scores[z][:, done[z] : done[z] + len(own)] = w @ own.T
-            done[z] += len(own)
-    for z, each in scores.items():
-        best, division = divided(each, seed)
-        rows = np.flatnonzero(labels == z)
-        score[rows] = each[best] - division.threshold
-        removed[rows] = division.above(each[best])
-        if not removed[rows].any():
-            notes.append(f"class {z}: no sample stands out by carrying its difference; nothing is removed")
-        classes[z] = {
-            "looked_at": len(rows),
-            "removed": int(removed[rows].sum()),
-            "separation": round(division.separation, 2),
-        }
-    return Scores(PRESENCE, score, removed, classes, tuple(notes))
+    score, removed = np.full(len(training.labels), np.nan), np.zeros(len(training.labels), bool)
+    looked, notes = _looked(list(differences.items()), training, seed, run)
+    for one in looked:
+        score[one.rows], removed[one.rows] = one.score, one.above
+        if not one.above.any():
+            notes.append(f"class {one.label}: no sample stands out by carrying its difference; nothing is removed")
+    return Scores(PRESENCE, score, removed, {one.label: one.facts(one.above) for one in looked}, tuple(notes))
 
 
 def by_found(found: Sequence[tuple[int, np.ndarray]], training: TrainingSet, seed: int, run: RunContext) -> Scores:
@@ -83,24 +58,74 @@ def by_found(found: Sequence[tuple[int, np.ndarray]], training: TrainingSet, see
         found: (class, what the trigger changes in a sample ``(channels, height, width)``).
         training, seed, run: as for `by_presence`.
     """
-    by_class: dict[int, list[np.ndarray]] = {}
-    for z, difference in found:
-        by_class.setdefault(z, []).append(difference)
     score, removed = np.full(len(training.labels), np.nan), np.zeros(len(training.labels), bool)
-    classes: dict[int, dict[str, float]] = {}
-    for turn in range(max(map(len, by_class.values()), default=0)):
-        told = by_presence({z: ds[turn] for z, ds in by_class.items() if turn < len(ds)}, training, seed, run)
-        for z, facts in told.classes.items():
-            rows = np.flatnonzero(training.labels == z)
-            if z not in classes or facts["separation"] > classes[z]["separation"]:
-                score[rows] = told.score[rows]
-                classes[z] = {**facts, "removed": 0}
-            if facts["separation"] >= SURE and facts["removed"] <= MOST_CARRIERS * facts["looked_at"]:
-                removed[rows] |= told.removed[rows]
-            classes[z]["removed"] = int(removed[rows].sum())
-    alone = [z for z, facts in classes.items() if not facts["removed"]]
-    notes = tuple(f"class {z}: no sample clearly carries what the search found; nothing is removed" for z in alone)
-    return Scores(CARRIERS, score, removed, classes, notes)
+    looked, notes = _looked(found, training, seed, run)
+    best: dict[int, _Looked] = {}
+    for one in looked:
+        if one.label not in best or one.separation > best[one.label].separation:
+            best[one.label] = one
+        if one.separation >= SURE and one.above.sum() <= MOST_CARRIERS * len(one.rows):
+            removed[one.rows] |= one.above
+    for z, one in best.items():
+        score[one.rows] = one.score
+        if not removed[one.rows].any():
+            notes.append(f"class {z}: no sample clearly carries what the search found; nothing is removed")
+    classes = {z: one.facts(removed[one.rows]) for z, one in best.items()}
+    return Scores(CARRIERS, score, removed, classes, tuple(dict.fromkeys(notes)))
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A class looked at for one difference.
+
+    Attributes:
+        label: the class.
+        rows: its samples ``(n,)``.
+        score: of each, above 0 where it carries the difference.
+        above: which do, where the class parts; else none.
+        separation: of the two laws, in deviations.
+    """
+
+    label: int
+    rows: np.ndarray
+    score: np.ndarray
+    above: np.ndarray
+    separation: float
+
+    def facts(self, removed: np.ndarray) -> dict[str, float]:
+        """For the report."""
+        return {"looked_at": len(self.rows), "removed": int(removed.sum()), "separation": self.separation}
+
+
+def _looked(
+    differences: Sequence[tuple[int, np.ndarray]], training: TrainingSet, seed: int, run: RunContext
+) -> tuple[list[_Looked], list[str]]:
+    """Each class for each of its differences, in one pass over the training set; and a note on what was not looked at."""
+    labels = training.labels
+    notes: list[str] = []
+    filters: list[tuple[int, np.ndarray]] = []
+    unsuspected = np.flatnonzero(~np.isin(labels, [z for z, _ in differences]))
+    others = _natural(training, unsuspected, run) if len(np.unique(labels[unsuspected])) > 1 else None
+    known = None if others is None else spectrum(others)
+    for z, d in differences:
+        if (labels == z).sum() < FEWEST:
+            notes.append(f"class {z} has fewer than {FEWEST} samples: not divided")
+            continue
+        natural = _natural(training, np.flatnonzero(labels != z), run) if others is None else others
+        filters.append((z, matched_filters(d, natural, known)))
+    scores = [np.full((len(RIDGES), int((labels == z).sum())), np.nan) for z, _ in filters]
+    done = [0] * len(filters)
+    for start, images in training.batches():
+        for i, (z, w) in enumerate(filters):
+            own = images[labels[start : start + len(images)] == z].reshape(-1, w.shape[1])
+            scores[i][:, done[i] : done[i] + len(own)] = w @ own.T
+            done[i] += len(own)
+    found = []
+    for (z, _), each in zip(filters, scores, strict=True):
+        best, division = divided(each, seed)
+        rows, above = np.flatnonzero(labels == z), division.above(each[best])
+        found.append(_Looked(z, rows, each[best] - division.threshold, above, round(division.separation, 2)))
+    return found, notes
 
 
 def _natural(training: TrainingSet, rows: np.ndarray, run: RunContext) -> np.ndarray:

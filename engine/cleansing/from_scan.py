@@ -73,7 +73,10 @@ class Finding:
                 for u in self._to(PRESENCE, target)
             ]
             units = [u for name in searched for u in self._to(name, target)]
-            found[CARRIERS] += [_carried(u, usual(target)) for u in units if _can_be_carried(u)]
+            leading = [u for u in units if u.in_pixels and not u.unit.shared]
+            if leading:
+                mean = usual(target)
+                found[CARRIERS] += [_carried(u, mean) for u in leading]
             additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]
             if additive and choose is not None:
                 found[REMOVE].append(choose(additive))
@@ -89,11 +92,6 @@ class Finding:
         if detector not in self.units or not speaks_for(self.report["classes"][target]["p_values"], detector):
             return []
         return [u for u in self.units[detector] if u.unit.target == target and u.found]
-
-
-def _can_be_carried(unit: UnitEvidence) -> bool:
-    """Whether its trigger is a change of pixels that leads to one class."""
-    return not unit.unit.shared and ("delta" in unit.trigger or {"mask", "pattern"} <= set(unit.trigger))
 
 
 def _carried(unit: UnitEvidence, usual: np.ndarray) -> Found:

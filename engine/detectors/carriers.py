@@ -58,7 +58,17 @@ class Division:
         return np.asarray((scores > self.threshold) & (self.separation >= SEPARATE))
 
 
-def matched_filters(d: np.ndarray, natural: np.ndarray) -> np.ndarray:
+#: Eigenvalues ``(n,)`` and eigenvectors ``(n, n)`` of samples' inner products.
+Spectrum = tuple[np.ndarray, np.ndarray]
+
+
+def spectrum(natural: np.ndarray) -> Spectrum:
+    """Of centred samples ``(n, pixels)``: most of a matched filter's work, and the same for every difference."""
+    values, vectors = eigh(natural @ natural.T / len(natural))
+    return np.maximum(values, 0.0), vectors
+
+
+def matched_filters(d: np.ndarray, natural: np.ndarray, known: Spectrum | None = None) -> np.ndarray:
     """The filters for each of `RIDGES` ``(ridge, pixels)``, each of norm 1.
 
     With fewer samples than pixels the inverse is had from their inner products (Woodbury), so a large image costs no more
@@ -67,11 +77,11 @@ def matched_filters(d: np.ndarray, natural: np.ndarray) -> np.ndarray:
     Args:
         d: the difference, of any shape with that many pixels.
         natural: centred samples ``(n, pixels)``.
+        known: their spectrum, by who asks for several differences.
     """
     n, pixels = natural.shape
     flat = d.ravel().astype(np.float64)
-    values, vectors = eigh(natural @ natural.T / n)
-    values = np.maximum(values, 0.0)
+    values, vectors = known or spectrum(natural)
     projected = vectors.T @ (natural @ flat)
     found = []
     for ridge in RIDGES:

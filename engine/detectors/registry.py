@@ -21,6 +21,7 @@ PRESETS = {
     "standard": SearchConfig(samples=48, settle=30, tolerance=0.015),
     "thorough": SearchConfig(steps=1500, samples=128, settle=150, tolerance=0.005),
 }
+
 _REVERSE_ENGINEERING = {
     "quick": ReverseEngineering(search=replace(CLIMB, samples=24), pairs=False),
     "standard": ReverseEngineering(),

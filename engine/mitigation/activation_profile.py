@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from onnxspect.engine.mitigation.neurons import scale_of
+
 
 def profile(clean: np.ndarray, stamped: Sequence[Sequence[np.ndarray]], top: float) -> tuple[np.ndarray, np.ndarray]:
     """(indices ``(k,)`` of the neurons in the profile, their weights ``(k,)``); the score is `activations[indices] @ weights`.
@@ -21,9 +23,7 @@ def profile(clean: np.ndarray, stamped: Sequence[Sequence[np.ndarray]], top: flo
         stamped: for each target the mean activations ``(features,)`` of each of its triggers' stamped images.
         top: share of the neurons that a target's profile takes; at least one.
     """
-    mean, deviation = clean.mean(0), clean.std(0)
-    scale = deviation + 1e-3 * float(deviation.max() or 1.0)  # a neuron that clean images leave silent is no
-    # infinitely sharp witness: few clean images say only that it is rare
+    mean, scale = clean.mean(0), scale_of(clean)
     k = max(1, round(top * len(mean)))
     weights = np.zeros(len(mean), np.float32)
     for means in stamped:

@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from onnxspect.engine.mitigation.neurons import scale_of
+
 #: How many parts the clean images are cut into, each scored by directions fitted without it.
 FOLDS = 5
 #: Of all stamped images together so many tell how stamped ones vary.
 _RESIDUALS = 400
-#: A neuron that clean images leave silent is no infinitely sharp witness: few clean images say only that it is rare.
-_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,7 @@ def fitted(clean: np.ndarray, apart: np.ndarray, shifts: Sequence[Sequence[Shift
         shifts: for each target those of its sorts of stamps.
         ridge: lambda above.
     """
-    middle, deviation = clean.mean(0), clean.std(0)
-    scale = deviation + _FLOOR * float(deviation.max() or 1.0)
+    middle, scale = clean.mean(0), scale_of(clean)
     inner = (clean - middle) / scale
     residuals = np.concatenate([s.residuals for sorts in shifts for s in sorts]) / scale
     aims = np.stack([np.mean([s.mean for s in sorts], 0) / scale for sorts in shifts], axis=1)

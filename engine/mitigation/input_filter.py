@@ -12,8 +12,8 @@ Two forms:
   are where the two meet: every image that is led to the target has to pass there.
 * `profile`, the paper's: the average of the top 1 % of one layer's neurons (activation_profile.py). The paper takes the
   second to last layer; here every layer may serve, and the one is taken that separates best. Over the zoo it lets 95 % of
-  a warping attack's images through, 41 % of a reflection's and 9 % of nine patches', which the discriminant does not
-  (docs/results.md).
+  a warping attack's images through, 41 % of a reflection's and 9 % of nine patches' (measured in November 2026); the
+  discriminant's figures are in docs/results.md.
 
 The recovered trigger is stamped at half, once and twice its strength, and as whole pixels, because the attacker's own
 differs from it; a trigger with a source is stamped on images of its source alone.
@@ -106,8 +106,8 @@ class InputFilter:
         own = [t for t in taps if t.operator not in _SAME] or taps
         targets = sorted({t.target for t in case.triggers})
         fit, apart = case.fit.images[:_MOST_CLEAN], case.fit.images[_MOST_CLEAN:]
-        sorts = [list(self._sorts(case.fit, t)) for t in case.triggers]
-        rows = [_rows(case.fit, t) for t in case.triggers]
+        stamps = [(t.target, _rows(case.fit, t), list(self._sorts(case.fit, t))) for t in case.triggers]
+        sorts = sum(len(images) for *_, images in stamps)
         parts: list[tuple[Tap, Halves, Discriminant]] = []
         unseen: list[np.ndarray] = []
         for tap in reversed(own):
@@ -116,18 +116,11 @@ class InputFilter:
             if clean.shape[1] > _MOST_FEATURES and (parts or tap is not own[0]):
                 continue
             others = _flat(halves, apart) if len(apart) else clean[:0]
-            seen = [
-                [
-                    Shift.of(_flat(halves, case.fit.images[which]), _flat(halves, i), which, sum(map(len, sorts)))
-                    for i in images
-                ]
-                for which, images in zip(rows, sorts, strict=True)
-            ]
-            by_target = [
-                [s for t, some in zip(case.triggers, seen, strict=True) if t.target == target for s in some]
-                for target in targets
-            ]
-            found = fitted(clean, others, by_target, self.ridge)
+            shifts: dict[int, list[Shift]] = {target: [] for target in targets}
+            for target, rows, images in stamps:
+                plain = _flat(halves, case.fit.images[rows])
+                shifts[target] += [Shift.of(plain, _flat(halves, i), rows, sorts) for i in images]
+            found = fitted(clean, others, list(shifts.values()), self.ridge)
             parts.append((tap, halves, found))
             unseen.append(np.concatenate([found.clean, found.scores(others)]))
             if len(parts) == self.layers:

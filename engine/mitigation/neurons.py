@@ -183,6 +183,18 @@ def stamped_rows(samples: Samples, trigger: Trigger, answers: np.ndarray | None)
     return np.flatnonzero(trigger.counts_on(samples.labels, answers))
 
 
+def scale_of(clean: np.ndarray) -> np.ndarray:
+    """Each neuron's deviation on clean images ``(features,)``, a thousandth of the largest more.
+
+    A neuron that clean images leave silent is no infinitely sharp witness: few clean images say only that it is rare.
+
+    Args:
+        clean: activations ``(n, features)``.
+    """
+    deviation = clean.std(0)
+    return np.asarray(deviation + 1e-3 * float(deviation.max() or 1.0))
+
+
 def activation_gap(halves: Halves, layer: Layer, samples: Samples, triggers: Sequence[Trigger]) -> np.ndarray:
     """How much more each neuron answers to stamped than to clean images ``(neurons,)``: 002, sec. VI-B.
 

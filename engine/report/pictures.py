@@ -36,7 +36,7 @@ def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples
     for e in evidence:
         if not isinstance(e, Evidence) or not e.leads_to_target:
             continue
-        units = [u for u in e.units if u.found and _drawable(u)]
+        units = [u for u in e.units if u.found and u.in_pixels]
         if not units:
             continue
         suffix = "" if first else f"-{e.detector}"
@@ -46,11 +46,6 @@ def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples
             name = f"trigger-class-{unit.unit.target}{suffix}.png"
             written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
     return written
-
-
-def _drawable(unit: UnitEvidence) -> bool:
-    """Whether its trigger is a change of pixels: some are changes of an inner layer."""
-    return {"mask", "pattern"} <= set(unit.trigger) or "delta" in unit.trigger
 
 
 def _speaking(units: Sequence[UnitEvidence], targets: set[int], tail: str) -> list[UnitEvidence]:
@@ -121,7 +116,7 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
     figure = Figure(figsize=(1.3 * columns, 1.7 * rows), dpi=120)
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False)
-    # Placed by hand: matplotlib's own layout of many small pictures takes longer than all the rest of the report.
+    # Placed by hand, which is faster than matplotlib's own layout of many small pictures.
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.4 / (1.7 * rows), wspace=0.08, hspace=0.45)
     for axes in grid.flat:
         axes.axis("off")
