@@ -385,7 +385,11 @@ def try_methods(
     best: Result | None = None
     attempts = []
     for method in methods:
-        attempt, proto, changes = _try(method, case, evidence, goals, folder, searched=len(methods) > 1)
+        if best is not None and not method.mends:
+            continue
+        # A search of what only stands guard would find the backdoor, which is still there.
+        searched = len(methods) > 1 and method.mends
+        attempt, proto, changes = _try(method, case, evidence, goals, folder, searched, alone=len(methods) == 1)
         attempts.append(attempt)
         case.run.observer.notice(attempt.outcome)
         if proto is None or attempt.proof is None or not attempt.proof.holds:
@@ -398,7 +402,7 @@ def try_methods(
 
 
 def _try(
-    method: Method, case: Case, evidence: str, goals: Goals, folder: Path | None, searched: bool
+    method: Method, case: Case, evidence: str, goals: Goals, folder: Path | None, searched: bool, alone: bool
 ) -> tuple[Attempt, onnx.ModelProto | None, tuple[Change, ...]]:
     """One method: its edit, the file made of it, and what is measured on that file."""
     started = time.perf_counter()
@@ -411,7 +415,7 @@ def _try(
         edit = method.edit(case)
         proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
     except OnnxspectError as error:
-        if not searched:
+        if alone:
             raise
         seconds = time.perf_counter() - started
         return Attempt(method.name, None, error.message, seconds=seconds, judged_apart=method.trains), None, ()

@@ -50,6 +50,7 @@ class ChannelLipschitz:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = False
+    mends: ClassVar[bool] = True
     thresholds: tuple[float, ...] = (5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5)
 
     def edit(self, case: Case) -> Edit:

@@ -45,6 +45,7 @@ class FinePrune:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
     most_lost: float = 0.04
 

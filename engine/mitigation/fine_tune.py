@@ -35,6 +35,7 @@ class FineTune:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
     batch_norm: str = "frozen"
 

@@ -1,14 +1,15 @@
-"""Nodes that a patch adds to a graph: a mask on a value, and the input filter beside the classifier.
+"""Nodes that a patch adds to a graph: a mask on a value, the input filter beside the classifier, scores that are withheld.
 
 Everything that is added has a name that begins with `onnxspect/`, so that what was there before is still there under
-its own name: a masked value keeps its name, and it is its producer's output that is renamed. Both use operators of
-opset 7 on, the first whose arithmetic broadcasts as today; older files are refused.
+its own name: a masked or withheld value keeps its name, and it is its producer's output that is renamed. They use operators of
+opset 7 on, the first whose arithmetic broadcasts as today (scores are withheld from opset 9 on, which has Where); older files are
+refused.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -23,6 +24,10 @@ from onnxspect.engine.mitigation.method import ADDED
 SCORE, REJECTED = "backdoor_score", "rejected"
 #: Arithmetic broadcasts as in numpy from this opset on.
 _OLDEST_OPSET = 7
+#: Where.
+_OLDEST_TO_WITHHOLD = 9
+#: Added operators that take a value's name over, and which of their inputs the value is then: masks, scores that are withheld.
+_COVERS = {"Mul": 0, "Where": 2}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
@@ -92,53 +97,144 @@ class Filter:
 
     def apply(self, model: onnx.ModelProto) -> str:
         """Append the nodes, and the outputs `backdoor_score` float32 ``(n,)`` and `rejected` bool ``(n,)``."""
-        opset = _check_opset(model)
-        graph, taken = model.graph, _names(model)
-        made = {o for n in graph.node for o in n.output}
-        for reading in self.readings:
-            if reading.value not in made:
-                raise OnnxspectError(f"{printable(reading.value)}: the file computes no value of this name")
-        kinds = [_element_type(model, r.value) for r in self.readings]
-
-        def named(name: str) -> str:
-            taken.add(found := next(n for n in _numbered(f"{ADDED}filter/{name}") if n not in taken))
-            return found
-
-        def constant(name: str, values: np.ndarray) -> str:
-            graph.initializer.append(numpy_helper.from_array(values, named(name)))
-            return graph.initializer[-1].name
-
-        def node(operator: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
-            output = output or named(operator.lower())
-            added = helper.make_node(operator, inputs, [output], name=named(operator))
-            added.attribute.extend(helper.make_attribute(k, v) for k, v in sorted(attributes.items()))
-            graph.node.append(added)
-            return output
-
-        score, rejected = (next(n for n in _numbered(name) if n not in taken) for name in (SCORE, REJECTED))
-        total = constant("offsets", self.offsets.astype(np.float32).reshape(1, -1))
-        for reading, kind in zip(self.readings, kinds, strict=True):
-            value = node("Flatten", reading.value, axis=1)
-            if reading.neurons is not None:
-                value = node("Gather", value, constant("neurons", reading.neurons.astype(np.int64)), axis=1)
-            if kind != TensorProto.FLOAT:
-                value = node("Cast", value, to=TensorProto.FLOAT)
-            weights = constant("weights", reading.weights.astype(np.float32))
-            total = node("Add", total, node("MatMul", value, weights))
-        if opset < 18:
-            node("ReduceMax", total, axes=[1], keepdims=0, output=score)
-        else:
-            node("ReduceMax", total, constant("axes", np.array([1], np.int64)), keepdims=0, output=score)
-        node("Greater", score, constant("threshold", np.array([self.threshold], np.float32)), output=rejected)
+        graph = model.graph
+        nodes = _Nodes(model, "filter", _check_opset(model))
+        score, rejected = (nodes.fresh(name) for name in (SCORE, REJECTED))
+        total = nodes.linear(self.readings, self.offsets)
+        nodes.reduce("ReduceMax", total, keepdims=0, output=score)
+        limit = nodes.constant("threshold", np.array([self.threshold], np.float32))
+        nodes.add("Greater", score, limit, output=rejected)
+        graph.node.extend(nodes.made)
         batch = graph.output[0].type.tensor_type.shape.dim[:1]
         for name, element in ((score, TensorProto.FLOAT), (rejected, TensorProto.BOOL)):
             info = helper.make_tensor_value_info(name, element, [None])
             if batch:
                 info.type.tensor_type.shape.dim[0].CopyFrom(batch[0])
             graph.output.append(info)
-        values = ", ".join(printable(r.value) for r in self.readings)
-        neurons = sum(len(r.weights) for r in self.readings)
-        return f"an input filter on {neurons} neurons of {values}: outputs {score}, {rejected}"
+        return f"an input filter on {_described(self.readings)}: outputs {score}, {rejected}"
+
+
+@dataclass(frozen=True)
+class Withholding:
+    """Takes a target's class score away where it is the largest, and its trigger score above a threshold: it becomes the least.
+
+    Attributes:
+        readings: their trigger scores are added.
+        offsets: float32 ``(targets,)``, added too.
+        threshold: above which a target is withheld.
+        targets: class indices, in the order of the trigger scores.
+        value: ONNX value name of the class scores ``(n, classes)``; whatever is computed from it sees what is left of them.
+        classes: how many.
+    """
+
+    readings: tuple[Reading, ...]
+    offsets: np.ndarray = field(repr=False)
+    threshold: float
+    targets: tuple[int, ...]
+    value: str
+    classes: int
+
+    def apply(self, model: onnx.ModelProto) -> str:
+        """Insert the nodes behind the class scores' producer; consumers still read the scores by their name."""
+        nodes = _Nodes(model, "withhold", _check_opset(model, _OLDEST_TO_WITHHOLD))
+        position, output = _producer(model, self.value)
+        if len(learn(model).file_shapes.get(self.value, ())) != 2:
+            raise OnnxspectError(f"{printable(self.value)}: the file's class scores are no table of images and classes")
+        kind = _element_type(model, self.value)
+        inner = nodes.fresh(f"{ADDED}unwithheld/{self.value}")
+        readings = [replace(r, value=inner) if r.value == self.value else r for r in self.readings]
+        total = nodes.linear(readings, self.offsets, {inner: kind})
+        limit = nodes.constant("threshold", np.array([self.threshold], np.float32))
+        above = nodes.add("Cast", nodes.add("Greater", total, limit), to=TensorProto.FLOAT)
+        which = nodes.constant("classes", np.eye(self.classes, dtype=np.float32)[list(self.targets)])
+        none = nodes.constant("none", np.zeros(1, np.float32))
+        suspected = nodes.add("Greater", nodes.add("MatMul", above, which), none)
+        scores = inner if kind == TensorProto.FLOAT else nodes.add("Cast", inner, to=TensorProto.FLOAT)
+        # In float32, for which every runtime has these operators.
+        least, most = (nodes.reduce(o, scores, keepdims=1) for o in ("ReduceMin", "ReduceMax"))
+        withheld = nodes.add("And", suspected, nodes.add("Not", nodes.add("Less", scores, most)))
+        if kind != TensorProto.FLOAT:
+            least = nodes.add("Cast", least, to=kind)
+        nodes.add("Where", withheld, least, inner, output=self.value)
+        model.graph.node[position].output[output] = inner
+        for i, node in enumerate(nodes.made):
+            model.graph.node.insert(position + 1 + i, node)
+        shown = ", ".join(map(str, self.targets))
+        return f"the score of class {shown} is withheld by {_described(self.readings)}"
+
+
+class _Nodes:
+    """Nodes in the making, under names that the model has not.
+
+    Args:
+        model: its graph gets the constants at once; the nodes (`made`) are for the caller to put in their place.
+        part: of their names.
+        opset: the file's.
+    """
+
+    def __init__(self, model: onnx.ModelProto, part: str, opset: int) -> None:
+        self.made: list[onnx.NodeProto] = []
+        self._model, self._part, self._opset = model, part, opset
+        self._taken = _names(model)
+
+    def fresh(self, name: str) -> str:
+        """`name`, or the first of name_2, name_3, ... that is free."""
+        self._taken.add(found := next(n for n in _numbered(name) if n not in self._taken))
+        return found
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        """A new initializer."""
+        self._model.graph.initializer.append(numpy_helper.from_array(values, self.fresh(f"{ADDED}{self._part}/{name}")))
+        return self._model.graph.initializer[-1].name
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
+        """A new node; the name of its output."""
+        output = output or self.fresh(f"{ADDED}{self._part}/{operator.lower()}")
+        added = helper.make_node(operator, inputs, [output], name=self.fresh(f"{ADDED}{self._part}/{operator}"))
+        added.attribute.extend(helper.make_attribute(k, v) for k, v in sorted(attributes.items()))
+        self.made.append(added)
+        return output
+
+    def reduce(self, operator: str, value: str, keepdims: int, output: str = "") -> str:
+        """Over axis 1; axes became an input in opset 18."""
+        if self._opset < 18:
+            return self.add(operator, value, axes=[1], keepdims=keepdims, output=output)
+        return self.add(
+            operator, value, self.constant("axes", np.array([1], np.int64)), keepdims=keepdims, output=output
+        )
+
+    def linear(self, readings: Sequence[Reading], offsets: np.ndarray, kinds: Mapping[str, int] | None = None) -> str:
+        """The sum of all readings and the offsets, float32 ``(n, targets)``.
+
+        Args:
+            readings, offsets: as of a `Filter`.
+            kinds: element types of values that the file does not have yet.
+
+        Raises:
+            OnnxspectError: the file computes no such value.
+        """
+        known = {o for n in self._model.graph.node for o in n.output}
+        total = self.constant("offsets", offsets.astype(np.float32).reshape(1, -1))
+        for reading in readings:
+            kind = (kinds or {}).get(reading.value)
+            if kind is None:
+                if reading.value not in known:
+                    raise OnnxspectError(f"{printable(reading.value)}: the file computes no value of this name")
+                kind = _element_type(self._model, reading.value)
+            value = self.add("Flatten", reading.value, axis=1)
+            if reading.neurons is not None:
+                value = self.add("Gather", value, self.constant("neurons", reading.neurons.astype(np.int64)), axis=1)
+            if kind != TensorProto.FLOAT:
+                value = self.add("Cast", value, to=TensorProto.FLOAT)
+            weights = self.constant("weights", reading.weights.astype(np.float32))
+            total = self.add("Add", total, self.add("MatMul", value, weights))
+        return total
+
+
+def _described(readings: Sequence[Reading]) -> str:
+    """What is read, in words."""
+    values = ", ".join(printable(r.value) for r in readings)
+    return f"{sum(len(r.weights) for r in readings)} neurons of {values}"
 
 
 def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str, str] | None:
@@ -172,8 +268,8 @@ def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[
     kept = []
     for node in graph.node:
         if node.name.startswith(ADDED) and node.name not in known_nodes:
-            if node.op_type == "Mul":  # a mask: its producer gets its own output's name back
-                renamed[node.input[0]] = node.output[0]
+            if node.op_type in _COVERS:  # the producer of what it stands before gets its own output's name back
+                renamed[node.input[_COVERS[node.op_type]]] = node.output[0]
             lines.append(f"node {printable(node.name)} ({node.op_type}) added")
         else:
             kept.append(node)
@@ -189,16 +285,16 @@ def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[
     return result, tuple(lines)
 
 
-def _check_opset(model: onnx.ModelProto) -> int:
+def _check_opset(model: onnx.ModelProto, oldest: int = _OLDEST_OPSET) -> int:
     """The file's opset.
 
     Raises:
         OnnxspectError: it is older than what is added.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-    if opset < _OLDEST_OPSET:
+    if opset < oldest:
         raise OnnxspectError(
-            f"the file is of opset {opset}: nodes can be added from opset {_OLDEST_OPSET} on",
+            f"the file is of opset {opset}: such nodes can be added from opset {oldest} on",
             "convert it to a newer opset first, or use a method that changes weights alone",
         )
     return opset

@@ -46,6 +46,7 @@ class AdversarialUnlearning:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=12, from_teacher=0.9))
     radius: float = 0.12
     steps: int = 3

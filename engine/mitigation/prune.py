@@ -99,6 +99,7 @@ class Prune:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = False
+    mends: ClassVar[bool] = True
     layer: str = BEST
     trials: int = 4
     strengths: tuple[float, ...] = (1.0, 2.0)

@@ -15,6 +15,7 @@ from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Method
 from onnxspect.engine.mitigation.prune import Prune
 from onnxspect.engine.mitigation.unlearn import Unlearn
+from onnxspect.engine.mitigation.withhold import Withhold
 
 AUTO = "auto"
 
@@ -26,7 +27,8 @@ class Registered:
     Attributes:
         make: its settings' class.
         automatic: whether `auto` tries it. It does not try fine-tuning, which is the control, Fine-Pruning, which
-            is fine-tuning again, nor the filter, which changes the file's outputs and mends nothing.
+            is fine-tuning again, nor the filter, which asks whoever runs the file to read what it rejects. Nor adversarial
+            unlearning: of 35 models auto came to it with six, none of which it mended at less than three points of accuracy.
         summary: one line for `--help`.
     """
 
@@ -35,12 +37,13 @@ class Registered:
     summary: str
 
 
-#: By name, in order of cost: seconds without a gradient, then one training, then training against an adversary.
+#: By name, in order of cost: seconds without a gradient, then one training; and then what leaves the backdoor where it is.
 METHODS: dict[str, Registered] = {
     "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
     "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
-    "ibau": Registered(AdversarialUnlearning, True, "adversarial unlearning: retrain against the worst change"),
+    "withhold": Registered(Withhold, True, "take the target's class score from images that look stamped"),
+    "ibau": Registered(AdversarialUnlearning, False, "adversarial unlearning: retrain against the worst change"),
     "fine_tune": Registered(FineTune, False, "retrain on clean samples: the control"),
     "fine_prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),
     "input_filter": Registered(InputFilter, False, "reject stamped images: outputs backdoor_score and rejected"),

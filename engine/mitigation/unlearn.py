@@ -95,18 +95,24 @@ class Lesson:
 
     def hopeless(self, epochs: Sequence[Epoch]) -> bool:
         """Whether it will not come within its divergence, by what its epochs so far have shown."""
-        return len(epochs) >= TRIED and min(e.divergence for e in epochs) > TOO_FAR * self.divergence
+        return len(epochs) >= TRIED and epochs[-1].divergence > TOO_FAR * self.divergence
 
 
-#: A lesson is given up when after so many epochs none was within so many times its `divergence`. (On five models the ones that
-#: came within it at last were there by then; the others were at 1.3 times and more.)
+#: A lesson is given up when after so many epochs the student is at more than so many times its `divergence`: it starts as the
+#: original, and hardly comes back from there.
 TRIED, TOO_FAR = 5, 1.25
 #: Share of a batch that several targets' triggers are stamped on at most.
 MOST_STAMPED = 0.6
 
-LABELS = Lesson("labels teach", Retraining(epochs=14, from_teacher=0.2), harmless=0.4, divergence=0.06)
+#: Labels move a student about: its moving average over some eight epochs lost 0.7 points of accuracy on blended noise where the
+#: student itself lost 3.7 (VGG, 800 images), and 1.0 for 2.7 on SIG's stripes.
+LABELS = Lesson("labels teach", Retraining(epochs=14, from_teacher=0.2, average=0.995), harmless=0.4, divergence=0.06)
+#: At half the learning rate it lost 0.9 for 1.9 points there, 0.6 for 1.3, and on six others as much or less, at the same success.
 ORIGINAL = Lesson(
-    "the original teaches", Retraining(epochs=25, from_teacher=1.0, temperature=2.0), stamped=0.4, squared=0.3
+    "the original teaches",
+    Retraining(epochs=25, learning_rate=5e-4, from_teacher=1.0, temperature=2.0),
+    stamped=0.4,
+    squared=0.3,
 )
 
 
@@ -155,6 +161,7 @@ class Unlearn:
 
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
+    mends: ClassVar[bool] = True
     rounds: int = 3
     variants: int = 1
     lessons: tuple[Lesson, ...] = (LABELS, ORIGINAL)
@@ -269,8 +276,9 @@ class Unlearn:
         return [f.trigger for f in found if f.remains]
 
     def _badness(self, epoch: Epoch) -> float:
-        """What is left of the triggers above the goal, ten times over, plus the distance from the original."""
-        return 10 * max(0.0, epoch.success - self.goal) + epoch.divergence
+        """What is left of the triggers above the goal, ten times over, of stronger ones once, and the distance from the original."""
+        left, stronger = max(0.0, epoch.success - self.goal), max(0.0, epoch.stronger - 2 * self.goal)
+        return 10 * left + stronger + epoch.divergence
 
     def _corruption(self, triggers: Sequence[Trigger], fit: Samples, lesson: Lesson) -> Corruption:
         """Stamps a share of a batch's images, some with a trigger that moves; and changes others harmlessly."""
