@@ -48,11 +48,6 @@ class Trigger:
     room: float = MOST_ROOM
     smallest: bool = True
 
-    @property
-    def most_strength(self) -> float:
-        """The largest multiple at which it may be stamped: twice it where its room is `MOST_ROOM`, and less where it is less."""
-        return max(1.0, 2.0 * min(1.0, self.room / MOST_ROOM)) if self.smallest else 1.0
-
     def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
         """Which images its success is counted on, bool ``(n,)``.
 
