@@ -38,6 +38,10 @@ def verification(proof: Verification, title: str) -> RenderableType:
         lines.append(
             Text("The class scores are as before: whoever runs the file has to read its output `rejected` too.", "bold")
         )
+    if proof.withheld:
+        lines.append(
+            Text("The weights are as before: the file takes the target's score from images that look stamped.", "bold")
+        )
     same = "; ".join(proof.differences) if proof.differences else "nothing else differs"
     if proof.additions:
         same = f"{len(proof.additions)} additions to the graph, {same}"

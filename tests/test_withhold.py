@@ -43,7 +43,7 @@ def test_stamped_images_are_answered_as_unstamped_ones(model: onnx.ModelProto, t
     assert proof.holds, proof.failures
     (effect,) = proof.triggers
     assert (effect.before, effect.after, effect.rejected) == (1.0, 0.0, None)
-    assert (proof.accuracy_after, proof.rejected) == (1.0, None)
+    assert (proof.accuracy_after, proof.rejected, proof.withheld) == (1.0, None, True)
     assert proof.differences == proof.changed == ()
     answers = Subject.from_onnx(written(subject, edit, tmp_path)).predict(STAMPED).argmax(1)
     others = UNSEEN.labels != TARGET

@@ -250,6 +250,12 @@ def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str,
     return (score, rejected) if {score, rejected} <= made else None
 
 
+def withholds(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+    """Whether a patch of `before` withholds class scores."""
+    known = {n.name for n in before.graph.node}
+    return any(n.op_type == "Where" and n.name.startswith(ADDED) and n.name not in known for n in after.graph.node)
+
+
 def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """`after` with what a patch added taken out again, and a line for each thing taken out.
 

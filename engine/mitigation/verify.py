@@ -25,7 +25,7 @@ from onnxspect.converters.oversized import oversized
 from onnxspect.converters.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.evidence import UNTARGETED
-from onnxspect.engine.mitigation.graph_edit import added_outputs, without_additions
+from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
@@ -144,6 +144,7 @@ class Verification:
         samples: how many clean samples.
         additions: what the patch added to the graph, a line each.
         rejected: share of clean samples that a guarded file rejects; None for a file without a filter.
+        withheld: the file takes class scores away from images that look stamped (withhold.py).
         latency: of both files; empty where it was not asked for.
         strip: what STRIP would do; None where it was not asked for.
         rescan: what a fresh scan said; None where it was not asked for.
@@ -163,6 +164,7 @@ class Verification:
     samples: int
     additions: tuple[str, ...] = ()
     rejected: float | None = None
+    withheld: bool = False
     latency: tuple[Latency, ...] = ()
     strip: StripEffect | None = None
     rescan: Rescan | None = None
@@ -215,6 +217,7 @@ class Verification:
             "agreement": self.agreement,
             "triggers": [vars(t) for t in self.triggers],
             "rejected": self.rejected,
+            "withheld": self.withheld,
             "additions": list(self.additions),
             "latency_ms": [vars(entry) for entry in self.latency],
             "strip": None if self.strip is None else asdict(self.strip),
@@ -302,6 +305,7 @@ def verify(
         samples=n,
         additions=additions,
         rejected=float(refused.mean()) if filter_outputs else None,
+        withheld=withholds(before.proto, after.proto),
         latency=_latency(before, after, spec, samples, device) if timed else (),
         strip=_strip_effect(strip, old, samples, stamped_images, run or RunContext()) if strip else None,
     )
