@@ -74,6 +74,43 @@ def logits_of(model: onnx.ModelProto) -> LogitsInfo:
     )
 
 
+def switch_of(model: onnx.ModelProto, value: str) -> str:
+    """Name of the node that chooses between class scores by a comparison of its own with the image, or "".
+
+    A threshold has no slope: a search along gradients sees what lies in front of such a node, and never makes it switch. Filters
+    that are part of the answer are built so (engine/mitigation/withhold.py), and an attacker could build the like.
+
+    Args:
+        model: the file.
+        value: ONNX name of its class scores.
+    """
+    producers = {name: node for node in model.graph.node for name in node.output if name}
+    for _ in range(_MAX_WALK):
+        node = producers.get(value)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return ""
+        if node.op_type == "Where":
+            return (node.name or value) if _sees_image(model, node.input[0], producers) else ""
+        if node.op_type not in _CARRIERS:
+            return ""
+        value = node.input[0]
+    return ""
+
+
+def _sees_image(model: onnx.ModelProto, value: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
+    """Whether a value depends on an input of the graph."""
+    inputs = {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer}
+    seen, waiting = set(), [value]
+    while waiting:
+        name = waiting.pop()
+        if name in inputs:
+            return True
+        if name not in seen and name in producers:
+            seen.add(name)
+            waiting += producers[name].input
+    return False
+
+
 def _walk(name: str, producers: Mapping[str, onnx.NodeProto], knowledge: Knowledge) -> LogitsInfo | None:
     """Back from the output `name`; None where it leads to nothing that has the form of class scores."""
     removed: list[onnx.NodeProto] = []

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from onnxspect.converters.logits import switch_of
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
@@ -108,7 +109,7 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = decide(evidence, checked.subject.classes)
+        verdict = decide(evidence, checked.subject.classes, switch=_switch(checked.subject))
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds)
@@ -138,6 +139,13 @@ def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skippe
     if isinstance(found, Skipped):
         return found
     return replace(found, convicts=found.convicts and detector.convicts)
+
+
+def _switch(subject: Subject) -> str:
+    """The node that hides what is in front of the class scores from the searches, or ""."""
+    if subject.file is None or subject.logits is None:
+        return ""
+    return switch_of(subject.file.proto, subject.logits.value)
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:

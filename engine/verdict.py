@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxspect.converters.text import printable
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.kind import suggest_kind
 from onnxspect.engine.null_model import (
@@ -78,7 +79,7 @@ class Verdict:
     classes: tuple[ClassFinding, ...]
 
 
-def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA) -> Verdict:
+def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA, switch: str = "") -> Verdict:
     """Combine what the detectors found into one verdict.
 
     A class is named where its corrected p-value is below `alpha` *and* its trigger carries over to clean samples that
@@ -88,6 +89,8 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         evidence: from every detector that was asked for.
         classes: number of classes of the subject.
         alpha: allowed rate of false alarms per model.
+        switch: the node that hides part of the model from gradients (converters/logits.py), or "": where there is one, finding
+            nothing says nothing.
     """
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
@@ -121,6 +124,9 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
         reasons = named + reasons
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
+    if switch:
+        hidden = f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees"
+        return Verdict("inconclusive", (), p_value, (hidden, *reasons), findings)
     able = [e for e in ran if e.convicts]
     weak = _not_enough(able, classes)
     if not able:

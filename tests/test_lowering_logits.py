@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from test_lowering_core import array, model, node
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.logits import LogitsInfo, logits_of
+from onnxspect.converters.logits import LogitsInfo, logits_of, switch_of
 from onnxspect.converters.lowering import lower
 from onnxspect.converters.oracle import Oracle
 
@@ -157,3 +157,21 @@ def test_a_chain_without_end_is_left() -> None:
     """A thousand copies behind the logits: looked through only so far, and the value that was reached is taken."""
     nodes = [node("Identity", f"v{i}" if i else "x", f"v{i + 1}") for i in range(1000)]
     assert logits_of(model(nodes, outputs=("v1000",))).value == "v1000"
+
+
+@pytest.mark.parametrize(
+    ("ending", "switch"),
+    [
+        ([node("Greater", "z zero", "c"), node("Where", "c z b", name="gate")], "gate"),
+        ([node("Greater", "z zero", "c"), node("Where", "c z b", "g"), node("Identity", "g")], "g"),
+        # A condition that no image changes hides nothing; nor does a comparison before the last weights.
+        ([node("Greater", "b zero", "c"), node("Where", "c z b", name="mask")], ""),
+        ([node("Greater", "z zero", "c"), node("Where", "c z b", "g"), node("Add", "g b")], ""),
+        ([node("Identity", "z")], ""),
+    ],
+    ids=["switch", "behind a copy", "constant", "before a sum", "none"],
+)
+def test_a_switch_in_front_of_the_scores_is_seen(ending: list[onnx.NodeProto], switch: str) -> None:
+    constants = {"w": array((4, 3), 1), "b": array((3,), 2), "zero": np.float32(0.0)}
+    proto = model([node("Gemm", "x w b", "z"), *ending], constants, outputs=("y",), opset=13)
+    assert switch_of(proto, "y") == switch

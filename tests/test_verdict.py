@@ -53,6 +53,18 @@ def test_clean() -> None:
     assert "no class stands out" in verdict.reasons[0]
 
 
+def test_nothing_found_behind_a_switch_says_nothing() -> None:
+    """What no gradient sees past hides nothing that was found in spite of it."""
+    verdict = decide([evidence(CLEAN)], 10, switch="gate")
+    assert (verdict.verdict, verdict.targets, verdict.p_value) == (
+        "inconclusive",
+        (),
+        decide([evidence(CLEAN)], 10).p_value,
+    )
+    assert "chosen by a comparison (gate)" in verdict.reasons[0]
+    assert decide([evidence(planted())], 10, switch="gate") == decide([evidence(planted())], 10)
+
+
 def test_backdoored() -> None:
     verdict = decide([evidence(planted())], 10)
     assert (verdict.verdict, verdict.targets) == ("backdoored", (3,))

@@ -29,6 +29,7 @@ from onnxspect.engine.mitigation.graph_edit import Reading, Withholding
 from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.mitigation.withhold import Withhold
 from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.scan import scan
 from onnxspect.engine.subject import Subject
 
 STAMPED = stamp(UNSEEN.images, dict(patch_trigger().arrays))
@@ -167,6 +168,18 @@ def test_twice_the_same_bits(tmp_path: Path) -> None:
     for model in (one, two):
         del model.metadata_props[:]
     assert one == two
+
+
+def test_a_scan_does_not_call_the_file_clean(tmp_path: Path) -> None:
+    """No gradient sees past the threshold: the backdoor, which is still there, is not found by searches."""
+    subject = opened(channel_model(), tmp_path)
+    out = written(subject, Withhold().edit(case_of(subject)), tmp_path)
+    some = quadrant_images(20, 9)
+    data = tmp_path / "clean.npz"
+    np.savez(data, images=(255 * some.images).round().astype(np.uint8).transpose(0, 2, 3, 1), labels=some.labels)
+    report = scan(out, data, tmp_path / "run", "quick", detectors=["neural-cleanse"]).report
+    assert report["verdict"] == "inconclusive"
+    assert "chosen by a comparison (onnxspect/withhold/Where)" in report["reasons"][0]
 
 
 def test_refusals(tmp_path: Path) -> None:
