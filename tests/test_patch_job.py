@@ -262,7 +262,7 @@ def test_diff_tells_what_a_patch_added_from_what_it_changed(tmp_path: Path) -> N
     done = CliRunner().invoke(cli, ["diff", str(tmp_path / "model.onnx"), str(out), "--json"], standalone_mode=False)
     assert done.return_value == 1
     found = json.loads(done.stdout)["differences"]
-    assert [d["text"] for d in found if d["kind"] == "added"] == ["node onnxspect/masking/sum (Mul) added"]
+    assert [d["text"] for d in found if d["kind"] == "added"] == ["node onnxspect/mask/sum/Mul (Mul) added"]
     assert {d["kind"] for d in found} == {"added", "metadata"}
 
 

@@ -49,20 +49,13 @@ class Mask:
 
     def apply(self, model: onnx.ModelProto) -> str:
         """Insert a Mul behind the value's producer; consumers still read the value by its name."""
-        _check_opset(model)
-        position, output = _producer(model, self.value)
-        node = model.graph.node[position]
-        inner = _fresh(model, f"{ADDED}unmasked/{self.value}")
-        mask = _fresh(model, f"{ADDED}mask/{self.value}")
+        nodes = _Nodes(model, f"mask/{self.value}", _check_opset(model))
         kind = _element_type(model, self.value)
         shape = [-1 if i == self.axis else 1 for i in range(self.rank)]
         values = self.keep.astype(helper.tensor_dtype_to_np_dtype(kind)).reshape(shape)
-        node.output[output] = inner
-        model.graph.initializer.append(numpy_helper.from_array(values, mask))
-        masking = helper.make_node(
-            "Mul", [inner, mask], [self.value], name=_fresh(model, f"{ADDED}masking/{self.value}")
-        )
-        model.graph.node.insert(position + 1, masking)
+        inner = nodes.fresh(f"{ADDED}unmasked/{self.value}")
+        nodes.add("Mul", inner, nodes.constant("keep", values), output=self.value)
+        nodes.stand_before(self.value, inner)
         return f"a mask on {printable(self.value)} that keeps {int(self.keep.sum())} of {len(self.keep)} neurons"
 
 
@@ -137,7 +130,7 @@ class Withholding:
     def apply(self, model: onnx.ModelProto) -> str:
         """Insert the nodes behind the class scores' producer; consumers still read the scores by their name."""
         nodes = _Nodes(model, "withhold", _check_opset(model, _OLDEST_TO_WITHHOLD))
-        position, output = _producer(model, self.value)
+        _producer(model, self.value)
         if len(learn(model).file_shapes.get(self.value, ())) != 2:
             raise OnnxspectError(f"{printable(self.value)}: the file's class scores are no table of images and classes")
         kind = _element_type(model, self.value)
@@ -156,9 +149,7 @@ class Withholding:
         if kind != TensorProto.FLOAT:
             least = nodes.add("Cast", least, to=kind)
         nodes.add("Where", withheld, least, inner, output=self.value)
-        model.graph.node[position].output[output] = inner
-        for i, node in enumerate(nodes.made):
-            model.graph.node.insert(position + 1 + i, node)
+        nodes.stand_before(self.value, inner)
         shown = ", ".join(map(str, self.targets))
         return f"the score of class {shown} is withheld by {_described(self.readings)}"
 
@@ -176,6 +167,17 @@ class _Nodes:
         self.made: list[onnx.NodeProto] = []
         self._model, self._part, self._opset = model, part, opset
         self._taken = _names(model)
+
+    def stand_before(self, value: str, inner: str) -> None:
+        """Put what was made behind the producer of `value`, which is called `inner` from now on; consumers read on by its name.
+
+        Raises:
+            OnnxspectError: the file computes no such value.
+        """
+        position, output = _producer(self._model, value)
+        self._model.graph.node[position].output[output] = inner
+        for i, node in enumerate(self.made):
+            self._model.graph.node.insert(position + 1 + i, node)
 
     def fresh(self, name: str) -> str:
         """`name`, or the first of name_2, name_3, ... that is free."""
@@ -213,12 +215,12 @@ class _Nodes:
         Raises:
             OnnxspectError: the file computes no such value.
         """
-        known = {o for n in self._model.graph.node for o in n.output}
+        made = {o for n in self._model.graph.node for o in n.output}
         total = self.constant("offsets", offsets.astype(np.float32).reshape(1, -1))
         for reading in readings:
             kind = (kinds or {}).get(reading.value)
             if kind is None:
-                if reading.value not in known:
+                if reading.value not in made:
                     raise OnnxspectError(f"{printable(reading.value)}: the file computes no value of this name")
                 kind = _element_type(self._model, reading.value)
             value = self.add("Flatten", reading.value, axis=1)
@@ -343,9 +345,3 @@ def _numbered(name: str) -> Iterator[str]:
     while True:
         yield f"{name}_{number}"
         number += 1
-
-
-def _fresh(model: onnx.ModelProto, name: str) -> str:
-    """`name`, or the first of name_2, name_3, ... that the model does not use."""
-    taken = _names(model)
-    return next(n for n in _numbered(name) if n not in taken)
