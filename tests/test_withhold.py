@@ -162,6 +162,27 @@ def test_no_more_clean_accuracy_goes_than_may(lost: float, tmp_path: Path) -> No
     assert max(draws) <= lost + 3 * (lost / 320) ** 0.5
 
 
+@pytest.mark.parametrize("lost", [0.0, 0.5, 1.0])
+def test_any_price(lost: float, tmp_path: Path) -> None:
+    """Nothing, more than the target's images are, everything."""
+    subject = opened(neuron_model(), tmp_path)
+    case = replace(case_of(subject), accuracy_lost=lost)
+    oracle = Oracle(written(subject, Withhold().edit(case), tmp_path))
+    clean, stamped = (oracle.run({"image": i})[0].argmax(1) for i in (UNSEEN.images, STAMPED))
+    others = UNSEEN.labels != TARGET
+    np.testing.assert_array_equal(stamped[others], UNSEEN.labels[others])
+    np.testing.assert_array_equal(clean[others], UNSEEN.labels[others])
+    assert (clean[~others] == TARGET).all() == (lost == 0.0)
+
+
+def test_where_no_image_is_taken_for_the_target(tmp_path: Path) -> None:
+    subject = opened(neuron_model(), tmp_path)
+    fit = quadrant_images(16, 0)
+    case = case_of(subject, fit=fit.take(np.flatnonzero(fit.labels != TARGET)))
+    answers = Oracle(written(subject, Withhold().edit(case), tmp_path)).run({"image": STAMPED})[0].argmax(1)
+    assert (answers[UNSEEN.labels != TARGET] != TARGET).all()
+
+
 def test_twice_the_same_bits(tmp_path: Path) -> None:
     subject = opened(channel_model(), tmp_path)
     one, two = (onnx.load(written(subject, Withhold().edit(case_of(subject)), tmp_path, n)) for n in ("one", "two"))

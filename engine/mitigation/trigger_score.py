@@ -164,7 +164,7 @@ def threshold(scores: np.ndarray, share: float) -> float:
     n = len(scores)
     allowed = n * share - (n * share * (1 - share)) ** 0.5
     ordered = np.sort(scores)
-    last = n - 1 - max(0, int(np.floor(allowed)))
+    last = max(0, n - 1 - max(0, int(np.floor(allowed))))
     if last == n - 1:  # too few images for that share: above all of them
         return float(ordered[-1] + (ordered[-1] - ordered[-2]) / 2) if n > 1 else float(ordered[-1])
     return float(ordered[last : last + 2].mean())

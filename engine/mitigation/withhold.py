@@ -95,10 +95,9 @@ class _Tried:
         """With the threshold that costs no more than it may."""
         answers = case.subject.predict(case.fit.images).argmax(1)
         own = _own(score.unseen, answers, score.targets)
-        # A wrong answer that is withheld costs nothing.
-        limit = threshold(np.where(answers == case.fit.labels, own, -np.inf), case.accuracy_lost)
-        if not np.isfinite(limit):  # so much may be lost that all of the targets' images may
-            limit = float(own[np.isfinite(own)].min(initial=0.0))
+        counted = (answers == case.fit.labels) & (own > -np.inf)  # a wrong answer that is withheld costs nothing
+        below = own[counted].min(initial=0.0) - 1
+        limit = threshold(np.where(counted, own, below), case.accuracy_lost)
         return cls(score, limit, max(_led(case, score, t, limit) for t in case.triggers))
 
 
