@@ -304,6 +304,10 @@ def test_text(by_hand: dict[str, Report], scanned: tuple[Report, Path]) -> None:
             assert limit[:60] in shown
     assert "it needs <b>taps</b>" in as_plain_text(by_hand["clean"])
     assert "[bold red]x[/]" in as_plain_text(by_hand["clean"])
+    fed = {**by_hand["clean"]["preprocessing"]["chosen"], "layout": "NHWC", "channel_order": "BGR", "scale": 255.0}
+    fed |= {"mean": [103.9, 116.8, 123.7], "std": [1.0, 1.0, 1.0]}
+    report = {**by_hand["clean"], "preprocessing": {**by_hand["clean"]["preprocessing"], "chosen": fed}}
+    assert "(NHWC, BGR, times 255, mean 103.9, 116.8, 123.7)" in as_plain_text(report)
 
 
 def test_text_sends_no_control_codes_to_the_terminal(by_hand: dict[str, Report]) -> None:

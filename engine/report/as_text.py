@@ -41,11 +41,22 @@ def _render(report: dict[str, Any]) -> RenderableType:
     chosen = report["preprocessing"]["chosen"]
     facts.add_row("model", f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…")
     facts.add_row("data", f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly")
-    facts.add_row("input", escape(f"{chosen['name']} ({chosen['layout']}); {report['preprocessing']['why']}"))
+    facts.add_row("input", escape(f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}"))
     facts.add_row(
         "run", f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s"
     )
     return Group(*lines, facts, Text(), _classes(report), Text(), *_detectors(report), *_limits(report))
+
+
+def _fed(spec: dict[str, Any]) -> str:
+    """Layout, and by what pixels in [0, 1] are changed on their way into the model."""
+    words = [spec["layout"]]
+    words += [] if spec["channel_order"] == "RGB" else [spec["channel_order"]]
+    words += [] if spec["scale"] == 1 else [f"times {spec['scale']:g}"]
+    for name, plain in (("mean", 0), ("std", 1)):
+        if any(v != plain for v in spec[name]):
+            words.append(f"{name} " + ", ".join(f"{v:g}" for v in spec[name]))
+    return ", ".join(words)
 
 
 def _classes(report: dict[str, Any]) -> Table:
