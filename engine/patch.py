@@ -170,6 +170,7 @@ class Attempt:
         facts: what the method says of itself.
         seconds: wall time.
         judged_apart: its proof is of samples that had no part in making it.
+        mends: it takes the backdoor out, and does not only stand guard.
     """
 
     method: str
@@ -180,6 +181,7 @@ class Attempt:
     facts: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     judged_apart: bool = True
+    mends: bool = True
 
     @property
     def lost(self) -> float:
@@ -222,14 +224,14 @@ class Attempt:
         return self.lost <= goal + 0.5 / self.proof.samples  # half a sample of slack, as in Verification.failures
 
     @property
-    def rank(self) -> tuple[bool, bool, bool, float]:
+    def rank(self) -> tuple[bool, bool, bool, bool, float]:
         """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
 
-        First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that stops
-        the triggers, then the one that does less harm: accuracy most likely lost, and success of the trigger that still
+        First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that takes the
+        backdoor out, then the one that stops the triggers, then the one that does less harm: accuracy most likely lost, and success of the trigger that still
         works best. Both have a file.
         """
-        return self.good, self.withstands is not False, self.stops_triggers, -self.lost - self.worst
+        return self.good, self.withstands is not False, self.mends, self.stops_triggers, -self.lost - self.worst
 
     @property
     def outcome(self) -> str:
@@ -385,8 +387,6 @@ def try_methods(
     best: Result | None = None
     attempts = []
     for method in methods:
-        if best is not None and not method.mends:
-            continue
         # A search of what only stands guard would find the backdoor, which is still there.
         searched = len(methods) > 1 and method.mends
         attempt, proto, changes = _try(method, case, evidence, goals, folder, searched, alone=len(methods) == 1)
@@ -433,7 +433,15 @@ def _try(
         )
         left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
     attempt = Attempt(
-        method.name, proof, "", left, withstands, edit.facts, time.perf_counter() - started, method.trains
+        method.name,
+        proof,
+        "",
+        left,
+        withstands,
+        edit.facts,
+        time.perf_counter() - started,
+        method.trains,
+        method.mends,
     )
     return attempt, proto, tuple(changes)
 

@@ -144,7 +144,7 @@ class Method(Protocol):
     name: ClassVar[str]
     #: Whether weights are fitted to `Case.fit`, so that only `Case.guard` can judge them.
     trains: ClassVar[bool]
-    #: Whether it takes the backdoor out. What only stands guard beside it `auto` tries where nothing takes it out.
+    #: Whether it takes the backdoor out. What only stands guard is tried last, and not searched again.
     mends: ClassVar[bool]
 
     def edit(self, case: Case) -> Edit:
