@@ -228,8 +228,8 @@ class Attempt:
         """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
 
         First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that takes the
-        backdoor out, then the one that stops the triggers, then the one that does less harm: accuracy most likely lost, and success of the trigger that still
-        works best. Both have a file.
+        backdoor out, then the one that stops the triggers, then the one that does less harm: accuracy most likely lost, and
+        success of the trigger that still works best. Both have a file.
         """
         return self.good, self.withstands is not False, self.mends, self.stops_triggers, -self.lost - self.worst
 
