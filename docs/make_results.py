@@ -192,15 +192,15 @@ def _patches(r: dict[str, Any], heading: str = "Patches") -> str:
     rows = "\n".join(
         f"| {m['model']} | {m['method']} | {m.get('kept') or 'nothing'} | {_percent(m.get('asr_before'))} "
         f"| {_percent(m.get('asr_after'))} | {_percent(m.get('unstamped_after'))} | {_percent(m.get('accuracy_before'))} "
-        f"| {_percent(m.get('accuracy_after'))} |"
+        f"| {_percent(m.get('accuracy_after'))} | {m['images']} | {m.get('cpu_seconds', '-')} |"
         for m in r["rows"]
     )
     return (
-        f"## {heading}\n\n`{r['command']}`, {r['date']}, {r['device']}. True triggers, in onnxruntime, on {r['unseen']} unseen "
+        f"## {heading}\n\n`{r['command']}`, {r['date']}, {r['device']}. True triggers, in onnxruntime, on unseen "
         f"images; the target is {r['target']}. Unstamped: images of other classes that the patched file takes for the target "
         f"without any trigger, which no patch can go below.\n\n{_patches_in_short(r)}\n\n"
-        f"| model | method | written by | ASR before | after | unstamped | accuracy before | after |\n"
-        f"|---|---|---|---|---|---|---|---|\n{rows}\n"
+        f"| model | method | written by | ASR before | after | unstamped | accuracy before | after | images | CPU seconds |\n"
+        f"|---|---|---|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
 
@@ -219,11 +219,15 @@ def _patches_in_short(r: dict[str, Any]) -> str:
             )
         elif "written" in s:
             w = s["written"]
+            kept = [m["kept"] for m in r["rows"] if m["method"] == method and m["written"]]
+            by = ", ".join(f"{kept.count(k)} by {k}" for k in dict.fromkeys(sorted(kept, key=kept.count, reverse=True)))
             lines.append(
-                f"{method}, over the {s['files']} files it wrote of {s['models']}: ASR {_percent(w['asr_median'])} in the median, "
+                f"{method}, over the {s['files']} files it wrote of {s['models']} ({by}): ASR {_percent(w['asr_median'])} in the median, "
                 f"{_percent(w['asr_worst'])} at worst; accuracy lost {_percent(w['accuracy_lost_median'])} in the median, "
                 f"{_percent(w['accuracy_lost_worst'])} at worst."
             )
+    if r.get("note"):
+        lines.append(r["note"])
     return "\n".join(f"- {line}" for line in lines)
 
 
