@@ -10,7 +10,7 @@ An auditor has a few hundred clean images, not a tenth of the training set, so:
   whole pixels where the mask is above a random bar, of saturated colour, as a patch of an attacker's mostly is;
 * half of the stamped triggers move: they follow the student within twice the recovered trigger's size (adversary.py),
   since whatever opens the backdoor, the attacker's own trigger above all, lies near what the search has found;
-* there are two lessons. In the first the labels teach, and other images of a batch are warped or blended a little
+* there are two lessons. In the first the labels teach (and a moving average of the student is kept, which they jerk about less), and other images of a batch are warped or blended a little
   (harmless.py), for backdoors that open to what no search recovers: a model with WaNet's kept 95 % of it where the
   original taught, and 1 % where labels did. On few images of a hard task labels cost two or three points of accuracy,
   and a hundred held-out samples do not show it; how far the answers have moved (Epoch.divergence) does. Where they have
@@ -105,8 +105,8 @@ TRIED, TOO_FAR = 5, 1.25
 MOST_STAMPED = 0.6
 
 #: Labels move a student about: its moving average over some four epochs lost 1.2 points of accuracy on blended noise where the
-#: student itself lost 3.7 (VGG, 800 images), and 1.2 for 2.7 on SIG's stripes. Over eight epochs it lost less still (0.7, 1.0), but of
-#: a one-to-one patch, a chessboard and a single pixel more was left when the lesson was over.
+#: student itself lost 3.7 (VGG, 800 images), and 1.2 for 2.7 on SIG's stripes. Over eight epochs it lost less still (0.7, 1.0), but a
+#: one-to-one patch was not quite gone when the lesson was over.
 LABELS = Lesson("labels teach", Retraining(epochs=14, from_teacher=0.2, average=0.99), harmless=0.4, divergence=0.07)
 #: At half the learning rate it lost 0.9 for 1.9 points there, 0.6 for 1.3, and on six others as much or less, at the same success.
 ORIGINAL = Lesson(
