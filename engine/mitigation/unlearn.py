@@ -10,7 +10,8 @@ An auditor has a few hundred clean images, not a tenth of the training set, so:
   whole pixels where the mask is above a random bar, of saturated colour, as a patch of an attacker's mostly is;
 * half of the stamped triggers move: they follow the student within twice the recovered trigger's size (adversary.py),
   since whatever opens the backdoor, the attacker's own trigger above all, lies near what the search has found;
-* there are two lessons. In the first the labels teach (and a moving average of the student is kept, which they jerk about less), and other images of a batch are warped or blended a little
+* there are two lessons. In the first the labels teach, and what is kept is a moving average of the student, since labels push
+  him to and fro. Other images of a batch are warped or blended a little
   (harmless.py), for backdoors that open to what no search recovers: a model with WaNet's kept 95 % of it where the
   original taught, and 1 % where labels did. On few images of a hard task labels cost two or three points of accuracy,
   and a hundred held-out samples do not show it; how far the answers have moved (Epoch.divergence) does. Where they have
