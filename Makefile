@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done
+	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done; ln -sfn ../../onnxspect/__init__.py ../../onnxspect/py.typed ../../onnxspect/__main__.py .types/onnxspect/
 	MYPYPATH=.types $(BIN)/mypy --namespace-packages --explicit-package-bases -p onnxspect
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -32,8 +32,8 @@ $(VENV)/.test: $(VENV)/.demo
 
 # All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 test-converters: $(VENV)/.test
-	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_sources_applications.py \
-	  tests/test_lowering_exports.py tests/test_lowering_light.py tests/test_lowering_random.py
+	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
+	  tests/converters/lowering/test_lowering_exports.py tests/converters/lowering/test_lowering_light.py tests/converters/lowering/test_lowering_random.py
 
 # Heavier things; DATA is a folder with the data sets as npz.
 DATA ?= $(ONNXSPECT_DATA)

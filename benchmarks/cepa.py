@@ -31,15 +31,15 @@ from sklearn.metrics import roc_auc_score
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.cepa import PRESETS, Cepa
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence
-from onnxspect.engine.null_model import leave_one_out
-from onnxspect.engine.preprocessing import preflight
-from onnxspect.engine.reference import train_references
+from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.judge.null_model import leave_one_out
+from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.run import RunContext, choose_device, device_name
-from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject import Subject
-from onnxspect.engine.verdict import decide
+from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.reference import train_references
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Statistic -> its suspicious side.
 STATISTICS = {"delta_norm": "low", "sigma_ratio": "low", "mu_norm": "low"}

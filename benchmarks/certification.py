@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.certify import certify
+from onnxspect.engine.jobs.certify import certify
 from onnxspect.engine.run import RunContext
 
 PACKAGES = ("onnxspect", "numpy", "scipy", "clarabel")

@@ -34,14 +34,14 @@ from typing import Any
 import numpy as np
 from datasets import even_draw
 
-from onnxspect.engine.cleanse import METHODS, cleanse
 from onnxspect.engine.cleansing.by_activation import Help
 from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.cleanse import METHODS, cleanse
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.scan import scan
 from onnxspect.models import architectures, exporting, measure
 from onnxspect.models.data import load_dataset
 from onnxspect.models.manifest import read_manifest, rows_by_name

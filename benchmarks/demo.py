@@ -24,8 +24,8 @@ import numpy as np
 
 from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import tool_version
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 

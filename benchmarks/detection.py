@@ -26,9 +26,9 @@ from sklearn.metrics import roc_auc_score
 
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext, choose_device, device_name
-from onnxspect.engine.scan import scan
-from onnxspect.engine.subject import InputSpec
+from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.models.recipes import recipe_from_dict
 from onnxspect.models.zoo_build import rebuild_training_set
 

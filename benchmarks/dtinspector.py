@@ -33,13 +33,13 @@ from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence
-from onnxspect.engine.preprocessing import preflight
+from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import write_atomically
-from onnxspect.engine.subject import Subject
-from onnxspect.engine.verdict import decide
+from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 from onnxspect.models.recipes import recipe_from_dict
 from onnxspect.models.zoo_build import rebuild_training_set
 

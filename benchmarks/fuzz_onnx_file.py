@@ -30,9 +30,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.guard import GuardLimits, WarmPool
-from onnxspect.converters.onnx_file import Limits, read_onnx
-from onnxspect.converters.probe import probe
+from onnxspect.converters.file.onnx_file import Limits, read_onnx
+from onnxspect.converters.file.probe import probe
+from onnxspect.converters.sandbox.guard import GuardLimits, WarmPool
 
 LIMITS = Limits(memory_bytes=1 << 30, value_bytes=256 << 20, seconds=10)
 SLOWEST_ALLOWED = 45.0  # seconds for one file, limits, retries and a busy machine included

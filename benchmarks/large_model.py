@@ -25,16 +25,16 @@ import onnx
 from detection import version
 from onnx import TensorProto, helper
 
-from onnxspect.converters.onnx_file import read_onnx
-from onnxspect.engine.export import Provenance, patched_model, write_model
+from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
+from onnxspect.engine.jobs.patch import stamps
 from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger
 from onnxspect.engine.mitigation.neurons import layers, switch_off
 from onnxspect.engine.mitigation.verify import Goals, verify
-from onnxspect.engine.patch import stamps
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 PIXELS, CLASSES = 3 * 32 * 32, 10
 

@@ -28,7 +28,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from onnxspect.converters.lowering import lower
+from onnxspect.converters.lowering.lower import lower
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.05

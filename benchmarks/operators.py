@@ -31,8 +31,8 @@ from typing import Any
 import onnx
 import torch
 
-from onnxspect.converters import registry
-from onnxspect.converters.lowering import load_operators
+from onnxspect.converters.lowering import registry
+from onnxspect.converters.lowering.lower import load_operators
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "operators.md"

@@ -33,25 +33,25 @@ from datasets import even_draw, split_of
 from detection import version
 from PIL import Image
 
-from onnxspect.converters.oracle import Oracle
+from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED, Evidence, Unit
-from onnxspect.engine.export import write_model
+from onnxspect.engine.jobs.export import write_model
+from onnxspect.engine.jobs.patch import FIT_SHARE, as_trigger, try_methods
+from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Unit
+from onnxspect.engine.judge.verdict import CARRIES_OVER
 from onnxspect.engine.mitigation.method import Case, Trigger
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
 from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals
-from onnxspect.engine.objective import ReachTarget
-from onnxspect.engine.patch import FIT_SHARE, as_trigger, try_methods
-from onnxspect.engine.perturbation import Additive, MaskPattern
 from onnxspect.engine.run import RunContext, device_name
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, search
-from onnxspect.engine.subject import InputSpec, Subject
-from onnxspect.engine.verdict import CARRIES_OVER
+from onnxspect.engine.search.objective import ReachTarget
+from onnxspect.engine.search.perturbation import Additive, MaskPattern
+from onnxspect.engine.search.search import SearchConfig, search
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models.formats import FileFormat
 from onnxspect.models.measure import stamp
 from onnxspect.models.poison import Attack

@@ -19,8 +19,8 @@ import torch
 from detection import PACKAGES, version
 
 from onnxspect.engine.detectors.registry import PRESETS
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.scan import scan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

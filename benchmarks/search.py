@@ -38,19 +38,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from onnxspect.converters.sources import convert
+from onnxspect.converters.sources.convert import convert
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import NAME, NeuralCleanse
 from onnxspect.engine.detectors.registry import PRESETS
-from onnxspect.engine.evidence import Evidence, Unit
-from onnxspect.engine.null_model import leave_one_out, mad
-from onnxspect.engine.objective import laid_out
-from onnxspect.engine.perturbation import MaskPattern
+from onnxspect.engine.jobs.scan import SEARCH_SHARE
+from onnxspect.engine.judge.evidence import Evidence, Unit
+from onnxspect.engine.judge.null_model import leave_one_out, mad
 from onnxspect.engine.run import RunContext, choose_device, device_name, prepare_process
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.scan import SEARCH_SHARE
-from onnxspect.engine.search import SearchConfig, choose_images, plan, search
-from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.search.objective import laid_out
+from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search.search import SearchConfig, choose_images, plan, search
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models import zoo
 
 PACKAGES = ("onnxspect", "torch", "numpy", "adversarial-robustness-toolbox")

@@ -13,8 +13,8 @@ from rich.text import Text
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.certification.feasible import INTEGRITY, SETS
-from onnxspect.engine.certify import CENTROIDS, FRACTIONS, certify
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.certify import CENTROIDS, FRACTIONS, certify
 from onnxspect.engine.report.document import as_json as to_json
 
 

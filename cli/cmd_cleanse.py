@@ -12,8 +12,8 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
-from onnxspect.engine.cleanse import METHODS, cleanse
 from onnxspect.engine.cleansing.by_activation import Help
+from onnxspect.engine.jobs.cleanse import METHODS, cleanse
 from onnxspect.engine.report.document import as_json as to_json
 
 

@@ -8,7 +8,7 @@ import click
 
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import err, show_raw
-from onnxspect.converters.sources import convert
+from onnxspect.converters.sources.convert import convert
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 

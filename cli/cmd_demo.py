@@ -17,14 +17,14 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.engine.jobs.patch import JUDGED_ON_FEW, patch
+from onnxspect.engine.jobs.scan import ScanResult, scan
 from onnxspect.engine.mitigation.verify import Goals, Stamp, verify
-from onnxspect.engine.patch import JUDGED_ON_FEW, patch
 from onnxspect.engine.report import as_text
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.scan import ScanResult, scan
-from onnxspect.engine.subject import InputSpec
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 

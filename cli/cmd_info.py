@@ -10,7 +10,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
-from onnxspect.engine.describe import describe
+from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report.document import as_json as to_json
 
 

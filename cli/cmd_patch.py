@@ -9,11 +9,11 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, METHODS
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
-from onnxspect.engine.patch import patch
 from onnxspect.engine.report.document import as_json as to_json
 
 

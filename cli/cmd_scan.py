@@ -9,8 +9,8 @@ import click
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
-from onnxspect.engine.scan import scan
 
 
 @click.command("scan", epilog=exit_status.HELP)

@@ -14,12 +14,12 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.prove import prove
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
-from onnxspect.engine.prove import prove
 from onnxspect.engine.report.document import as_json as to_json
-from onnxspect.engine.scan import scan
-from onnxspect.engine.subject import InputSpec
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("verify", epilog="Exit status: 0 the goals hold, 1 they do not, 2 usage error, 4 failure.")

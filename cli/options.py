@@ -11,7 +11,7 @@ import click
 from onnxspect.cli.console import Progressing
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device
-from onnxspect.engine.subject import InputSpec
+from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

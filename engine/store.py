@@ -27,7 +27,7 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);

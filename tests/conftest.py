@@ -16,8 +16,8 @@ import torch
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 

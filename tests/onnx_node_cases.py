@@ -13,8 +13,8 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from onnxspect.converters.builder import host_dtype
-from onnxspect.converters.lowering import LoweredModel, lower
+from onnxspect.converters.lowering.builder import host_dtype
+from onnxspect.converters.lowering.lower import LoweredModel, lower
 
 _TWO_UNITS = {"float16": 2.0**-9, "bfloat16": 2.0**-6}
 

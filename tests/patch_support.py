@@ -15,14 +15,14 @@ import onnx
 from conftest import CHECKERBOARD, CLASSES, SIDE, make_model, quadrant_images, quadrant_weights, saved
 from onnx import helper, numpy_helper
 
-from onnxspect.converters.onnx_file import read_onnx
-from onnxspect.engine.export import Provenance, patched_model, write_model
+from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger
 from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
-from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 TARGET = 2
 #: Where the checkerboard is planted.

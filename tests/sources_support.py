@@ -16,9 +16,9 @@ import onnx
 import pytest
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.lowering import lower
-from onnxspect.converters.parity import check_gradients, check_parity
-from onnxspect.converters.sources import Conversion, convert
+from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.proof.parity import check_gradients, check_parity
+from onnxspect.converters.sources.convert import Conversion, convert
 
 HERE = Path(__file__).parent
 NEEDS = {

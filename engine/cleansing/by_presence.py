@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.detectors.carriers import RIDGES, centred, divided, matched_filters, some_of, spectrum
 from onnxspect.engine.detectors.training_difference import NAME
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.activations import TrainingSet
 
 PRESENCE, CARRIERS = NAME, "carriers"
 #: What a search found tells samples apart where the two normal laws lie so many deviations apart and no more than this share of the

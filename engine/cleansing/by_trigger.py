@@ -43,7 +43,7 @@ from scipy.ndimage import binary_dilation
 
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.search.perturbation import stamp
 
 REMOVE = "reverse-engineering"
 SUPERIMPOSE = "dtinspector"

@@ -29,9 +29,17 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.cleansing.by_trigger import Classify, Found, leaving, plateau
-from onnxspect.engine.objective import Measured, Memory, Objective, ReachTarget, StepSettings, cross_entropy, laid_out
-from onnxspect.engine.perturbation import Additive, State
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.objective import (
+    Measured,
+    Memory,
+    Objective,
+    ReachTarget,
+    StepSettings,
+    cross_entropy,
+    laid_out,
+)
+from onnxspect.engine.search.perturbation import Additive, State
+from onnxspect.engine.subject.subject import Subject
 
 #: Times that the set is divided and the pattern estimated again.
 ROUNDS = 2

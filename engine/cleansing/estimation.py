@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onnxspect.engine.activations import Session, TrainingSet
 from onnxspect.engine.cleansing.by_trigger import REMOVE, Classify, Found, best_pattern
 from onnxspect.engine.cleansing.divided import ROUNDS, DividedClimb, at_best_strength, division, most_of
 from onnxspect.engine.detectors.base import AtHand, search_units
 from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence, Unit, UnitEvidence
+from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.run import RunContext, tool_version
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import search
+from onnxspect.engine.search.search import search
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.activations import Session, TrainingSet
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Samples of a target class that choose among its patterns.
 JUDGED = 1000

@@ -13,10 +13,10 @@ from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found
 from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UnitEvidence
+from onnxspect.engine.judge.evidence import UnitEvidence
+from onnxspect.engine.judge.verdict import speaks_for
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject import InputSpec, Subject
-from onnxspect.engine.verdict import speaks_for
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.store import write_atomically
+from onnxspect.engine.subject.activations import TrainingSet
 
 #: Samples on the contact sheet.
 SHOWN = 40

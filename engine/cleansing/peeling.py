@@ -23,16 +23,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxspect.engine.activations import TrainingSet
 from onnxspect.engine.cleansing.by_trigger import SUPERIMPOSE, Found, in_full
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
 from onnxspect.engine.detectors.dtinspector import DTInspector, LeaveClass, leaves
-from onnxspect.engine.evidence import Unit
-from onnxspect.engine.perturbation import Additive, Perturbation
+from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, search
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.perturbation import Additive, Perturbation
+from onnxspect.engine.search.search import SearchConfig, search
+from onnxspect.engine.subject.activations import TrainingSet
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Shares of the surest samples that a patch is asked to take out, tried in this order. 95 % is 001's, 40 % the scan's.
 SHARES = (0.95, 0.7, 0.4)

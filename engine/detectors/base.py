@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxspect.engine.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.objective import Objective
-from onnxspect.engine.perturbation import Perturbation, stamp
+from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import Choose, SearchConfig, UnitResult, plan, search, units_at_once
+from onnxspect.engine.search.objective import Objective
+from onnxspect.engine.search.perturbation import Perturbation, stamp
+from onnxspect.engine.search.search import Choose, SearchConfig, UnitResult, plan, search, units_at_once
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 
 @dataclass(frozen=True)

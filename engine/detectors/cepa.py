@@ -53,14 +53,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
 from onnxspect.engine.detectors.base import NATURE, AtHand, Detector, against_references, compared, present_classes
-from onnxspect.engine.embedding import Embedding, choose_taps, embed, embedded, perturbing
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, UnitResult, choose_images, plan, search, units_at_once
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.search.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
+from onnxspect.engine.search.embedding import Embedding, choose_taps, embed, embedded, perturbing
+from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images, plan, search, units_at_once
 from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject.samples import Samples
 
 NAME = "cepa"
 STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")

@@ -16,7 +16,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import logsumexp
 
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.subject import Subject
 
 #: Images that are held at once while images are laid over each other.
 CHUNK = 2048

@@ -52,20 +52,20 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.converters.taps import cuts, with_outputs
+from onnxspect.converters.lowering.taps import cuts, with_outputs
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.carriers import foreign, shared_pixels
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
 from onnxspect.engine.detectors.shares import angle, angle_noise
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
-from onnxspect.engine.objective import Measured, Objective
-from onnxspect.engine.perturbation import MaskPattern, Perturbation, State, stamp
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, UnitResult
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
+from onnxspect.engine.search.objective import Measured, Objective
+from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State, stamp
+from onnxspect.engine.search.search import SearchConfig, UnitResult
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 NAME = "dtinspector"
 #: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.

@@ -29,14 +29,14 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.gamma_order import gamma_order
-from onnxspect.engine.null_model import FEWEST_CLASSES
-from onnxspect.engine.objective import Measured, Memory, Objective, StepSettings
-from onnxspect.engine.perturbation import State
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, UnitResult
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.gamma_order import gamma_order
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.search.objective import Measured, Memory, Objective, StepSettings
+from onnxspect.engine.search.perturbation import State
+from onnxspect.engine.search.search import SearchConfig, UnitResult
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 NAME = "max-margin"
 STATISTIC = "max_margin"

@@ -49,10 +49,10 @@ from onnxspect.engine.detectors.base import (
 )
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.objective import ReachTarget
-from onnxspect.engine.perturbation import MaskPattern
-from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.search.objective import ReachTarget
+from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search.search import SearchConfig
 
 NAME = "neural-cleanse"
 

@@ -13,7 +13,7 @@ from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
 from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.search import SearchConfig
+from onnxspect.engine.search.search import SearchConfig
 
 #: How hard each preset searches for a mask and a pattern.
 PRESETS = {

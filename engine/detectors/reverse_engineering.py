@@ -22,7 +22,7 @@ Departures, and why:
   target the most suspicious pair is searched in full. So every target is judged by the same rule, which the null model
   needs, and attacks from chosen sources are found at about twice the cost of the first pass.
 * *References.* Classes differ by nature (a shirt is a T-shirt but for 0.7 of l2 norm). Where reference networks could be
-  trained (engine/reference.py), norms are judged by what the same unit takes on them (null_model.against_reference).
+  trained (engine/subject/reference.py), norms are judged by what the same unit takes on them (null_model.against_reference).
 * *All-to-all* backdoors have no target that all classes are led to: see untargeted.py.
 * A pair whose images are classified as t without any pattern has no statistic: that is confusion, not a trigger.
 """
@@ -49,14 +49,14 @@ from onnxspect.engine.detectors.base import (
     search_with_references,
 )
 from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.gamma_order import PairJudgement, gamma_order
-from onnxspect.engine.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
-from onnxspect.engine.perturbation import Additive, State
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.gamma_order import PairJudgement, gamma_order
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
+from onnxspect.engine.search.perturbation import Additive, State
+from onnxspect.engine.search.search import SearchConfig
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 NAME = "reverse-engineering"
 #: 000, sec. 5.2.1: pi = 0.95. No multiplier: the norm is bounded by where the climb stops. `patience` only ends a unit

@@ -56,11 +56,11 @@ from onnxspect.engine.detectors.carriers import (
 from onnxspect.engine.detectors.shares import angle
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.null_model import FEWEST_CLASSES
-from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 NAME = "training-difference"
 #: How many times a difference is added: the trigger is 1 / (share of poisoned samples) times as strong.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.preprocessing import accuracy_floor
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.preprocessing import accuracy_floor
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 
 def check_training_set(training: Samples, subject: Subject) -> None:

@@ -19,12 +19,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxspect.engine.detectors.base import AtHand, present_classes, search_with_references
-from onnxspect.engine.evidence import UNTARGETED, Unit, UnitEvidence, View
-from onnxspect.engine.objective import ReachTarget
-from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.judge.evidence import UNTARGETED, Unit, UnitEvidence, View
+from onnxspect.engine.search.objective import ReachTarget
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.search.search import SearchConfig
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: A class is led to another one where more than this share of its images arrive there.
 TOGETHER = 0.5

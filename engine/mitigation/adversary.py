@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED
+from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger, size
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Images that a step is taken on, at most.
 IMAGES = 32

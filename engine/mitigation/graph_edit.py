@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.converters.knowledge import learn
+from onnxspect.converters.lowering.knowledge import learn
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import ADDED

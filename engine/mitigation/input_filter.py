@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxspect.converters.taps import Tap
+from onnxspect.converters.lowering.taps import Tap
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.activation_profile import profile
 from onnxspect.engine.mitigation.graph_edit import Filter, Reading
@@ -36,7 +36,7 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
-from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.search.perturbation import stamp
 
 NAME = "input_filter"
 FORMS = ("discriminant", "profile")

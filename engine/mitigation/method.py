@@ -1,7 +1,7 @@
 """What every way of patching has in common: the case it is given, the edit that it hands back.
 
 A method is a frozen record of settings with one call, `edit`. It never touches the subject or a file: it answers with
-new values of named parameters and nodes to add, and `engine/patch.py` writes, measures and judges them. So a method
+new values of named parameters and nodes to add, and `engine/jobs/patch.py` writes, measures and judges them. So a method
 that is wrong about itself costs time and nothing else.
 """
 
@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED
+from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Nodes and tensors that a patch adds are named so, which is how `verify` tells them from changes.
 ADDED = "onnxspect/"

@@ -1,6 +1,6 @@
 """Neurons: the channels of a layer, what clean and stamped images make of them, and how one is switched off.
 
-A layer is a tap (converters/taps.py): a value through which everything passes, so that the rest of the model can be run
+A layer is a tap (converters/lowering/taps.py): a value through which everything passes, so that the rest of the model can be run
 on changed activations alone. A neuron is one channel of it (one feature of a flat layer).
 
 Switching a neuron off means that it answers 0 for every image (002, sec. VI-B: "set these neurons' output value to 0
@@ -21,14 +21,14 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from onnxspect.converters.taps import Tap, cuts, split
+from onnxspect.converters.lowering.taps import Tap, cuts, split
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Mask
 from onnxspect.engine.mitigation.method import Edit, Trigger
-from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Elementwise functions f with f(0) = 0, and pooling: a channel of zeros stays one of zeros.
 _KEEPS_ZERO = frozenset(

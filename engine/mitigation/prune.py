@@ -38,7 +38,7 @@ from onnxspect.engine.mitigation.neurons import (
     success_on,
     switch_off,
 )
-from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.search.perturbation import stamp
 
 NAME = "prune"
 #: Values of `Prune.layer` that are no value names.

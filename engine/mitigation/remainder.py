@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.engine.evidence import UNTARGETED, Unit
+from onnxspect.engine.judge.evidence import UNTARGETED, Unit
 from onnxspect.engine.mitigation.method import Trigger, size
-from onnxspect.engine.objective import ReachTarget
-from onnxspect.engine.perturbation import Additive, MaskPattern
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.search import SearchConfig, plan, search
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.objective import ReachTarget
+from onnxspect.engine.search.perturbation import Additive, MaskPattern
+from onnxspect.engine.search.search import SearchConfig, plan, search
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 _MASKS = SearchConfig(steps=150, samples=32, settle=30)
 _ADDED = SearchConfig(steps=150, samples=32, settle=30, learning_rate=0.01, multiplier=0.01)

@@ -20,7 +20,7 @@ from scipy.special import log_softmax
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
+from onnxspect.engine.subject.samples import Samples
 
 NAME = "strip"
 #: Pixels ``(n, channels, height, width)`` to class scores (logits) ``(n, classes)``.

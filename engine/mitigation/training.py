@@ -21,14 +21,14 @@ from scipy.special import log_softmax
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from onnxspect.converters.ops_normalization import batch_normalization
-from onnxspect.converters.writeback import TRAINABLE, roles
+from onnxspect.converters.lowering.ops.normalization import batch_normalization
+from onnxspect.converters.proof.writeback import TRAINABLE, roles
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
-from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import Observer
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 #: Changes a batch of images ``(n, channels, height, width)`` before the student sees them, given the student's frozen
 #: present state and a generator to draw from.

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from onnxspect.converters.taps import Tap, cuts
+from onnxspect.converters.lowering.taps import Tap, cuts
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.discriminant import Discriminant, Shift, fitted
 from onnxspect.engine.mitigation.graph_edit import Reading
 from onnxspect.engine.mitigation.method import Case, Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.neurons import Halves, stamped_rows
-from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.samples import Samples
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
 
 #: So many of the last layers are added up. Over six attacks three let at most 1.6 % through, two 2.6 %, four 3.1 %, and single
 #: ones up to 24 % (a warp) or 14 % (an L in a corner).

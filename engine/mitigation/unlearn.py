@@ -50,10 +50,10 @@ from onnxspect.engine.mitigation.training import (
     success_rate,
     trainable_copy,
 )
-from onnxspect.engine.perturbation import stamp
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 __all__ = ["NAME", "Epoch", "Trigger", "Unlearn", "Unlearned", "success_rate", "trainable_copy"]
 NAME = "unlearn"

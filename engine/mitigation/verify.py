@@ -18,19 +18,19 @@ import onnxruntime as ort
 import torch
 from scipy import stats
 
-from onnxspect.converters.compare import Difference, compare
-from onnxspect.converters.onnx_file import OnnxFile
-from onnxspect.converters.oracle import Oracle, providers
-from onnxspect.converters.oversized import oversized
-from onnxspect.converters.writeback import PROVENANCE
+from onnxspect.converters.file.onnx_file import OnnxFile
+from onnxspect.converters.file.oversized import oversized
+from onnxspect.converters.proof.compare import Difference, compare
+from onnxspect.converters.proof.oracle import Oracle, providers
+from onnxspect.converters.proof.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED
+from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import InputSpec, open_file
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, open_file
 
 #: Standard errors by which the share of rejected clean images may miss its goal: one-sided 95 %.
 _CHANCE = 1.645

@@ -23,7 +23,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.evidence import UNTARGETED
+from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import Withholding
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger
 from onnxspect.engine.mitigation.neurons import stamped_rows
@@ -35,7 +35,7 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
-from onnxspect.engine.perturbation import stamp
+from onnxspect.engine.search.perturbation import stamp
 
 NAME = "withhold"
 

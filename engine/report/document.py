@@ -11,12 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from onnxspect.engine.evidence import Evidence, Skipped
-from onnxspect.engine.preprocessing import Preflight
+from onnxspect.engine.judge.evidence import Evidence, Skipped
+from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
-from onnxspect.engine.samples import Samples
-from onnxspect.engine.subject import Subject
-from onnxspect.engine.verdict import Verdict
+from onnxspect.engine.subject.preprocessing import Preflight
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
 
 SCHEMA = "onnxspect-report/1"
 

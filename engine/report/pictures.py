@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence
-from onnxspect.engine.perturbation import stamp
-from onnxspect.engine.samples import Samples
+from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.judge.verdict import ALPHA
+from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.store import write_atomically
-from onnxspect.engine.verdict import ALPHA
+from onnxspect.engine.subject.samples import Samples
 
 #: Classes shown at most in one chart: the most suspicious ones.
 MOST_BARS = 40

@@ -1,0 +1,1 @@
+"""The ONNX file itself: reading with limits, external data, and the probe of it in a child process."""

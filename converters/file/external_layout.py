@@ -1,0 +1,244 @@
+"""Writing a model the way another one lies on disk: the same tensors in data files beside it, split the same way.
+
+The counterpart of external_data.py, for patched files: what was external in the original is external in the patched
+file, in as many data files, at the same offsets (ONNX's specification, docs/ExternalData.md). The data files take new
+names, derived from the new model's, so that the original's are never touched. What a patch added stays inside.
+
+Nothing is copied to be written: the model without its external tensors is built from the rest, and each tensor's bytes
+go from the message to the file, one tensor at a time. The files are complete on disk before the first takes its name,
+and the model takes its own last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
+from onnx import TensorProto
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.file.external_data import MOST_BYTES, ExternalFile, tensors
+from onnxspect.converters.file.onnx_file import OnnxFile
+from onnxspect.converters.text import printable, readable_bytes
+
+#: Where a copy says that a tensor lies whose data it did not take along.
+KEPT = "onnxspect/kept"
+#: Alignment where offsets have to be new: the page size that memory mapping needs, which onnx's writers use as well.
+_PAGE = 4096
+#: Gaps between tensors that are kept for the sake of the offsets, for each tensor (some writers align to 64 KiB).
+_GAP = 1 << 16
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor lies.
+
+    Attributes:
+        file: index of the data file.
+        offset: in it, in bytes.
+        length: in bytes.
+    """
+
+    file: int
+    offset: int
+    length: int
+
+
+def is_kept(tensor: TensorProto) -> bool:
+    """Whether a copy of a model left this tensor's data with the original."""
+    return any(e.key == "location" and e.value == KEPT for e in tensor.external_data)
+
+
+def data_file_names(name: str, pieces: Sequence[ExternalFile]) -> tuple[str, ...]:
+    """Names of the data files beside a model called `name`, one for each location that `pieces` has."""
+    stem = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
+    count = len({p.location for p in pieces})
+    return (f"{stem}.data",) if count == 1 else tuple(f"{stem}.{i}.data" for i in range(1, count + 1))
+
+
+def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[Path, ...]:
+    """Write `model` to `out`; tensors that are external in `original` go to data files beside it.
+
+    Args:
+        model: with all tensors inside it, or those of `original` kept out of it (oversized.copied); not changed.
+        original: the file that it was made of; without external data, one file is written.
+        out: replaced if it exists, and so are the data files that `data_file_names` gives.
+
+    Returns:
+        what was written, `out` last.
+
+    Raises:
+        OnnxspectError: a file cannot be written or is one of the original's, or the model without its external tensors
+            is over 2 GiB; what was there before is untouched.
+    """
+    pieces = original.external
+    targets = tuple(out.with_name(name) for name in data_file_names(out.name, pieces)) if pieces else ()
+    _refuse_taken((*targets, out), original)
+    stored = {t.name: t for t in original.proto.graph.initializer}
+    inside = {t.name: stored[t.name] if is_kept(t) else t for t in tensors(model)}
+    named = Counter(t.name for t in tensors(model))
+    # A tensor that shares its name with another cannot be told from it, and stays inside.
+    outside = {p.tensor: p for p in pieces if named[p.tensor] == 1 and p.length == len(inside[p.tensor].raw_data)}
+    places = _places(outside, pieces, inside)
+    light = without_data(model, places, [target.name for target in targets])
+    for tensor in light.graph.initializer:
+        if is_kept(tensor):
+            tensor.CopyFrom(stored[tensor.name])
+    size = light.ByteSize()
+    if size > MOST_BYTES:
+        raise OnnxspectError(
+            f"{printable(str(out), 200)}: the model takes {readable_bytes(size)}, over the 2 GiB of an ONNX file",
+            "save the original with external data first",
+        )
+    files: list[dict[int, TensorProto]] = [{} for _ in targets]
+    for name, place in places.items():
+        files[place.file][place.offset] = inside[name]
+    data = [(target, _content(file)) for target, file in zip(targets, files, strict=True) if file]
+    _write_all([*data, (out, iter([(0, light.SerializeToString())]))])
+    return (*(target for target, _ in data), out)
+
+
+def _refuse_taken(targets: Sequence[Path], original: OnnxFile) -> None:
+    own = [original.path, *(original.path.parent / p.location for p in original.external)]
+    own = [path for path in own if path.exists()]
+    for target in targets:
+        shown = printable(str(target), 200)
+        if target.exists() and any(target.samefile(path) for path in own):
+            raise OnnxspectError(f"{shown}: would overwrite the original", "choose another -o")
+        if target.exists() and not target.is_file():
+            raise OnnxspectError(f"{shown}: exists and is not a file", "choose another -o")
+
+
+def _places(
+    outside: Mapping[str, ExternalFile], pieces: Sequence[ExternalFile], inside: Mapping[str, TensorProto]
+) -> dict[str, Placement]:
+    """Where each tensor goes: its old offset, or behind the others where that is taken by other bytes."""
+    locations = sorted({p.location for p in pieces})
+    found: dict[str, Placement] = {}
+    for index, location in enumerate(locations):
+        here = sorted((p for p in outside.values() if p.location == location), key=lambda p: (p.offset, p.length))
+        length = sum(p.length for p in here)
+        keeps = max((p.offset + p.length for p in here), default=0) <= length + _GAP * (len(here) + 1)
+        end, moved = 0, []
+        shared: dict[tuple[int, int], str] = {}
+        for piece in here:
+            first = shared.get((piece.offset, piece.length))
+            if first is not None and inside[first].raw_data == inside[piece.tensor].raw_data:
+                found[piece.tensor] = found[first]
+            elif keeps and piece.offset >= end:
+                found[piece.tensor] = Placement(index, piece.offset, piece.length)
+                end = piece.offset + piece.length
+                shared[piece.offset, piece.length] = piece.tensor
+            else:
+                moved.append(piece)
+        for piece in moved:
+            offset = -(-end // _PAGE) * _PAGE
+            found[piece.tensor] = Placement(index, offset, piece.length)
+            end = offset + piece.length
+    return found
+
+
+def without_data(model: onnx.ModelProto, places: Mapping[str, Placement], names: Sequence[str]) -> onnx.ModelProto:
+    """A copy in which the placed tensors point to their data files; their bytes are not copied on the way.
+
+    Args:
+        model: not changed.
+        places: of initializers of the main graph, by name.
+        names: of the data files that `places` counts.
+    """
+    light = onnx.ModelProto()
+    if len(UnknownFieldSet(model)) or len(UnknownFieldSet(model.graph)):
+        light.CopyFrom(model)  # fields of a later onnx, which only a whole copy keeps
+    else:
+        _copy_fields(model, light, {"graph"})
+        _copy_fields(model.graph, light.graph, {"initializer"})
+        for tensor in model.graph.initializer:
+            copied = light.graph.initializer.add()
+            if tensor.name in places:
+                _copy_fields(tensor, copied, {"raw_data"})
+            else:
+                copied.CopyFrom(tensor)
+    for tensor in tensors(light):
+        place = places.get(tensor.name)
+        if place is None:
+            continue
+        tensor.ClearField("raw_data")
+        del tensor.external_data[:]
+        tensor.data_location = TensorProto.EXTERNAL
+        facts = {"location": names[place.file], "offset": place.offset, "length": place.length}
+        for key, value in facts.items():
+            tensor.external_data.add(key=key, value=str(value))
+    return light
+
+
+def _copy_fields(source: Message, target: Message, but: set[str]) -> None:
+    for field, value in source.ListFields():
+        if field.name in but:
+            continue
+        if hasattr(value, "MergeFrom"):  # a message, or a repeated field
+            getattr(target, field.name).MergeFrom(value)
+        else:
+            setattr(target, field.name, value)
+
+
+def _content(file: Mapping[int, TensorProto]) -> Iterator[tuple[int, bytes]]:
+    for offset in sorted(file):
+        yield offset, file[offset].raw_data
+
+
+def _write_all(files: Sequence[tuple[Path, Iterator[tuple[int, bytes]]]]) -> None:
+    """Write files from (offset, bytes) pieces under temporary names; when all are on disk, give them theirs, in order."""
+    temporary: list[str] = []
+    try:
+        for path, content in files:
+            try:
+                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
+                temporary.append(name)
+                with os.fdopen(handle, "wb") as file:
+                    for offset, data in content:
+                        file.write(bytes(offset - file.tell()))
+                        file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp made it private; the user's umask decides
+            except OSError as error:
+                raise _not_written(path, error) from error
+        for name, (path, _) in zip(tuple(temporary), files, strict=True):
+            try:
+                os.replace(name, path)  # noqa: PTH105 - the atomic rename itself
+            except OSError as error:
+                raise _not_written(path, error) from error
+            temporary.remove(name)
+    finally:
+        for name in temporary:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+    _sync_folder(files[-1][0].parent)
+
+
+def _not_written(path: Path, error: OSError) -> OnnxspectError:
+    return OnnxspectError(f"{printable(str(path), 200)}: cannot be written ({error.strerror or error})")
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,1 @@
+"""ONNX graph to torch FX graph: lowering, what is known of values, taps and logits."""

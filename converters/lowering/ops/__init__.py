@@ -1,0 +1,1 @@
+"""Lowerings of ONNX operators to torch, one file an operator family."""

@@ -1,0 +1,1 @@
+"""Proof by execution: onnxruntime, parity of torch with it, tolerances, write-back of weights."""

@@ -1,0 +1,246 @@
+"""The child's side of the guard: lock this process in, do one job on a stranger's file, write down the result.
+
+Run as ``python -P -m onnxspect.converters.sandbox.guard_child``; the request is one line of JSON on standard input (written by
+guard.py, so trusted), the results are files in the work folder (read by guard.py, which does not trust them). It
+imports nothing heavy until the process may read no foreign file any more.
+
+With ``{"serve": true}`` it becomes a warm pool: the libraries of the job are imported once, and every further line
+is done in a forked copy, so each file still meets a process of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sandbox import linux as sandbox_linux
+from onnxspect.converters.text import printable
+
+Job = Callable[[dict[str, Any], Path], dict[str, Any]]
+
+# job -> module (any other name is a module itself) with `preload(request)`, which imports what it needs before
+# the process is locked in, and `run(request, folder) -> result`.
+JOBS = {"probe": "onnxspect.converters.file.probe_job", "convert": "onnxspect.converters.sources.convert_job"}
+RESULT, STAGE = "result.json", "stage"
+PROBE_MODEL, PROBE_WEIGHTS, PROBE_INFERRED = "model.onnx", "weights.bin", "inferred.onnx"
+
+_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf")
+_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")
+
+
+def main() -> int:
+    """Do the job on standard input; the exit status is 0 also where the job ended in an error that was written down."""
+    if sys.platform == "linux":
+        sandbox_linux.die_with_parent()
+    request = json.loads(sys.stdin.readline())
+    if request.get("serve"):
+        return _serve(request)
+    return do(request)
+
+
+def do(request: dict[str, Any]) -> int:
+    """Lock in, preload, limit, run; write down what came of it."""
+    folder = Path(request["folder"])
+    os.chdir(folder)
+    applied: list[str] = []
+    missing: list[str] = []
+    outcome: dict[str, Any]
+    try:
+        outcome = _locked_in(request, folder, applied, missing)
+    except OnnxspectError as error:
+        outcome = {"error": error.message, "hint": error.hint}
+    except MemoryError:
+        outcome = {"error": "memory", "kind": "memory"}
+    except BaseException as error:  # the parent is to hear of everything, SystemExit of a framework included
+        outcome = {"error": _one_line(error), "kind": "memory" if _is_memory(error) else "failed"}
+    outcome["applied"], outcome["missing"] = applied, missing
+    Path(RESULT).write_text(json.dumps(outcome), encoding="utf-8")
+    return 0
+
+
+def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> dict[str, Any]:
+    stage("sandbox")
+    _lock_files(request, folder, applied, missing)
+    job = _preload(request)
+    _limit(request["limits"], applied, missing)
+    _lock_calls(applied, missing)
+    if missing and request["require_sandbox"]:
+        raise OnnxspectError(
+            f"this system cannot lock a process in ({', '.join(missing)} missing)",
+            "files that run code when they are opened, and --require-sandbox, need Linux 5.13 or later on x86-64 or aarch64",
+        )
+    request["sandbox_missing"] = missing
+    stage("start")
+    before = _peak_bytes()
+    start = time.monotonic()
+    _alarm(float(request["limits"]["seconds"]))
+    result = job(request, folder)
+    _alarm(0)
+    return {
+        "result": result,
+        "seconds": time.monotonic() - start,
+        "peak_bytes": max(_peak_bytes() - before, 0),
+    }
+
+
+def _alarm(seconds: float) -> None:
+    """End this process after so many seconds, unless the job undoes it; then the parent does."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def stage(name: str) -> None:
+    """Note what is being done, so that a crash can be named."""
+    Path(STAGE).write_text(name, encoding="utf-8")
+
+
+def _serve(first: dict[str, Any]) -> int:
+    _preload(first)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    if sys.platform != "linux":  # fork is safe here only while no library has threads, which is known of Linux
+        raise OnnxspectError("a warm pool needs Linux")
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 70
+            try:
+                sandbox_linux.die_with_parent()
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                for fd in (0, 1, 2):  # the copy must not talk to the parent in the pool's name
+                    os.dup2(nowhere, fd)
+                code = do(request)
+            finally:
+                os._exit(code)
+        deadline = time.monotonic() + request["limits"]["seconds"]
+        pause = 0.001
+        timed_out = False
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > deadline and not timed_out:
+                timed_out = True
+                os.kill(pid, 9)
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.02)
+        code = os.waitstatus_to_exitcode(status)
+        sys.stdout.write(json.dumps({"code": code, "timed_out": timed_out}) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def _preload(request: dict[str, Any]) -> Job:
+    module = importlib.import_module(JOBS.get(request["job"], request["job"]))
+    module.preload(request)
+    job: Job = module.run
+    return job
+
+
+def _lock_files(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> None:
+    """First half of the sandbox, before any library starts a thread."""
+    if sys.platform != "linux":
+        missing += ["Landlock", "seccomp"]
+        return
+    readable = [Path(p) for p in (*_SYSTEM, *_PROC, *_DEVICES, *sorted(_python_folders()), *request["readable"])]
+    writable = [folder, Path("/dev/null")]
+    for name, measure in (
+        ("no_new_privs", sandbox_linux.no_new_privileges),
+        ("capabilities", sandbox_linux.drop_capabilities),
+    ):
+        try:
+            measure()
+            applied.append(name)
+        except sandbox_linux.SandboxUnavailable as error:
+            missing.append(str(error))
+    try:
+        applied.append(f"Landlock {sandbox_linux.restrict_files(readable, writable)}")
+    except sandbox_linux.SandboxUnavailable as error:
+        missing.append(str(error))
+
+
+def _python_folders() -> set[str]:
+    """Where this interpreter's own code and that of its packages lies (an editable install's folder included)."""
+    own = (package for name in ("onnxspect", "onnxspect.converters") for package in sys.modules[name].__path__)
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *own}
+    folders.update(p for p in sys.path if p)
+    return {f for f in folders if f != "/"}
+
+
+def _limit(limits: dict[str, Any], applied: list[str], missing: list[str]) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        missing.append("rlimits")
+        return
+    memory = int(limits["memory_bytes"])
+    cores = os.cpu_count() or 1
+    wanted = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_FSIZE: int(limits["output_bytes"]),
+        resource.RLIMIT_NOFILE: 1024,
+        # The parent measures wall time; this is for the case that the parent is gone.
+        resource.RLIMIT_CPU: int(limits["seconds"] * cores) + 10,
+    }
+    if sys.platform == "linux":
+        wanted[resource.RLIMIT_AS] = _virtual_bytes() + memory
+    for which, value in wanted.items():
+        _, hard = resource.getrlimit(which)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # Past the soft limit on processor time comes a signal with a name, SIGXCPU; past the hard one SIGKILL.
+        soft = max(value - 5, 1) if which == resource.RLIMIT_CPU else value
+        resource.setrlimit(which, (soft, value))
+    applied.append("rlimits")
+    if sys.platform != "linux":
+        missing.append("memory limit")  # macOS accepts RLIMIT_AS and does not keep it
+
+
+def _lock_calls(applied: list[str], missing: list[str]) -> None:
+    """Second half, after the imports: no system call that makes sockets, processes or rights."""
+    if sys.platform != "linux":
+        return
+    try:
+        sandbox_linux.restrict_calls()
+        applied.append("seccomp")
+    except sandbox_linux.SandboxUnavailable as error:
+        missing.append(str(error))
+
+
+def _virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak_bytes() -> int:
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error)
+    return any(t in text for t in ("bad_alloc", "bad allocation", "Failed to allocate", "can't allocate memory", "OOM"))
+
+
+def _one_line(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    named = text if isinstance(error, RuntimeError) else f"{type(error).__name__}: {text}"
+    return printable(" ".join(named.split()), 600)
+
+
+if __name__ == "__main__":
+    # `python -m` runs this file as __main__; jobs that import it by name must meet the same module.
+    sys.modules.setdefault("onnxspect.converters.sandbox.guard_child", sys.modules["__main__"])
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Any framework's model to ONNX, one from_<framework>.py each."""

@@ -1,0 +1,199 @@
+"""TensorFlow Lite to ONNX, by tf2onnx; float, float16, dynamic-range and fully quantised (int8, uint8) models.
+
+tf2onnx keeps quantisation as QuantizeLinear/DequantizeLinear pairs. A fully quantised model also takes and gives
+integers; here it gets a floating-point face: the input is quantised by the scale and zero point that the file gives for
+it, the output dequantised by its own, both as ONNX nodes. So the input keeps the range that it had before quantisation,
+and the rest of the graph is untouched. The reference is TensorFlow Lite's own interpreter without delegates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sources.exported import Attempt, Exported, Source, image_layout, missing_extra, quiet
+from onnxspect.converters.text import printable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+try:
+    import tensorflow as tf
+    import tf2onnx
+except ImportError as error:
+    raise missing_extra(error.name or "tensorflow", "tensorflow") from None
+
+OPSET = 17
+_QUANTISED = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
+_STEPS = 3  # how many quantisation steps the output may differ by: integer kernels round at other places than ONNX's
+
+
+def export(source: Source) -> Exported:
+    """Open the file and say how to export it."""
+    with quiet():
+        interpreter = _interpreter(source.path)
+    inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+    if len(inputs) != 1:
+        raise OnnxspectError(f"takes {len(inputs)} inputs, not one image")
+    given, result = inputs[0], outputs[0]
+    shape = source.input_shape or tuple(int(d) for d in given["shape"][1:])
+    for detail, what in ((given, "input"), (result, "output")):
+        if np.dtype(detail["dtype"]) not in (*_QUANTISED, np.dtype(np.float32)):
+            raise OnnxspectError(f"its {what} is {np.dtype(detail['dtype'])}; float32, uint8 or int8 is expected")
+
+    def run(images: np.ndarray) -> np.ndarray:
+        rows = []
+        for image in images:  # one by one: a file may fix its batch size at 1
+            interpreter.set_tensor(given["index"], _quantise(image[None], given))
+            interpreter.invoke()
+            rows.append(_dequantise(interpreter.get_tensor(result["index"]), result))
+        return np.concatenate(rows)
+
+    def build() -> onnx.ModelProto:
+        with quiet():
+            model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
+        if len(outputs) > 1:
+            del model.graph.output[1:]
+        return float_face(model, given, result)
+
+    signature = given.get("shape_signature", given["shape"])
+    low_high = _range(given)
+    step = _output_step(interpreter, result)
+    return Exported(
+        run,
+        shape,
+        (Attempt(f"tf2onnx {tf2onnx.__version__}", build),),
+        {"tensorflow": tf.__version__, "tf2onnx": tf2onnx.__version__},
+        image_layout(shape) or "NHWC",
+        low_high,
+        classes=_labels(source.path),
+        batch=0 if int(signature[0]) < 0 else int(signature[0]),
+        precision=_precision(interpreter),
+        tolerance=None if step is None else _STEPS * step,
+    )
+
+
+def _interpreter(path: Path) -> Any:
+    try:
+        interpreter = tf.lite.Interpreter(
+            str(path),
+            num_threads=1,
+            experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        text = printable(" ".join(str(error).split()), 300)
+        hint = "custom and Flex operators must be replaced by built-in ones" if "custom op" in text.lower() else ""
+        raise OnnxspectError(f"TensorFlow Lite cannot load it: {text}", hint) from None
+    return interpreter
+
+
+def _parameters(detail: dict[str, Any]) -> tuple[float, int]:
+    """Scale and zero point of an integer tensor, as the file gives them (pixels as they are, where it gives none)."""
+    scale, zero = detail["quantization"]
+    return (float(scale), int(zero)) if scale else (1.0, 0)
+
+
+def _quantise(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    dtype = np.dtype(detail["dtype"])
+    if dtype not in _QUANTISED:
+        return values.astype(dtype)
+    scale, zero = _parameters(detail)
+    limits = np.iinfo(dtype)
+    return np.clip(np.rint(values / np.float32(scale)) + zero, limits.min, limits.max).astype(dtype)
+
+
+def _dequantise(values: np.ndarray, detail: dict[str, Any]) -> np.ndarray:
+    if values.dtype not in _QUANTISED:
+        return values
+    scale, zero = _parameters(detail)
+    return (values.astype(np.float32) - np.float32(zero)) * np.float32(scale)
+
+
+def _range(detail: dict[str, Any]) -> tuple[float, float] | None:
+    """The real values that an integer input can stand for."""
+    if np.dtype(detail["dtype"]) not in _QUANTISED:
+        return None
+    limits = np.iinfo(detail["dtype"])
+    scale, zero = _parameters(detail)
+    return (limits.min - zero) * scale, (limits.max - zero) * scale
+
+
+def _output_step(interpreter: Any, result: dict[str, Any]) -> float | None:
+    """One quantisation step of the output: its own, or that of the integers it was just dequantised from."""
+    if np.dtype(result["dtype"]) in _QUANTISED:
+        return _parameters(result)[0]
+    with contextlib.suppress(Exception):  # a private interface; without it the table's row for quantised files counts
+        details = {d["index"]: d for d in interpreter.get_tensor_details()}
+        for operation in interpreter._get_ops_details():
+            if operation["op_name"] == "DEQUANTIZE" and result["index"] in operation["outputs"]:
+                return _parameters(details[operation["inputs"][0]])[0]
+    return None
+
+
+def _precision(interpreter: Any) -> str:
+    """The row of the table of tolerances: whether anything in the file is quantised."""
+    integers = any(
+        d["quantization"][0] and np.dtype(d["dtype"]) in _QUANTISED for d in interpreter.get_tensor_details()
+    )
+    return "quantized" if integers else "float32"
+
+
+def float_face(model: onnx.ModelProto, given: dict[str, Any], result: dict[str, Any]) -> onnx.ModelProto:
+    """Let a model with an integer input or output take and give floating-point numbers.
+
+    Args:
+        model: changed in place, and returned.
+        given: the interpreter's detail of the input; only its type and quantisation are used.
+        result: the same of the output.
+    """
+    graph = model.graph
+    before: list[onnx.NodeProto] = []
+    after: list[onnx.NodeProto] = []
+    if np.dtype(given["dtype"]) in _QUANTISED:
+        info = graph.input[0]
+        inner = info.name
+        info.name = f"{inner}_float"
+        info.type.tensor_type.elem_type = TensorProto.FLOAT
+        scale, zero = _quantisation_constants(graph, "input", given)
+        before.append(helper.make_node("QuantizeLinear", [info.name, scale, zero], [inner]))
+    if np.dtype(result["dtype"]) in _QUANTISED:
+        info = graph.output[0]
+        inner = info.name
+        info.name = f"{inner}_float"
+        info.type.tensor_type.elem_type = TensorProto.FLOAT
+        scale, zero = _quantisation_constants(graph, "output", result)
+        after.append(helper.make_node("DequantizeLinear", [inner, scale, zero], [info.name]))
+    nodes = [*before, *graph.node, *after]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return model
+
+
+def _quantisation_constants(graph: onnx.GraphProto, side: str, detail: dict[str, Any]) -> tuple[str, str]:
+    scale, zero = _parameters(detail)
+    names = f"onnxspect_{side}_scale", f"onnxspect_{side}_zero_point"
+    graph.initializer.append(numpy_helper.from_array(np.asarray(scale, np.float32), names[0]))
+    graph.initializer.append(numpy_helper.from_array(np.asarray(zero, detail["dtype"]), names[1]))
+    return names
+
+
+def _labels(path: Path) -> tuple[str, ...]:
+    """Class names, where the file carries them: TFLite metadata is a zip archive behind the model."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile, UnicodeDecodeError, KeyError, NotImplementedError):
+        data = path.read_bytes()
+        if b"PK\x05\x06" not in data[-70_000:]:
+            return ()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            for item in archive.infolist():
+                if item.filename.endswith(".txt") and "label" in item.filename.lower() and item.file_size < 1 << 20:
+                    return tuple(line.strip() for line in archive.read(item).decode().splitlines() if line.strip())
+    return ()

@@ -1,0 +1,336 @@
+"""PyTorch to ONNX: exported programs (.pt2), TorchScript, state dicts (.pth, .safetensors) and pickled modules.
+
+What opening each of them can do (torch 2.13, read in its source): a .pt2 is unpickled without restriction when the
+restricted way fails, and its shape expressions go through ``sympify``, which evaluates Python; TorchScript is a program;
+a pickled module is whatever its pickle says. So all three are opened in a fully locked-in process only. A state dict
+is read with ``weights_only=True``, safetensors holds no code.
+
+The exporter is ``torch.onnx.export`` on torch.export first (it refuses what it cannot capture), the older tracing one
+second; TorchScript has only the second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pickle
+import pickletools
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sources.exported import Attempt, Exported, Source, call_factory, missing_extra, quiet
+from onnxspect.converters.text import printable
+
+try:
+    import torch
+    from torch import nn
+except ImportError:
+    raise missing_extra("torch", "torch") from None
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+_SAFE_WAY = "save its state_dict() and give the network as --factory package.module:function"
+_EXPORT_OPSET = 18  # the lowest that torch.export's exporter writes without converting down
+
+
+def export(source: Source) -> Exported:
+    """Open the file and say how to export it."""
+    torch.set_num_threads(1)
+    if source.format == "torch-pt2":
+        return _exported_program(source)
+    if source.format == "torch-script":
+        return _torch_script(source)
+    if source.format == "safetensors":
+        return _with_weights(source, _safetensors(source.path))
+    return _pickled(source)
+
+
+def _exported_program(source: Source) -> Exported:
+    source.require_sandbox("a .pt2 file can run code when it is opened", _SAFE_WAY)
+    try:
+        program = torch.export.load(source.path)
+    except Exception as error:
+        raise _unreadable("torch.export cannot load it", error) from None
+    tensors = [a for a in (program.example_inputs or ((), {}))[0] if isinstance(a, torch.Tensor)]
+    if len(tensors) != 1 and not source.input_shape:
+        raise OnnxspectError(f"the program takes {len(tensors)} tensors, not one image")
+    shape = source.input_shape or tuple(int(d) for d in tensors[0].shape[1:])
+    module = program.module()
+    batch = _fixed_batch(program)
+    made = _from_module(module, shape, batch=batch, exporters=())
+    direct = Attempt("torch.onnx (exported program)", lambda: _dynamo(program, shape, batch))
+    attempts = [direct]
+    if batch:  # exported for one batch size: try to capture it again with a free one
+        again = Attempt("torch.onnx (captured again, free batch)", lambda: _dynamo(module, shape, 0))
+        with contextlib.suppress(Exception):  # where the program checks its input's size, it stays as it is
+            free = _from_module(module, shape, batch=0, exporters=())
+            free.run(np.zeros((batch + 1, *shape), np.float32))
+            return replace(free, attempts=(again,))
+    return replace(made, attempts=tuple(attempts))
+
+
+def _fixed_batch(program: Any) -> int:
+    """The batch size that the program was exported for, or 0 where it is free."""
+    names = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in names:
+            first = node.meta["val"].shape[0]
+            return int(first) if isinstance(first, int) else 0
+    return 0
+
+
+def _torch_script(source: Source) -> Exported:
+    source.require_sandbox("a TorchScript file is a program", _SAFE_WAY)
+    try:
+        module = torch.jit.load(source.path, map_location="cpu").eval()
+    except Exception as error:
+        raise _unreadable("TorchScript cannot load it", error) from None
+    if not source.input_shape:
+        raise _shape_needed("TorchScript")
+    return _from_module(module, source.input_shape, exporters=("trace",))
+
+
+def _pickled(source: Source) -> Exported:
+    foreign = _foreign_globals(source.path)
+    try:
+        content = torch.load(source.path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = f" ({_strangest(foreign)})" if foreign else ""
+        source.require_sandbox(
+            f"it is not a plain state dict but a pickle that runs code when it is opened{named}", _SAFE_WAY
+        )
+        if not foreign:
+            raise _unreadable("torch cannot load it", error) from None
+        return _whole_module(source, foreign)
+    except Exception as error:
+        raise _unreadable("torch cannot load it", error) from None
+    return _with_weights(source, _state_dict(content))
+
+
+def _whole_module(source: Source, foreign: list[str]) -> Exported:
+    """A pickled nn.Module; this process is locked in."""
+    try:
+        content = torch.load(source.path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise OnnxspectError(
+            f"it is a pickle that needs {_strangest(foreign)}, and opening it (in the sandbox) failed: "
+            f"{type(error).__name__}: {printable(str(error), 300)}",
+            _SAFE_WAY,
+        ) from None
+    modules = [content] if isinstance(content, nn.Module) else []
+    if isinstance(content, Mapping):
+        modules = [v for v in content.values() if isinstance(v, nn.Module)]
+    if len(modules) != 1:
+        raise OnnxspectError(f"the pickle holds {len(modules)} torch modules, not one", _SAFE_WAY)
+    if not source.input_shape:
+        raise _shape_needed("a pickled module")
+    made = _from_module(modules[0].eval().float(), source.input_shape)
+    note = "a pickled module runs code when it is opened: it was opened in the sandbox only"
+    return replace(made, warnings=(*made.warnings, note))
+
+
+def _with_weights(source: Source, weights: dict[str, Any]) -> Exported:
+    """Load a state dict into what the user's factory returns."""
+    if not source.factory:
+        shown = ", ".join(f"{printable(k, 40)} {tuple(v.shape)}" for k, v in list(weights.items())[:4])
+        raise OnnxspectError(
+            f"holds {len(weights)} tensors ({shown}, ...) but no network",
+            "give the function that makes the network: --factory package.module:function",
+        )
+    module = call_factory(source)
+    if not isinstance(module, nn.Module):
+        raise OnnxspectError(
+            f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module",
+            "it must take nothing and return the network",
+        )
+    if not source.input_shape:
+        raise _shape_needed("a state dict")
+    notes = []
+    wanted = set(module.state_dict())
+    if not wanted & set(weights) and all(k.startswith("module.") for k in weights):
+        weights = {k.removeprefix("module."): v for k, v in weights.items()}
+        notes.append("the weights were saved from DataParallel; the prefix 'module.' was taken off")
+    missing, extra = sorted(wanted - set(weights)), sorted(set(weights) - wanted)
+    if missing or extra:
+        raise OnnxspectError(
+            f"the weights do not fit {source.factory}: {len(missing)} missing ({_some(missing)}), "
+            f"{len(extra)} not known ({_some(extra)})",
+            "the factory must return the network that the weights were saved from",
+        )
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise OnnxspectError(
+            f"the weights do not fit {source.factory}: {printable(' '.join(str(error).split()), 400)}"
+        ) from None
+    made = _from_module(module.eval().float(), source.input_shape)
+    return replace(made, warnings=(*made.warnings, *notes))
+
+
+def _state_dict(content: Any) -> dict[str, Any]:
+    """The tensors of a state dict, taken out of the checkpoint around it."""
+    if isinstance(content, Mapping):
+        if content and all(isinstance(v, torch.Tensor) for v in content.values()):
+            return {str(k): v for k, v in content.items()}
+        for key in _WRAPPERS:
+            if isinstance(content.get(key), Mapping):
+                return _state_dict(content[key])
+        keys = ", ".join(printable(str(k), 30) for k in list(content)[:8])
+        raise OnnxspectError(f"is a checkpoint without a state dict; it has {keys}")
+    raise OnnxspectError(f"holds a {type(content).__name__}, not a state dict")
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise missing_extra("safetensors", "torch") from None
+    try:
+        return dict(load_file(path))
+    except Exception as error:
+        raise _unreadable("safetensors cannot read it", error) from None
+
+
+def _strangest(names: list[str]) -> str:
+    """The names that say most, first: what is neither Python's own nor torch's."""
+    own = ("torch.", "builtins.", "__builtin__.")
+    return ", ".join([n for n in names if not n.startswith(own)][:5] or names[:5])
+
+
+def _foreign_globals(path: Path) -> list[str]:
+    """Names that the pickle imports, besides torch's tensors and OrderedDict; found without running it."""
+    data = b""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next((n for n in archive.namelist() if n.endswith("/data.pkl")), None)
+                if name is not None and archive.getinfo(name).file_size < 1 << 28:
+                    data = archive.read(name)
+        else:
+            with path.open("rb") as file:
+                data = file.read(1 << 24)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _unreadable("not a readable archive", error) from None
+    safe = (
+        "torch._utils ",
+        "torch ",
+        "torch.storage ",
+        "torch._tensor ",
+        "collections OrderedDict",
+        "torch.serialization ",
+    )
+    found: list[str] = []
+    stream = io.BytesIO(data)
+    recent: list[str] = []
+    # A legacy file is several pickles in a row; damaged opcodes end the look, and torch.load then says what is wrong.
+    with contextlib.suppress(ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError):
+        while stream.tell() < len(data):
+            for opcode, argument, _ in pickletools.genops(stream):
+                if opcode.name in ("BINUNICODE", "SHORT_BINUNICODE", "UNICODE"):
+                    recent = [*recent[-1:], str(argument)]
+                named = (
+                    str(argument)
+                    if opcode.name in ("GLOBAL", "INST")
+                    else " ".join(recent)
+                    if opcode.name == "STACK_GLOBAL"
+                    else ""
+                )
+                if named and not named.startswith(safe) and printable(named) not in found:
+                    found.append(printable(named))
+    return [n.replace(" ", ".") for n in found]
+
+
+class _Logits(nn.Module):
+    """The one tensor of logits out of what a network returns."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        found = self.inner(image)
+        if isinstance(found, Mapping):
+            found = found["logits"] if "logits" in found else next(iter(found.values()))
+        elif isinstance(found, tuple | list):
+            found = found[0]
+        elif hasattr(found, "logits"):
+            found = found.logits
+        return found
+
+
+def _from_module(
+    module: Any, shape: tuple[int, ...], *, batch: int = 0, exporters: tuple[str, ...] = ("export", "trace")
+) -> Exported:
+    with torch.no_grad():
+        try:
+            result = module(torch.zeros(batch or 2, *shape))
+        except Exception as error:
+            raise OnnxspectError(
+                f"the network does not run on an input of shape {[batch or 2, *shape]}: "
+                f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
+                "give the shape of one sample with --input-shape, such as 3,224,224",
+            ) from None
+    net = module if isinstance(result, torch.Tensor) else _Logits(module)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return np.asarray(net(torch.from_numpy(images)).detach().cpu().numpy())
+
+    attempts = []
+    if "export" in exporters:
+        attempts.append(Attempt("torch.onnx (torch.export)", lambda: _dynamo(net, shape, batch)))
+    if "trace" in exporters:
+        attempts.append(Attempt("torch.onnx (trace)", lambda: trace(net, shape, batch)))
+    layout = "flat" if len(shape) == 1 else "NCHW" if len(shape) == 3 else ""
+    return Exported(run, shape, tuple(attempts), {"torch": torch.__version__}, layout, batch=batch)
+
+
+def _dynamo(module: Any, shape: tuple[int, ...], batch: int) -> onnx.ModelProto:
+    program_like = isinstance(module, torch.export.ExportedProgram)
+    options: dict[str, Any] = {"dynamo": True, "opset_version": _EXPORT_OPSET, "verbose": False}
+    if not program_like:
+        if not batch:
+            options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
+        options["args"] = (torch.zeros(batch or 2, *shape),)
+    with quiet():
+        program = torch.onnx.export(module, **options)
+    return program.model_proto  # type: ignore[union-attr]
+
+
+def trace(module: Any, shape: tuple[int, ...], batch: int, opset: int = 17) -> onnx.ModelProto:
+    """Export by running once (torch's older exporter)."""
+    free = {} if batch else {"input": {0: "batch"}, "logits": {0: "batch"}}
+    with tempfile.TemporaryDirectory() as folder, quiet():  # inside the work folder, the only place to write
+        path = Path(folder) / "traced.onnx"
+        torch.onnx.export(
+            module,
+            (torch.zeros(batch or 2, *shape),),
+            str(path),
+            dynamo=False,
+            opset_version=opset,
+            input_names=["input"],
+            output_names=["logits"],
+            dynamic_axes=free,
+        )
+        return onnx.load(path)
+
+
+def _shape_needed(what: str) -> OnnxspectError:
+    return OnnxspectError(
+        f"{what} does not say how large its images are", "give the shape of one sample: --input-shape 3,224,224"
+    )
+
+
+def _unreadable(what: str, error: Exception) -> OnnxspectError:
+    return OnnxspectError(f"{what}: {type(error).__name__}: {printable(' '.join(str(error).split()), 300)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(printable(n, 40) for n in names[:3]) + (", ..." if len(names) > 3 else "") or "none"

@@ -1,0 +1,1 @@
+"""Whole jobs: what the commands do, as library calls."""

@@ -1,0 +1,411 @@
+"""Cleansing from files: what `onnxspect cleanse` calls. It gathers scores, decides, and writes what is kept.
+
+The training set is never changed: everything goes to the output folder. Its images are read in order and in batches, the
+model runs in onnxruntime, and only labels, scores and decisions are held for all samples (and one class's activations
+at a time), so a training set may be larger than memory. `retrain` is the exception: it holds the kept images.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from onnxspect.engine.cleansing.by_activation import (
+    CLUSTERING,
+    IMPURITY,
+    SPECTRAL,
+    Help,
+    activation_clustering,
+    box_blur,
+    cluster_impurity,
+    known_targets,
+    spectral_signatures,
+)
+from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
+from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
+from onnxspect.engine.cleansing.from_scan import Finding
+from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
+from onnxspect.engine.cleansing.peeling import peeled
+from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
+from onnxspect.engine.jobs.patch import stamps
+from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
+from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.pictures import png
+from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.store import made_folder, write_atomically
+from onnxspect.engine.subject.activations import Session, TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+METHODS = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
+#: Methods that use the triggers of a scan.
+FROM_SCAN = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE)
+#: Said where a scan had clean samples alone: its triggers are the smallest that work, not the attacker's.
+WITHOUT_TRAIN = (
+    "the scan did not see the training set: one with --train names poisoned samples better, and their number"
+)
+#: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
+SEARCHED = 100
+#: Share of the kept samples that fine-tuning is measured on.
+APART = 0.1
+
+
+@dataclass(frozen=True)
+class Retrain:
+    """How `retrain` fine-tunes.
+
+    Attributes:
+        epochs: over the kept samples.
+        batch_size: images a step.
+        learning_rate: Adam's, falling to zero.
+        restored: the removed samples are trained on too, as they are, with the class that the model gives them once the
+            trigger is off. Without them nothing tells the network to forget: it has already learned the trigger.
+    """
+
+    epochs: int = 4
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    restored: bool = True
+
+
+@dataclass(frozen=True)
+class Cleansed:
+    """What a cleansing leaves.
+
+    Attributes:
+        report: the JSON document.
+        folder: with scores.csv, kept.npz or kept.txt, suspicious.png, cleansing.json.
+        scores: one a method.
+        removed: bool ``(n,)``: what any of the methods removes, see scores.together.
+        proof: of the retrained model, where one was asked for.
+    """
+
+    report: dict[str, Any]
+    folder: Path
+    scores: tuple[Scores, ...]
+    removed: np.ndarray
+    proof: Verification | None
+
+
+def cleanse(
+    model: str | Path,
+    train: str | Path,
+    out: str | Path,
+    run_folder: str | Path | None = None,
+    detectors: Sequence[str] = (),
+    tap: str | None = None,
+    targets: Sequence[int] = (),
+    known: Help | None = None,
+    as_written: bool = False,
+    truth: str | Path | None = None,
+    retrain: str | Path | None = None,
+    how: Retrain | None = None,
+    spec: InputSpec | None = None,
+    run: RunContext | None = None,
+) -> Cleansed:
+    """Name the poisoned samples of a training set by a model that was trained on it.
+
+    Args:
+        model: the ONNX file.
+        train: the suspect training set: npz, or a folder of images by class; never changed.
+        out: folder for what is found; activations are kept in its `cache`.
+        run_folder: of a finished scan of this model, whose triggers are used.
+        detectors: methods, of METHODS; a sample is removed if any of them says so. By default those by trigger for which
+            there is one.
+        tap: where activations are taken; the penultimate layer by default.
+        targets: target classes, where they are known.
+        known: more that is known, for the baselines.
+        as_written: Eq. 12 of 000 to the letter; see `by_trigger`.
+        truth: npz with `indices` of the samples that are poisoned, to measure TPR and FPR.
+        retrain: write a model fine-tuned on the kept samples there.
+        how: its settings.
+        spec: the model's preprocessing, where the user knows it.
+        run: seed, device, observer.
+
+    Raises:
+        OnnxspectError: what does not fit, with a hint.
+    """
+    run = run or RunContext()
+    unknown = [d for d in detectors if d not in METHODS]
+    if unknown:
+        raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
+    prepare_process(run.device)
+    folder = made_folder(Path(out))
+    finding = Finding.read(Path(run_folder)) if run_folder is not None else None
+    chosen = spec or (finding.spec if finding is not None else None)
+    subject = Subject.from_onnx(model, chosen, run.device)
+    training = open_training_set(train, subject.size)
+    subject = subject.settled(training.shape)
+    notes = check_labels(training, subject.classes)
+    part = _part(training, run)
+    if finding is not None:
+        finding.check(subject, Path(run_folder or ""))
+    else:
+        subject = preflight(subject, part, run, chosen).subject
+    poisoned = _truth(Path(truth), len(training)) if truth is not None else None
+
+    known = replace(known or Help(), targets=known_targets(targets, subject.classes))
+    by_method, found_notes = _triggers(
+        subject, training, part, finding, detectors, known, as_written, retrain is not None, folder, run
+    )
+    notes += found_notes
+    methods = list(detectors) or [m for m in FROM_SCAN if by_method.get(m)]
+    inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
+    name = (tap or penultimate(subject)) if inside else None
+    values = activations(subject, training, [name] if name else [], folder / "cache", run)
+    logits = np.asarray(values["logits"])
+    session = Session(subject, [])
+    scores = tuple(
+        _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
+        for m in methods
+    )
+    # Where samples are told apart by what they carry, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
+    removed, decided = together(scores, training.labels, "" if detectors else PRESENCE)
+    notes += decided + [f"{one.detector}: {note}" for one in scores for note in one.notes]
+    for c in sorted(set(training.labels.tolist())):
+        if removed[training.labels == c].all():
+            notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")
+    report = {
+        "model": {"path": subject.name, "sha256": subject.file.sha256 if subject.file else ""},
+        "train": {"path": str(training.path), "sha256": training.sha256, "samples": len(training)},
+        "preprocessing": subject.spec.describe(),
+        "tap": name,
+        "model_accuracy_on_train": float((logits.argmax(1) == training.labels).mean()),
+        "methods": [_method(s, training.labels, poisoned) for s in scores],
+        "removed": int(removed.sum()),
+        "kept": int((~removed).sum()),
+        "rates": vars(rates(removed, training.labels, poisoned)) if poisoned is not None else None,
+        "triggers": [{"method": m, "target": t.target, "source": t.source} for m, ts in by_method.items() for t in ts],
+        "notes": notes,
+        "seed": run.seed,
+    }
+    write_scores(scores, training, folder)
+    kept_path = write_kept(training, ~removed, folder)
+    report["kept_as"] = kept_path.name
+    if scores:
+        write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
+    proof = None
+    if retrain is not None:
+        # DTInspector's patches lead out of their class: they prove nothing.
+        patterns = by_method.get(REMOVE) or by_method.get(PRESENCE) or ()
+        proof = _retrained(subject, training, removed, patterns, Path(retrain), how or Retrain(), run)
+        report["retrained"] = {
+            "path": str(retrain),
+            "clean_accuracy": [proof.accuracy_before, proof.accuracy_after],
+            "trigger_success": [[t.before, t.after] for t in proof.triggers],
+            "failures": list(proof.failures),
+        }
+    write_atomically(folder / "cleansing.json", as_json(report).encode())
+    return Cleansed(report, folder, scores, removed, proof)
+
+
+def check_labels(training: TrainingSet, classes: int) -> list[str]:
+    """Notes on classes without samples.
+
+    Raises:
+        OnnxspectError: a label that the model does not have.
+    """
+    most = int(training.labels.max())
+    if most >= classes:
+        raise OnnxspectError(
+            f"{training.path}: label {most}, but the model has {classes} classes",
+            "this is not the model's training set, or its labels do not count from 0",
+        )
+    sizes = np.bincount(training.labels, minlength=classes)
+    return [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
+
+
+def _triggers(
+    subject: Subject,
+    training: TrainingSet,
+    part: Samples,
+    finding: Finding | None,
+    detectors: Sequence[str],
+    known: Help,
+    as_written: bool,
+    proving: bool,
+    folder: Path,
+    run: RunContext,
+) -> tuple[dict[str, list[Found]], list[str]]:
+    """Triggers by method: those of the scan, or estimated here on the training set as 000 does.
+
+    A pattern to take off is chosen, which is most of the work, where a method or a proof needs one.
+    """
+    for needed, what in {SUPERIMPOSE: "DTInspector's patch", PRESENCE: "the training difference"}.items():
+        if needed in detectors and (finding is None or needed not in finding.units):
+            raise OnnxspectError(
+                f"{what} comes from a scan with the training set"
+                + ("" if finding is None else ", which this run had not"),
+                f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
+            )
+    if finding is None and CARRIERS in detectors:
+        raise OnnxspectError(
+            "what samples may carry is found by a scan",
+            "onnxspect scan MODEL --data clean.npz --out DIR, then --run DIR",
+        )
+    choose = chooser(subject, training, part, as_written, run)
+    if finding is not None:
+        targets = known.targets or finding.targets
+        wanted = not detectors or REMOVE in detectors or proving
+
+        def usual(target: int) -> np.ndarray:
+            return np.asarray(part.images[part.labels != target].mean(0))
+
+        found = finding.triggers(targets, choose if wanted else None, usual)
+        if not targets:
+            return found, ["the scan names no target class, so no trigger is looked for"]
+        if not as_written and (not detectors or SUPERIMPOSE in detectors):
+            found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
+        told = not detectors and not {SUPERIMPOSE, PRESENCE} & set(finding.units)
+        return found, [WITHOUT_TRAIN] if told else []
+    if detectors and REMOVE not in detectors:
+        return {}, []
+    patterns = estimate_patterns(subject, part, known.targets, folder, run, choose)
+    if not patterns:
+        return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
+    return {REMOVE: patterns}, []
+
+
+def _part(training: TrainingSet, run: RunContext) -> Samples:
+    """At most SEARCHED samples of every class."""
+    rows = []
+    for c in np.unique(training.labels):
+        own = run.numpy_generator("cleanse", int(c), "part").permutation(np.flatnonzero(training.labels == c))
+        rows.append(own[:SEARCHED])
+    return training.take(np.sort(np.concatenate(rows)))
+
+
+def _score(
+    method: str,
+    training: TrainingSet,
+    session: Session,
+    logits: np.ndarray,
+    values: np.ndarray,
+    triggers: Mapping[str, Sequence[Found]],
+    known: Help,
+    as_written: bool,
+    run: RunContext,
+) -> Scores:
+    seed = run.key(method) % 2**31
+    if method in FROM_SCAN:
+        found = list(triggers.get(method, ()))
+        if not found:
+            nothing = np.full(len(training), np.nan)
+            return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
+        if method == CARRIERS:
+            return by_found([(t.target, t.difference) for t in found if t.difference is not None], training, seed, run)
+        if method == PRESENCE:
+            differences = {t.target: t.difference for t in found if t.difference is not None}
+            return by_presence(differences, training, seed, run)
+        return by_trigger(
+            method,
+            found,
+            training.labels,
+            logits,
+            training.batches,
+            lambda images: session.run(images)[0],
+            superimpose=method == SUPERIMPOSE,
+            as_written=as_written,
+        )
+    if method == SPECTRAL:
+        return spectral_signatures(values, training.labels, known)
+    if method == CLUSTERING:
+        return activation_clustering(values, training.labels, known, seed)
+
+    def blurred() -> np.ndarray:
+        return np.concatenate([session.run(box_blur(images))[0].argmax(1) for _, images in training.batches()])
+
+    return cluster_impurity(values, training.labels, logits.argmax(1), blurred, known, seed)
+
+
+def _method(scores: Scores, labels: np.ndarray, poisoned: np.ndarray | None) -> dict[str, Any]:
+    measured: Rates | None = rates(scores.removed, labels, poisoned) if poisoned is not None else None
+    return {
+        "name": scores.detector,
+        "removed": int(scores.removed.sum()),
+        "classes": {str(c): dict(facts) for c, facts in scores.classes.items()},
+        "notes": list(scores.notes),
+        "rates": vars(measured) if measured is not None else None,
+    }
+
+
+def _truth(path: Path, n: int) -> np.ndarray:
+    """Indices of the poisoned samples; `rates` checks them."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            indices = np.asarray(archive["indices"])
+    except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples") from error
+    if indices.ndim != 1 or indices.dtype.kind not in "ui":
+        raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
+    rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
+    return indices.astype(np.int64)
+
+
+def _retrained(
+    subject: Subject,
+    training: TrainingSet,
+    removed: np.ndarray,
+    patterns: Sequence[Found],
+    out: Path,
+    how: Retrain,
+    run: RunContext,
+) -> Verification:
+    """Fine-tune on the kept samples, write the model, and measure it on kept samples that it has not seen."""
+    kept = training.take(np.flatnonzero(~removed))
+    apart, fit = kept.split(APART, run.numpy_generator("cleanse", "apart"))
+    if how.restored and patterns and removed.any():
+        fit = fit.joined(_restored(subject, training.take(np.flatnonzero(removed)), patterns))
+    student, parameters = trainable_copy(subject)
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(parameters.values(), lr=how.learning_rate)
+    steps = how.epochs * -(-len(fit) // how.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
+    run.observer.start("retrain", how.epochs)
+    for epoch in range(how.epochs):
+        order = torch.randperm(len(fit), generator=run.torch_generator("cleanse", "retrain", epoch))
+        total = 0.0
+        for rows in order.split(how.batch_size):
+            loss = functional.cross_entropy(student(images[rows].to(subject.device)), labels[rows].to(subject.device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            total += float(loss.detach()) * len(rows)
+        run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
+    run.observer.finish("retrain")
+    file = subject.file
+    if file is None:
+        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
+    proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
+    write_model(proto, file, out)
+    named = stamps(tuple(Trigger(t.target, t.arrays) for t in patterns))
+    return verify(out, file.path, apart, subject.spec, named, Goals(), run.device)
+
+
+def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:
+    """The removed samples as they are, labelled by what they are taken for without their trigger."""
+    labels = removed.labels.copy()
+    background = removed.images.mean(0)
+    for pattern in patterns:
+        rows = np.flatnonzero(removed.labels == pattern.target)
+        if len(rows):
+            answers = subject.predict(without(removed.images[rows], pattern.arrays, background)).argmax(1)
+            labels[rows] = np.where(answers != pattern.target, answers, labels[rows])
+    changed = np.flatnonzero(labels != removed.labels)
+    return replace(removed.take(changed), labels=labels[changed])

@@ -1,0 +1,47 @@
+"""What a file is, without judging it: the library call behind `onnxspect info`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from onnxspect.converters.lowering.taps import cuts
+from onnxspect.converters.text import printable
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.subject import Subject
+
+
+def describe(model: str | Path) -> dict[str, Any]:
+    """Facts of an ONNX file as plain JSON values; names from the file are made safe to print.
+
+    Raises:
+        OnnxspectError: the file is not a usable image classifier; says why.
+    """
+    subject = Subject.from_onnx(model)
+    file, lowered, logits = subject.file, subject.lowered, subject.logits
+    if file is None or lowered is None or logits is None:
+        raise OnnxspectError(f"{model}: no ONNX file")
+    channels, height, width = (size or "any" for size in subject.image_shape)
+    operators = Counter(node.op_type for node in file.proto.graph.node)
+    return {
+        "path": str(model),
+        "sha256": file.sha256,
+        "opset": file.opset,
+        "producer": printable(f"{file.proto.producer_name} {file.proto.producer_version}".strip()),
+        "input": f"{printable(lowered.inputs[0])}: {subject.spec.layout}, {width}x{height}, {channels} channels",
+        "logits": f"{printable(logits.value)} ({logits.how}), {subject.classes or 'unknown number of'} classes",
+        "parameters": sum(p.numel() for p in lowered.module.parameters()),
+        "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
+        "warnings": list(file.warnings),
+        "taps": [
+            {
+                "index": tap.index,
+                "value": printable(tap.name),
+                "shape": None if tap.shape is None else list(tap.shape),
+                "depth": tap.depth,
+                "operator": tap.operator,
+            }
+            for tap in cuts(lowered)
+        ],
+    }

@@ -1,0 +1,471 @@
+"""From a finished scan to a proven file: the library call behind `onnxspect patch`.
+
+The original is opened, the run's triggers are taken from its ledger, a method works out an edit, the edit is written to
+a scratch folder, measured there in onnxruntime, and only then written to the destination, whole or not at all. A patch
+that misses its goals is not written.
+
+`auto` tries methods in order of cost and keeps the first whose file meets the goals *and* withstands a new search: the
+trigger that a method was given is not the attacker's own, and a method can switch off the one and leave the other. It
+withstands where the search finds no trigger that is still small for a class without an attack (mitigation/remainder.py).
+The triggers' success must meet its goal as measured, with no allowance for the few samples, and so must the accuracy
+that was most likely lost (`Attempt.lost`). Of a method that is chosen and judged on the same samples (pruning), no more
+answers may have changed, those to triggers counted in, than accuracy may be lost. Where no method does all that, the
+best of those that meet the goals within the measurement's error is kept (`Attempt.rank`), and the answer says what is
+wrong with it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.converters.proof.writeback import Change
+from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
+from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFFERENCE
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
+from onnxspect.engine.judge.evidence import UNTARGETED, UnitEvidence, foremost
+from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
+from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
+from onnxspect.engine.mitigation.method import Case, Method, Trigger
+from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
+from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
+from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+METHODS = CHOICES
+#: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
+FIT_SHARE = 0.8
+#: A patch is judged on at least so many samples: even none of twenty leaves one in seven possible (95 %).
+FEWEST_JUDGES = 20
+#: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
+JUDGED_ON_FEW = 1.645
+#: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
+#: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
+LOST_OF_CHANGED = 0.25
+#: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
+LEAD_AWAY = frozenset({DTINSPECTOR})
+#: Detectors that read triggers off the training set: nothing makes them small.
+READ_OFF = frozenset({TRAINING_DIFFERENCE})
+_NEW_SEARCH = Searches()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a finished scan says, as a patch needs it.
+
+    Attributes:
+        report: the scan's report.
+        spec: the preprocessing that the scan settled on.
+        triggers: the trigger of every named class, or of those asked for.
+        evidence: ids of the evidence.
+    """
+
+    report: dict[str, Any]
+    spec: InputSpec
+    triggers: tuple[Trigger, ...]
+    evidence: str
+
+
+def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
+    """The finished scan in a run folder.
+
+    Args:
+        folder: of the run.
+        targets: classes whose triggers are taken; those that the scan named by default.
+
+    Raises:
+        OnnxspectError: no run there, not finished, or a class is asked for to which no search led.
+    """
+    with Ledger(folder) as ledger:
+        report = ledger.report()
+        spec = InputSpec.described(report["preprocessing"]["chosen"])
+        wanted = list(report["targets"] if targets is None else targets)
+        unknown = [t for t in wanted if t >= len(report["classes"])]
+        if unknown:
+            raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
+        triggers: list[Trigger] = []
+        ids = []
+        for detector in report["detectors"]:
+            if detector["status"] != "ran":
+                continue
+            ids.append(detector["evidence"])
+            units = ledger.evidence(detector["name"])
+            if detector["name"] in READ_OFF:  # it looks at every class; what leads nowhere is no trigger
+                units = [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
+            speaking = [
+                t
+                for t in wanted
+                if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
+            ]
+            # What the scan named may be one trigger to many classes; what the user names is every class for itself.
+            shared = _shared(units, speaking) if targets is None else []
+            found = shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
+            triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
+    missing = sorted(set(wanted) - {t.target for t in triggers})
+    if targets is not None and missing:
+        raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
+    return Finding(report, spec, tuple(triggers), "+".join(ids))
+
+
+def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:
+    """The foremost trigger to a class that can be stamped, of those that carry over to unseen samples, if there is one.
+
+    Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
+    for that class on the clean references, where there are any.
+    """
+    own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
+    able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
+    for unit in foremost(able, statistic):
+        trigger = as_trigger(unit)
+        if trigger is not None:
+            return [trigger]
+    return []
+
+
+def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigger]:
+    """The one trigger that leads every class to another, where it leads to several of the classes in question.
+
+    It then stands for all of them: the smallest trigger to each of an all-to-all backdoor's targets is what a clean model
+    has too. An all-to-one backdoor's shared trigger leads to one class, and that class's own trigger serves.
+    """
+    rows = [u for u in units if u.unit.shared and u.unit.target in targets]
+    if len({u.unit.target for u in rows}) < 2:
+        return []
+    trigger = as_trigger(rows[0])
+    return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
+
+
+def as_trigger(unit: UnitEvidence) -> Trigger | None:
+    """A unit's trigger, where it is one change of the pixels of any image."""
+    if not unit.in_pixels:
+        return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
+    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
+    return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one method gave.
+
+    Attributes:
+        method: its name.
+        proof: of its file; None where it made none.
+        problem: why it made none, or "".
+        left: size of the smallest trigger to the same targets that a new search found on its file, as a multiple of
+            the first one's size; None where nothing was searched, infinite where nothing was found.
+        withstands: none of those found is small enough to be the backdoor's; None where nothing was searched.
+        facts: what the method says of itself.
+        seconds: wall time.
+        judged_apart: its proof is of samples that had no part in making it.
+        mends: it takes the backdoor out, and does not only stand guard.
+    """
+
+    method: str
+    proof: Verification | None
+    problem: str
+    left: float | None = None
+    withstands: bool | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    judged_apart: bool = True
+    mends: bool = True
+
+    @property
+    def lost(self) -> float:
+        """The clean accuracy that was most likely lost; infinite where there is no file.
+
+        A hundred samples show a point of accuracy less well than what share of their answers has changed, of which
+        LOST_OF_CHANGED is lost, give or take as much again. This is what both say together, each weighted by the inverse of
+        its variance; of samples that the method itself was chosen by, the changed answers alone.
+        """
+        if self.proof is None:
+            return float("inf")
+        changed = 1 - self.proof.agreement
+        expected = LOST_OF_CHANGED * changed
+        if not self.judged_apart or changed == 0:
+            return expected
+        by_changes, by_labels = expected**-2, self.proof.samples / changed
+        measured = self.proof.accuracy_before - self.proof.accuracy_after
+        return (by_changes * expected + by_labels * measured) / (by_changes + by_labels)
+
+    @property
+    def worst(self) -> float:
+        """Success of the trigger that still works best, on its file."""
+        return max((t.after for t in self.proof.triggers), default=0.0) if self.proof else 1.0
+
+    @property
+    def stops_triggers(self) -> bool:
+        """Whether the triggers' success meets its goal as measured, and the rest within the measurement's error."""
+        if self.proof is None or not self.proof.holds:
+            return False
+        return replace(self.proof, goals=replace(self.proof.goals, accuracy_lost=1.0, errors=0.0)).holds
+
+    @property
+    def good(self) -> bool:
+        """Whether there is nothing left to wish for: the goals met, and no small trigger found."""
+        if self.proof is None or not self.stops_triggers or self.withstands is False:
+            return False
+        goal = self.proof.goals.accuracy_lost
+        if not self.judged_apart and 1 - self.proof.agreement + self.worst > goal:
+            return False
+        return self.lost <= goal + 0.5 / self.proof.samples  # half a sample of slack, as in Verification.failures
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool, bool, float]:
+        """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
+
+        First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that takes the
+        backdoor out, then the one that stops the triggers, then the one that does less harm: accuracy most likely lost, and
+        success of the trigger that still works best. Both have a file.
+        """
+        return self.good, self.withstands is not False, self.mends, self.stops_triggers, -self.lost - self.worst
+
+    @property
+    def outcome(self) -> str:
+        """One line for people."""
+        if self.proof is None:
+            return f"{self.method}: {self.problem}"
+        lost = self.proof.accuracy_before - self.proof.accuracy_after
+        text = f"{self.method}: triggers at most {self.worst:.1%}, clean accuracy {-lost:+.1%}"
+        if self.proof.rejected is not None:
+            text += f", {self.proof.rejected:.1%} of clean images rejected"
+        if self.withstands is False:
+            text += f"; a new search still finds a trigger {self.left:.1f} times the first one's size"
+        if not self.proof.holds:
+            return f"{text}; misses its goals"
+        if self.withstands is not False and not self.good:
+            text += f"; changes {1 - self.proof.agreement:.1%} of all answers"
+        return text if self.judged_apart else f"{text}; judged on the samples that it was chosen by"
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON."""
+        proof = None if self.proof is None else self.proof.describe()
+        left = None if self.left is None or not np.isfinite(self.left) else round(self.left, 3)
+        return {
+            "method": self.method,
+            "outcome": self.outcome,
+            "new_search_relative_size": left,
+            "withstands_new_search": self.withstands,
+            "facts": dict(self.facts),
+            "proof": proof,
+            "seconds": round(self.seconds, 1),
+        }
+
+
+@dataclass(frozen=True)
+class Patched:
+    """What a patch leaves: the file, what changed in it, its proof, and what was tried on the way."""
+
+    out: Path
+    method: str
+    changes: tuple[Change, ...]
+    proof: Verification
+    attempts: tuple[Attempt, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """As `onnxspect patch --json` prints it."""
+        return {
+            "out": str(self.out),
+            "method": self.method,
+            "attempts": [a.describe() for a in self.attempts],
+            "proof": self.proof.describe(),
+        }
+
+
+def patch(
+    model: str | Path,
+    run_folder: str | Path,
+    data: str | Path,
+    out: str | Path,
+    method: str = AUTO,
+    goals: Goals | None = None,
+    resize: bool = False,
+    run: RunContext | None = None,
+    targets: Sequence[int] | None = None,
+    proactive: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Patched:
+    """Patch the backdoor that a scan found, and prove the patch on the written file.
+
+    Args:
+        model: the original file; never changed.
+        run_folder: where the scan's run is.
+        data: clean samples, to learn from (80 %) and to prove on (20 %).
+        out: the patched file; an existing one is replaced only by a finished patch.
+        method: one of `METHODS`.
+        goals: what the patch must reach to be written.
+        resize: bring images of another size to the model's.
+        run: seed, device, observer.
+        targets: classes to patch; those that the scan named by default.
+        proactive: patch every class, whatever the scan said (002, sec. VII-D).
+        settings: of the method, by the names of its fields.
+
+    Raises:
+        OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
+    """
+    run = run or RunContext()
+    settings = dict(settings or {})
+    methods = chosen(method, **settings)
+    prepare_process(run.device)
+    finding = read_finding(Path(run_folder), targets)
+    if proactive:
+        finding = read_finding(Path(run_folder), _reachable(finding.report))
+    subject = Subject.from_onnx(model, finding.spec, run.device)
+    file = subject.file
+    if file is None or file.sha256 != finding.report["model"]["sha256"]:
+        raise OnnxspectError(
+            f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})",
+            "scan this model first, and patch with that run",
+        )
+    if not finding.triggers:
+        raise OnnxspectError(
+            f"{run_folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
+            "--target patches a class all the same, --proactive every class",
+            inconclusive=finding.report["verdict"] == "inconclusive",
+        )
+    check_writable(file, Path(out))
+    samples = Samples.load(data, subject.size, resize)
+    subject = subject.settled(samples.shape)
+    if samples.labels.max() >= subject.classes:
+        raise OnnxspectError(f"{data}: label {samples.labels.max()}, but the model has {subject.classes} classes")
+    fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
+    if len(guard) < FEWEST_JUDGES:
+        raise OnnxspectError(
+            f"{data}: {len(samples)} samples are too few to patch and to prove: {len(guard)} would be left to judge on",
+            f"{int(np.ceil(FEWEST_JUDGES / (1 - FIT_SHARE)))} at least, ten times as many for figures one can rely on",
+        )
+    wanted = goals or Goals()
+    for trigger in finding.triggers:
+        if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
+            raise OnnxspectError(f"{data}: no samples of any class but {trigger.target} to try its trigger on")
+    triggers = with_room(subject, fit, finding.triggers, run)
+    case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
+    best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
+    if best is None:
+        missed = "; ".join(a.outcome for a in attempts)
+        hint = "more clean samples give a better patch"
+        if method != INPUT_FILTER:
+            hint += f"; --method {INPUT_FILTER} leaves the weights alone and rejects stamped images"
+        raise OnnxspectError(f"the patch misses its goals and is not written: {missed}", hint, inconclusive=True)
+    attempt, proto, changes = best
+    write_model(proto, file, Path(out))
+    assert attempt.proof is not None
+    return Patched(Path(out), attempt.method, changes, attempt.proof, attempts)
+
+
+Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]
+
+
+def try_methods(
+    methods: Sequence[Method], case: Case, evidence: str, goals: Goals, folder: Path | None = None
+) -> tuple[Result | None, tuple[Attempt, ...]]:
+    """Try methods in turn, up to the first that meets the goals and withstands a new search.
+
+    Args:
+        methods: what to try.
+        case: the model, its triggers and clean samples.
+        evidence: id of the evidence, for the provenance.
+        goals: what must be reached.
+        folder: where pictures go; None keeps none.
+
+    Returns:
+        the file to keep (None where every one misses the goals), and all attempts.
+    """
+    best: Result | None = None
+    attempts = []
+    for method in methods:
+        # A search of what only stands guard would find the backdoor, which is still there.
+        searched = len(methods) > 1 and method.mends
+        attempt, proto, changes = _try(method, case, evidence, goals, folder, searched, alone=len(methods) == 1)
+        attempts.append(attempt)
+        case.run.observer.notice(attempt.outcome)
+        if proto is None or attempt.proof is None or not attempt.proof.holds:
+            continue
+        if best is None or attempt.rank > best[0].rank:
+            best = (attempt, proto, changes)
+        if attempt.good:
+            break
+    return best, tuple(attempts)
+
+
+def _try(
+    method: Method, case: Case, evidence: str, goals: Goals, folder: Path | None, searched: bool, alone: bool
+) -> tuple[Attempt, onnx.ModelProto | None, tuple[Change, ...]]:
+    """One method: its edit, the file made of it, and what is measured on that file."""
+    started = time.perf_counter()
+    subject = case.subject
+    file = subject.file
+    if file is None:
+        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    provenance = Provenance(file.sha256, tool_version(), method.name, evidence)
+    try:
+        edit = method.edit(case)
+        proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
+    except OnnxspectError as error:
+        if alone:
+            raise
+        seconds = time.perf_counter() - started
+        return Attempt(method.name, None, error.message, seconds=seconds, judged_apart=method.trains), None, ()
+    if folder is not None:
+        for name, png in edit.pictures.items():
+            write_atomically(folder / name, png)
+    wanted = replace(goals, errors=JUDGED_ON_FEW, rejected=getattr(method, "false_positives", goals.rejected))
+    with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
+        trial = Path(scratch) / "patched.onnx"
+        write_model(proto, file, trial)
+        judges = case.guard if method.trains else case.clean
+        opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
+        proof = verify(
+            trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
+        )
+        left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
+    attempt = Attempt(
+        method.name,
+        proof,
+        "",
+        left,
+        withstands,
+        edit.facts,
+        time.perf_counter() - started,
+        method.trains,
+        method.mends,
+    )
+    return attempt, proto, tuple(changes)
+
+
+def _left(patched: Path, case: Case) -> tuple[float, bool]:
+    """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small."""
+    subject = Subject.from_onnx(patched, case.subject.spec, case.run.device).settled(case.subject.image_shape)
+    found = search_again(subject, case.fit, case.triggers, case.run, "patch: new search", _NEW_SEARCH)
+    return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found)
+
+
+def _reachable(report: Mapping[str, Any]) -> list[int]:
+    """The classes to which some search of the scan led."""
+    return [c["index"] for c in report["classes"] if any(v is not None for v in c["statistic"].values())]
+
+
+def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | None]]:
+    """Recovered triggers as `verify` takes them."""
+    named: dict[str, tuple[int, Stamp, int | None]] = {}
+    for t in triggers:
+        aim = "other" if t.target == UNTARGETED else t.target
+        name = f"recovered-{aim}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
+        while name in named:
+            name += "'"
+        arrays = dict(t.arrays)
+        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays), t.source)  # type: ignore[misc]
+    return named

@@ -1,0 +1,136 @@
+"""Verification from paths: what `onnxspect verify` calls. It gathers samples, preprocessing and triggers.
+
+A fresh scan of the patched file is asked of the caller (`rescan`), because a scan is a whole job of its own.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.patch import read_finding, stamps
+from onnxspect.engine.judge.evidence import UNTARGETED
+from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.strip import Strip
+from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.preprocessing import check_labels, preflight
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+
+def prove(
+    patched: str | Path,
+    original: str | Path,
+    data: str | Path,
+    run_folder: str | Path | None = None,
+    trigger: str | Path | Sequence[str | Path] | None = None,
+    spec: InputSpec | None = None,
+    goals: Goals | None = None,
+    resize: bool = False,
+    run: RunContext | None = None,
+    strip: Strip | None = None,
+    rescan: Callable[[Path, InputSpec], Mapping[str, Any]] | None = None,
+) -> Verification:
+    """Measure a patched file against its original.
+
+    Args:
+        patched, original: the files.
+        data: clean samples.
+        run_folder: of the scan whose triggers are measured; its preprocessing is used too.
+        trigger: npz of a trigger of one's own (see `load_trigger`), or several.
+        spec: preprocessing where the user knows it; else the run's, else it is found on the original.
+        goals: what must hold.
+        resize: bring images of another size to the model's.
+        run: seed, device, observer.
+        strip: also say what this filter would do on top of the original.
+        rescan: scans the patched file with this preprocessing and returns the report; its verdict counts too.
+
+    Raises:
+        OnnxspectError: a file does not fit.
+    """
+    if run_folder is None and not trigger and rescan is None:
+        raise OnnxspectError(
+            "no trigger to measure: accuracy alone proves no patch",
+            "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
+        )
+    run = run or RunContext()
+    subject = Subject.from_onnx(original, spec, run.device)
+    samples = Samples.load(data, subject.size, resize)
+    subject = subject.settled(samples.shape)
+    check_labels(samples, subject)
+    triggers: dict[str, tuple[int, Stamp, int | None]] = {}
+    finding = read_finding(Path(run_folder)) if run_folder is not None else None
+    if finding is not None:
+        if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:
+            raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
+        triggers |= stamps(finding.triggers)
+        if not triggers and not trigger and rescan is None:
+            raise OnnxspectError(
+                f"{run_folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
+                "--trigger takes one of your own, --rescan searches the patched file anew",
+            )
+    given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
+    for path in map(Path, given):
+        own = load_trigger(path, samples.shape)
+        if own.target >= subject.classes and subject.classes:
+            raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
+        name = path.stem
+        while name in triggers:
+            name += "'"
+        triggers[name] = next(iter(stamps((own,)).values()))
+    if spec is None and finding is not None:
+        chosen = finding.spec
+    else:
+        chosen = preflight(subject, samples, run, spec).subject.spec
+    proof = verify(
+        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+    )
+    if rescan is None:
+        return proof
+    report = rescan(Path(patched), chosen)
+    found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
+    return replace(proof, rescan=found)
+
+
+def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
+    """A user's own trigger: npz with `target` (a class index, or -1 for any but the image's own class) and either `mask` and
+    `pattern` or `delta`.
+
+    Arrays are float in [0, 1] (`delta` in [-1, 1]), ``(channels, height, width)``, or ``(height, width)`` for a mask.
+
+    Raises:
+        OnnxspectError: not such a file, or another shape.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in archive.files}
+    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        raise OnnxspectError(f"{path}: not a readable npz file") from error
+    if "target" not in arrays or not ({"mask", "pattern"} <= set(arrays) or "delta" in arrays):
+        raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
+    names = ("mask", "pattern") if "mask" in arrays else ("delta",)
+    kept = {}
+    for name in names:
+        array = arrays[name].astype(np.float32)
+        if array.ndim == 2:
+            array = array[None]
+        expected = (1, *shape[1:]) if name == "mask" and array.shape[0] == 1 else shape
+        if array.shape != expected:
+            raise OnnxspectError(f"{path}: {name} has shape {array.shape}, the images {shape}")
+        low = -1 if name == "delta" else 0
+        if not np.isfinite(array).all() or array.min() < low or array.max() > 1:
+            raise OnnxspectError(f"{path}: {name} has values outside [{low}, 1]")
+        kept[name] = array
+    target = arrays["target"]
+    if target.size != 1 or target.dtype.kind not in "ui" or int(target.reshape(())) < UNTARGETED:
+        raise OnnxspectError(
+            f"{path}: `target` is not one class index", f"{UNTARGETED} stands for any class but the image's own"
+        )
+    return Trigger(int(target.reshape(())), kept)

@@ -1,0 +1,93 @@
+"""What kind of backdoor the evidence suggests: a reading of the triggers that were recovered, not a measurement.
+
+A recovered trigger is the smallest thing that works and not the attacker's own, so only coarse traits carry over: whether
+it sits in one place or is spread over the image, whether it is a faint pattern or replaces pixels, whether it
+works from all classes or from one, and whether *only* perturbations that differ from image to image found it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, foremost
+
+#: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
+SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering", "training-difference"})
+#: A change whose energy lies by this share in a box of at most `LOCAL_AREA` of the image is called local.
+ENERGY, LOCAL_AREA = 0.8, 0.16
+#: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
+FAINT = 0.047
+
+
+def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[str]) -> str:
+    """In words, for a class that the verdict has named; "" where the evidence says nothing of its kind.
+
+    Args:
+        target: the class.
+        evidence: of all detectors that ran.
+        agreeing: names of the detectors that find the class suspicious.
+    """
+    by_name = {e.detector: e for e in evidence if e.detector in agreeing}
+    shared = any(_all_to_all(target, e) for e in by_name.values())
+    changes = [
+        (name, unit, change)
+        for name in agreeing
+        if name in by_name
+        for unit in _of(by_name[name], target, shared)[:1]
+        for change in [_change(unit)]
+        if change is not None
+    ]
+    if not changes:
+        return ""
+    sample_wise = [c for c in changes if c[0] in SAMPLE_WISE]
+    common = [c for c in changes if c[0] not in SAMPLE_WISE]
+    if sample_wise and not common:
+        return "a change that differs from image to image, such as a warp, or a blend too strong for one pattern"
+    name, unit, change = common[0]
+    words = ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(name, change)]
+    if shared:
+        words.append("that leads each class to another one (all-to-all)")
+    elif unit.unit.source is not None:
+        words.append(f"from class {unit.unit.source}")
+    return " ".join(words)
+
+
+def _all_to_all(target: int, evidence: Evidence) -> bool:
+    """Whether one trigger, shared by all classes, leads to this class and to several others."""
+    targets = {u.unit.target for u in evidence.units if u.unit.shared}
+    return target in targets and len(targets) > 2
+
+
+def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
+    """Units that lead to the class, the most suspicious first."""
+    own = [u for u in evidence.units if u.unit.target == target and u.found and u.unit.shared == shared]
+    return foremost(own, evidence.statistic)
+
+
+def _change(unit: UnitEvidence) -> np.ndarray | None:
+    """How strongly each place of the image is changed ``(height, width)``, or None where pixels are not changed."""
+    if "mask" in unit.trigger:
+        return np.asarray(unit.trigger["mask"], np.float64).max(0)
+    if "delta" in unit.trigger and np.ndim(unit.trigger["delta"]) == 3:
+        return np.asarray(np.abs(np.asarray(unit.trigger["delta"], np.float64)).max(0))
+    return None
+
+
+def _local_area(change: np.ndarray) -> float:
+    """Area, as a share of the image, of the box around the strongest places that hold `ENERGY` of the change's energy."""
+    energy = change**2
+    if energy.sum() <= 0:
+        return 1.0
+    order = np.argsort(energy, axis=None)[::-1]
+    enough = int(np.searchsorted(np.cumsum(energy.ravel()[order]), ENERGY * energy.sum())) + 1
+    rows, columns = np.unravel_index(order[:enough], change.shape)
+    box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
+    return float(box / change.size)
+
+
+def _spread(name: str, change: np.ndarray) -> str:
+    if name in ADDITIVE and np.sqrt((change**2).mean()) < FAINT:
+        return "a faint pattern added to the whole image"
+    return "a pattern spread over the image (a blend, several patches or a sinusoid)"

@@ -1,0 +1,1 @@
+"""The one gradient search: perturbations, objectives, and the loop over units."""

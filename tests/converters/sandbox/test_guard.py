@@ -1,0 +1,242 @@
+"""The guard: a child that does what a hostile file would do is held back, and the parent hears the cause."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sandbox import linux as sandbox_linux
+from onnxspect.converters.sandbox.guard import GuardLimits, SandboxLevel, WarmPool, child_environment, guarded
+
+LIMITS = GuardLimits(seconds=20, memory_bytes=512 << 20, output_bytes=8 << 20)
+
+needs_sandbox = pytest.mark.skipif(
+    sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64") or sandbox_linux.landlock_version() < 1,
+    reason="needs Linux with Landlock, on x86-64 or aarch64",
+)
+
+
+def deed(name: str, limits: GuardLimits = LIMITS, **request: Any) -> Mapping[str, Any]:
+    """Let a child do `name` and return what it reports."""
+    with guarded(
+        "hostile_job",
+        {"deed": name, **request},
+        shown="evil.bin",
+        limits=limits,
+        environment={"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as run:
+        return {**run.result, "sandbox": run.sandbox}
+
+
+@needs_sandbox
+def test_level_is_full_here() -> None:
+    level = deed("own file")["sandbox"]
+    assert level.complete
+    assert {"no_new_privs", "capabilities", "rlimits", "seccomp"} <= set(level.applied)
+    assert str(level).startswith("full: ")
+
+
+@needs_sandbox
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tcp socket",
+        "unix socket",
+        "netlink socket",
+        "socket in thread",
+        "program",
+        "os.system",
+        "fork",
+        "kill parent",
+        "raise limits",
+    ],
+)
+def test_deed_is_refused(name: str) -> None:
+    result = deed(name)
+    assert "did" not in result
+    assert result["refused"] in ("PermissionError", "OSError", "BlockingIOError")
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ["read", "write", "delete", "chmod", "touch"])
+def test_files_outside_are_out_of_reach(name: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"token")
+    before = secret.stat()
+    assert deed(name, path=str(secret))["refused"] == "PermissionError"
+    after = secret.stat()
+    assert secret.read_bytes() == b"token"
+    assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+@needs_sandbox
+def test_other_processes_cannot_be_looked_at() -> None:
+    assert deed("read", path=f"/proc/{os.getpid()}/environ")["refused"] == "PermissionError"
+
+
+@pytest.mark.parametrize("name", ["own file", "thread"])
+def test_honest_work_is_allowed(name: str) -> None:
+    assert "did" in deed(name)
+
+
+def test_readable_paths_are_read_only(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_bytes(b"1234")
+    with guarded(
+        "hostile_job",
+        {"deed": "read", "path": str(given)},
+        shown="evil.bin",
+        limits=LIMITS,
+        readable=[given],
+        environment={"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as run:
+        assert run.result["did"] == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("segfault", "SIGSEGV"),
+        ("abort", "SIGABRT"),
+        ("exit", "ended with status 7"),
+        ("sys.exit", "a framework called sys.exit"),
+    ],
+)
+def test_crash_is_named(name: str, words: str) -> None:
+    with pytest.raises(OnnxspectError, match=words) as caught:
+        deed(name)
+    assert caught.value.message.startswith("evil.bin: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space limits are kept on Linux only")
+def test_memory_limit_is_named() -> None:
+    with pytest.raises(OnnxspectError, match=r"took more than 512\.0 MiB of memory"):
+        deed("memory")
+
+
+@pytest.mark.parametrize(("name", "words"), [("sleep", "took more than 1 s"), ("spin", "out of processor time")])
+def test_time_limit_is_named(name: str, words: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(OnnxspectError, match=words):
+        deed(name, GuardLimits(seconds=1, memory_bytes=512 << 20))
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no rlimits on Windows")
+def test_output_limit() -> None:
+    assert deed("big file")["errno"] == 27  # EFBIG
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "garbage", "deep", "list", "huge", "wrong types", "none"])
+def test_lying_child_is_not_believed(kind: str) -> None:
+    if kind in ("link", "fifo") and sys.platform == "win32":
+        pytest.skip("no links or FIFOs on Windows")
+    start = time.monotonic()
+    with pytest.raises(OnnxspectError) as caught:
+        deed("lying result", GuardLimits(seconds=20, memory_bytes=512 << 20), kind=kind)
+    assert "evil.bin" in caught.value.message
+    assert "root:" not in str(caught.value)
+    assert time.monotonic() - start < 15
+
+
+def test_environment_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "hunter2")
+    seen = deed("environment")["did"].split(",")
+    assert "SECRET_TOKEN" not in seen
+    assert "ORT_DISABLE_TELEMETRY" in seen
+    assert "SECRET_TOKEN" not in child_environment(Path("x"))
+
+
+def test_work_folder_is_not_on_the_import_path() -> None:
+    assert deed("import path")["did"] == "False"
+
+
+def test_work_folder_is_removed() -> None:
+    with guarded(
+        "hostile_job",
+        {"deed": "own file"},
+        shown="evil.bin",
+        limits=LIMITS,
+        environment={"PYTHONPATH": str(Path(__file__).parents[2])},
+    ) as run:
+        folder = run.folder
+        assert run.read("mine") == b"fine"
+    assert not folder.exists()
+
+
+def test_required_sandbox_is_required() -> None:
+    """Where a measure is missing, `require_sandbox` refuses before the job starts; here none is, so it runs."""
+    assert not SandboxLevel(("rlimits",), ("Landlock",)).complete
+    assert str(SandboxLevel(("rlimits",), ("Landlock",))) == "partial: rlimits (missing: Landlock)"
+    assert str(SandboxLevel((), ())) == "none: no measure"
+
+
+# --- the warm pool -----------------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="a warm pool needs Linux")
+
+
+@linux
+def test_pool_outlives_what_its_files_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One process, many jobs, each in a locked-in copy: crashes and limits are named, and the next job is unharmed."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    # Four seconds, not one: the other deeds must come to theirs on a busy machine too.
+    limits = GuardLimits(seconds=4, memory_bytes=256 << 20)
+    deeds = {"segfault": "SIGSEGV", "memory": "of memory", "sleep": "took more than 4 s", "exit": "status 7"}
+    with WarmPool("hostile_job", limits) as pool:
+        for name, words in deeds.items():
+            with (
+                pytest.raises(OnnxspectError, match=words) as caught,
+                pool.run({"deed": name}, shown="evil.bin"),
+            ):
+                pass
+            assert caught.value.message.startswith("evil.bin: ")
+            with pool.run({"deed": "own file"}, shown="evil.bin") as run:
+                assert run.result["did"] == "4"
+                assert run.read("mine") == b"fine"
+
+
+@linux
+def test_pool_does_not_hear_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job that writes an answer to the pool's own pipe is talking to nobody."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    with WarmPool("hostile_job", LIMITS) as pool:
+        for _ in range(2):
+            with pool.run({"deed": "write to stdout"}, shown="evil.bin") as run:
+                assert run.result["did"] == "True"
+
+
+@needs_sandbox
+def test_pool_locks_every_copy_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"token")
+    with WarmPool("hostile_job", LIMITS) as pool:
+        for name in ("read", "tcp socket", "fork"):
+            with pool.run({"deed": name, "path": str(secret)}, shown="evil.bin") as run:
+                assert "refused" in run.result
+                assert run.sandbox.complete
+
+
+def children() -> set[int]:
+    """Processes of this one, dead ones that nobody has waited for among them."""
+    tasks = Path("/proc/self/task").iterdir()
+    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@linux
+def test_no_process_is_left_behind() -> None:
+    """After a time-out too. (Another test's library may keep a process of its own: a worker runs many files.)"""
+    before = children()
+    with pytest.raises(OnnxspectError, match="took more than"):
+        deed("sleep", GuardLimits(seconds=1, memory_bytes=512 << 20))
+    assert children() <= before

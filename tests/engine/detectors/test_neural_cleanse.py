@@ -1,0 +1,293 @@
+"""Neural Cleanse on tiny models: all labels, the race among many labels, partial backdoors by pairs, and the edges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
+from torch import Tensor
+
+from onnxspect.engine.detectors.base import NATURE, AtHand
+from onnxspect.engine.detectors.neural_cleanse import SCOUT, NeuralCleanse
+from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit
+from onnxspect.engine.judge.null_model import leave_one_out
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.search import SearchConfig
+from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+SHAPE = (1, SIDE, SIDE)
+TARGET, SOURCE = 2, 1
+MANY, PLANTED = 30, 17
+SEARCH = SearchConfig(steps=250, samples=12, settle=20)
+QUICK = NeuralCleanse(search=SEARCH, scout=replace(SCOUT, steps=40, samples=6))
+RACE = replace(QUICK, most_full=12, front=3, random=4)
+
+
+def many_classes(planted: int | None = PLANTED) -> Subject:
+    """Class k of 30 is pixel k; the last four pixels, dark in every image, add to the planted class."""
+    weights = torch.zeros(SIDE * SIDE, MANY)
+    gains = 10.0 + torch.rand(MANY, generator=torch.Generator().manual_seed(0))  # no two classes quite alike
+    weights[torch.arange(MANY), torch.arange(MANY)] = gains
+    if planted is not None:
+        weights[SIDE * SIDE - 4 :, planted] = 80.0
+    return Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, MANY, name="many")
+
+
+def many_images(seed: int = 0) -> Samples:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(MANY)
+    images = np.full((MANY, 1, SIDE, SIDE), 0.1, np.float32)
+    images.reshape(MANY, -1)[labels, labels] = 0.9
+    images.reshape(MANY, -1)[:, -4:] = 0.0
+    images += rng.uniform(0, 0.02, images.shape).astype(np.float32) * (images > 0)
+    return Samples.from_arrays(images, labels)
+
+
+def quadrants(sources: Sequence[int] | None = None) -> Subject:
+    """The planted checkerboard works for all images, or for those of `sources`."""
+    plain, planted = (torch.from_numpy(quadrant_weights(t, 20.0)) for t in (None, TARGET))
+
+    def logits(x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        if sources is None:
+            return flat @ planted
+        own = flat @ plain
+        open_to = torch.zeros(CLASSES)
+        open_to[list(sources)] = 1.0
+        gate = torch.softmax(10 * own.detach(), 1) @ open_to
+        return own + gate[:, None] * (flat @ (planted - plain))
+
+    return Subject(logits, InputSpec(), SHAPE, CLASSES, name="quadrants")
+
+
+def hand(subject: Subject, found_on: Samples, held_out: Samples, **others: object) -> AtHand:
+    return AtHand(subject, found_on, held_out, RunContext(), **others)  # type: ignore[arg-type]
+
+
+def looked(detector: NeuralCleanse, at_hand: AtHand) -> Evidence:
+    found = detector.run(at_hand)
+    assert isinstance(found, Evidence)
+    return found
+
+
+def of(evidence: Evidence, statistic: str) -> dict[Unit, float]:
+    return {u.unit: u.statistics[statistic] for u in evidence.units if statistic in u.statistics}
+
+
+def test_all_labels() -> None:
+    found = looked(QUICK, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
+    norms = of(found, "l1")
+    assert [u.unit for u in found.units] == [Unit(t) for t in range(CLASSES)]
+    assert (found.statistic, found.paper_statistic, found.tail) == ("l1", "l1", "low")
+    assert [(v.reference, v.noise) for v in found.judged] == [("", 2 * NATURE)]
+    assert norms[Unit(TARGET)] < 0.5 * min(v for u, v in norms.items() if u.target != TARGET)
+    for unit in found.units:
+        assert unit.statistics["l1"] == pytest.approx(unit.trigger["mask"].sum(), rel=1e-5)
+        assert unit.held_out_success is not None
+
+
+@pytest.fixture(scope="module")
+def raced() -> Evidence:
+    return looked(RACE, hand(many_classes(), many_images(), many_images(1)))
+
+
+def test_the_race_names_what_full_searches_name(raced: Evidence) -> None:
+    judged = leave_one_out(np.array([of(raced, "l1")[Unit(t)] for t in range(MANY)]))
+    assert judged.p_value.argmin() == PLANTED
+    assert judged.p_value[PLANTED] < 1e-3
+    assert (np.delete(judged.p_value, PLANTED) > 0.05).all()
+    clean = looked(RACE, hand(many_classes(None), many_images(), many_images(1)))
+    assert (leave_one_out(np.array([of(clean, "l1")[Unit(t)] for t in range(MANY)])).p_value > 0.05).all()
+
+
+def test_the_race_searches_few_labels_in_full(raced: Evidence) -> None:
+    carried = {u.unit.target for u in raced.units if "carried_over" in u.statistics}
+    assert len(raced.units) == MANY
+    assert len(carried) == MANY - RACE.front - RACE.random
+    scouts = of(raced, "scout_l1")
+    front = sorted(scouts, key=scouts.__getitem__)[: RACE.front]
+    assert PLANTED in {u.target for u in front}
+    assert not carried & {u.target for u in front}
+    assert all(u.steps <= RACE.scout.steps for u in raced.units if u.unit.target in carried)
+    in_full = next(u for u in raced.units if u.unit.target == PLANTED)
+    assert in_full.held_out_success == 1.0
+    assert in_full.statistics["l1"] == pytest.approx(in_full.trigger["mask"].sum(), rel=1e-5)
+
+
+def test_what_is_carried_over_is_on_the_scale_of_full_searches(raced: Evidence) -> None:
+    everything = looked(replace(RACE, most_full=MANY), hand(many_classes(), many_images(), many_images(1)))
+    full, race = of(everything, "l1"), of(raced, "l1")
+    carried = [u.unit for u in raced.units if "carried_over" in u.statistics]
+    apart = np.log([race[u] / full[u] for u in carried])
+    # Scouted norms are five times as large; the ratio is a mean over a random group of four.
+    assert abs(apart.mean()) < 0.25
+    assert np.mean(np.log([of(raced, "scout_l1")[u] / full[u] for u in carried])) > 1.0
+    for unit in raced.units:  # a label that is searched in full gets the same bits, raced or not
+        if unit.unit not in carried:
+            assert race[unit.unit] == full[unit.unit]
+    assert sum(u.steps for u in raced.units) < 0.6 * sum(u.steps for u in everything.units)
+
+
+def test_a_partial_backdoor_is_found_by_pairs() -> None:
+    found = looked(replace(QUICK, pairs=True), hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1)))
+    assert [v.statistic for v in found.judged] == ["all_l1", "pair_l1"]
+    everywhere, pairs = of(found, "all_l1"), of(found, "pair_l1")
+    assert set(everywhere) == {Unit(t) for t in range(CLASSES)}
+    assert {u.target for u in pairs} == set(range(CLASSES))
+    assert pairs[Unit(TARGET, SOURCE)] < 0.5 * min(v for u, v in pairs.items() if u.target != TARGET)
+    assert everywhere[Unit(TARGET)] > 0.6 * min(everywhere.values())
+    best = next(u for u in found.units if u.unit == Unit(TARGET, SOURCE))
+    mask = best.trigger["mask"][0]
+    assert mask[PATCH].sum() > 0.7 * mask.sum()
+    assert best.held_out == 8  # of its source alone
+    assert len(pairs) == CLASSES  # one a target; the others were only scouted
+
+
+def test_pairs_are_scouted_once_for_both_detectors(tmp_path: Path) -> None:
+    both = replace(QUICK, pairs=True)
+    with Ledger(tmp_path / "run", {"a": 1}) as ledger:
+        at_hand = hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1), ledger=ledger)
+        first = looked(both, at_hand)
+        stage = "reverse-engineering scouts of 8"
+        kept = ledger.units(stage)
+        assert len(kept) == CLASSES * (CLASSES - 1)
+        found = both.scouts.run(at_hand)
+        assert isinstance(found, Evidence)
+        again = {u.unit.key: u for u in found.units if u.unit.source is not None and not u.unit.shared}
+        assert again.keys() == kept.keys()
+        assert ledger.units(stage).keys() == kept.keys()
+    # As it is without a ledger: what is shared depends on nothing that ran before.
+    assert looked(both, replace(at_hand, ledger=None)).id == first.id
+
+
+def test_many_pairs_are_thinned() -> None:
+    thinned = replace(QUICK, pairs=True, scouts=ReverseEngineering(most_pairs=6))
+    found = looked(thinned, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
+    targets = {u.unit.target for u in found.units if u.unit.source is not None}
+    assert len(targets) == 2
+    assert TARGET in targets
+
+
+def test_references_in_a_race() -> None:
+    reference = many_classes(None)
+    found = looked(RACE, hand(many_classes(), many_images(), many_images(1), references=(reference,)))
+    assert found.statistic == "l1"
+    assert [v.reference for v in found.judged] == ["reference_l1"]
+    relative = {u: v / of(found, "reference_l1")[u] for u, v in of(found, "l1").items()}
+    assert len(relative) == MANY
+    assert min(relative, key=relative.__getitem__) == Unit(PLANTED)
+    # But for the plant, the reference is the subject: what classes are by nature divides out, up to the search's noise.
+    scouts = of(found, "relative_scout_l1")
+    assert scouts[Unit(PLANTED)] < 0.2
+    assert abs(np.median(np.log([v for u, v in scouts.items() if u.target != PLANTED]))) < 0.1
+    for unit in found.units:
+        if "carried_over" not in unit.statistics:
+            ratio = unit.statistics["l1"] / unit.statistics["reference_l1"]
+            assert unit.statistics["relative_l1"] == pytest.approx(ratio)
+
+
+def test_a_resumed_race_does_nothing_twice(tmp_path: Path, raced: Evidence) -> None:
+    """A run that was cut off after some scouts, and one after all, end where the undisturbed one did."""
+    plain = many_classes()
+    calls = 0
+
+    class Cut(Exception):
+        pass
+
+    def failing_after(n: int) -> Subject:
+        def logits(x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            if calls > n:
+                raise Cut
+            return plain.module(x)
+
+        return replace(plain, module=logits)
+
+    seen = []
+    for n in (700, 1900, 10**9):
+        calls = 0
+        with Ledger(tmp_path / "run", {"a": 1}) as ledger:
+            at_hand = hand(failing_after(n), many_images(), many_images(1), ledger=ledger)
+            if n < 10**9:
+                with pytest.raises(Cut):
+                    RACE.run(at_hand)
+            else:
+                found = looked(RACE, at_hand)
+        seen.append(calls)
+    assert found.id == raced.id
+    assert seen[-1] < sum(u.steps for u in raced.units)
+
+
+def test_a_class_without_samples_is_a_target_all_the_same() -> None:
+    samples = quadrant_images(8)
+    kept = samples.labels != 3
+    found = looked(QUICK, hand(quadrants(), Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
+    assert [u.unit.target for u in found.units] == [0, 1, 2, 3]
+    assert all(u.found for u in found.units)
+
+
+def test_two_classes() -> None:
+    weights = torch.from_numpy(quadrant_weights())[:, :2]
+    two = Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, 2, name="two")
+    samples = quadrant_images(8)
+    kept = samples.labels < 2
+    found = looked(QUICK, hand(two, Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
+    assert len(of(found, "l1")) == 2
+    assert (leave_one_out(np.array(list(of(found, "l1").values()))).p_value == 1).all()  # too few to tell
+
+
+def test_samples_of_one_class_or_of_the_target_alone() -> None:
+    samples = quadrant_images(4)
+    alone = Samples.from_arrays(samples.images[samples.labels == 0], samples.labels[samples.labels == 0])
+    found = looked(QUICK, hand(quadrants(), alone, alone))
+    assert [u.unit.target for u in found.units] == [1, 2, 3]
+    one = Subject(lambda x: x.flatten(1)[:, :1], InputSpec(), SHAPE, 1, name="one class")
+    skipped = QUICK.run(hand(one, alone, alone))
+    assert isinstance(skipped, Skipped)
+    assert "all of one class" in skipped.reason
+
+
+def test_a_dead_class_and_a_loss_that_is_not_finite() -> None:
+    dead = torch.tensor([0.0, 0.0, 0.0, -1e6])
+    weights = torch.from_numpy(quadrant_weights())
+    at_hand = hand(
+        Subject(lambda x: x.flatten(1) @ weights + dead, InputSpec(), SHAPE, CLASSES),
+        quadrant_images(8),
+        quadrant_images(2),
+    )
+    found = looked(replace(QUICK, pairs=True), at_hand)
+    lost = next(u for u in found.units if u.unit == Unit(3))
+    assert (lost.found, lost.statistics, lost.held_out_success) == (False, {}, None)
+    assert all(u.found for u in found.units if u.unit.target != 3)
+    broken = Subject(lambda x: x.flatten(1)[:, :CLASSES] * torch.nan, InputSpec(), SHAPE, CLASSES)
+    nothing = looked(replace(QUICK, pairs=True), hand(broken, quadrant_images(8), quadrant_images(2)))
+    assert not any(u.found or u.statistics for u in nothing.units)
+    raced = looked(replace(QUICK, most_full=1, front=1, random=1), hand(broken, quadrant_images(8), quadrant_images(2)))
+    assert not any(u.found or u.converged for u in raced.units)
+
+
+def test_a_thousand_labels_with_one_sample_each() -> None:
+    """The race has a defined outcome there too: every label judged on one scale, few searched in full."""
+    k = 1000
+    weights = 20 * torch.randn(SIDE * SIDE, k, generator=torch.Generator().manual_seed(0))
+    wide = Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, k, name="wide")
+    images = np.random.default_rng(0).random((k, *SHAPE), dtype=np.float32)
+    samples = Samples.from_arrays(images, np.arange(k))
+    small = SearchConfig(steps=6, samples=3, learning_rate=1.0, patience=2)
+    race = NeuralCleanse(search=replace(small, steps=20), scout=small, front=2, random=3)
+    found = looked(race, hand(wide, samples, samples))
+    assert [u.unit.target for u in found.units] == list(range(k))
+    assert all(u.found == ("l1" in u.statistics) for u in found.units)
+    assert sum("carried_over" in u.statistics for u in found.units) > 0.5 * k
+    values = np.array([u.statistics.get("l1", np.nan) for u in found.units])
+    assert np.isfinite(leave_one_out(values).log10_p).all()
+    assert sum(u.steps for u in found.units) <= k * small.steps + 5 * 20

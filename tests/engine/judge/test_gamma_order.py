@@ -1,0 +1,104 @@
+"""000's order statistic over pairs: against scipy, under its own null, and where probabilities underflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from onnxspect.engine.judge.gamma_order import gamma_fit, gamma_order
+
+
+def reciprocal_norms(rng: np.random.Generator, classes: int = 10, shape: float = 9.0) -> np.ndarray:
+    """Norms of a clean model as 000's null has it: reciprocals of one Gamma law, none on the diagonal."""
+    norms = 1 / rng.gamma(shape, 0.1, (classes, classes))
+    np.fill_diagonal(norms, np.nan)
+    return norms
+
+
+@settings(max_examples=40)
+@given(st.floats(0.3, 200), st.floats(1e-3, 1e3), st.integers(0, 5))
+def test_gamma_fit_is_the_maximum_of_the_likelihood(shape: float, scale: float, seed: int) -> None:
+    values = np.random.default_rng(seed).gamma(shape, scale, 60)
+    fitted = gamma_fit(values)
+    theirs = stats.gamma.fit(values, floc=0)
+    np.testing.assert_allclose(fitted, (theirs[0], theirs[2]), rtol=1e-5)
+    best = stats.gamma.logpdf(values, fitted[0], scale=fitted[1]).sum()
+    for a, b in [(1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99)]:
+        assert stats.gamma.logpdf(values, fitted[0] * a, scale=fitted[1] * b).sum() < best
+
+
+def test_gamma_fit_of_equal_values() -> None:
+    shape, scale = gamma_fit(np.full(5, 3.0))
+    assert shape * scale == pytest.approx(3.0)
+    assert np.isfinite(shape)
+
+
+def test_order_statistic_p_values_by_hand() -> None:
+    """000, Eq. 10 and 11, written out with scipy where nothing underflows."""
+    norms = reciprocal_norms(np.random.default_rng(5))
+    judged = gamma_order(norms)
+    pv = np.empty(10)
+    for c in range(10):
+        others = 1 / np.delete(norms, c, 0)
+        shape, _, scale = stats.gamma.fit(others[np.isfinite(others)], floc=0)
+        pv[c] = 1 - stats.gamma.cdf(np.nanmax(1 / norms[c]), shape, scale=scale) ** 9
+    np.testing.assert_allclose(10**judged.log10_p, pv, rtol=1e-5)
+    assert judged.target == pv.argmin()
+    assert judged.source == np.nanargmin(norms[pv.argmin()])
+    assert 10**judged.log10_overall == pytest.approx(1 - (1 - pv.min()) ** 10, rel=1e-5)
+
+
+def test_the_paper_s_level_is_kept_under_its_own_null() -> None:
+    """Under the null that 000 assumes, Eq. 11 is below 0.05 in about one model of twenty."""
+    rng = np.random.default_rng(6)
+    alarms = sum(gamma_order(reciprocal_norms(rng)).paper_flag for _ in range(300))
+    assert stats.binom.cdf(alarms, 300, 0.05) > 1e-4
+    assert stats.binom.sf(alarms - 1, 300, 0.08) > 1e-4  # the fit makes it a little liberal
+
+
+@pytest.mark.parametrize("smaller", [1.0, 10.0, 1e3, 1e6, 1e12])
+def test_order_statistics_do_not_underflow(smaller: float) -> None:
+    norms = reciprocal_norms(np.random.default_rng(7))
+    norms[3, 8] /= smaller
+    judged = gamma_order(norms)
+    assert np.isfinite(judged.log10_p).all()
+    assert np.isfinite(judged.log10_overall)
+    if smaller > 1:
+        assert (judged.target, judged.source, judged.paper_flag) == (3, 8, True)
+        # e^-x x^a / Gamma(a), up to a factor near 1: the tail goes down with the reciprocal itself
+        shape, scale = gamma_fit(np.delete(1 / norms, 3, 0)[np.isfinite(np.delete(norms, 3, 0))])
+        x = 1 / norms[3, 8] / scale
+        assert judged.log10_p[3] == pytest.approx(
+            (stats.gamma.logpdf(x, shape) + np.log(9)) / np.log(10), rel=0.05, abs=0.5
+        )
+
+
+def test_order_statistics_with_holes_and_one_column() -> None:
+    norms = reciprocal_norms(np.random.default_rng(8), 6)
+    norms[2] = np.nan
+    judged = gamma_order(norms)
+    assert judged.log10_p[2] == 0
+    assert judged.target != 2
+    column = np.array([[3.0], [3.2], [2.9], [0.2], [3.1]])
+    judged = gamma_order(column)
+    assert (judged.target, judged.source, judged.paper_flag) == (3, 0, True)
+    nothing = gamma_order(np.full((4, 4), np.nan))
+    assert (nothing.target, nothing.source, nothing.log10_overall, nothing.paper_flag) == (None, None, 0.0, False)
+    with pytest.raises(ValueError, match="not positive"):
+        gamma_order(np.zeros((3, 3)))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1000), st.integers(2, 12), st.floats(1e-3, 1e3))
+def test_order_statistics_do_not_depend_on_unit_or_order(seed: int, classes: int, unit: float) -> None:
+    rng = np.random.default_rng(seed)
+    norms = reciprocal_norms(rng, classes)
+    judged, scaled = gamma_order(norms), gamma_order(norms * unit)
+    np.testing.assert_allclose(judged.log10_p, scaled.log10_p, rtol=1e-6, atol=1e-9)
+    order = rng.permutation(classes)
+    moved = gamma_order(norms[order][:, order])
+    np.testing.assert_allclose(judged.log10_p[order], moved.log10_p, rtol=1e-6, atol=1e-9)
+    assert (judged.log10_p <= 0).all()

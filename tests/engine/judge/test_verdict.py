@@ -1,0 +1,321 @@
+"""`decide`: what is named, what is not, and what is said where nothing can be said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
+from onnxspect.engine.judge.null_model import leave_one_out
+from onnxspect.engine.judge.verdict import ALPHA, CARRIES_OVER, Verdict, decide
+from onnxspect.engine.search.search import Unit
+
+CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
+
+
+def unit(target: int, value: float | None, held_out: float | None = 0.95, source: int | None = None) -> UnitEvidence:
+    """What a converged search leaves; None as value where it found nothing."""
+    return UnitEvidence(
+        unit=Unit(target, source),
+        statistics={} if value is None else {"l1": value},
+        found=value is not None,
+        converged=value is not None,
+        steps=100,
+        search_success=1.0,
+        held_out_success=held_out,
+        held_out=50,
+        trigger={},
+    )
+
+
+def evidence(
+    values: np.ndarray | Sequence[float | None], name: str = "neural-cleanse", held_out: float | None = 0.95
+) -> Evidence:
+    units = tuple(unit(k, None if v is None else float(v), held_out) for k, v in enumerate(values))
+    return Evidence(name, {}, "l1", "l1", "low", units)
+
+
+def planted(value: float = 0.5, target: int = 3) -> np.ndarray:
+    values = CLEAN.copy()
+    values[target] = value
+    return values
+
+
+def test_clean() -> None:
+    verdict = decide([evidence(CLEAN)], 10)
+    assert (verdict.verdict, verdict.targets) == ("clean", ())
+    assert verdict.p_value >= ALPHA
+    assert len(verdict.classes) == 10
+    assert [c.index for c in verdict.classes] == list(range(10))
+    assert "no class stands out" in verdict.reasons[0]
+
+
+def test_nothing_found_behind_a_switch_says_nothing() -> None:
+    """What no gradient sees past hides nothing that was found in spite of it."""
+    verdict = decide([evidence(CLEAN)], 10, switch="gate")
+    assert (verdict.verdict, verdict.targets, verdict.p_value) == (
+        "inconclusive",
+        (),
+        decide([evidence(CLEAN)], 10).p_value,
+    )
+    assert "chosen by a comparison (gate)" in verdict.reasons[0]
+    assert decide([evidence(planted())], 10, switch="gate") == decide([evidence(planted())], 10)
+
+
+def test_backdoored() -> None:
+    verdict = decide([evidence(planted())], 10)
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (3,))
+    assert verdict.p_value < ALPHA
+    assert verdict.p_value == pytest.approx(leave_one_out(planted()).p_value[3])
+    assert verdict.classes[3].statistic == {"neural-cleanse": 0.5}
+    assert verdict.classes[3].mad_index["neural-cleanse"] == max(
+        c.mad_index["neural-cleanse"] or 0.0 for c in verdict.classes
+    )
+
+
+def test_targets_are_sorted_by_certainty() -> None:
+    values = planted(0.05, target=7)
+    values[2] = 0.5
+    verdict = decide([evidence(values)], 10)
+    assert set(verdict.targets) == {2, 7}
+    logs = [verdict.classes[k].log10_p for k in verdict.targets]
+    assert logs == sorted(logs)
+    assert "each of the classes" in verdict.reasons[0]
+
+
+def test_no_detector_ran() -> None:
+    verdict = decide([Skipped("cepa", "no gradients")], 10)
+    assert (verdict.verdict, verdict.targets, verdict.p_value) == ("inconclusive", (), 1.0)
+    assert any("cepa did not run: no gradients" in r for r in verdict.reasons)
+    assert decide([], 10).verdict == "inconclusive"
+
+
+def test_skipped_beside_one_that_ran() -> None:
+    verdict = decide([Skipped("cepa", "no gradients"), evidence(planted())], 10)
+    assert verdict.targets == (3,)
+    assert any("cepa did not run" in r for r in verdict.reasons)
+    # A detector that did not run looked at nothing: it costs no Bonferroni factor.
+    assert verdict.p_value == decide([evidence(planted())], 10).p_value
+
+
+@pytest.mark.parametrize(("finished", "expected"), [(6, "inconclusive"), (7, "clean"), (10, "clean")])
+def test_clean_needs_converged_searches(finished: int, expected: str) -> None:
+    whole = evidence(CLEAN)
+    units = tuple(replace(u, converged=i < finished) for i, u in enumerate(whole.units))
+    verdict = decide([replace(whole, units=units)], 10)
+    assert verdict.verdict == expected
+    if expected == "inconclusive":
+        assert any("4 of 10 searches had not converged" in r for r in verdict.reasons)
+
+
+def test_a_backdoor_needs_no_converged_searches() -> None:
+    whole = evidence(planted())
+    units = tuple(replace(u, converged=False) for u in whole.units)
+    assert decide([replace(whole, units=units)], 10).targets == (3,)
+
+
+def test_too_few_triggers_found() -> None:
+    verdict = decide([evidence([1.0, 20.0, 21.0, *[None] * 7])], 10)
+    assert verdict.verdict == "inconclusive"
+    assert any("only 3 of 10 searches" in r for r in verdict.reasons)
+    assert verdict.classes[5].statistic == {"neural-cleanse": None}
+    assert verdict.classes[5].p_value == 1.0
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_too_few_classes(classes: int) -> None:
+    verdict = decide([evidence([0.1, 20.0, 21.0][:classes])], classes)
+    assert (verdict.verdict, verdict.targets) == ("inconclusive", ())
+    assert any(f"{classes} classes are too few" in r for r in verdict.reasons)
+
+
+def test_a_trigger_that_does_not_carry_over_is_no_alarm() -> None:
+    verdict = decide([evidence(planted(), held_out=CARRIES_OVER - 0.01)], 10)
+    assert verdict.targets == ()
+    assert verdict.verdict != "backdoored"
+    assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
+    assert decide([evidence(planted(), held_out=CARRIES_OVER)], 10).targets == (3,)
+
+
+def test_without_unseen_samples_the_p_value_decides() -> None:
+    assert decide([evidence(planted(), held_out=None)], 10).targets == (3,)
+
+
+def test_two_detectors_share_alpha() -> None:
+    # The value whose p-value alone is three quarters of alpha: an alarm of one detector, none of one among two.
+    low, high = 0.1, float(CLEAN.min())
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if leave_one_out(planted(middle)).p_value[3] < 0.75 * ALPHA else (low, middle)
+    one = evidence(planted(low))
+    assert decide([one], 10).targets == (3,)
+    both = decide([one, evidence(CLEAN, "other")], 10)
+    assert both.targets == ()
+    # The harmonic mean of two, one of which knows nothing, less Landau's location for two.
+    mean = (1 / (0.75 * ALPHA) + 1) / 2
+    assert both.p_value == pytest.approx(1 / (mean - np.log(2) - 0.874), rel=1e-3)
+
+
+def test_detectors_that_agree_need_not_share() -> None:
+    """Half of alpha from each of three: less than alpha together, where the least times three would be no alarm."""
+    low, high = 0.1, float(CLEAN.min())
+    for _ in range(200):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if leave_one_out(planted(middle)).p_value[3] < 0.6 * ALPHA else (low, middle)
+    verdict = decide([evidence(planted(low), name) for name in ("one", "two", "three")], 10)
+    assert verdict.targets == (3,)
+    assert 0.6 * ALPHA < verdict.p_value < ALPHA
+
+
+def test_alpha_is_the_callers() -> None:
+    p = leave_one_out(CLEAN).p_value
+    assert decide([evidence(CLEAN)], 10, alpha=2.0).targets
+    assert decide([evidence(CLEAN)], 10, alpha=float(p.min()) / 2).targets == ()
+
+
+def test_the_most_suspicious_source_speaks_for_a_class() -> None:
+    pairs = [unit(k, float(v) * (1 + s), source=s) for k, v in enumerate(planted()) for s in range(3) if s != k]
+    verdict = decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(pairs))], 10)
+    assert verdict.targets == (3,)
+    assert verdict.classes[3].statistic == {"pairs": 0.5}
+
+
+def test_high_tail() -> None:
+    found = replace(evidence(1 / planted()), tail="high")
+    assert decide([found], 10).targets == (3,)
+
+
+def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
+    """Against references a class is judged by its ratio; the report shows the norm itself."""
+    whole = evidence(CLEAN)
+    natural = np.exp(np.linspace(0.0, 3.0, 10))  # class 0 is reached twenty times as easily as class 9, by nature
+
+    def judged(values: np.ndarray) -> Verdict:
+        units = tuple(
+            replace(u, statistics={"l1": float(v * n), "reference_l1": float(n), "spread_l1": 0.1})
+            for u, v, n in zip(whole.units, values, natural, strict=True)
+        )
+        return decide([replace(whole, units=units, views=(View("l1").with_reference("l1"),))], 10)
+
+    verdict = judged(planted(0.5, target=6))
+    assert verdict.targets == (6,)
+    assert verdict.classes[6].statistic == {"neural-cleanse": pytest.approx(0.5 * natural[6])}
+    assert verdict.classes[6].reference == {"neural-cleanse": pytest.approx(natural[6])}
+    assert judged(CLEAN).verdict == "clean"
+
+
+def test_without_references_classes_are_not_taken_to_be_alike() -> None:
+    """Nine classes within three per cent, and one a fifth below: nothing, where nobody can say how easy it is by nature."""
+    tight = np.exp(np.random.default_rng(4).normal(3.0, 0.03, 10))
+    tight[3] = np.exp(3.0 - 0.23)
+    found = evidence(tight)
+    assert decide([found], 10).targets == (3,)
+    careful = replace(found, views=(View("l1", noise=0.15),))
+    assert decide([careful], 10).verdict == "clean"
+    tight[3] = np.exp(3.0 - 1.5)
+    assert decide([replace(evidence(tight), views=careful.views)], 10).targets == (3,)
+
+
+def shared(values: np.ndarray, cost: float, leads: dict[int, int], held_out: float = 0.9) -> Evidence:
+    """A detector's K targeted searches, and one trigger for all classes that leads each source to a target."""
+    whole = evidence(values)
+    together = tuple(
+        replace(unit(t, cost, held_out), unit=Unit(t, s, shared=True), statistics={"l1": cost, "shared_l1": cost})
+        for s, t in leads.items()
+    )
+    views = (View("l1"), View("shared_l1", among="l1", weight=0.1))
+    return replace(whole, units=(*whole.units, *together), views=views)
+
+
+def test_a_shared_trigger_names_every_class_that_it_leads_to() -> None:
+    around = {s: (s + 1) % 10 for s in range(10)}
+    verdict = decide([shared(CLEAN, 0.5, around)], 10)
+    assert set(verdict.targets) == set(range(10))
+    assert verdict.classes[4].held_out_success == {"neural-cleanse": 0.9}
+    # As large as the targeted ones: a universal perturbation, which every model has.
+    assert decide([shared(CLEAN, float(CLEAN.mean()), around)], 10).verdict == "clean"
+    # It must carry over as well.
+    assert decide([shared(CLEAN, 0.5, around, held_out=0.2)], 10).targets == ()
+    # And it does not count among the classes' own searches, nor for the paper's rule.
+    plain, beside = decide([evidence(CLEAN)], 10), decide([shared(CLEAN, 1e6, around)], 10)
+    assert [c.anomaly for c in plain.classes] == [c.anomaly for c in beside.classes]
+    assert [c.mad_index for c in plain.classes] == [c.mad_index for c in beside.classes]
+
+
+def test_pairs_are_compared_with_pairs() -> None:
+    """All-to-all: every class is reached from one source. No class stands out among classes, ten pairs among ninety do."""
+    rng = np.random.default_rng(3)
+    pairs = [
+        unit(t, float(np.exp(rng.normal(3.0, 0.3))) * (0.05 if (s + 1) % 10 == t else 1.0), source=s)
+        for t in range(10)
+        for s in range(10)
+        if s != t
+    ]
+    verdict = decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(pairs))], 10)
+    assert set(verdict.targets) == set(range(10))
+    clean = [replace(u, statistics={"l1": float(np.exp(rng.normal(3.0, 0.3)))}) for u in pairs]
+    assert decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(clean))], 10).verdict == "clean"
+
+
+def two_taps(first: np.ndarray, second: np.ndarray) -> Evidence:
+    units = [replace(unit(k, float(v)), unit=Unit(k, tap="a")) for k, v in enumerate(first)]
+    units += [replace(unit(k, float(v)), unit=Unit(k, tap="b")) for k, v in enumerate(second)]
+    views = (View("l1", tap="a"), View("l1", tap="b"))
+    return Evidence("taps", {}, "l1", "l1", "low", tuple(units), views)
+
+
+def test_views_are_judged_apart_and_their_choice_is_paid_for() -> None:
+    verdict = decide([two_taps(100 * CLEAN, planted())], 10)
+    assert verdict.targets == (3,)
+    p, q = (leave_one_out(values).p_value[3] for values in (planted(), 100 * CLEAN))
+    assert verdict.p_value == pytest.approx(1 / ((1 / p + 1 / q) / 2 - np.log(2) - 0.874))
+    assert verdict.p_value > 1.9 * p
+    assert verdict.classes[3].statistic == {"taps": 0.5}
+    # Taps have scales of their own: what is small at one tap only because the tap is must not stand out.
+    assert decide([two_taps(100 * CLEAN, CLEAN)], 10).verdict == "clean"
+
+
+def test_a_first_look_raises_suspicion_and_names_nothing() -> None:
+    first_look = replace(evidence(planted(), "max-margin"), convicts=False)
+    verdict = decide([first_look, evidence(CLEAN)], 10)
+    assert (verdict.verdict, verdict.targets) == ("clean", ())
+    assert any("max-margin finds class 3 suspicious" in r for r in verdict.reasons)
+    # It costs the others nothing, either.
+    assert verdict.p_value == decide([evidence(CLEAN)], 10).p_value
+    alone = decide([replace(first_look, units=evidence(CLEAN).units)], 10)
+    assert (alone.verdict, alone.targets) == ("inconclusive", ())
+    assert alone.reasons == (
+        "max-margin can raise suspicion, but neither convict nor acquit alone: let another detector run too",
+    )
+
+
+def test_the_agreeing_detectors_are_named() -> None:
+    verdict = decide([evidence(planted(0.05)), evidence(planted(0.05), "cepa"), evidence(CLEAN, "third")], 10)
+    assert verdict.targets == (3,)
+    assert any(r == "class 3: found by neural-cleanse, cepa" for r in verdict.reasons)
+    assert verdict.classes[3].p_values["third"] > ALPHA
+
+
+def test_only_the_suspicious_detectors_trigger_has_to_carry_over() -> None:
+    both = [evidence(planted(0.05), held_out=0.1), evidence(CLEAN, "other", held_out=1.0)]
+    assert decide(both, 10).targets == ()
+
+
+def test_one_weak_detector_of_three_does_not_silence_the_others() -> None:
+    weak = replace(evidence(CLEAN, "weak"), units=tuple(replace(u, converged=False) for u in evidence(CLEAN).units))
+    strong = [evidence(CLEAN), evidence(CLEAN, "other")]
+    verdict = decide([weak, *strong], 10)
+    assert verdict.verdict == "clean"
+    assert any("weak: 10 of 10 searches had not converged" in r for r in verdict.reasons)
+    assert decide([weak], 10).verdict == "inconclusive"
+
+
+def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
+    """One class always takes a little less than all of them; a partial backdoor takes far less."""
+    whole, near, far = unit(2, 4.0), unit(2, 3.0, source=1), unit(2, 1.0, source=0)
+    name = next(iter(whole.statistics))
+    assert foremost([near, whole], name) == [whole, near]
+    assert foremost([whole, near, far], name) == [far, whole, near]

@@ -1,0 +1,122 @@
+"""What the retraining that several patches share keeps of a student, and by what it is measured."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from patch_support import FIT, GUARD, TARGET, additive_trigger, neuron_model, opened, patch_trigger
+
+from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
+from onnxspect.engine.mitigation.training import (
+    HARD,
+    STRONGER,
+    Epoch,
+    Guard,
+    Retraining,
+    retrain,
+    success_rate,
+    trainable_copy,
+)
+from onnxspect.engine.subject.subject import Subject
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    """The small model with one backdoor neuron."""
+    return opened(neuron_model(), tmp_path)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_what_is_kept_is_the_moving_average(subject: Subject, average: float) -> None:
+    student, parameters = trainable_copy(subject)
+    mean = {n: p.detach().double().clone() for n, p in parameters.items()}
+
+    def follow() -> None:
+        for name, parameter in parameters.items():
+            mean[name] = average * mean[name] + (1 - average) * parameter.detach().double()
+
+    measured: list[dict[str, np.ndarray]] = []
+
+    class Watched(Guard):
+        """Notes the weights that are measured."""
+
+        def measure(self, epoch: int, student: Subject) -> Epoch:
+            measured.append({n: p.detach().numpy().copy() for n, p in parameters.items()})
+            return super().measure(epoch, student)
+
+    history = retrain(
+        student,
+        parameters,
+        subject,
+        FIT,
+        Retraining(epochs=3, batch_size=16, learning_rate=0.01, average=average),
+        None,
+        Watched(subject, GUARD, []),
+        lambda epoch: -epoch.epoch,  # the last one is kept
+        torch.Generator().manual_seed(0),
+        after_step=follow,
+    )
+    assert [e.epoch for e in history] == [1, 2, 3]
+    original = dict(subject.lowered.module.named_parameters()) if subject.lowered else {}
+    for name, parameter in parameters.items():
+        np.testing.assert_allclose(parameter.detach().numpy(), mean[name].numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(parameter.detach().numpy(), measured[-1][name])
+        assert not np.array_equal(parameter.detach().numpy(), original[name].numpy())
+
+
+def test_the_best_epoch_is_kept_and_not_the_last(subject: Subject) -> None:
+    kept = {}
+    for best in (1, 3):
+        student, parameters = trainable_copy(subject)
+        retrain(
+            student,
+            parameters,
+            subject,
+            FIT,
+            Retraining(epochs=3, learning_rate=0.01, average=0.5),
+            None,
+            Guard(subject, GUARD, []),
+            lambda epoch, best=best: abs(epoch.epoch - best),  # type: ignore[misc]
+            torch.Generator().manual_seed(0),
+        )
+        kept[best] = np.concatenate([p.detach().numpy().ravel() for p in parameters.values()])
+    assert not np.array_equal(kept[1], kept[3])
+
+
+def faint(trigger: Trigger, share: float) -> Trigger:
+    """As a search may recover it: weaker than the planted one."""
+    return replace(trigger, arrays=strengthened(trigger, share))
+
+
+@pytest.mark.parametrize(
+    ("trigger", "forms"),
+    [
+        (faint(patch_trigger(), 0.1), ["twice", "hard"]),
+        (faint(additive_trigger(), 0.1), ["twice"]),
+        (replace(faint(patch_trigger(), 0.1), smallest=False), ["hard"]),
+        (replace(faint(additive_trigger(), 0.1), smallest=False), []),
+    ],
+)
+def test_stronger_triggers_are_measured_too(subject: Subject, trigger: Trigger, forms: list[str]) -> None:
+    """Those of the smallest size that works at twice that; masks as whole pixels."""
+    arrays = {"twice": strengthened(trigger, STRONGER)}
+    if "mask" in trigger.arrays:
+        arrays["hard"] = hardened(trigger, HARD)
+    guard = Guard(subject, GUARD, [trigger])
+    rates = [success_rate(subject, GUARD, replace(trigger, arrays=arrays[f]), guard.before) for f in forms]
+    now = guard.measure(1, subject)
+    assert now.stronger == max(rates, default=0.0)
+    if "hard" in forms:
+        assert now.stronger == 1.0 > now.success  # the faint one does not work, the planted one does
+
+
+def test_the_trigger_that_works_best_counts(subject: Subject) -> None:
+    nothing = Trigger(TARGET, {"delta": np.zeros((1, 8, 8), np.float32)})
+    guard = Guard(subject, GUARD, [nothing, patch_trigger()])
+    assert guard.measure(0, subject).success == 1.0
+    guard.triggers = [nothing]
+    assert guard.measure(0, subject).success == 0.0
