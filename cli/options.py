@@ -34,9 +34,9 @@ def run_options(command: Command) -> Command:
     )(command)
     return click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
+        metavar="auto|cpu|cuda[:N]",
         help="Where to compute.",
     )(command)
 

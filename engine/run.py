@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import re
 import sys
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -62,7 +63,7 @@ class RunContext:
 
     Attributes:
         seed: the one number that all generators derive from.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         observer: told of progress.
     """
 
@@ -85,31 +86,44 @@ class RunContext:
 
 
 def choose_device(wanted: str) -> str:
-    """ "cpu" or "cuda" for "auto", "cpu" or "cuda".
+    """ "cpu", "cuda" or "cuda:N" for "auto" or one of these.
 
     Raises:
-        OnnxspectError: "cuda" is asked for and torch sees none.
+        OnnxspectError: a GPU is asked for that torch does not see or cannot use.
     """
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise OnnxspectError(f"unknown device {wanted!r}", "one of auto, cpu, cuda")
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", wanted, re.ASCII) is None:
+        raise OnnxspectError(f"unknown device {wanted!r}", "one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
         raise OnnxspectError("torch sees no CUDA device", "use --device cpu, or install a CUDA build of torch")
-    return "cuda" if available and wanted != "cpu" else "cpu"
+    device = "cuda" if wanted == "auto" else wanted
+    count = torch.cuda.device_count()
+    if torch.device(device).index is not None and torch.device(device).index >= count:
+        raise OnnxspectError(f"there is no device {device}: torch sees {count}", f"cuda:0 to cuda:{count - 1}")
+    try:
+        torch.zeros(1, device=device).add_(1).item()
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if wanted == "auto":
+            return "cpu"
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise OnnxspectError(
+            f"{device} cannot be used: {line}",
+            "if other programs have taken its memory, wait or choose another; if it is too old for this torch, use --device cpu",
+        ) from error
+    return device
 
 
 def prepare_process(device: str) -> None:
-    """Settings of the whole process for a run: the same bits every time, and memory that is kept once it was got.
+    """Settings of the whole process that have to be made before the first kernel: workspaces, and memory that is kept.
 
-    On CUDA torch is asked for deterministic kernels; it errors out where an operator has none. On a CPU glibc hands large blocks
-    back to the system when they are freed, so that every step pays for its activations' pages anew: a third of the time of a
-    search on the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is told to keep
-    them. Gaps between blocks cost up to half as much memory again (memory.PEAK counts them in).
+    cuBLAS gives the same bits every time only with a workspace of its own. On a CPU glibc hands large blocks back to the
+    system when they are freed, so that every step pays for its activations' pages anew: a third of the time of a search on
+    the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is told to keep them. Gaps
+    between blocks cost up to half as much memory again (memory.PEAK counts them in).
     """
-    if device == "cuda":
+    if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
     elif sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # not every C library has mallopt
             mallopt = ctypes.CDLL(None).mallopt
@@ -119,8 +133,8 @@ def prepare_process(device: str) -> None:
 
 def device_name(device: str) -> str:
     """The device in words, for the report."""
-    if device == "cuda":
-        return f"cuda: {torch.cuda.get_device_name()}"
+    if device.startswith("cuda"):
+        return f"{device}: {torch.cuda.get_device_name(torch.device(device))}"
     return f"cpu: {torch.get_num_threads()} threads"
 
 

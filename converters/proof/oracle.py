@@ -38,14 +38,18 @@ def _preload_cuda() -> None:
         preload()
 
 
-def providers(device: str) -> list[str]:
-    """Execution providers for `device` ("cpu" or "cuda"): only those whose device torch sees.
+def providers(device: str) -> list[str | tuple[str, dict[str, str]]]:
+    """Execution providers for `device` ("cpu", "cuda" or "cuda:N"): only those whose device torch sees.
 
-    onnxruntime-gpu asked for CUDA on a machine without it prints a page of errors and falls back silently.
+    onnxruntime-gpu asked for CUDA on a machine without it prints a page of errors and falls back silently. It computes
+    float32 in TF32 by default, and tries algorithms out, so that bits differ from run to run: an oracle does neither.
     """
-    if device == "cuda" and torch.cuda.is_available() and "CUDAExecutionProvider" in ort.get_available_providers():
+    offered = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device.startswith("cuda") and torch.cuda.is_available() and offered:
         _preload_cuda()
-        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        which = str(torch.device(device).index or 0)
+        options = {"device_id": which, "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
     return ["CPUExecutionProvider"]
 
 
@@ -78,7 +82,7 @@ class Oracle:
 
     Args:
         model: path of the file (external data is read beside it), a serialized model, or a model with all tensors inside it.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         threads: intra-operator threads; 0 lets onnxruntime choose.
         outputs: names of values that are computed in place of the model's own outputs; only where `model` is a ModelProto.
 

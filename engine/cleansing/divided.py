@@ -85,7 +85,7 @@ class DividedClimb(Objective):
         """The climb's."""
         return self.climb.memory(state)
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """The climb's."""
         return self.climb.update(state, gradients, memory, step, settings)
 

@@ -66,7 +66,7 @@ class Margin(Objective):
         margins = self._margins(subject, state["images"], targets)
         return Measured(-margins.sum(1), -margins.amax(1), torch.ones_like(margins[:, 0]))
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """A step of Adam, then back into [0, 1]."""
         return {k: v.clamp_(0, 1) for k, v in super().update(state, gradients, memory, step, settings).items()}
 

@@ -101,7 +101,7 @@ class Climb(ReachTarget):
         """Nothing: a plain gradient step."""
         return dict.fromkeys(state, ())
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """Along the gradient, by `growth` times the present norm or `learning_rate`, whichever is longer."""
         delta, gradient = state["delta"].detach(), gradients["delta"]
         shape = (-1, *[1] * (delta.ndim - 1))

@@ -32,6 +32,7 @@ from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 CENTROIDS = ("oracle", "data")
@@ -79,6 +80,7 @@ class Certified:
     folder: Path
 
 
+@judging()
 def certify(
     data: str | Path,
     classes: tuple[int, int],

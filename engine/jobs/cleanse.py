@@ -45,6 +45,7 @@ from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import Session, TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -99,6 +100,7 @@ class Cleansed:
     proof: Verification | None
 
 
+@judging()
 def cleanse(
     model: str | Path,
     train: str | Path,

@@ -42,6 +42,7 @@ from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verif
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -285,6 +286,7 @@ class Patched:
         }
 
 
+@judging()
 def patch(
     model: str | Path,
     run_folder: str | Path,

@@ -20,11 +20,13 @@ from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
+@judging()
 def prove(
     patched: str | Path,
     original: str | Path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.report import document, pictures
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.memory import memory_share
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.reference import train_references
 from onnxspect.engine.subject.samples import Samples
@@ -27,6 +30,8 @@ from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
 SEARCH_SHARE = 0.5
+#: The ledger's name for the share of the device's memory that the searches were planned with.
+_MEMORY_SHARE = "memory share"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,7 @@ class ScanResult:
     resumed: int
 
 
+@judging()
 def scan(
     model: str | Path,
     data: str | Path,
@@ -105,7 +111,8 @@ def scan(
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
             at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
-            evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
+            with _planned_memory(ledger, run.device):
+                evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
@@ -118,6 +125,12 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
     return ScanResult(report, folder, resumed)
+
+
+def _planned_memory(ledger: Ledger, device: str) -> contextlib.AbstractContextManager[None]:
+    """Plan with the share of the device's memory that an earlier part of this scan ended with; keep it where it shrinks."""
+    known = ledger.fact(_MEMORY_SHARE)
+    return memory_share(device, float(known or 1.0), lambda _, share: ledger.set_fact(_MEMORY_SHARE, str(share)))
 
 
 def _aimed(detector: Detector, taps: Sequence[str], perturb_at: str) -> Detector:

@@ -29,6 +29,7 @@ from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, wit
 from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, open_file
 
@@ -232,6 +233,7 @@ class Verification:
         }
 
 
+@judging()
 def verify(
     patched: Path,
     original: Path,

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
+from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
@@ -69,6 +71,7 @@ def build(
         "limits": limits(evidence),
         "preset": preset,
         "device": device_name(run.device),
+        "precision": asdict(precision_on(run.device)),
         "seed": run.seed,
         "seconds": round(seconds, 3),
     }

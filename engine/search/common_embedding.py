@@ -51,7 +51,8 @@ class SampleWise(Objective):
     def constants(self, subject: Subject, images: Tensor) -> State:
         """`clean`: the embeddings of the images ``(unit, n, features)``."""
         with torch.no_grad():
-            return {"clean": self.embedding(images.flatten(0, 1)).view(*images.shape[:2], -1)}
+            clean = _at_least_float32(self.embedding(images.flatten(0, 1)))
+            return {"clean": clean.view(*images.shape[:2], -1)}
 
     def trigger(self, state: State) -> dict[str, Tensor]:
         """`delta` ``(unit, n, channels, height, width)``: every image's own."""
@@ -70,7 +71,12 @@ class SampleWise(Objective):
         """(the embedding as the graph has it, as ``(unit, n, features)``, the logits ``(unit, n, classes)``)."""
         units, n = images.shape[:2]
         raw, logits = self.embedding.both(self._perturbed(state, images).flatten(0, 1))
-        return raw, raw.reshape(units, n, -1), logits.view(units, n, -1)
+        return raw, _at_least_float32(raw).reshape(units, n, -1), logits.view(units, n, -1)
+
+
+def _at_least_float32(values: Tensor) -> Tensor:
+    """Values that a fast format computed, as float32: what is done with them is not."""
+    return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 
 def mean_norm(delta: Tensor) -> Tensor:
@@ -135,11 +141,12 @@ class Consensus(SampleWise):
         raw, _, logits = self._evaluate(state, images)
         units, n = images.shape[:2]
 
-        def common(gradient: Tensor) -> Tensor:
-            own = _directions(gradient.reshape(units, n, -1))
-            return (_directions(own.mean(1, keepdim=True)) + self.own * own).reshape(gradient.shape)
+        def shared(gradient: Tensor) -> Tensor:
+            own = _directions(_at_least_float32(gradient).reshape(units, n, -1))
+            common = _directions(own.mean(1, keepdim=True)) + self.own * own
+            return common.reshape(gradient.shape).to(gradient.dtype)
 
-        raw.register_hook(common)
+        raw.register_hook(shared)
         loss = cross_entropy(logits, targets).sum(1)
         size = mean_norm(state["delta"].detach())
         success = torch.where(size >= self.least, reached(logits, targets), torch.zeros_like(size))
@@ -149,7 +156,7 @@ class Consensus(SampleWise):
         """Nothing is remembered."""
         return {}
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """One step of length ``learning_rate * growth ** (step - 1)`` for every image, along its own gradient."""
         length = settings.learning_rate * self.growth ** (step - 1)
         direction = _directions(gradients["delta"].flatten(2)).view_as(state["delta"])
@@ -187,9 +194,9 @@ class CarryOver(SampleWise):
         """Nothing is remembered."""
         return {}
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """One step for every image along its own gradient; lengths fall linearly to zero."""
-        length = 2 * self.reach / self.steps * max(0.0, 1 - (step - 0.5) / self.steps)
+        length = 2 * self.reach / self.steps * (1 - (step - 0.5) / self.steps).clamp_min(0.0)
         direction = _directions(gradients["delta"].flatten(2)).view_as(state["delta"])
         return {"delta": state["delta"].detach() - length * direction}
 

@@ -27,7 +27,7 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores, open_file
 
 #: Operators after which a layer is complete: activations, poolings, and what joins the branches of a block.
 _ENDS = frozenset(
@@ -169,8 +169,7 @@ def _both_of_graph(subject: Subject, lowered: LoweredModel, tap: str) -> Callabl
 
     def both(pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, answer = module(subject.spec.encode(pixels))
-        logits = torch.log(answer.clamp_min(1e-30)) if probabilities else answer
-        return embedding, logits.reshape(len(logits), -1)
+        return embedding, as_scores(torch.log(answer.clamp_min(1e-30)) if probabilities else answer)
 
     return both
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.engine.search.perturbation import Perturbation, State
+from onnxspect.engine.subject.precision import is_searching
 from onnxspect.engine.subject.subject import Subject
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -79,10 +80,11 @@ class Objective(ABC):
         """What the update rule remembers at the start: zeros for Adam's moments."""
         return {k: (torch.zeros_like(v), torch.zeros_like(v)) for k, v in state.items()}
 
-    def update(self, state: State, gradients: State, memory: Memory, step: int, settings: StepSettings) -> State:
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """The next state; `memory` is changed in place. By default Adam (Kingma and Ba, Alg. 1).
 
-        Gradients are finite: the search has turned what is not into zeros.
+        Gradients are finite: the search has turned what is not into zeros. `step` counts from one, a tensor ``()`` of
+        float64 on the device: an update must not ask the host for its value.
         """
         b1, b2 = settings.betas
         moved: State = {}
@@ -105,9 +107,12 @@ def laid_out(pixels: Tensor) -> Tensor:
     """`pixels` ``(n, channels, height, width)`` in the memory layout that convolutions are fastest in; the same values.
 
     On a CPU that is channels last: forward and input-backward passes took 7 to 33 % less time on grey images, and the
-    same time on colour ones (eight networks, one thread, benchmarks/search.py measures it).
+    same time on colour ones (eight networks, one thread, benchmarks/search.py measures it). On a GPU it is too, where a
+    search runs in bfloat16: tensor cores take their operands so.
     """
-    return pixels.to(memory_format=torch.channels_last) if pixels.device.type == "cpu" else pixels
+    device = pixels.device.type
+    last = device == "cpu" or is_searching(device)
+    return pixels.to(memory_format=torch.channels_last) if last else pixels
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -22,86 +22,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.batch import Batch, SearchConfig, UnitResult
 from onnxspect.engine.search.objective import Objective, ReachTarget
 from onnxspect.engine.search.perturbation import Perturbation
+from onnxspect.engine.subject.memory import plan_memory, shrink, smaller_batch, total_memory
+from onnxspect.engine.subject.precision import FLOAT32, judging, precision_on, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
+__all__ = ["SearchConfig", "Unit", "UnitResult", "choose_images", "plan", "search", "units_at_once"]
 
-@dataclass(frozen=True)
-class SearchConfig:
-    """How hard to search.
-
-    Attributes:
-        steps: at most so many gradient steps a unit.
-        samples: images a unit is searched on (fewer where there are fewer).
-        learning_rate, betas: Adam's; 0.1 and (0.5, 0.9) are the published Neural Cleanse code's.
-        success: share of the images that must reach the target for a state to count (002: 99 %).
-        multiplier: lambda to start from.
-        patience: successes (failures) in a row after which lambda rises (falls).
-        raise_by: the factor it rises by; it falls by raise_by ** 1.5.
-        settle: a unit stops when its best cost improved by less than `tolerance` over so many steps.
-        tolerance: relative improvement that counts as one.
-        stop_at_success: a unit is done as soon as it meets the constraint (000's stopping rule); `settle` then does
-            not apply, and the budget is the only other end.
-    """
-
-    steps: int = 400
-    samples: int = 64
-    learning_rate: float = 0.1
-    betas: tuple[float, float] = (0.5, 0.9)
-    success: float = 0.99
-    multiplier: float = 1e-3
-    patience: int = 5
-    raise_by: float = 1.5
-    settle: int = 40
-    tolerance: float = 0.01
-    stop_at_success: bool = False
-
-
-@dataclass(frozen=True)
-class UnitResult:
-    """What the search found for one unit.
-
-    Attributes:
-        unit: the unit.
-        cost: of the cheapest state that satisfied the constraint; inf where none did.
-        success: share of the search images that this state sent to the target (of the last state where none did).
-        steps: gradient steps taken.
-        converged: the stopping rule was met within the budget.
-        diverged: the loss became NaN or infinite and stayed so.
-        trigger: arrays by name, without a unit axis.
-        seconds: its share of the wall time.
-        multiplier: lambda at the end.
-    """
-
-    unit: Unit
-    cost: float
-    success: float
-    steps: int
-    converged: bool
-    diverged: bool
-    trigger: dict[str, np.ndarray] = field(repr=False)
-    seconds: float = 0.0
-    multiplier: float = 0.0
-
-    @property
-    def found(self) -> bool:
-        """Whether any state satisfied the constraint."""
-        return bool(np.isfinite(self.cost))
-
-
-#: More images at a time make a GPU no faster.
-IN_FLIGHT = 8192
 #: Which images a unit is searched on: their indices, most wanted first.
 Choose = Callable[[Unit], np.ndarray]
 
@@ -112,7 +50,7 @@ def plan(units: Sequence[Unit], at_once: int) -> list[tuple[Unit, ...]]:
 
 
 def units_at_once(subject: Subject, images: int, samples: int) -> int:
-    """How many units to run together: one on a CPU; on a GPU as many as fit its memory, up to IN_FLIGHT images.
+    """How many units to run together: one on a CPU; on a GPU as many as `memory.plan_memory` says.
 
     Args:
         subject: the classifier.
@@ -121,7 +59,8 @@ def units_at_once(subject: Subject, images: int, samples: int) -> int:
     """
     if subject.device == "cpu":
         return 1
-    return max(1, min(IN_FLIGHT, subject.images_at_once) // max(1, min(images, samples)))
+    image = 4 * int(np.prod(subject.image_shape))
+    return plan_memory(total_memory(subject.device), subject.kept_bytes, image, max(1, min(images, samples))).units
 
 
 def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detector: str) -> np.ndarray:
@@ -159,6 +98,9 @@ def search(
 ) -> Iterator[list[UnitResult]]:
     """Search every batch of units; yield its results as soon as the batch is done.
 
+    A batch that does not fit into the device's memory is cut, and so are those after it (memory.shrink): there are then
+    more results to come than batches were given.
+
     Args:
         subject: the classifier.
         samples: clean images to search on.
@@ -170,144 +112,77 @@ def search(
         choose: which images a unit is searched on; `choose_images` by default.
 
     Raises:
-        OnnxspectError: a unit has no images to search on.
+        OnnxspectError: a unit has no images to search on, or not even one fits into the device's memory.
     """
     aim = objective if isinstance(objective, Objective) else ReachTarget(objective)
-    for batch in batches:
+    waiting = list(batches)
+    most = max(map(len, waiting), default=1)
+    while waiting:
+        batch = waiting.pop(0)
+        if len(batch) > most:
+            waiting = [*plan(batch, most), *waiting]
+            continue
         if choose is not None:
             rows = [choose(u)[: config.samples] for u in batch]
         else:
             rows = [choose_images(u, samples, config.samples, run, detector) for u in batch]
-        n = min(map(len, rows))
-        images = torch.from_numpy(np.stack([samples.images[r[:n]] for r in rows])).to(subject.device)
-        generators = [run.torch_generator(detector, u.key, "start") for u in batch]
-        yield _Batch(subject, batch, images, aim, config, generators).run()
+        with judging():
+            try:
+                results = _searched(subject, batch, samples, rows, aim, config, run, detector)
+            except torch.OutOfMemoryError as error:
+                results = []
+                most = _cut(subject, batch, run, detector, error)
+                waiting.insert(0, batch)
+        if results:
+            yield results
 
 
-class _Batch:
-    """The loop's state for one batch of units; `alive` maps rows of the tensors to positions in the batch."""
+def _cut(subject: Subject, batch: Sequence[Unit], run: RunContext, detector: str, error: Exception) -> int:
+    """How many units go on together after a batch that did not fit: fewer, or as many in smaller parts.
 
-    def __init__(
-        self,
-        subject: Subject,
-        units: tuple[Unit, ...],
-        images: Tensor,
-        objective: Objective,
-        config: SearchConfig,
-        generators: Sequence[torch.Generator],
-    ) -> None:
-        n_units, device = len(units), images.device
-        self.subject, self.units, self.objective, self.config = subject, units, objective, config
-        self.images = images
-        self.state = {k: v.to(device) for k, v in objective.start(subject, images, generators).items()}
-        self.constants = objective.constants(subject, images)
-        self.memory = objective.memory(self.state)
-        self.targets = torch.tensor([u.target for u in units], device=device)
-        self.best = {k: v.detach().clone() for k, v in self.state.items()}
-        self.alive = torch.arange(n_units, device=device)
-        zeros = torch.zeros(n_units, device=device)
-        self.multiplier = torch.full_like(zeros, config.multiplier)
-        self.best_cost = torch.full_like(zeros, torch.inf)
-        self.best_success = zeros.clone()
-        self.last_success = zeros.clone()
-        self.reference = torch.full_like(zeros, torch.inf)  # best cost when it last improved by `tolerance`
-        self.reference_step = zeros.clone()
-        self.streak = zeros.clone()  # successes in a row if positive, failures if negative
-        self.fell = zeros.bool()  # lambda was too high at least once: the constraint has been felt
-        self.broken = zeros.clone()  # steps in a row with a loss that is not finite
+    Raises:
+        OnnxspectError: nothing is left to be made smaller.
+    """
+    if subject.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    if len(batch) == 1 and subject.images_at_once == 1:
+        raise OnnxspectError(
+            f"{detector}: the memory of {subject.device} does not hold one image's pass through {subject.name}",
+            "let other programs give memory free, or use --device cpu",
+        ) from error
+    at_once = subject.images_at_once
+    share = shrink(subject.device)
+    while len(batch) == 1 and subject.images_at_once == at_once:
+        share = shrink(subject.device)
+    most = smaller_batch(len(batch))
+    run.observer.notice(
+        f"{detector}: out of memory on {subject.device}: {most} together from here on, of {share:.3g} of it"
+    )
+    return most
 
-    def run(self) -> list[UnitResult]:
-        """All steps; results in the order of the units."""
-        started = time.perf_counter()
-        results: dict[int, UnitResult] = {}
-        for step in range(1, self.config.steps + 1):
-            done = self._step(step)
-            if step == self.config.steps:
-                done = torch.ones_like(done)
-            if bool(done.any()):
-                converged = self._settled(step)
-                for row in torch.nonzero(done).flatten().tolist():
-                    results[int(self.alive[row])] = self._result(row, step, bool(converged[row]))
-                if bool(done.all()):
-                    break
-                self._keep(~done)
-        share = (time.perf_counter() - started) / len(self.units)
-        return [replace(results[i], seconds=share) for i in range(len(self.units))]
 
-    def _step(self, step: int) -> Tensor:
-        """One gradient step of every unit that is alive; returns which of them are done."""
-        for tensor in self.state.values():
-            tensor.requires_grad_(True)
-        found = self.objective.measure(
-            self.subject, self.state, self.constants, self.images, self.targets, self.multiplier
-        )
-        losses = found.loss + self.multiplier * found.cost
-        gradients = torch.autograd.grad(losses.sum(), list(self.state.values()))
-        with torch.no_grad():
-            finite = torch.isfinite(losses)
-            self.broken = torch.where(finite, torch.zeros_like(self.broken), self.broken + 1)
-            self._remember(found.success, found.cost, finite, step)
-            self._adapt(found.success)
-            clean = {  # a gradient that is not finite moves nothing
-                k: torch.nan_to_num(g, nan=0.0, posinf=0.0, neginf=0.0)
-                for k, g in zip(self.state, gradients, strict=True)
-            }
-            self.state = self.objective.update(self.state, clean, self.memory, step, self.config)
-        return self._settled(step) | (self.broken >= self.config.patience)
-
-    def _remember(self, success: Tensor, cost: Tensor, finite: Tensor, step: int) -> None:
-        satisfied = (success >= self.config.success) & finite
-        better = satisfied & (cost < self.best_cost)
-        for name, tensor in self.state.items():
-            where = better.view(-1, *[1] * (tensor.ndim - 1))
-            self.best[name] = torch.where(where, tensor.detach(), self.best[name])
-        self.best_cost = torch.where(better, cost, self.best_cost)
-        self.best_success = torch.where(better, success, self.best_success)
-        improved = self.best_cost < self.reference * (1 - self.config.tolerance)
-        improved |= torch.isfinite(self.best_cost) & ~torch.isfinite(self.reference)
-        self.reference = torch.where(improved, self.best_cost, self.reference)
-        self.reference_step = torch.where(improved, torch.full_like(self.reference_step, step), self.reference_step)
-        self.last_success = success
-
-    def _adapt(self, success: Tensor) -> None:
-        """The dynamic multiplier, both directions."""
-        c = self.config
-        ok = success >= c.success
-        self.streak = torch.where(ok, self.streak.clamp(min=0) + 1, self.streak.clamp(max=0) - 1)
-        up, down = self.streak >= c.patience, self.streak <= -c.patience
-        self.multiplier = torch.where(up, self.multiplier * c.raise_by, self.multiplier)
-        self.multiplier = torch.where(down, self.multiplier / c.raise_by**1.5, self.multiplier)
-        self.fell |= down & torch.isfinite(self.best_cost)
-        self.streak = torch.where(up | down, torch.zeros_like(self.streak), self.streak)
-
-    def _settled(self, step: int) -> Tensor:
-        """Units whose best cost has stopped improving after lambda had been pushed too high at least once."""
-        if self.config.stop_at_success:
-            return torch.isfinite(self.best_cost)
-        return self.fell & (step - self.reference_step >= self.config.settle)
-
-    def _result(self, row: int, step: int, converged: bool) -> UnitResult:
-        found = bool(torch.isfinite(self.best_cost[row]))
-        state = {k: (self.best if found else self.state)[k][row : row + 1].detach() for k in self.state}
-        trigger = {k: v[0].float().cpu().numpy() for k, v in self.objective.trigger(state).items()}
-        return UnitResult(
-            unit=self.units[int(self.alive[row])],
-            cost=float(self.best_cost[row]),
-            success=float(self.best_success[row] if found else self.last_success[row]),
-            steps=step,
-            converged=converged and found,
-            diverged=bool(self.broken[row] >= self.config.patience),
-            trigger=trigger,
-            multiplier=float(self.multiplier[row]),
-        )
-
-    def _keep(self, rows: Tensor) -> None:
-        """Drop the finished units from every tensor."""
-        self.state = {k: v.detach()[rows] for k, v in self.state.items()}
-        self.best = {k: v[rows] for k, v in self.best.items()}
-        self.constants = {k: v[rows] for k, v in self.constants.items()}
-        self.memory = {k: tuple(m[rows] for m in kept) for k, kept in self.memory.items()}
-        for name in ("images", "targets", "alive", "multiplier", "best_cost", "best_success", "last_success"):
-            setattr(self, name, getattr(self, name)[rows])
-        for name in ("reference", "reference_step", "streak", "fell", "broken"):
-            setattr(self, name, getattr(self, name)[rows])
+def _searched(
+    subject: Subject,
+    units: tuple[Unit, ...],
+    samples: Samples,
+    rows: Sequence[np.ndarray],
+    objective: Objective,
+    config: SearchConfig,
+    run: RunContext,
+    detector: str,
+) -> list[UnitResult]:
+    """One batch, from its start to what is measured of its best states."""
+    started = time.perf_counter()
+    n = min(map(len, rows))
+    distinct, places = np.unique(np.stack([r[:n] for r in rows]), return_inverse=True)
+    pool = torch.from_numpy(samples.images[distinct]).to(subject.device)
+    index = torch.from_numpy(places.reshape(len(units), n)).to(subject.device)
+    generators = [run.torch_generator(detector, u.key, "start") for u in units]
+    with searching(subject.device):
+        batch = Batch(subject, units, pool, index, objective, config, generators)
+        batch.run()
+    if precision_on(subject.device).search != FLOAT32:
+        batch.judge()
+    results = batch.results()
+    share = (time.perf_counter() - started) / len(units)
+    return [replace(r, seconds=share) for r in results]

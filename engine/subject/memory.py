@@ -1,15 +1,21 @@
-"""Passes through a network in parts, so that what they keep in memory stays under a stated bound.
+"""How much is computed at a time, so that memory cannot run out: on a CPU under a stated bound, on a GPU within what it has.
 
 A gradient with respect to the images needs every activation between them and the loss: 48 images of 224 x 224 pixels through
 a ResNet-50 keep 5 GiB. What one image keeps is measured once (`kept_bytes`), and a pass over more images than fit the
 `budget` is cut into parts that keep nothing but their input and are run again for the backward pass (gradient checkpointing:
-Chen, Xu, Zhang, Guestrin, 2016, arXiv:1604.06174), at the price of a second forward pass. The parts depend on the model, the
-image size and the device's total memory and on nothing else, so the same scan gives the same bits on the same machine.
+Chen, Xu, Zhang, Guestrin, 2016, arXiv:1604.06174), at the price of a second forward pass.
+
+`plan_memory` says how many units are searched together and how many images go through the network in one part. It is a pure
+function of the model, the images and the memory that may be used, so the same scan gives the same bits on the same machine.
+If the allocator refuses all the same, because other programs have taken what was there, `shrink` halves the device's share,
+the work is planned anew, and the share goes into the ledger, so that a resumed scan plans as this one did.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -21,17 +27,104 @@ from torch.utils.checkpoint import checkpoint
 #: searches on (float32), beside libraries, model and samples: 3.4 GiB for 48 images of 3 x 224 x 224.
 CPU_BUDGET = 2**30
 PEAK, COPIES = 3, 12
-#: Share of a GPU's memory that it may keep there; the rest is for convolutions' work spaces and for other programs.
+#: Share of a GPU's memory that activations may keep there; the rest is for images, work spaces, weights and other programs.
 GPU_SHARE = 0.5
+#: Share of a GPU's memory for the images in flight with their copies (gathered, perturbed, encoded, their gradients).
+IMAGE_SHARE = 0.25
+#: What a unit's own state takes, in images: mask and pattern, the best of them, two moments, gradients.
+STATE_IMAGES = 16
+#: More images at a time make a GPU no faster.
+IN_FLIGHT = 8192
 
 Answer = TypeVar("Answer", Tensor, tuple[Tensor, Tensor])
 
+#: Device -> the part of its memory that is planned with, where it is not the whole; halved by `shrink`.
+_share: dict[str, float] = {}
+_told: list[Callable[[str, float], None]] = []
+
+
+def total_memory(device: str) -> int:
+    """Bytes of a GPU ("cuda", "cuda:1") that are planned with: all of it, times the share that `shrink` has left."""
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    return int(_share.get(device, 1.0) * properties.total_memory)
+
 
 def budget(device: str) -> int:
-    """Bytes that a pass may keep on "cpu" or on a GPU ("cuda", "cuda:1")."""
+    """Bytes that the activations of a pass may keep on "cpu" or on a GPU."""
     if device == "cpu":
-        return CPU_BUDGET
-    return int(GPU_SHARE * torch.cuda.get_device_properties(torch.device(device)).total_memory)
+        return int(_share.get(device, 1.0) * CPU_BUDGET)
+    return int(GPU_SHARE * total_memory(device))
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """How much is computed at a time.
+
+    Attributes:
+        units: searched together; a power of two, so that a batch that had to be halved is cut where a smaller plan cuts.
+        images: that go through the network in one part.
+    """
+
+    units: int
+    images: int
+
+
+def plan_memory(memory: int, kept: int, image: int, samples: int) -> MemoryPlan:
+    """The plan for a GPU.
+
+    Args:
+        memory: bytes that may be planned with.
+        kept: bytes of activations that one image keeps for the backward pass.
+        image: bytes of one image in float32.
+        samples: images that a unit is searched on.
+    """
+    at_once = max(1, int(GPU_SHARE * memory) // max(1, kept))
+    per_unit = (COPIES * samples + STATE_IMAGES) * image
+    fitting = int(IMAGE_SHARE * memory) // max(1, per_unit)
+    # No more images in flight than one part takes: every further part costs its forward pass twice.
+    in_flight = min(IN_FLIGHT, at_once) // max(1, samples)
+    return MemoryPlan(_power_of_two(min(fitting, in_flight)), at_once)
+
+
+def _power_of_two(most: int) -> int:
+    """The largest power of two that is no more than `most`, at least one."""
+    return 1 << max(0, most.bit_length() - 1) if most > 0 else 1
+
+
+def smaller_batch(units: int) -> int:
+    """The size that a batch of so many units is cut to when it did not fit: the next smaller power of two, at least one."""
+    return _power_of_two(units - 1)
+
+
+def shrink(device: str) -> float:
+    """Halve the part of the device's memory that is planned with, tell whoever keeps it, and return it."""
+    share = _share.get(device, 1.0) / 2
+    _share[device] = share
+    for tell in _told:
+        tell(device, share)
+    return share
+
+
+@contextlib.contextmanager
+def memory_share(device: str, share: float, changed: Callable[[str, float], None]) -> Iterator[None]:
+    """Plan with this part of a device's memory; `changed` is told where it had to be halved. Scoped.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1".
+        share: in (0, 1]; what an earlier part of the same run ended with.
+        changed: ``(device, share)``.
+    """
+    before = _share.get(device)
+    _share[device] = share
+    _told.append(changed)
+    try:
+        yield
+    finally:
+        _told.remove(changed)
+        if before is None:
+            _share.pop(device, None)
+        else:
+            _share[device] = before
 
 
 def kept_bytes(function: Callable[[Tensor], Tensor], image: Tensor) -> int:

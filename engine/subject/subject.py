@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from onnxspect.converters.proof.parity import check_parity
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
+from onnxspect.engine.subject.precision import judging
 
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
@@ -68,7 +69,7 @@ class InputSpec:
         """Pixels ``(n, channels, height, width)`` in [0, 1] to what the model takes; differentiable."""
         x = pixels.flip(1) if self.channel_order == "BGR" and pixels.shape[1] == 3 else pixels
         if self.scale != 1.0 or any(self.mean) or any(s != 1.0 for s in self.std):
-            gain, offset = self._affine(x)
+            gain, offset = _affine(self.scale, self.mean, self.std, x.dtype, x.device)
             x = x * gain + offset
         if self.layout == "NCHW":
             return x
@@ -77,11 +78,6 @@ class InputSpec:
         if self.layout == "NHW":
             return x[:, 0]
         return x.permute(0, 2, 3, 1).flatten(1)
-
-    def _affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-        std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(-1, 1, 1)
-        return self.scale / std, -mean / std
 
     def describe(self) -> dict[str, Any]:
         """As the report shows it."""
@@ -98,6 +94,22 @@ class InputSpec:
     def described(cls, told: Mapping[str, Any]) -> InputSpec:
         """What `describe` told, out of a report."""
         return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
+
+
+@lru_cache(maxsize=64)
+def _affine(
+    scale: float, means: tuple[float, ...], deviations: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(gain, offset) by channel; kept, because a captured step may not copy numbers from the host."""
+    mean = torch.tensor(means, dtype=dtype, device=device).view(-1, 1, 1)
+    std = torch.tensor(deviations, dtype=dtype, device=device).view(-1, 1, 1)
+    return scale / std, -mean / std
+
+
+def as_scores(answers: Tensor) -> Tensor:
+    """A network's answers as ``(n, classes)``, never coarser than float32: a bfloat16 score has ties."""
+    scores = answers.reshape(answers.shape[0], -1)
+    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
 
 
 @dataclass(frozen=True)
@@ -134,18 +146,21 @@ class Subject:
 
     def in_one_pass(self, pixels: Tensor) -> Tensor:
         """The same, whatever memory it takes."""
-        logits = self.module(self.spec.encode(pixels))
-        return logits.reshape(logits.shape[0], -1)
+        return as_scores(self.module(self.spec.encode(pixels)))
 
-    @cached_property
+    @property
     def images_at_once(self) -> int:
         """How many images' activations may be in memory at a time (memory.budget)."""
-        image = torch.full((1, *self.image_shape), 0.5, device=self.device)
-        return max(1, budget(self.device) // kept_bytes(self.in_one_pass, image))
+        return max(1, budget(self.device) // self.kept_bytes)
+
+    @cached_property
+    def kept_bytes(self) -> int:
+        """What one image's activations take for a backward pass."""
+        return kept_bytes(self.in_one_pass, torch.full((1, *self.image_shape), 0.5, device=self.device))
 
     def predict(self, pixels: np.ndarray, batch_size: int = 256) -> np.ndarray:
-        """Logits ``(n, classes)`` float32 for an array of pixels, in batches, without gradients."""
-        with torch.no_grad():
+        """Logits ``(n, classes)`` float32 for an array of pixels, in batches, without gradients, in IEEE arithmetic."""
+        with torch.no_grad(), judging():
             parts = [
                 self(torch.from_numpy(np.ascontiguousarray(pixels[i : i + batch_size])).to(self.device)).float().cpu()
                 for i in range(0, len(pixels), batch_size)
@@ -232,7 +247,8 @@ class Subject:
             return
         produced = {name for node in self.file.proto.graph.node for name in node.output}
         taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
-        check_parity(self.file.proto, self.lowered, batch, batch_sizes=batch_sizes, taps=taps)
+        with judging():
+            check_parity(self.file.proto, self.lowered, batch, batch_sizes=batch_sizes, taps=taps)
 
     def oracle(self) -> Oracle:
         """onnxruntime over the original file.
