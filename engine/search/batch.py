@@ -106,6 +106,11 @@ class Pace:
     look_every: int
     pack_at: float
 
+    @property
+    def at_once(self) -> bool:
+        """Whether a unit leaves the batch at the very step at which it is done."""
+        return self.look_every == 1 and self.pack_at >= 1
+
     @classmethod
     def of(cls, device: str) -> Pace:
         """After every step on a CPU; on a GPU, whose queue a look empties, after sixteen."""
@@ -355,7 +360,7 @@ class Batch:
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         with torch.no_grad():
             loop.step.add_(1)
-            active = loop.active if self.pace.look_every > 1 else None
+            active = None if self.pace.at_once else loop.active
             finite = torch.isfinite(losses)
             _put(loop.broken, torch.where(finite, torch.zeros_like(loop.broken), loop.broken + 1), active)
             _remember(loop, config, found, finite, active)
