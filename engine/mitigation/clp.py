@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import torch
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.training import Guard, trainable_copy
 
@@ -87,7 +87,7 @@ class ChannelLipschitz:
             if case.triggers and now.success <= case.success:
                 break
         if best is None:
-            raise OnnxspectError(
+            raise InconclusiveError(
                 "no channel can be pruned: "
                 + ("none stands out" if not trials else "the first that stand out cost too much clean accuracy")
             )

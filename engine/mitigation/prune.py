@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger, strengthened
 from onnxspect.engine.mitigation.neurons import (
     MOST_IMAGES,
@@ -159,7 +159,7 @@ class Prune:
                 halves.activations(stamp(clean_samples.images[rows], dict(trigger.arrays))) if len(rows) else None
             )
         if all(s is None for s in stamped.values()):
-            raise OnnxspectError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
+            raise InconclusiveError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
         curve = []
         for pruned in curve_points(layer.neurons):
             keep = np.ones(layer.neurons, bool)

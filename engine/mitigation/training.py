@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from onnxspect.converters.lowering.ops.normalization import batch_normalization
 from onnxspect.converters.proof.writeback import TRAINABLE, roles
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
 from onnxspect.engine.run import Observer
 from onnxspect.engine.search.perturbation import stamp
@@ -288,7 +288,7 @@ def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: n
     """
     rows = np.flatnonzero(trigger.counts_on(samples.labels, before.argmax(1)))
     if not len(rows):
-        raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
+        raise InconclusiveError(f"no samples of any class but {trigger.target} to measure the trigger on")
     answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
     return float(trigger.leads(answers, samples.labels[rows]).mean())
 

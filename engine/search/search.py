@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective, ReachTarget
@@ -143,7 +143,7 @@ def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detecto
             break
     if not picked:
         what = f"class {unit.source}" if unit.source is not None else f"any class but {unit.target}"
-        raise OnnxspectError(f"no clean samples of {what} to search on", inconclusive=True)
+        raise InconclusiveError(f"no clean samples of {what} to search on")
     return np.array(picked[:n])
 
 
