@@ -56,18 +56,22 @@ def do(request: dict[str, Any]) -> int:
     applied: list[str] = []
     missing: list[str] = []
     outcome: dict[str, Any]
+    began = False
     try:
-        outcome = _locked_in(request, folder, applied, missing)
+        job = _locked_in(request, folder, applied, missing)
+        began = True
+        outcome = _done(job, request, folder)
     except OnnxspectError as error:
         outcome = {"error": error.message, "hint": error.hint, "kind": error.kind.value}
     except BaseException as error:  # the parent is to hear of everything, SystemExit of a framework included
-        outcome = {"error": _one_line(error), "kind": MEMORY if is_memory(error) else _kind(error).value}
+        outcome = {"error": _one_line(error), "kind": MEMORY if is_memory(error) else _kind(error, began).value}
     outcome["applied"], outcome["missing"] = applied, missing
     Path(RESULT).write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
 
-def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> dict[str, Any]:
+def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> Job:
+    """The job, with its libraries loaded, in a process that is locked in; nothing of the file was read."""
     stage("sandbox")
     _lock_files(request, folder, applied, missing)
     job = _preload(request)
@@ -79,6 +83,10 @@ def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missin
             "files that run code when they are opened, and --require-sandbox, need Linux 5.13 or later on x86-64 or aarch64",
         )
     request["sandbox_missing"] = missing
+    return job
+
+
+def _done(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
     stage("start")
     before = _peak_bytes()
     start = time.monotonic()
@@ -229,13 +237,15 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _kind(error: BaseException) -> Kind:
+def _kind(error: BaseException, began: bool) -> Kind:
     """Whom an exception blames that no job expected: a disk, where one failed; else the file, over which a library stumbled.
 
-    Not what the sandbox refuses (EACCES, EFBIG, EMFILE): that was the file's doing too.
+    What the sandbox refuses (EACCES, EFBIG, EMFILE) was the file's doing too. Before the job began, nothing of the file was
+    read: then the fault is ours.
     """
-    failed = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS)
-    return Kind.MACHINE if failed else Kind.INPUT
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS):
+        return Kind.MACHINE
+    return Kind.INPUT if began else Kind.INTERNAL
 
 
 def _one_line(error: BaseException) -> str:
