@@ -311,7 +311,7 @@ def patch(
         run: seed, device, observer.
         targets: classes to patch; those that the scan named by default.
         proactive: patch every class, whatever the scan said (002, sec. VII-D).
-        settings: of the method, by the names of its fields.
+        settings: of the methods, by the names of their fields, or as "method.key" (mitigation/settings.py).
 
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.

@@ -22,6 +22,7 @@ import torch
 
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, trainable_copy
 
 NAME = "clp"
@@ -52,6 +53,9 @@ class ChannelLipschitz:
     trains: ClassVar[bool] = False
     mends: ClassVar[bool] = True
     thresholds: tuple[float, ...] = (5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5)
+
+    def __post_init__(self) -> None:
+        require(len(self.thresholds) > 0, "clp needs a threshold to try")
 
     def edit(self, case: Case) -> Edit:
         """Prune the channels that stand out.

@@ -38,6 +38,7 @@ from onnxspect.engine.mitigation.neurons import (
     success_on,
     switch_off,
 )
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.search.perturbation import stamp
 
 NAME = "prune"
@@ -103,6 +104,10 @@ class Prune:
     layer: str = BEST
     trials: int = 4
     strengths: tuple[float, ...] = (1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, "prune tries at least one layer")
+        require(len(self.strengths) > 0 and min(self.strengths) > 0, "strengths of prune are above 0")
 
     def edit(self, case: Case) -> Edit:
         """Prune at the chosen layer.
