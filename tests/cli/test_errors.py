@@ -161,7 +161,7 @@ def test_no_room_for_a_result(features: Path, tmp_path: Path) -> None:
     )
     done = in_a_process(certifying(features, tmp_path / "out"), limit)
     assert done.returncode == 4, done.stderr
-    assert "certificate.json: cannot be written (File too large)" in done.stderr
+    assert "attack.npz: cannot be written (File too large)" in done.stderr
     assert "hint: make room" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
