@@ -42,7 +42,7 @@ from onnxspect.engine.jobs.patch import FIT_SHARE, as_trigger, try_methods
 from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Unit
 from onnxspect.engine.judge.verdict import CARRIES_OVER
 from onnxspect.engine.mitigation.method import Case, Trigger
-from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
+from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--zoo", type=Path, action="append", default=[], help="folder with manifest.json and models")
     parser.add_argument("--reference", type=Path, help="folder of models that others trained, with manifest.json")
     parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
-    parser.add_argument("--methods", nargs="+", choices=[AUTO, *METHODS, "strip"], default=[AUTO])
+    parser.add_argument("--methods", nargs="+", type=canonical, choices=[AUTO, *METHODS, "strip"], default=[AUTO])
     parser.add_argument("--samples", type=int, default=1000, help="clean images a method gets")
     parser.add_argument(
         "--from-train",

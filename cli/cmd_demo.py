@@ -17,12 +17,14 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.engine.errors import writing
 from onnxspect.engine.jobs.patch import JUDGED_ON_FEW, patch
 from onnxspect.engine.jobs.scan import ScanResult, scan
 from onnxspect.engine.mitigation.verify import Goals, Stamp, verify
 from onnxspect.engine.report import as_text
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.store import made_folder
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.models import zoo
@@ -101,14 +103,15 @@ def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> in
 
 def _parts(out: Path) -> tuple[Path, Path]:
     """The shipped test images in two files: three fifths for scan and patch, two for the proof."""
-    out.mkdir(parents=True, exist_ok=True)
+    made_folder(out)
     with np.load(zoo.path(DATA), allow_pickle=False) as archive:
         images, labels, classes = archive["images"], archive["labels"], archive["classes"]
     parts = []
     for name, fifths in (("known", (0, 1, 2)), ("unseen", (3, 4))):
         rows = np.isin(np.arange(len(labels)) % 5, fifths)
         path = out / f"{name}.npz"
-        np.savez_compressed(path, images=images[rows], labels=labels[rows], classes=classes)
+        with writing(path):
+            np.savez_compressed(path, images=images[rows], labels=labels[rows], classes=classes)
         parts.append(path)
     return parts[0], parts[1]
 
@@ -117,7 +120,8 @@ def _models(out: Path) -> dict[str, Path]:
     """The shipped models, copied to where whoever tries more than the demo finds them."""
     copies = {name: out / zoo.path(name).name for name in (INFECTED, CLEAN)}
     for name, copy in copies.items():
-        shutil.copyfile(zoo.path(name), copy)
+        with writing(copy):
+            shutil.copyfile(zoo.path(name), copy)
     return copies
 
 

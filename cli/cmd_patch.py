@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.text import Text
@@ -11,10 +12,18 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
-from onnxspect.engine.mitigation.registry import AUTO, CHOICES, METHODS
+from onnxspect.engine.mitigation.registry import AUTO, CHOICES, MAKERS, METHODS, canonical
+from onnxspect.engine.mitigation.settings import parsed
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.report.document import as_json as to_json
+
+
+class _Method(click.Choice[str]):
+    """A method's name, in its old spelling too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(canonical(str(value)), param, ctx)
 
 
 @click.command(
@@ -30,7 +39,7 @@ from onnxspect.engine.report.document import as_json as to_json
 )
 @click.option(
     "--method",
-    type=click.Choice(CHOICES),
+    type=_Method(CHOICES),
     default=AUTO,
     show_default=True,
     help="How to patch; auto tries "
@@ -49,20 +58,19 @@ from onnxspect.engine.report.document import as_json as to_json
 )
 @click.option("--proactive", is_flag=True, help="Patch every class, whatever the scan named.")
 @click.option(
-    "--layer",
-    metavar="NAME",
-    help="Of prune and input_filter: best (by trial), last-conv (prune), or an ONNX value name.",
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="METHOD.KEY=VALUE",
+    help="A setting of a method, such as input-filter.form=profile or unlearn.rounds=2; all of them are listed in "
+    "docs/cli.md. May be given again.",
 )
-@click.option("--form", type=click.Choice(FORMS), help="Of input_filter: how it tells stamped images from clean ones.")
-@click.option("--batch-norm", type=click.Choice(BATCH_NORM), help="Of unlearn and fine_tune: BatchNorm statistics.")
-@click.option(
-    "--rounds", type=click.IntRange(min=1), help="Of unlearn: at most so many rounds of search and unlearning."
-)
-@click.option(
-    "--false-positives",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    help="Of input_filter: share of clean images that may be rejected.",
-)
+# The options of single methods before there was --set; they are kept for scripts.
+@click.option("--layer", hidden=True)
+@click.option("--form", type=click.Choice(FORMS), hidden=True)
+@click.option("--batch-norm", type=click.Choice(BATCH_NORM), hidden=True)
+@click.option("--rounds", type=click.IntRange(min=1), hidden=True)
+@click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
 @click.option(
     "--max-success",
     type=click.FloatRange(0, 1),
@@ -89,6 +97,7 @@ def command(
     method: str,
     targets: tuple[int, ...],
     proactive: bool,
+    settings: tuple[str, ...],
     layer: str | None,
     form: str | None,
     batch_norm: str | None,
@@ -110,7 +119,7 @@ def command(
     \b
     Example:
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
-      onnxspect patch model.onnx --run runs/model --data clean.npz --method input_filter -o guarded.onnx
+      onnxspect patch model.onnx --run runs/model --data clean.npz --method input-filter -o guarded.onnx
     """
     given: dict[str, str | float | None] = {
         "layer": layer,
@@ -130,7 +139,7 @@ def command(
         options.run_context(device, seed, quiet),
         targets or None,
         proactive,
-        {name: value for name, value in given.items() if value is not None},
+        {name: value for name, value in given.items() if value is not None} | parsed(settings, MAKERS),
     )
     if as_json:
         show_raw(to_json(done.describe()))

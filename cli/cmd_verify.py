@@ -22,7 +22,10 @@ from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.subject.subject import InputSpec
 
 
-@click.command("verify", epilog="Exit status: 0 the goals hold, 1 they do not, 2 usage error, 4 failure.")
+@click.command(
+    "verify",
+    epilog="Exit status: 0 the goals hold, 1 the fresh scan finds a backdoor, 2 usage error, 3 goals missed, 4 failure.",
+)
 @options.MODEL
 @click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The original file.")
 @options.data("Clean samples, best those that neither the scan nor the patch has seen.")
@@ -134,7 +137,9 @@ def command(
     else:
         show(tables.verification(proof, f"{model} against {against}"))
         show(Text("\n".join(_more(proof)), "dim"))
-    return exit_status.CLEAN if proof.holds else exit_status.BACKDOOR
+    if proof.rescan is not None and proof.rescan.verdict == "backdoored":
+        return exit_status.BACKDOOR
+    return exit_status.CLEAN if proof.holds else exit_status.INCONCLUSIVE
 
 
 def _more(proof: Verification) -> list[str]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from onnxspect.converters.errors import writing
+
 #: Width of tables where stdout is no terminal.
 PLAIN_WIDTH = 120
+
+#: As errors call it.
+STDOUT = Path("standard output")
 
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -19,13 +25,15 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def show(content: RenderableType) -> None:
     """Print a table or text on stdout."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    Console(highlight=False, width=width).print(content)
+    with writing(STDOUT):
+        Console(highlight=False, width=width).print(content)
 
 
 def show_raw(text: str) -> None:
     """Print a document on stdout exactly as it is."""
-    sys.stdout.write(text if text.endswith("\n") else text + "\n")
-    sys.stdout.flush()
+    with writing(STDOUT):
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
 
 
 @dataclass

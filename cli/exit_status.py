@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from onnxspect.converters.errors import Kind
+
 CLEAN = 0  # or: done, the goals hold
-BACKDOOR = 1  # or: the goals of a patch do not hold
+BACKDOOR = 1
 USAGE = 2
-INCONCLUSIVE = 3
+INCONCLUSIVE = 3  # or: the goals of a patch are missed
 FAILURE = 4
 
 OF_VERDICT = {"clean": CLEAN, "backdoored": BACKDOOR, "inconclusive": INCONCLUSIVE}
+OF_KIND = {
+    Kind.INPUT: USAGE,
+    Kind.INCONCLUSIVE: INCONCLUSIVE,
+    Kind.MACHINE: FAILURE,
+    Kind.INTERNAL: FAILURE,
+}
 
 HELP = "Exit status: 0 clean, 1 backdoor found, 2 usage error, 3 inconclusive, 4 failure."

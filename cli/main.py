@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import platform
+import shlex
 import sys
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import click
 
 from onnxspect.cli import exit_status
+from onnxspect.converters.errors import unwritable
 
 #: Command -> (module, function): imported when it is used, so that --help answers at once.
 COMMANDS = {
@@ -49,13 +54,20 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with the exit status."""
-    sys.exit(run(arguments))
+    status = run(arguments)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # a report that did not arrive; without this Python ends with a status of its own, 120
+        if status != exit_status.FAILURE:
+            status = _failed(unwritable(Path("standard output"), error), arguments)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: 2 and 3 with one line and a hint, never a traceback.
+    """Run the command line and return the exit status: an error is one line and a hint, never a traceback.
 
-    ONNXSPECT_DEBUG=1 shows the traceback of an unexpected failure.
+    ONNXSPECT_DEBUG=1 shows the traceback of what no code expected, and of a fault of ours.
     """
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
@@ -71,21 +83,41 @@ def run(arguments: list[str] | None = None) -> int:
         )
         return exit_status.FAILURE
     except Exception as error:
-        return _failed(error)
+        return _failed(error, arguments)
     return result if isinstance(result, int) else exit_status.CLEAN
 
 
-def _failed(error: Exception) -> int:
-    from onnxspect.converters.errors import OnnxspectError
+def _failed(error: Exception, arguments: list[str] | None) -> int:
+    """Say what stopped the work; the exit status of its kind."""
+    from onnxspect.engine.errors import Kind, OnnxspectError, classified
 
-    if isinstance(error, OnnxspectError):
-        _complain(error.message, error.hint)
-        return exit_status.INCONCLUSIVE if error.inconclusive else exit_status.USAGE
-    if os.environ.get("ONNXSPECT_DEBUG"):
+    told = classified(error)
+    if os.environ.get("ONNXSPECT_DEBUG") and (told.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
         raise error
-    first = (str(error).splitlines() or [""])[0]
-    _complain(f"unexpected failure: {type(error).__name__}: {first}", "ONNXSPECT_DEBUG=1 shows where; please report it")
-    return exit_status.FAILURE
+    if told.kind is Kind.INTERNAL:
+        _complain(told.message, told.hint or "this is a fault of onnxspect, not of your input; please report it")
+        click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
+    else:
+        _complain(told.message, told.hint)
+    return exit_status.OF_KIND[told.kind]
+
+
+def _what_to_send(arguments: list[str]) -> str:
+    """What a report of a fault needs, a line each."""
+    lines = [
+        "please send these lines, the model if you may, and what the same command prints with ONNXSPECT_DEBUG=1:",
+        f"  onnxspect {_version('onnxspect')}, Python {platform.python_version()}, {platform.platform()}",
+        "  " + ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxruntime", "numpy")),
+        f"  command: {shlex.join(['onnxspect', *arguments])}",
+    ]
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _complain(message: str, hint: str = "") -> None:

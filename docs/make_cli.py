@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 from onnxspect.cli.main import COMMANDS, cli
+from onnxspect.engine.mitigation.registry import MAKERS
+from onnxspect.engine.mitigation.settings import settable, shown
 
 
 def page() -> str:
@@ -19,7 +21,18 @@ def page() -> str:
         title = "onnxspect" if name is None else f"onnxspect {name}"
         context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
         parts.append(f"## {title}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
+        if name == "patch":
+            parts.append(_settings())
     return "\n".join(parts)
+
+
+def _settings() -> str:
+    """What `patch --set` takes: a row a setting."""
+    rows = ["| setting | is | default |", "|---|---|---|"]
+    for method, make in MAKERS.items():
+        rows += [f"| `{method}.{s.key}` | {s.words} | `{shown(s.default)}` |" for s in settable(make).values()]
+    lead = "`--set METHOD.KEY=VALUE` takes these settings. What they do is said in engine/mitigation/, at each method's class.\n"
+    return f"### Settings of the methods\n\n{lead}\n" + "\n".join(rows) + "\n"
 
 
 if __name__ == "__main__":

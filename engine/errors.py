@@ -1,5 +1,36 @@
-"""The one user-facing error, re-exported where engine code looks for it."""
+"""Errors that a user may see, re-exported where engine code looks for them."""
 
-from onnxspect.converters.errors import OnnxspectError
+from __future__ import annotations
 
-__all__ = ["OnnxspectError"]
+import sqlite3
+
+from onnxspect.converters import errors
+from onnxspect.converters.errors import (
+    InconclusiveError,
+    InternalError,
+    Kind,
+    MachineError,
+    OnnxspectError,
+    caused_by,
+    unwritable,
+    writing,
+)
+
+__all__ = [
+    "InconclusiveError",
+    "InternalError",
+    "Kind",
+    "MachineError",
+    "OnnxspectError",
+    "caused_by",
+    "classified",
+    "unwritable",
+    "writing",
+]
+
+
+def classified(error: BaseException) -> OnnxspectError:
+    """Any exception as one of ours; SQLite's too, which only a run's ledger can raise."""
+    if isinstance(error, sqlite3.Error):
+        return MachineError(f"a run's ledger failed ({error})", "scan again into another --out")
+    return errors.classified(error)

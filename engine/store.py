@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import MachineError, OnnxspectError, unwritable
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 
 _SCHEMA = """
@@ -53,9 +53,7 @@ def made_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OnnxspectError(
-            f"{folder}: cannot be made a folder ({error.strerror or error})", "choose another --out"
-        ) from error
+        raise unwritable(folder, error, "choose another --out", "cannot be made a folder") from error
     return folder
 
 
@@ -99,9 +97,11 @@ class Ledger:
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
         except OSError as error:
-            raise OnnxspectError(f"{folder}: cannot keep a run there ({error.strerror or error})") from error
+            raise unwritable(folder, error, "choose another --out", "cannot keep a run there") from error
         except sqlite3.DatabaseError as error:
-            raise OnnxspectError(f"{folder / FILE}: not a run of onnxspect ({error})") from error
+            raise MachineError(
+                f"{folder / FILE}: damaged, or not a run of onnxspect ({error})", "scan again into another --out"
+            ) from error
         if fingerprint is not None:
             self._claim(fingerprint)
 
@@ -114,7 +114,8 @@ class Ledger:
                 self._set("fingerprint", text)
         if known is None or known == text:
             return
-        old, new = json.loads(known), json.loads(text)
+        with self._undamaged():
+            old, new = dict(json.loads(known)), json.loads(text)
         # Where a file lies is told, but what it holds is what counts.
         differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not k.endswith(" path"))
         if differing and self._started():
@@ -127,19 +128,17 @@ class Ledger:
 
     def _started(self) -> bool:
         """Whether anything was found here."""
-        return (
-            bool(self._db.execute("SELECT EXISTS (SELECT 1 FROM units)").fetchone()[0])
-            or self.fact("report") is not None
-        )
+        return bool(self._select("SELECT 1 FROM units LIMIT 1")) or self.fact("report") is not None
 
     def units(self, detector: str) -> dict[str, UnitEvidence]:
         """The finished units of `detector` by key; those with a damaged array are left out, to be done again."""
         rows = self._select("SELECT unit, row, arrays FROM units WHERE detector = ?", detector)
         found = {}
-        for key, row, arrays in rows:
-            trigger = {name: self._read(digest) for name, digest in json.loads(arrays).items()}
-            if all(a is not None for a in trigger.values()):
-                found[key] = _unit(json.loads(row), {n: a for n, a in trigger.items() if a is not None})
+        with self._undamaged():
+            for key, row, arrays in rows:
+                trigger = {name: self._read(digest) for name, digest in json.loads(arrays).items()}
+                if all(a is not None for a in trigger.values()):
+                    found[key] = _unit(json.loads(row), {n: a for n, a in trigger.items() if a is not None})
         return found
 
     def commit(self, detector: str, finished: Sequence[UnitEvidence]) -> None:
@@ -180,7 +179,8 @@ class Ledger:
             raise OnnxspectError(
                 f"{self.folder}: the scan in this folder has not finished", "run the same `onnxspect scan` to resume it"
             )
-        return dict(json.loads(text))
+        with self._undamaged():
+            return dict(json.loads(text))
 
     def close(self) -> None:
         """Close the file and give the folder free."""
@@ -195,11 +195,17 @@ class Ledger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _select(self, query: str, parameter: str) -> list[tuple[Any, ...]]:
+    def _select(self, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+        with self._undamaged():
+            return self._db.execute(query, parameters).fetchall()
+
+    @contextlib.contextmanager
+    def _undamaged(self) -> Iterator[None]:
+        """What SQLite cannot read, and what is not in it as we wrote it, is a damaged run."""
         try:
-            return self._db.execute(query, (parameter,)).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise OnnxspectError(
+            yield
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise MachineError(
                 f"{self.folder / FILE}: the run is damaged ({error})", "scan again into another --out"
             ) from error
 
@@ -215,7 +221,7 @@ class Ledger:
         except sqlite3.DatabaseError as error:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            raise OnnxspectError(f"{self.folder}: cannot write the run ({error})", "is the disk full?") from error
+            raise MachineError(f"{self.folder}: cannot write the run ({error})", "is the disk full?") from error
 
     def _write(self, array: np.ndarray) -> str:
         buffer = io.BytesIO()
@@ -253,7 +259,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary = None
         _sync_folder(path.parent)
     except OSError as error:
-        raise OnnxspectError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from onnxspect.converters.errors import CLASSES, Kind
+
 
 def preload(_: dict[str, Any]) -> None:
     """A stranger's code needs no libraries."""
@@ -32,6 +34,10 @@ def run(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:
 
 def _read(request: dict[str, Any], _: pathlib.Path) -> object:
     return len(pathlib.Path(request["path"]).read_bytes())
+
+
+def _raise(request: dict[str, Any], _: pathlib.Path) -> object:
+    raise CLASSES[Kind(request["kind"])]("the fact", "the way out")
 
 
 def _write(request: dict[str, Any], _: pathlib.Path) -> object:
@@ -193,6 +199,7 @@ def _write_to_stdout(*_: object) -> object:
 
 
 DEEDS: dict[str, Callable[[dict[str, Any], pathlib.Path], object]] = {
+    "raise": _raise,
     "read": _read,
     "write": _write,
     "delete": _delete,

@@ -136,7 +136,7 @@ def _read(tensor: TensorProto, folder: Path, left: int, limit: int) -> ExternalF
     try:
         content = read_beneath(folder, location, left, offset=offset, length=needed)
     except OnnxspectError as error:
-        raise OnnxspectError(f"external data of tensor {shown}: {error.message}", error.hint) from None
+        raise error.at(f"external data of tensor {shown}") from None
     tensor.raw_data = content.data
     tensor.data_location = TensorProto.DEFAULT
     del tensor.external_data[:]

@@ -25,7 +25,7 @@ from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import TensorProto
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, unwritable
 from onnxspect.converters.file.external_data import MOST_BYTES, ExternalFile, tensors
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.text import printable, readable_bytes
@@ -211,22 +211,18 @@ def _write_all(files: Sequence[tuple[Path, Iterator[tuple[int, bytes]]]]) -> Non
                     os.fsync(file.fileno())
                 os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp made it private; the user's umask decides
             except OSError as error:
-                raise _not_written(path, error) from error
+                raise unwritable(path, error) from error
         for name, (path, _) in zip(tuple(temporary), files, strict=True):
             try:
                 os.replace(name, path)  # noqa: PTH105 - the atomic rename itself
             except OSError as error:
-                raise _not_written(path, error) from error
+                raise unwritable(path, error) from error
             temporary.remove(name)
     finally:
         for name in temporary:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
     _sync_folder(files[-1][0].parent)
-
-
-def _not_written(path: Path, error: OSError) -> OnnxspectError:
-    return OnnxspectError(f"{printable(str(path), 200)}: cannot be written ({error.strerror or error})")
 
 
 def _umask() -> int:

@@ -124,7 +124,7 @@ def check_onnx(data: bytes, path: Path, limits: Limits, shown: str, *, external:
         warnings = _repair(proto)
         cost = _check(proto, limits, external=external)
     except OnnxspectError as error:
-        raise OnnxspectError(f"{shown}: {error.message}", error.hint) from None
+        raise error.at(shown) from None
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     return OnnxFile(path, proto, hashlib.sha256(data).hexdigest(), len(data), opset, cost, pieces, warnings)
 

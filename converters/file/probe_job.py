@@ -16,7 +16,7 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, checker, defs, helper, shape_inference
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, is_memory
 from onnxspect.converters.file.external_data import tensor_bytes
 from onnxspect.converters.sandbox.guard_child import PROBE_INFERRED, PROBE_MODEL, PROBE_WEIGHTS, stage
 from onnxspect.converters.text import printable, readable_bytes
@@ -219,8 +219,7 @@ def _session(model: str | bytes) -> onnxruntime.InferenceSession:
 
 
 def _refused(what: str, error: Exception, result: dict[str, Any]) -> Exception:
-    text = str(error)
-    if isinstance(error, MemoryError) or any(t in text for t in ("bad_alloc", "bad allocation", "Failed to allocate")):
+    if is_memory(error):
         return MemoryError()
     unknown = result["unknown_operators"]
     named = f"it uses operators that ONNX does not have ({', '.join(unknown)}); " if unknown else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx
 import onnx.inliner
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.graph_cost import graph_cost
 
 #: Nodes after inlining. A file of a few kilobytes can ask for 10^15, so they are counted before they are made.
@@ -29,4 +29,4 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # onnx raises bare C++ errors here
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OnnxspectError(f"the model's local functions cannot be inlined: {line}") from error
+        raise caused_by(error, f"the model's local functions cannot be inlined: {line}") from error

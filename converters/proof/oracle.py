@@ -15,7 +15,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.oversized import arrays, copied, oversized, parted
 
 _NUMPY = {
@@ -107,7 +107,7 @@ class Oracle:
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a common base
             where = f"{model}: " if isinstance(model, Path) else ""
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise OnnxspectError(f"{where}onnxruntime refuses the model: {reason}") from error
+            raise caused_by(error, f"{where}onnxruntime refuses the model: {reason}") from error
         self.inputs = {i.name: (tuple(i.shape), i.type) for i in self._session.get_inputs()}
         self.outputs = {o.name: (tuple(o.shape), o.type) for o in self._session.get_outputs()}
 

@@ -23,7 +23,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import InternalError, OnnxspectError, caused_by
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.lowering.lower import LoweredModel
@@ -152,7 +152,7 @@ def check_parity(
         for row in _compare(oracle, instrumented, lowered.inputs[0], batch, names, outputs, ABSOLUTE[precision]):
             found.append(row)
             if not row.relative <= tolerance:  # also where it is not a number
-                raise OnnxspectError(
+                raise InternalError(
                     f"the torch graph differs from onnxruntime at {printable(row.name)} by {row.difference:.3g}, where "
                     f"values reach {row.scale:.3g} ({precision}: {tolerance:.0e} of that is allowed, n={row.batch})",
                     "this is a fault of the conversion, not of your model: please report it with the file",
@@ -205,7 +205,7 @@ def check_gradients(
         errors.append(error)
         slopes.append(slope)
         if not error <= tolerance:
-            raise OnnxspectError(
+            raise InternalError(
                 f"the gradient of the torch graph is wrong: the derivative along a random direction is off by "
                 f"{error:.2e} of itself (allowed {tolerance:.0e})",
                 "this is a fault of the conversion, not of your model: please report it with the file",
@@ -262,7 +262,8 @@ def _compare(
             found = lowered.module(x.to(_working(lowered, x.dtype)) if x.is_floating_point() else x)
         except Exception as error:  # torch raises many types; all mean that this graph does not run
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OnnxspectError(f"the torch graph does not run on a batch of {len(batch)}: {line}") from error
+            message = f"the torch graph does not run on a batch of {len(batch)}, and onnxruntime does: {line}"
+            raise caused_by(error, message, otherwise=InternalError) from error
     results = found if isinstance(found, tuple) else (found,)
     for value, chunks, result in zip(names, zip(*expected, strict=True), results, strict=True):
         if len(chunks) == 1 or value in outputs:
@@ -288,7 +289,7 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
             except Exception:
                 pass
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OnnxspectError(f"onnxruntime cannot run the model: {line}") from error
+        raise caused_by(error, f"onnxruntime cannot run the model: {line}") from error
 
 
 def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray, smallest: float) -> TensorParity:
@@ -296,7 +297,7 @@ def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray,
     if expected.size != found.size and len(chunks) > 1 and chunks[0].size == found.size:
         expected = chunks[0].reshape(-1)  # a value without a batch axis
     if expected.size != found.size:
-        raise OnnxspectError(
+        raise InternalError(
             f"the torch graph differs from onnxruntime at {printable(name)}: its shape is {found.shape}, "
             f"not {np.asarray(chunks[0]).shape} (batch of {batch})"
         )

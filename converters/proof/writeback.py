@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import InconclusiveError, InternalError
 from onnxspect.converters.file.external_layout import is_kept
 from onnxspect.converters.file.oversized import copied
 from onnxspect.converters.lowering.lower import LoweredModel, Weight
@@ -135,18 +135,18 @@ def write_back(
         weight = weights[parameter]
         tensor = (constants if weight.is_constant_node else tensors).get(weight.initializer)
         if tensor is None:
-            raise OnnxspectError(f"{printable(weight.initializer)}: no such initializer in the original file")
+            raise InternalError(f"{printable(weight.initializer)}: no such initializer in the original file")
         if tuple(tensor.dims) != value.shape:
-            raise OnnxspectError(
+            raise InternalError(
                 f"{printable(weight.initializer)}: shape {value.shape} does not fit the file's {tuple(tensor.dims)}"
             )
         if not np.isfinite(value).all():
-            raise OnnxspectError(f"{printable(weight.initializer)}: the new values are not finite")
+            raise InconclusiveError(f"{printable(weight.initializer)}: the new values are not finite")
         before = numpy_helper.to_array(stored[tensor.name] if is_kept(tensor) else tensor)
         with np.errstate(over="ignore"):
             after = value.astype(before.dtype)
         if not np.isfinite(after.astype(np.float64)).all():
-            raise OnnxspectError(f"{printable(weight.initializer)}: the new values are not finite as {before.dtype}")
+            raise InconclusiveError(f"{printable(weight.initializer)}: the new values are not finite as {before.dtype}")
         if np.array_equal(before, after):
             continue
         store(tensor, after)
@@ -160,7 +160,7 @@ def store(tensor: onnx.TensorProto, value: np.ndarray) -> None:
     """Replace a tensor's values in place, keeping its name, type, documentation and way of storage."""
     fresh = numpy_helper.from_array(value)
     if fresh.data_type != tensor.data_type:
-        raise OnnxspectError(
+        raise InternalError(
             f"{printable(tensor.name)}: {helper.tensor_dtype_to_string(fresh.data_type)} cannot replace "
             f"{helper.tensor_dtype_to_string(tensor.data_type)}"
         )

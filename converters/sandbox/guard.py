@@ -9,6 +9,7 @@ like the file itself: no links, no FIFOs, bounded sizes, nothing unpickled.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -23,12 +24,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sandbox.guard_child import RESULT, STAGE
+from onnxspect.converters.errors import CLASSES, InternalError, MachineError, OnnxspectError, caused_by, writing
+from onnxspect.converters.sandbox.guard_child import MEMORY, RESULT, STAGE
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.converters.text import printable, readable_bytes
 
 _RESULT_LIMIT = 64 << 20
+_BEFORE_THE_JOB = ("at the start", "in sandbox")
 _START_SECONDS = 60.0  # for importing the largest framework on a slow disk
 # What a child gets of the environment. Not the rest: it may hold tokens.
 _KEPT_ENVIRONMENT = (
@@ -106,7 +108,8 @@ class GuardedRun:
         try:
             return read_beneath(self.folder, name, limit).data
         except OnnxspectError as error:
-            raise OnnxspectError(f"{self.shown}: the child left no {printable(name)}: {error.message}") from None
+            message = f"{self.shown}: the child left no {printable(name)}: {error.message}"
+            raise caused_by(error, message) from None
 
 
 def child_available() -> bool:
@@ -163,7 +166,7 @@ def guarded(
 
 def _put(files: Mapping[str, bytes | Iterable[bytes]], folder: Path) -> None:
     for name, content in files.items():
-        with (folder / name).open("wb") as file:
+        with writing(folder / name), (folder / name).open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
 
 
@@ -202,7 +205,7 @@ class WarmPool:
             message = full_request(self._job, request, folder, self._limits, readable, require_sandbox)
             answer = self._ask(json.dumps(message).encode() + b"\n")
             if answer is None:
-                raise OnnxspectError(f"{shown}: the pool's process ended ({_stage(folder)})")
+                raise MachineError(f"{shown}: the pool's process ended ({_stage(folder)})")
             yield collect(folder, int(answer["code"]), bool(answer["timed_out"]), "", self._limits, shown)
 
     def _ask(self, line: bytes) -> dict[str, Any] | None:
@@ -233,12 +236,12 @@ class WarmPool:
         )
         self._server = server
         if server.stdin is None or server.stdout is None:
-            raise OnnxspectError("the pool's process has no pipes")
+            raise InternalError("the pool's process has no pipes")
         server.stdin.write(json.dumps({"serve": True, "job": self._job}).encode() + b"\n")
         server.stdin.flush()
         if _line_within(server.stdout.fileno(), _START_SECONDS) is None:
             self._stop()
-            raise OnnxspectError("the pool's process did not start", "a warm pool needs Linux")
+            raise MachineError("the pool's process did not start", "a warm pool needs Linux")
         return server
 
     def _stop(self) -> None:
@@ -316,7 +319,7 @@ def _spawn(
 ) -> tuple[int, bool, str]:
     """Start the child, hand it the request, wait. Returns its exit code, whether it ran out of time, its stderr."""
     if not child_available():
-        raise OnnxspectError("this Python cannot start a child process, so a stranger's file cannot be opened safely")
+        raise MachineError("this Python cannot start a child process, so a stranger's file cannot be opened safely")
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             child_command(),
@@ -358,7 +361,7 @@ def collect(folder: Path, code: int, timed_out: bool, errors: str, limits: Guard
             f"{shown}: took more than {limits.seconds:.0f} s ({stage})", "raise the time limit if you trust the file"
         )
     if code != 0:
-        raise OnnxspectError(*_crash(code, stage, errors, limits, shown))
+        raise _crash(code, stage, errors, limits, shown)
     try:
         outcome = json.loads(read_beneath(folder, RESULT, _RESULT_LIMIT).data)
         if not isinstance(outcome, dict):
@@ -371,13 +374,15 @@ def collect(folder: Path, code: int, timed_out: bool, errors: str, limits: Guard
                 raise ValueError("not an object")
             return GuardedRun(result, folder, sandbox, float(outcome["seconds"]), int(outcome["peak_bytes"]), shown)
     except OnnxspectError as error:
-        raise OnnxspectError(f"{shown}: the child left no result ({stage}): {error.message}") from None
+        raise caused_by(error, f"{shown}: the child left no result ({stage}): {error.message}") from None
     except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise OnnxspectError(f"{shown}: the child left no readable result ({type(error).__name__}, {stage})") from None
     message, hint = str(failure), str(outcome.get("hint", ""))
-    if outcome.get("kind") == "memory":
+    if outcome.get("kind") == MEMORY:
         message, hint = _memory(stage, limits)
-    raise OnnxspectError(f"{shown}: {printable(message, 2000)}", printable(hint, 400))
+    # The kind is a child's word, like all of it. It changes an exit status and nothing else.
+    raised = {kind.value: cls for kind, cls in CLASSES.items()}.get(str(outcome.get("kind")), OnnxspectError)
+    raise raised(f"{shown}: {printable(message, 2000)}", printable(hint, 400))
 
 
 def _stage(folder: Path) -> str:
@@ -387,18 +392,23 @@ def _stage(folder: Path) -> str:
         return "at the start"
 
 
-def _crash(code: int, stage: str, errors: str, limits: GuardLimits, shown: str) -> tuple[str, str]:
+def _crash(code: int, stage: str, errors: str, limits: GuardLimits, shown: str) -> OnnxspectError:
     last = printable(errors.strip().splitlines()[-1], 200) if errors.strip() else ""
     if code >= 0:
-        return f"{shown}: the child process ended with status {code} {stage}" + (f": {last}" if last else ""), ""
+        message = f"{shown}: the child process ended with status {code} {stage}" + (f": {last}" if last else "")
+        if os.strerror(errno.ENOSPC) in last:  # it could not even write down what became of it
+            return MachineError(message, f"make room in {tempfile.gettempdir()}, or set TMPDIR")
+        # Before the job started it had read nothing of the file, which so is not to blame.
+        return OnnxspectError(message) if stage not in _BEFORE_THE_JOB else InternalError(message)
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
     if "bad_alloc" in errors or "MemoryError" in errors or "llocat" in last:
         message, hint = _memory(stage, limits)
-        return f"{shown}: {message}", hint
-    if name in ("SIGXCPU", "SIGKILL"):
-        cause = "ran out of processor time" if name == "SIGXCPU" else "was killed, as when memory runs out"
-        return f"{shown}: the child process {cause} ({stage})", ""
-    return (
+        return OnnxspectError(f"{shown}: {message}", hint)
+    if name == "SIGXCPU":
+        return OnnxspectError(f"{shown}: the child process ran out of processor time ({stage})")
+    if name == "SIGKILL":
+        return MachineError(f"{shown}: the child process was killed, as when memory runs out ({stage})")
+    return OnnxspectError(
         f"{shown}: crashed the library that read it ({name} {stage})",
         "the file is damaged or made to do harm; it was only opened in a child process",
     )

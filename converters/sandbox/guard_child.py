@@ -10,6 +10,7 @@ is done in a forked copy, so each file still meets a process of its own.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import Kind, MachineError, OnnxspectError, is_memory
 from onnxspect.converters.sandbox import linux as sandbox_linux
 from onnxspect.converters.text import printable
 
@@ -30,6 +31,7 @@ Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 # the process is locked in, and `run(request, folder) -> result`.
 JOBS = {"probe": "onnxspect.converters.file.probe_job", "convert": "onnxspect.converters.sources.convert_job"}
 RESULT, STAGE = "result.json", "stage"
+MEMORY = "memory"  # in place of a `Kind`: memory ran out, within limits that the parent set and puts into words
 PROBE_MODEL, PROBE_WEIGHTS, PROBE_INFERRED = "model.onnx", "weights.bin", "inferred.onnx"
 
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf")
@@ -54,20 +56,22 @@ def do(request: dict[str, Any]) -> int:
     applied: list[str] = []
     missing: list[str] = []
     outcome: dict[str, Any]
+    began = False
     try:
-        outcome = _locked_in(request, folder, applied, missing)
+        job = _locked_in(request, folder, applied, missing)
+        began = True
+        outcome = _done(job, request, folder)
     except OnnxspectError as error:
-        outcome = {"error": error.message, "hint": error.hint}
-    except MemoryError:
-        outcome = {"error": "memory", "kind": "memory"}
+        outcome = {"error": error.message, "hint": error.hint, "kind": error.kind.value}
     except BaseException as error:  # the parent is to hear of everything, SystemExit of a framework included
-        outcome = {"error": _one_line(error), "kind": "memory" if _is_memory(error) else "failed"}
+        outcome = {"error": _one_line(error), "kind": MEMORY if is_memory(error) else _kind(error, began).value}
     outcome["applied"], outcome["missing"] = applied, missing
     Path(RESULT).write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
 
-def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> dict[str, Any]:
+def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> Job:
+    """The job, with its libraries loaded, in a process that is locked in; nothing of the file was read."""
     stage("sandbox")
     _lock_files(request, folder, applied, missing)
     job = _preload(request)
@@ -79,6 +83,10 @@ def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missin
             "files that run code when they are opened, and --require-sandbox, need Linux 5.13 or later on x86-64 or aarch64",
         )
     request["sandbox_missing"] = missing
+    return job
+
+
+def _done(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
     stage("start")
     before = _peak_bytes()
     start = time.monotonic()
@@ -108,7 +116,7 @@ def _serve(first: dict[str, Any]) -> int:
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     if sys.platform != "linux":  # fork is safe here only while no library has threads, which is known of Linux
-        raise OnnxspectError("a warm pool needs Linux")
+        raise MachineError("a warm pool needs Linux")
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()
@@ -229,9 +237,15 @@ def _peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _is_memory(error: BaseException) -> bool:
-    text = str(error)
-    return any(t in text for t in ("bad_alloc", "bad allocation", "Failed to allocate", "can't allocate memory", "OOM"))
+def _kind(error: BaseException, began: bool) -> Kind:
+    """Whom an exception blames that no job expected: a disk, where one failed; else the file, over which a library stumbled.
+
+    What the sandbox refuses (EACCES, EFBIG, EMFILE) was the file's doing too. Before the job began, nothing of the file was
+    read: then the fault is ours.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EROFS):
+        return Kind.MACHINE
+    return Kind.INPUT if began else Kind.INTERNAL
 
 
 def _one_line(error: BaseException) -> str:

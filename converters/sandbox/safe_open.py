@@ -19,7 +19,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.text import printable, readable_bytes
 
 _KINDS = {
@@ -68,7 +68,7 @@ def open_regular(path: Path) -> int:
     except FileNotFoundError:
         raise OnnxspectError(f"{shown}: no such file") from None
     except (OSError, ValueError) as error:
-        raise OnnxspectError(f"{shown}: cannot be opened: {_reason(error)}") from None
+        raise caused_by(error, f"{shown}: cannot be opened: {_reason(error)}") from None
     try:
         _require_regular(os.fstat(fd), shown)
     except OnnxspectError:
@@ -143,8 +143,8 @@ def _open_beneath(folder: Path, name: str, shown: str) -> int:
         raise OnnxspectError(f"{shown}: no such file beside the model", "put it into the model's folder") from None
     except (OSError, ValueError) as error:
         link = "a symbolic link is not followed, " if isinstance(error, OSError) and error.errno in (20, 40, 62) else ""
-        raise OnnxspectError(
-            f"{shown}: cannot be opened: {link}{_reason(error)}", "put the file itself into the model's folder"
+        raise caused_by(
+            error, f"{shown}: cannot be opened: {link}{_reason(error)}", "put the file itself into the model's folder"
         ) from None
     status = os.fstat(fd)
     try:
@@ -196,7 +196,7 @@ def _read_all(fd: int, limit: int, shown: str, exactly: int | None = None) -> Co
         try:
             chunk = os.read(fd, _CHUNK if exactly is None else min(_CHUNK, exactly - total))
         except OSError as error:
-            raise OnnxspectError(f"{shown}: cannot be read: {_reason(error)}") from None
+            raise caused_by(error, f"{shown}: cannot be read: {_reason(error)}") from None
         if not chunk:
             break
         total += len(chunk)

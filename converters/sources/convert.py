@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import EncodeError
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
 from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
@@ -103,14 +103,15 @@ def convert(
         if refusal is None:
             raise
         also = error.message.removeprefix(f"{shown}: ")
-        raise OnnxspectError(f"{refusal.message}; and {also}", refusal.hint) from None
+        raise caused_by(error, f"{refusal.message}; and {also}", refusal.hint) from None
     except _Legacy as legacy:
         kind = FORMATS["keras2-h5"]
         request = {**request, "format": kind.name, "module": kind.module}
         try:
             return _convert(kind, request, source, out, limits, require_sandbox, digest)
         except OnnxspectError as error:
-            raise OnnxspectError(f"{legacy.error.message}; and with tf_keras: {error.message}", error.hint) from None
+            message = f"{legacy.error.message}; and with tf_keras: {error.message}"
+            raise caused_by(error, message, error.hint) from None
 
 
 class _Legacy(Exception):
@@ -318,7 +319,7 @@ def _tree(folder: Path) -> list[Path]:
         try:
             entries = sorted(os.scandir(folders.pop()), key=lambda e: e.name)
         except OSError as error:
-            raise OnnxspectError(f"{printable(str(folder), 200)}: cannot be read: {error.strerror}") from None
+            raise caused_by(error, f"{printable(str(folder), 200)}: cannot be read: {error.strerror}") from None
         for entry in entries:
             mode = entry.stat(follow_symlinks=False).st_mode
             path = Path(entry.path)
@@ -443,7 +444,7 @@ def _write(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> None:
             temporary.write_bytes(content)
             temporary.replace(path)
         except OSError as error:
-            raise OnnxspectError(f"{printable(str(path), 200)}: cannot be written: {error.strerror}") from None
+            raise unwritable(path, error) from None
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()

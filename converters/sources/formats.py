@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.wire_scan import outer_fields
 from onnxspect.converters.sandbox.safe_open import open_regular
 from onnxspect.converters.text import printable
@@ -107,7 +107,7 @@ def _folder(path: Path, shown: str) -> Format:
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
-        raise OnnxspectError(f"{shown}: cannot be opened: {error.strerror}") from None
+        raise caused_by(error, f"{shown}: cannot be opened: {error.strerror}") from None
     if "saved_model.pb" in names:
         return FORMATS["saved-model"]
     if names & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
@@ -164,7 +164,7 @@ def _zip(path: Path) -> str | None:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-            raise OnnxspectError(f"{shown}: a damaged zip archive: {printable(str(error), 200)}") from None
+            raise caused_by(error, f"{shown}: a damaged zip archive: {printable(str(error), 200)}") from None
     last = {n.rsplit("/", 1)[-1] for n in names}
     top = set(names)
     if "config.json" in top and "model.weights.h5" in top:

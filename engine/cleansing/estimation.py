@@ -13,7 +13,7 @@ from onnxspect.engine.cleansing.by_trigger import REMOVE, Classify, Found, best_
 from onnxspect.engine.cleansing.divided import ROUNDS, DividedClimb, at_best_strength, division, most_of
 from onnxspect.engine.detectors.base import AtHand, search_units
 from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.run import RunContext, tool_version
 from onnxspect.engine.search.search import search
@@ -77,7 +77,7 @@ def estimate_patterns(
         if targets is None:
             evidence = detector.run(at_hand)
             if not isinstance(evidence, Evidence):
-                raise OnnxspectError(f"{REMOVE}: {evidence.reason}")
+                raise InconclusiveError(f"{REMOVE}: {evidence.reason}")
             judged = infer(evidence, subject.classes)
             if not judged.judgement.paper_flag or judged.target is None:
                 return []

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from onnxspect.engine.cleansing.scores import Scores
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import unwritable
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.activations import TrainingSet
 
@@ -75,7 +75,7 @@ def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
                     np.lib.format.write_array(stream, array, allow_pickle=False)
         Path(temporary).replace(folder / "kept.npz")
     except OSError as error:
-        raise OnnxspectError(f"{folder}: the kept samples cannot be written ({error.strerror or error})") from error
+        raise unwritable(folder / "kept.npz", error) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
     return folder / "kept.npz"

@@ -26,7 +26,7 @@ from onnxspect.engine.certification.data_dependent import Bound, certify_data_de
 from onnxspect.engine.certification.feasible import FeasibleSet, fit
 from onnxspect.engine.certification.fixed import Certificate, certify_fixed
 from onnxspect.engine.certification.hinge import hinge, train, with_bias
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext
@@ -250,7 +250,7 @@ def _own_features(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     except KeyError as error:
         raise OnnxspectError(f"{path}: has `features` but no `labels`") from error
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise OnnxspectError(f"{path}: not a readable npz file") from error
+        raise caused_by(error, f"{path}: not a readable npz file") from error
     if rows.ndim != 2 or rows.dtype.kind not in "uif":
         raise OnnxspectError(f"{path}: features are {rows.dtype} of shape {rows.shape}, not numbers (n, d)")
     if labels.shape != (len(rows),) or labels.dtype.kind not in "ui":

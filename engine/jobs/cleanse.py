@@ -35,7 +35,7 @@ from onnxspect.engine.cleansing.from_scan import Finding
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.jobs.patch import stamps
 from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
@@ -349,7 +349,7 @@ def _truth(path: Path, n: int) -> np.ndarray:
         with np.load(path, allow_pickle=False) as archive:
             indices = np.asarray(archive["indices"])
     except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples") from error
+        raise caused_by(error, f"{path}: not an npz with `indices` of the poisoned samples") from error
     if indices.ndim != 1 or indices.dtype.kind not in "ui":
         raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work

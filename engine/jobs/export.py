@@ -19,7 +19,7 @@ from onnxspect.converters.file.external_layout import write_like
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.proof.writeback import PROVENANCE, Change, write_back
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, MachineError, OnnxspectError, unwritable
 from onnxspect.engine.mitigation.method import Addition
 from onnxspect.engine.subject.subject import Subject
 
@@ -57,7 +57,7 @@ def patched_model(
         raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
     patched, changes = write_back(file.proto, lowered.weights, values)
     if not changes and not additions:
-        raise OnnxspectError(f"{file.path}: the patch changed nothing")
+        raise InconclusiveError(f"{file.path}: the patch changed nothing")
     _refuse_settable(file, changes)
     for addition in additions:
         addition.apply(patched)
@@ -98,11 +98,11 @@ def check_writable(file: OnnxFile, out: Path) -> None:
     if out.is_dir():
         raise OnnxspectError(f"{out}: is a folder")
     if out.exists() and not os.access(out, os.W_OK):
-        raise OnnxspectError(f"{out}: is read-only", "choose another -o, or make it writable")
+        raise MachineError(f"{out}: is read-only", "choose another -o, or make it writable")
     try:
         handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name[:40]}.", suffix=".part")
     except OSError as error:
-        raise OnnxspectError(f"{out}: cannot be written ({error.strerror or error})") from error
+        raise unwritable(out, error) from error
     os.close(handle)
     Path(name).unlink(missing_ok=True)
 

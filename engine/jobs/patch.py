@@ -30,7 +30,7 @@ from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.proof.writeback import Change
 from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
 from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFFERENCE
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
 from onnxspect.engine.judge.evidence import UNTARGETED, UnitEvidence, foremost
 from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
@@ -313,7 +313,7 @@ def patch(
         run: seed, device, observer.
         targets: classes to patch; those that the scan named by default.
         proactive: patch every class, whatever the scan said (002, sec. VII-D).
-        settings: of the method, by the names of its fields.
+        settings: of the methods, by the names of their fields, or as "method.key" (mitigation/settings.py).
 
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
@@ -333,10 +333,10 @@ def patch(
             "scan this model first, and patch with that run",
         )
     if not finding.triggers:
-        raise OnnxspectError(
+        open_question = finding.report["verdict"] == "inconclusive"
+        raise (InconclusiveError if open_question else OnnxspectError)(
             f"{run_folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
             "--target patches a class all the same, --proactive every class",
-            inconclusive=finding.report["verdict"] == "inconclusive",
         )
     check_writable(file, Path(out))
     samples = Samples.load(data, subject.size, resize)
@@ -345,14 +345,14 @@ def patch(
         raise OnnxspectError(f"{data}: label {samples.labels.max()}, but the model has {subject.classes} classes")
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:
-        raise OnnxspectError(
+        raise InconclusiveError(
             f"{data}: {len(samples)} samples are too few to patch and to prove: {len(guard)} would be left to judge on",
             f"{int(np.ceil(FEWEST_JUDGES / (1 - FIT_SHARE)))} at least, ten times as many for figures one can rely on",
         )
     wanted = goals or Goals()
     for trigger in finding.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
-            raise OnnxspectError(f"{data}: no samples of any class but {trigger.target} to try its trigger on")
+            raise InconclusiveError(f"{data}: no samples of any class but {trigger.target} to try its trigger on")
     triggers = with_room(subject, fit, finding.triggers, run)
     case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
@@ -361,7 +361,7 @@ def patch(
         hint = "more clean samples give a better patch"
         if method != INPUT_FILTER:
             hint += f"; --method {INPUT_FILTER} leaves the weights alone and rejects stamped images"
-        raise OnnxspectError(f"the patch misses its goals and is not written: {missed}", hint, inconclusive=True)
+        raise InconclusiveError(f"the patch misses its goals and is not written: {missed}", hint)
     attempt, proto, changes = best
     write_model(proto, file, Path(out))
     assert attempt.proof is not None
@@ -417,7 +417,7 @@ def _try(
         edit = method.edit(case)
         proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
     except OnnxspectError as error:
-        if alone:
+        if alone or error.kind in (Kind.MACHINE, Kind.INTERNAL):  # the next method would meet the same
             raise
         seconds = time.perf_counter() - started
         return Attempt(method.name, None, error.message, seconds=seconds, judged_apart=method.trains), None, ()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.patch import read_finding, stamps
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger
@@ -74,7 +74,8 @@ def prove(
             raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
         triggers |= stamps(finding.triggers)
         if not triggers and not trigger and rescan is None:
-            raise OnnxspectError(
+            open_question = finding.report["verdict"] == "inconclusive"
+            raise (InconclusiveError if open_question else OnnxspectError)(
                 f"{run_folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
                 "--trigger takes one of your own, --rescan searches the patched file anew",
             )
@@ -114,7 +115,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise OnnxspectError(f"{path}: not a readable npz file") from error
+        raise caused_by(error, f"{path}: not a readable npz file") from error
     if "target" not in arrays or not ({"mask", "pattern"} <= set(arrays) or "delta" in arrays):
         raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
     names = ("mask", "pattern") if "mask" in arrays else ("delta",)

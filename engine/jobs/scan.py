@@ -15,7 +15,7 @@ from onnxspect.converters.lowering.logits import switch_of
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.report import document, pictures
@@ -146,7 +146,7 @@ def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skippe
     try:
         found = detector.run(at_hand)
     except OnnxspectError as error:
-        if alone:
+        if alone or error.kind in (Kind.MACHINE, Kind.INTERNAL):  # a full disk is no reason to say less of the model
             raise
         return Skipped(detector.name, error.message)
     if isinstance(found, Skipped):

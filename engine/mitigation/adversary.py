@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger, size
 from onnxspect.engine.subject.samples import Samples
@@ -44,7 +44,7 @@ class MovingTrigger:
         wanted = trigger.counts_on(samples.labels)
         rows = np.flatnonzero(wanted)
         if not len(rows):
-            raise OnnxspectError(f"no samples of any class but {trigger.target} to move a trigger on")
+            raise InconclusiveError(f"no samples of any class but {trigger.target} to move a trigger on")
         self._images = torch.from_numpy(samples.images[rows])
         away = trigger.target == UNTARGETED
         self._classes = torch.from_numpy(samples.labels[rows]) if away else torch.full((len(rows),), trigger.target)

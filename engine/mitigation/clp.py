@@ -20,8 +20,9 @@ import numpy as np
 import onnx
 import torch
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, trainable_copy
 
 NAME = "clp"
@@ -52,6 +53,9 @@ class ChannelLipschitz:
     trains: ClassVar[bool] = False
     mends: ClassVar[bool] = True
     thresholds: tuple[float, ...] = (5.0, 4.0, 3.5, 3.0, 2.5, 2.0, 1.5)
+
+    def __post_init__(self) -> None:
+        require(len(self.thresholds) > 0, "clp needs a threshold to try")
 
     def edit(self, case: Case) -> Edit:
         """Prune the channels that stand out.
@@ -87,7 +91,7 @@ class ChannelLipschitz:
             if case.triggers and now.success <= case.success:
                 break
         if best is None:
-            raise OnnxspectError(
+            raise InconclusiveError(
                 "no channel can be pruned: "
                 + ("none stands out" if not trials else "the first that stand out cost too much clean accuracy")
             )

@@ -29,9 +29,12 @@ from onnxspect.engine.mitigation.neurons import (
     per_neuron,
     zeroed,
 )
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
 
-NAME = "fine_prune"
+NAME = "fine-prune"
+#: Keys the draws of its training. It was the name until the command line had one style, and a key stays, so that the bits do.
+_DRAWS = "fine_prune"
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class FinePrune:
     mends: ClassVar[bool] = True
     training: Retraining = field(default_factory=lambda: Retraining(epochs=20, from_teacher=0.0))
     most_lost: float = 0.04
+
+    def __post_init__(self) -> None:
+        require(0 <= self.most_lost <= 1, "the accuracy that fine-prune may cost lies between 0 and 1")
 
     def edit(self, case: Case) -> Edit:
         """Prune, then fine-tune.
@@ -82,7 +88,7 @@ class FinePrune:
             None,
             guard,
             lambda epoch: chosen_by(epoch, first, case),
-            case.run.torch_generator(NAME),
+            case.run.torch_generator(_DRAWS),
             observer=case.run.observer,
             task=NAME,
             after_step=hold,

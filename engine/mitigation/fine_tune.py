@@ -21,7 +21,9 @@ from onnxspect.engine.mitigation.training import (
     trainable_copy,
 )
 
-NAME = "fine_tune"
+NAME = "fine-tune"
+#: Keys the draws of its training. It was the name until the command line had one style, and a key stays, so that the bits do.
+_DRAWS = "fine_tune"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class FineTune:
             None,
             guard,
             lambda epoch: chosen_by(epoch, first, case),
-            case.run.torch_generator(NAME),
+            case.run.torch_generator(_DRAWS),
             observer=case.run.observer,
             task=NAME,
         )

@@ -26,6 +26,7 @@ from torch.nn import functional
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.fine_tune import chosen_by
 from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
 from onnxspect.engine.subject.subject import Subject
 
@@ -51,6 +52,10 @@ class AdversarialUnlearning:
     radius: float = 0.12
     steps: int = 3
     changed: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.radius > 0 and self.steps >= 1, "ibau takes at least one step in a ball with a radius above 0")
+        require(0 <= self.changed <= 1, "the share of images that ibau changes lies between 0 and 1")
 
     def edit(self, case: Case) -> Edit:
         """Train against universal changes.

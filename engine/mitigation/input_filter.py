@@ -26,6 +26,7 @@ from onnxspect.engine.mitigation.activation_profile import profile
 from onnxspect.engine.mitigation.graph_edit import Filter, Reading
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.neurons import Halves
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.trigger_score import (
     LAYERS,
     RIDGE,
@@ -38,7 +39,7 @@ from onnxspect.engine.mitigation.trigger_score import (
 )
 from onnxspect.engine.search.perturbation import stamp
 
-NAME = "input_filter"
+NAME = "input-filter"
 FORMS = ("discriminant", "profile")
 
 
@@ -67,6 +68,7 @@ class InputFilter:
     trials: int = 8
 
     def __post_init__(self) -> None:
+        require(self.trials >= 1, "a filter tries at least one layer")
         if not 0 < self.top <= 1 or not 0 < self.false_positives < 1:
             raise OnnxspectError("a filter's share of neurons and its false-positive rate lie between 0 and 1")
         if self.form not in FORMS:

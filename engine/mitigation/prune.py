@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger, strengthened
 from onnxspect.engine.mitigation.neurons import (
     MOST_IMAGES,
@@ -38,6 +38,7 @@ from onnxspect.engine.mitigation.neurons import (
     success_on,
     switch_off,
 )
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.search.perturbation import stamp
 
 NAME = "prune"
@@ -104,6 +105,10 @@ class Prune:
     trials: int = 4
     strengths: tuple[float, ...] = (1.0, 2.0)
 
+    def __post_init__(self) -> None:
+        require(self.trials >= 1, "prune tries at least one layer")
+        require(len(self.strengths) > 0 and min(self.strengths) > 0, "strengths of prune are above 0")
+
     def edit(self, case: Case) -> Edit:
         """Prune at the chosen layer.
 
@@ -159,7 +164,7 @@ class Prune:
                 halves.activations(stamp(clean_samples.images[rows], dict(trigger.arrays))) if len(rows) else None
             )
         if all(s is None for s in stamped.values()):
-            raise OnnxspectError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
+            raise InconclusiveError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
         curve = []
         for pruned in curve_points(layer.neurons):
             keep = np.ones(layer.neurons, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from onnxspect.engine.mitigation.ibau import AdversarialUnlearning
 from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Method
 from onnxspect.engine.mitigation.prune import Prune
+from onnxspect.engine.mitigation.settings import find, spelled, with_settings
 from onnxspect.engine.mitigation.unlearn import Unlearn
 from onnxspect.engine.mitigation.withhold import Withhold
 
@@ -44,11 +45,20 @@ METHODS: dict[str, Registered] = {
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
     "withhold": Registered(Withhold, True, "take the target's class score from images that look stamped"),
     "ibau": Registered(AdversarialUnlearning, False, "adversarial unlearning: retrain against the worst change"),
-    "fine_tune": Registered(FineTune, False, "retrain on clean samples: the control"),
-    "fine_prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),
-    "input_filter": Registered(InputFilter, False, "reject stamped images: outputs backdoor_score and rejected"),
+    "fine-tune": Registered(FineTune, False, "retrain on clean samples: the control"),
+    "fine-prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),
+    "input-filter": Registered(InputFilter, False, "reject stamped images: outputs backdoor_score and rejected"),
 }
 CHOICES = (AUTO, *METHODS)
+
+
+#: Name -> the class of its settings.
+MAKERS: dict[str, Callable[..., Method]] = {name: entry.make for name, entry in METHODS.items()}
+
+
+def canonical(name: str) -> str:
+    """The name of a method, also where it is spelled as it was up to 0.1.0 (``fine_tune``); other texts as they are."""
+    return spelled(name) if spelled(name) in CHOICES else name
 
 
 def _fields(entry: Registered) -> set[str]:
@@ -61,21 +71,28 @@ def chosen(name: str, **settings: Any) -> list[Method]:
 
     Args:
         name: of a method, or "auto".
-        settings: passed on to each method that has a setting of that name.
+        settings: by field name: passed on to each method that has a setting of that name; or as "method.key" (settings.py):
+            of that one.
 
     Raises:
-        OnnxspectError: an unknown name, or a setting that no chosen method has.
+        OnnxspectError: an unknown name, a setting that no chosen method has, or one that is given in both ways.
     """
+    name = canonical(name)
     if name not in CHOICES:
         raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join(CHOICES)}")
-    entries = [e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)]
+    entries = {n: e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)}
+    shared = {k: v for k, v in settings.items() if "." not in k}
+    own = _own({k: v for k, v in settings.items() if "." in k}, entries)
     made: list[Method] = []
     used: set[str] = set()
-    for entry in entries:
-        known = {k: v for k, v in settings.items() if k in _fields(entry)}
+    for method, entry in entries.items():
+        known = {k: v for k, v in shared.items() if k in _fields(entry)}
+        twice = sorted(known.keys() & {path[0] for path in own[method]})
+        if twice:
+            raise OnnxspectError(f"{twice[0]} of {method} is given twice", "give one of the two")
         used |= known.keys()
-        made.append(entry.make(**known))
-    unused = sorted(settings.keys() - used)
+        made.append(with_settings(entry.make(**known), own[method]))
+    unused = sorted(shared.keys() - used)
     if unused:
         having = {s: [n for n, e in METHODS.items() if s in _fields(e)] for s in unused}
         raise OnnxspectError(
@@ -83,3 +100,15 @@ def chosen(name: str, **settings: Any) -> list[Method]:
             "; ".join(f"{s} is a setting of {', '.join(names)}" for s, names in having.items() if names),
         )
     return made
+
+
+def _own(settings: Mapping[str, Any], entries: Mapping[str, Registered]) -> dict[str, dict[tuple[str, ...], Any]]:
+    """The settings of single methods: method -> path of fields -> value."""
+    own: dict[str, dict[tuple[str, ...], Any]] = {method: {} for method in entries}
+    for full, value in settings.items():
+        method, _, key = full.partition(".")
+        setting = find(spelled(method), key, MAKERS, full)
+        if spelled(method) not in own:
+            raise OnnxspectError(f"{full}: {spelled(method)} is not among the methods to try ({', '.join(entries)})")
+        own[spelled(method)][setting.path] = value
+    return own

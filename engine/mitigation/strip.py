@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import log_softmax
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 
@@ -54,7 +54,7 @@ class Strip:
             OnnxspectError: fewer than four clean samples.
         """
         if len(clean) < 4:
-            raise OnnxspectError(f"{len(clean)} clean samples are too few for STRIP")
+            raise InconclusiveError(f"{len(clean)} clean samples are too few for STRIP")
         order = run.numpy_generator(NAME, "halves").permutation(len(clean))
         pool, rest = clean.images[np.sort(order[::2])], clean.images[np.sort(order[1::2])]
         filter_ = Calibrated(self, classify, pool, -np.inf, run.key(NAME, "blends"))

@@ -23,8 +23,9 @@ from torch.nn import functional
 
 from onnxspect.converters.lowering.ops.normalization import batch_normalization
 from onnxspect.converters.proof.writeback import TRAINABLE, roles
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.run import Observer
 from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
@@ -103,6 +104,18 @@ class Retraining:
     shift: int = 2
     mixed: float = 0.5
     average: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(
+            min(self.epochs, self.images, self.batch_size) >= 1,
+            "training takes at least one epoch, one image and a batch of one",
+        )
+        require(self.learning_rate > 0 and self.temperature > 0, "learning rate and temperature are above 0")
+        require(self.shift >= 0, "images are moved by 0 pixels or more")
+        require(
+            0 <= self.from_teacher <= 1 and 0 <= self.mixed <= 1 and 0 <= self.average < 1,
+            "shares of training lie between 0 and 1",
+        )
 
 
 class Guard:
@@ -288,7 +301,7 @@ def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: n
     """
     rows = np.flatnonzero(trigger.counts_on(samples.labels, before.argmax(1)))
     if not len(rows):
-        raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
+        raise InconclusiveError(f"no samples of any class but {trigger.target} to measure the trigger on")
     answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
     return float(trigger.leads(answers, samples.labels[rows]).mean())
 
@@ -331,7 +344,7 @@ def refuse_quantised(subject: Subject) -> None:
         if node.op_type in _QUANTISED and weighty:
             raise OnnxspectError(
                 f"{subject.name}: its weights are quantised ({node.op_type}), and no gradient step fits an integer grid",
-                "patch the float model and quantise it again; --method input_filter works on the file as it is",
+                "patch the float model and quantise it again; --method input-filter works on the file as it is",
             )
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxspect.converters.lowering.taps import Tap, cuts
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.discriminant import Discriminant, Shift, fitted
 from onnxspect.engine.mitigation.graph_edit import Reading
 from onnxspect.engine.mitigation.method import Case, Trigger, hardened, strengthened
@@ -146,7 +146,7 @@ def rows_of(samples: Samples, trigger: Trigger) -> np.ndarray:
     """
     rows = stamped_rows(samples, trigger, None)[:_MOST_STAMPED]
     if not len(rows):
-        raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
+        raise InconclusiveError(f"no samples of any class but {trigger.target} to measure the trigger on")
     return rows
 
 

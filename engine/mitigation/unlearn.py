@@ -39,6 +39,7 @@ from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.harmless import blended, squared, warped
 from onnxspect.engine.mitigation.method import MOST_ROOM, Case, Edit, Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.remainder import Searches, search_again
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import (
     Corruption,
     Epoch,
@@ -178,6 +179,16 @@ class Unlearn:
 
     def __post_init__(self) -> None:
         check_batch_norm(self.batch_norm)
+        require(self.variants >= 0 and self.steps >= 0, "unlearn makes 0 variants and steps or more")
+        require(
+            0 < self.strength[0] <= self.strength[1] and 0 < self.strength_added[0] <= self.strength_added[1],
+            "strengths of unlearn are above 0, the smaller first",
+        )
+        require(
+            min(self.hardened, self.goal, self.moving) >= 0 and max(self.hardened, self.goal, self.moving) <= 1,
+            "shares of unlearn lie between 0 and 1",
+        )
+        require(self.reach > 0, "the reach of unlearn is above 0")
         if self.rounds < 1 or not self.lessons:
             raise OnnxspectError("unlearning needs at least one round and one lesson")
 

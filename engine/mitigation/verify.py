@@ -23,7 +23,7 @@ from onnxspect.converters.file.oversized import oversized
 from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.converters.proof.oracle import Oracle, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
 from onnxspect.engine.mitigation.method import Trigger
@@ -281,7 +281,7 @@ def verify(
         trigger = Trigger(target, {}, sources[0] if sources else None)
         rows = np.flatnonzero(trigger.counts_on(samples.labels, clean_old if target == UNTARGETED else None))
         if not len(rows):
-            raise OnnxspectError(f"no samples of any class but {target} to measure trigger {name} on")
+            raise InconclusiveError(f"no samples of any class but {target} to measure trigger {name} on")
         stamped = apply(samples.images[rows])
         if stamped.shape != samples.images[rows].shape:
             raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")

@@ -27,6 +27,7 @@ from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import Withholding
 from onnxspect.engine.mitigation.method import Case, Edit, Trigger
 from onnxspect.engine.mitigation.neurons import stamped_rows
+from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.trigger_score import (
     LAYERS,
     RIDGE,
@@ -57,6 +58,10 @@ class Withhold:
     mends: ClassVar[bool] = False
     layers: tuple[int, ...] = (LAYERS, LAYERS + 2)
     ridge: float = RIDGE
+
+    def __post_init__(self) -> None:
+        require(len(self.layers) > 0 and min(self.layers) >= 1, "withhold reads at least one layer")
+        require(self.ridge > 0, "the ridge of withhold is above 0")
 
     def edit(self, case: Case) -> Edit:
         """Find the threshold, and what has to be added.

@@ -24,7 +24,7 @@ from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import Tap, cuts, split, with_outputs
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores, open_file
@@ -286,7 +286,7 @@ def from_discrete(
             images = before(torch.from_numpy(np.ascontiguousarray(inputs)).to(device)).float().cpu().numpy()
     except Exception as error:  # whatever the stranger's graph raises on these inputs is the same finding
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise OnnxspectError(f"{path}: does not run on inputs of shape {inputs.shape[1:]}: {line}") from error
+        raise caused_by(error, f"{path}: does not run on inputs of shape {inputs.shape[1:]}: {line}") from error
     if len(images) != len(inputs) or images.dtype.kind != "f":
         raise OnnxspectError(f"{printable(value)}: the first axis of this value does not count the inputs")
     subject = _from_value_on(lowered, behind, value, images.shape[1:], info, device, str(path))

@@ -27,7 +27,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.batch import Batch, SearchConfig, UnitResult
@@ -82,7 +82,7 @@ def choose_images(unit: Unit, samples: Samples, n: int, run: RunContext, detecto
             break
     if not picked:
         what = f"class {unit.source}" if unit.source is not None else f"any class but {unit.target}"
-        raise OnnxspectError(f"no clean samples of {what} to search on", inconclusive=True)
+        raise InconclusiveError(f"no clean samples of {what} to search on")
     return np.array(picked[:n])
 
 

@@ -24,7 +24,7 @@ import torch
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import (
     IMAGE_SUFFIXES,
@@ -117,7 +117,7 @@ class TrainingSet:
                     data = _exactly(stream, one * count, self.path)
                     yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
         except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError) as error:
-            raise OnnxspectError(f"{self.path}: cannot be read ({str(error)[:120]})") from error
+            raise caused_by(error, f"{self.path}: cannot be read ({str(error)[:120]})") from error
 
     def _of_folder(self, size: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self.files), size):
@@ -164,7 +164,8 @@ def _npz(path: Path) -> TrainingSet:
             labels = to_labels(archive[pair[1]], f"{path}: ")
             classes = archive["classes"] if "classes" in archive else np.zeros(0, str)
     except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError) as error:
-        raise OnnxspectError(f"{path}: not a readable npz file ({str(error).splitlines()[0][:120]})") from error
+        line = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise caused_by(error, f"{path}: not a readable npz file ({line})") from error
     if shape[0] != len(labels):
         raise OnnxspectError(f"{path}: {shape[0]} images but {len(labels)} labels")
     if not len(labels):
@@ -332,7 +333,7 @@ def _compute(session: Session, training: TrainingSet, paths: Mapping[str, Path],
             mapped.flush()
             os.replace(partial[name], paths[name])  # noqa: PTH105 - a cache file is there whole or not at all
     except OSError as error:
-        raise OnnxspectError(f"{cache}: activations cannot be kept there ({error.strerror or error})") from error
+        raise unwritable(cache, error, what="activations cannot be kept there") from error
     finally:
         maps.clear()
         for path in partial.values():

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 #: More classes than any image classifier has: a folder named by a date is no class index.
@@ -206,7 +206,7 @@ def _from_npz(path: Path, keys: Sequence[tuple[str, str]]) -> Samples:
             if "classes" in archive and archive["classes"].dtype.kind in "US":
                 names = archive["classes"].astype(str).tolist()
     except (ValueError, OSError, EOFError, NotImplementedError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise OnnxspectError(f"{path}: not a readable npz file ({_first_line(error)})") from error
+        raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})") from error
     return Samples.from_arrays(images, labels, names, str(path))
 
 
@@ -267,7 +267,7 @@ def read_image(file: Path, size: tuple[int, int, int] | None, resize: bool) -> n
             channels = size[0] if size is not None else (1 if opened.mode in ("L", "1", "I;16") else 3)
             image = opened.convert("L" if channels == 1 else "RGB")
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise OnnxspectError(f"{file}: not a readable image ({_first_line(error)})") from error
+        raise caused_by(error, f"{file}: not a readable image ({_first_line(error)})") from error
     if size is not None and (image.height, image.width) != size[1:]:
         if not resize:
             raise OnnxspectError(

@@ -27,7 +27,7 @@ from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.parity import check_parity
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
 from onnxspect.engine.subject.precision import judging
 
@@ -206,7 +206,7 @@ class Subject:
         try:
             info = logits_of(proto)
         except OnnxspectError as error:
-            raise OnnxspectError(f"{path}: {error.message}", error.hint) from error
+            raise error.at(str(path)) from error
         lowered = lower(proto, [info.value])
         if len(lowered.inputs) != 1:
             names = ", ".join(map(printable, lowered.inputs[:5]))
@@ -268,7 +268,7 @@ def _count_classes(subject: Subject) -> int:
             logits = subject.in_one_pass(torch.full((2, channels, height, width), 0.5, device=subject.device))
         except Exception as error:  # whatever the stranger's graph raises on an image is the same finding
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise OnnxspectError(f"{subject.name}: does not run on {width}x{height} images: {line}") from error
+            raise caused_by(error, f"{subject.name}: does not run on {width}x{height} images: {line}") from error
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise OnnxspectError(
             f"{subject.name}: not a classifier of at least two classes: two images give an output of shape "

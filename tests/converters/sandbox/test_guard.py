@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import CLASSES, InternalError, Kind, OnnxspectError
 from onnxspect.converters.sandbox import linux as sandbox_linux
-from onnxspect.converters.sandbox.guard import GuardLimits, SandboxLevel, WarmPool, child_environment, guarded
+from onnxspect.converters.sandbox.guard import (
+    GuardLimits,
+    SandboxLevel,
+    WarmPool,
+    child_environment,
+    collect,
+    guarded,
+)
 
 LIMITS = GuardLimits(seconds=20, memory_bytes=512 << 20, output_bytes=8 << 20)
 
@@ -115,6 +122,40 @@ def test_crash_is_named(name: str, words: str) -> None:
         deed(name)
     assert caught.value.message.startswith("evil.bin: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_kind_of_an_error_survives(kind: Kind) -> None:
+    with pytest.raises(OnnxspectError) as caught:
+        deed("raise", kind=kind.value)
+    assert type(caught.value) is CLASSES[kind]
+    assert (caught.value.message, caught.value.hint) == ("evil.bin: the fact", "the way out")
+
+
+def test_what_fails_before_the_job_is_not_the_files_fault() -> None:
+    with (
+        pytest.raises(InternalError, match=r"evil\.bin: ModuleNotFoundError"),
+        guarded("no_such_job", {}, shown="evil.bin", limits=LIMITS),
+    ):
+        pass
+
+
+def test_who_is_blamed_for_a_dead_child(tmp_path: Path) -> None:
+    """Whatever becomes of a child, collect() says whose fault it was."""
+    full = "Traceback\nOSError: [Errno 28] No space left on device"
+    (tmp_path / "stage").write_text("start")
+    for code, errors, kind in (
+        (7, "", Kind.INPUT),
+        (1, full, Kind.MACHINE),
+        (-9, "", Kind.MACHINE),
+        (-11, "", Kind.INPUT),
+    ):
+        with pytest.raises(OnnxspectError) as caught:
+            collect(tmp_path, code, False, errors, LIMITS, "evil.bin")
+        assert caught.value.kind is kind, code
+    (tmp_path / "stage").unlink()
+    with pytest.raises(InternalError, match="at the start"):
+        collect(tmp_path, 1, False, "", LIMITS, "evil.bin")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space limits are kept on Linux only")

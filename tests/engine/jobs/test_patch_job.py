@@ -30,7 +30,7 @@ from patch_support import (
 from test_input_filter import quantised
 
 from onnxspect.cli.main import cli
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.jobs.patch import patch, read_finding, try_methods
 from onnxspect.engine.jobs.prove import load_trigger, prove
 from onnxspect.engine.jobs.scan import scan
@@ -140,10 +140,10 @@ def test_a_worse_model_is_not_written(work: Path, tmp_path: Path) -> None:
     """Fine-tuning, the control, leaves the trigger alive: nothing is written, and what it gave is said."""
     out = tmp_path / "patched.onnx"
     with pytest.raises(
-        OnnxspectError, match=r"misses its goals and is not written: fine_tune: triggers at most"
+        OnnxspectError, match=r"misses its goals and is not written: fine-tune: triggers at most"
     ) as caught:
         patch(work / "model.onnx", work / "run", work / "known.npz", out, "fine_tune", targets=[TARGET])
-    assert caught.value.inconclusive
+    assert caught.value.kind is Kind.INCONCLUSIVE
     assert left_behind(tmp_path) == set()
 
 
@@ -244,7 +244,7 @@ def test_a_guarded_file_from_the_command_line(work: Path, tmp_path: Path) -> Non
     done = CliRunner().invoke(cli, [*arguments, "--target", str(TARGET), "--false-positives", "0.1", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert told["method"] == "input_filter"
+    assert told["method"] == "input-filter"
     assert told["proof"]["additions"][0] == "outputs backdoor_score and rejected added"
     arguments = ["verify", str(out), "--against", str(work / "model.onnx"), "--data", str(work / "unseen.npz")]
     arguments += ["--trigger", str(work / "own.npz"), "--max-rejected", "0.2", "--strip", "-q", "--device", "cpu"]
@@ -340,12 +340,12 @@ def test_the_run_of_another_model(work: Path, tmp_path: Path) -> None:
     assert left_behind(tmp_path) == {"other.onnx"}
 
 
-@pytest.mark.parametrize("method", ["unlearn", "clp", "ibau", "fine_tune"])
+@pytest.mark.parametrize("method", ["unlearn", "clp", "ibau", "fine-tune"])
 def test_quantised_weights_are_refused_with_the_reason(tmp_path: Path, method: str) -> None:
     subject = Subject.from_onnx(saved(quantised(), tmp_path / "model.onnx"))
     with pytest.raises(OnnxspectError, match="its weights are quantised") as caught:
         try_methods(chosen(method), case_of(subject), "e", Goals())
-    assert "--method input_filter" in caught.value.hint
+    assert "--method input-filter" in caught.value.hint
 
 
 def test_weights_that_are_inputs_are_refused(tmp_path: Path) -> None:

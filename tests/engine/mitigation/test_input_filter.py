@@ -184,7 +184,7 @@ def test_twice_the_same_bits(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     subject = opened(neuron_model(), tmp_path)
     case = case_of(subject)
-    with pytest.raises(OnnxspectError, match="no trigger for input_filter"):
+    with pytest.raises(OnnxspectError, match="no trigger for input-filter"):
         InputFilter().edit(replace(case, triggers=()))
     with pytest.raises(OnnxspectError, match="unknown form of filter"):
         InputFilter(form="magic")
