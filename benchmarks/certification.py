@@ -1,4 +1,4 @@
-"""Certification on MNIST, 1 against 7 (004): bound and attack, fixed and data-dependent, sphere and slab and both.
+"""Certification (Steinhardt et al., 2017) on MNIST, 1 against 7: bound and attack, fixed and data-dependent sets.
 
     python benchmarks/certification.py --data-root DATA [--limit 4000] [--out FILE]
 

@@ -1,17 +1,18 @@
-"""Cleansing: RE beside SS, AC and CI on training sets whose poison is known (000, Tables 3, 4, 8, 10-12).
+"""Cleansing: RE beside SS, AC and CI on training sets whose poison is known (Xiang et al., 2020, Tables 3, 4, 8, 10-12).
 
     python benchmarks/cleansing.py --zoo zoo --data-root DATA [--only NAME ...] [--retrain] [--out FILE]
     python benchmarks/cleansing.py --build DIR --attack A1 --attack C3 --data-root DATA
-    python benchmarks/cleansing.py --zoo zoo --only NAME --by-scan dtinspector --retrain --data-root DATA   (001, Table 10)
+    python benchmarks/cleansing.py --zoo zoo --only NAME --by-scan dtinspector --retrain --data-root DATA
+    (DTInspector, Wang et al., 2022, Table 10)
 
 For every model of a zoo folder with one target class, its training set is rebuilt and cleansed by each method as
-`onnxspect cleanse` does it. The target class is told to all of them, as 000 does for SS and AC (whether RE finds it is
-what benchmarks/detection.py measures), and SS is told to remove 1.5 times the true count. With --retrain the network is
-trained again, by its own recipe, on what RE keeps. --build trains networks for 000's patterns A-F with 1, 3 or 9 source
+`onnxspect cleanse` does it. The target class is given to all of them, as RE does for SS and AC (whether RE finds it is
+what benchmarks/detection.py measures), and SS removes 1.5 times the true count. With --retrain the network is
+trained again, by its own recipe, on what RE keeps. --build trains networks for RE's patterns A-F with 1, 3 or 9 source
 classes on 10,000 images of Fashion-MNIST, each just before it is cleansed. With --by-scan the set is
-cleansed as 001 does in B.5: a scan with these detectors finds the infected labels (nobody tells it any), and the samples that
-they point at are removed (with dtinspector those that leave with its patch on); again on what is kept, until a scan finds
-nothing. An interrupted run goes on where it stopped.
+cleansed as DTInspector does in B.5: a scan with these detectors finds the infected labels (none is given), and
+the samples that they point at are removed (with dtinspector those that leave with its patch on); again on what is kept,
+until a scan finds nothing. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ from onnxspect.models.zoo_build import attack_of, build_zoo, rebuild_training_se
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scikit-learn")
 #: Methods of cleansing that need what a scan with the training set found.
 WITH_SCAN = (SUPERIMPOSE, CARRIERS, PRESENCE)
-#: 000's patterns as this project spells them. 000's C and F raise three channels by 70 levels, its E four pixels by 80 to
-#: 96; Fashion-MNIST has one channel, so sizes are times sqrt(3). The places are random ones (the seeds were looked through)
+#: RE's patterns as this project spells them. RE's C and F raise three channels by 70 levels, its E four pixels by 80 to
+#: 96; Fashion-MNIST has one channel, so sizes are times sqrt(3). The places are random ones (of many seeds those were chosen)
 #: that clothes rarely cover: adding to what is white already is clipped away.
 PATTERNS: dict[str, dict[str, Any]] = {
     "A": {"kind": "chessboard", "size": 6},
@@ -64,7 +65,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
     "E": {"kind": "four_pixels", "smallest": 139, "largest": 166, "seed": 76},
     "F": {"kind": "additive_shape", "shape": "ell", "size": 121, "anchor": "random", "seed": 29},
 }
-#: Source classes of Fashion-MNIST, and the share of the training images that is poisoned. 000 poisons a tenth of each of
+#: Source classes of Fashion-MNIST, and the share of the training images that is poisoned. RE poisons a tenth of each of
 #: 1 or 3 source classes, or a hundredth of each of 9; on a fifth of its images that does not take, so it is more here.
 SOURCES: dict[str, tuple[Any, float]] = {"1": ([3], 0.025), "3": ([3, 4, 5], 0.035), "9": ("all", 0.045)}
 TARGET = 8
@@ -114,7 +115,7 @@ def chosen(asked: argparse.Namespace) -> Iterator[tuple[dict[str, Any], Path]]:
 
 
 def attack_recipes(names: Sequence[str]) -> tuple[Recipe, ...]:
-    """Recipes of 000's attacks on 10,000 images of Fashion-MNIST, after the clean twin."""
+    """Recipes of RE's attacks on 10,000 images of Fashion-MNIST, after the clean twin."""
     base = {
         "dataset": "fashion_mnist",
         "architecture": "lenet5",
@@ -168,7 +169,7 @@ def cleansed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[
 
 
 def by_scan(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """001, B.5, on one model: scanned with its training set, its infected labels cleansed, until a scan finds none."""
+    """DTInspector's B.5 on one model: scanned with its training set, its infected labels cleansed, until a scan finds none."""
     recipe = recipe_from_dict(row["recipe"])
     poisoned = rebuild_training_set(recipe, asked.data_root, zoo)
     dataset = load_dataset(recipe.dataset, asked.data_root)
@@ -212,7 +213,7 @@ def by_scan(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[s
 
 
 def pattern_of(trigger: dict[str, Any]) -> str:
-    """000's letter for a trigger; "-" for one that is not 000's."""
+    """RE's letter for a trigger; "-" for one that is not RE's."""
     for letter, pattern in PATTERNS.items():
         one_pixel = trigger.get("height") == 1
         if (

@@ -133,7 +133,7 @@ def measure(
     }
     if not isinstance(evidence, Evidence):
         return row | {"error": evidence.reason}
-    # A first look convicts nobody: it is asked here what it would say if it did.
+    # A screening detector names no class; here the verdict is taken as if it did.
     verdict = decide([replace(evidence, convicts=True)], subject.classes)
     return row | {
         "verdict": verdict.verdict,

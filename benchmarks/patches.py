@@ -66,7 +66,7 @@ ADDITIVE = SearchConfig(steps=150, settle=30, learning_rate=0.01, multiplier=0.0
 #: What is measured before and after: clean accuracy; the share of stamped images taken for the target (ASR); and the share
 #: of the same images without the trigger that are taken for it, which is the ASR that mere confusion of classes gives.
 MEASURED = ("accuracy", "asr", "unstamped")
-#: Triggers that are small patches of pixels: what 002's claim about filters is about.
+#: Triggers that are small patches of pixels: what Neural Cleanse's claim about filters is about.
 PATCHES = (
     "badnets",
     "square",
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--from-train",
         type=int,
         default=0,
-        help="take so many clean images of the training split instead (002: a tenth)",
+        help="take so many clean images of the training split instead (Wang et al., 2019: a tenth)",
     )
     parser.add_argument(
         "--train",

@@ -4,15 +4,15 @@
 
 Same model (the shipped infected one), same data, same thread, interleaved label by label:
 
-(a) Neural Cleanse written from the published settings (002 and its code): one label at a time, mini-batches of 32 over all
-    1,000 images (the code's number; nothing is held out), Adam (0.1; 0.5, 0.9), mask and pattern from uniform noise, lambda
+(a) Neural Cleanse written from the published settings (Wang et al., 2019, and its code): one label at a time, mini-batches of
+    32 over all 1,000 images (the code's number; nothing is held out), Adam (0.1; 0.5, 0.9), mask and pattern from noise, lambda
     from 0 to 1e-3 and by 1.5 (down by 1.5^1.5) after 5 epochs, at most 1,000 epochs, its own early stop (25 epochs without
     a smaller mask after lambda has been both up and down).
 (b) adversarial-robustness-toolbox's Neural Cleanse, in the interpreter given, on a small planted Keras classifier, since it takes
     live Keras classifiers only; ours on the same classifier, converted (art_neural_cleanse.py).
 (c) the bare limit: as many forward and input-backward passes of the bare torch graph as (ours) took, on the same images.
 
-Ours are the settings of `scan --preset standard`: 48 of the 500 images that it does not hold out for the second look.
+Ours are the settings of `scan --preset standard`: 48 of the 500 images that it does not hold out for validation.
 
 Then the cost against the number of labels, on a small network with random heads: full searches and the race. Both processor
 and wall seconds are kept; ratios are of processor seconds, which a busy machine disturbs less.

@@ -26,7 +26,7 @@ def command(a: Path, b: Path, as_json: bool) -> int:
       onnxspect diff model.onnx patched.onnx
     """
     before, after = open_file(a).proto, open_file(b).proto
-    # What a patch added is told apart, so that everything else can be compared node by node.
+    # What a patch added is separated, so that everything else can be compared node by node.
     plain, added = without_additions(before, after)
     differences = [*(Difference("added", "", line) for line in added), *compare(before, plain)]
     if as_json:

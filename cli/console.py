@@ -38,7 +38,7 @@ def show_raw(text: str) -> None:
 
 @dataclass
 class _Plain:
-    """A task that is told of in lines: how far it is, and how long the rest will take at the speed so far."""
+    """A task that is reported in lines: how far it is, and how long the rest will take at the speed so far."""
 
     total: int
     done: int

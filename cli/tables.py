@@ -40,7 +40,10 @@ def verification(proof: Verification, title: str) -> RenderableType:
         )
     if proof.withheld:
         lines.append(
-            Text("The weights are as before: the file takes the target's score from images that look stamped.", "bold")
+            Text(
+                "The weights are as before: the file suppresses the target's logit in images that score as stamped.",
+                "bold",
+            )
         )
     same = "; ".join(proof.differences) if proof.differences else "nothing else differs"
     if proof.additions:

@@ -1,10 +1,10 @@
-"""Words for people: strangers' names made safe to print, and sizes in readable units. Imports no framework."""
+"""Text for people: untrusted names made safe to print, and sizes in readable units. Imports no framework."""
 
 from __future__ import annotations
 
 
 def printable(name: str, limit: int = 80) -> str:
-    """A stranger's name made safe to print.
+    """An untrusted name made safe to print.
 
     Escape codes, right-to-left marks, look-alike letters and line ends are escaped (so the result is one line of
     printable ASCII), and what is longer than `limit` characters is cut before escaping, so a name of a megabyte

@@ -109,7 +109,7 @@ def _patches_with_training_set(r: dict[str, Any]) -> str:
 def _sizes_and_rates(r: dict[str, Any]) -> str:
     return _dtinspector(
         r,
-        "DTInspector over trigger sizes and poison rates (001, Tables 4 and 6)",
+        "DTInspector over trigger sizes and poison rates (Wang et al., 2022, Tables 4 and 6)",
         " Squares of 4 to 22 pixels a side on CIFAR-10's subset at 5 %; 0.07 to 50 % of MNIST's 40,000 images "
         "(benchmarks/dtinspector_models.toml).",
     )
@@ -242,7 +242,7 @@ def _cleansing(r: dict[str, Any]) -> str:
     )
     mean = " | ".join(f"{_percent(v['tpr'])} / {_percent(v['fpr'])}" for v in r["mean"].values())
     return (
-        f"## Cleansing of training sets\n\n`benchmarks/cleansing.py`, {r['date']}; the target class is told to all methods. "
+        f"## Cleansing of training sets\n\n`benchmarks/cleansing.py`, {r['date']}; the target class is given to all methods. "
         f"FPR is of clean samples labelled as the target.\n\n{head}\n|{'---|' * (len(methods) + 4)}\n{rows}\n| **mean** | | | {mean} | |\n"
     )
 
@@ -263,7 +263,7 @@ def _patterns(r: dict[str, Any]) -> str:
     head = " | ".join(f"{short.get(m, 'RE')} TPR / FPR" for m in methods)
     return (
         f"## Cleansing: the patterns A-F\n\n`benchmarks/cleansing.py --build DIR --attack A1 ... --retrain`, {r['date']}: "
-        f"LeNet-5 on {models[0]['training_images']} images of Fashion-MNIST, one network a row; the target class is told to "
+        f"LeNet-5 on {models[0]['training_images']} images of Fashion-MNIST, one network a row; the target class is given to "
         "all methods. The network trained without poison has an accuracy of "
         f"{_percent(again[0]['twin_accuracy'])}; trained again on what RE keeps, it differs from that by "
         f"{100 * sum(change) / len(change):+.2f} points on average ({100 * min(change):+.1f} to {100 * max(change):+.1f}), "
@@ -285,8 +285,8 @@ def _by_scan(r: dict[str, Any]) -> str:
     )
     asked = " ".join(f"--by-scan {name}" for name in methods[0].split(" + "))
     return (
-        f"## Cleansing by what a scan finds: {methods[0]}\n\n`benchmarks/cleansing.py {asked} --retrain`, {r['date']} (001, B.5); "
-        f"nobody tells the scan a class. {r.get('note', '')}\n\n"
+        f"## Cleansing by what a scan finds: {methods[0]}\n\n`benchmarks/cleansing.py {asked} --retrain`, {r['date']} (Wang et al., 2022, B.5); "
+        f"the scan is given no class. {r.get('note', '')}\n\n"
         "| model | attack | found | true | TPR / FPR | ASR | trained again | accuracy | trained again |\n"
         f"|---|---|---|---|---|---|---|---|---|\n{rows}\n"
     )

@@ -1,4 +1,4 @@
-"""Adversarial noise for clean-label attacks (CL; Turner et al. 2018, sec. 4.2).
+"""Adversarial noise for clean-label attacks (CL; Turner et al., 2018, sec. 4.2).
 
 Before they are stamped, images of the target class are made hard to recognise, so that training has to rely on the
 trigger: projected gradient ascent on the surrogate's loss of the true label, within an L-infinity ball.

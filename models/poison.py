@@ -5,7 +5,7 @@ papers are spelled so: all-to-one, one-to-one and partial (chosen sources; NC se
 triggers on one target (MTOT) or on several (MTMT), and all-to-all (target "next", the class after the image's own).
 
 A stamped image *replaces* its clean original (RE sec. 10.2: its clean version no longer appears in the training set),
-and its index is kept, so the poisoned set can be told sample for sample.
+and its index is kept, so the poisoned samples are known one by one.
 """
 
 from __future__ import annotations

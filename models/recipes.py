@@ -25,7 +25,7 @@ from onnxspect.models.poison import Attack, check_attack
 class Training:
     """How a network is fitted.
 
-    schedule: "constant", or "one_cycle" (Smith 2018: the rate rises for 30 % of the steps, then falls to zero).
+    schedule: "constant", or "one_cycle" (Smith, 2018: the rate rises for 30 % of the steps, then falls to zero).
     augment: random crop (pad 2) and rotation up to 15 degrees, with `flip` also random mirroring (RE sec. 10.2; RE
         trains its inspection models without, so that the trigger is learned where it is, sec. 5.2.1).
     mixed_precision: bfloat16 autocast on a GPU; refused on a CPU, where it would only be slower.

@@ -35,7 +35,7 @@ class EpochLog:
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight from `generator`: He normal for ReLU nets (He et al. 2015), zero biases, unit BatchNorm."""
+    """Draw every weight from `generator`: He normal for ReLU nets (He et al., 2015), zero biases, unit BatchNorm."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             fan_in = math.prod(module.weight.shape[1:])

@@ -1,4 +1,4 @@
-"""A guard job that does what a stranger's file might do once it runs code. Used by test_guard.py only."""
+"""A guard job that does what an untrusted file might do once it runs code. Used by test_guard.py only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from onnxspect.converters.errors import CLASSES, Kind
 
 
 def preload(_: dict[str, Any]) -> None:
-    """A stranger's code needs no libraries."""
+    """Untrusted code needs no libraries."""
 
 
 def run(request: dict[str, Any], folder: pathlib.Path) -> dict[str, Any]:

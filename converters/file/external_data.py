@@ -1,6 +1,6 @@
 """External data: tensors that a model keeps in files beside it, read into the model, and from nowhere else.
 
-ONNX's specification (docs/ExternalData.md) gives a tensor a location, an offset and a length. A stranger's model may
+ONNX's specification (docs/ExternalData.md) gives a tensor a location, an offset and a length. An untrusted model may
 name any location, so the file is opened by `safe_open.read_beneath`, and the length must be what the tensor's shape and
 type need. After `embed` no tensor is external, so neither onnx nor onnxruntime ever opens another file.
 """

@@ -86,7 +86,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
     stored = {t.name: t for t in original.proto.graph.initializer}
     inside = {t.name: stored[t.name] if is_kept(t) else t for t in tensors(model)}
     named = Counter(t.name for t in tensors(model))
-    # A tensor that shares its name with another cannot be told from it, and stays inside.
+    # Two tensors of one name cannot be distinguished, so both stay inside.
     outside = {p.tensor: p for p in pieces if named[p.tensor] == 1 and p.length == len(inside[p.tensor].raw_data)}
     places = _places(outside, pieces, inside)
     light = without_data(model, places, [target.name for target in targets])

@@ -1,4 +1,4 @@
-"""Opening an ONNX file from a stranger: what the parent process does itself, and what it refuses.
+"""Opening an untrusted ONNX file: what the parent process does itself, and what it refuses.
 
 Nothing of the file is executed here and no C++ code of onnx or onnxruntime sees it, because both abort the process on
 some damaged files: those first meet it in the child (probe.py). What happens here, in this order, is
@@ -34,7 +34,7 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Limits:
-    """What a stranger's file may use.
+    """What an untrusted file may use.
 
     Attributes:
         file_bytes: size of one file; protobuf itself ends at 2 GiB.
@@ -97,7 +97,7 @@ def read_onnx(path: Path, limits: Limits | None = None, *, external: bool = True
     Args:
         path: a symbolic link is followed; external data is looked for in the folder of `path` as given.
         limits: default `Limits()`.
-        external: false leaves external data where it is, unread (for looking at the graph alone).
+        external: false leaves external data where it is, unread (where only the graph is needed).
 
     Raises:
         OnnxspectError: one line with the file's name and the fact, and a hint.

@@ -1,4 +1,4 @@
-"""Look at a stranger's ONNX file: does it load, which shapes has it, does it run? All of it in a child process.
+"""Probe an untrusted ONNX file: does it load, which shapes has it, does it run? All of it in a child process.
 
 `probe` is the gate between `read_onnx` and everything that runs the model in this process: onnx's checker and shape
 inference and onnxruntime abort on some damaged files, so they meet the file in a child first (probe_job.py), with

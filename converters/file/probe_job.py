@@ -1,4 +1,4 @@
-"""The probe's work, in the child: the first time that onnx's and onnxruntime's C++ code sees a stranger's model.
+"""The probe's work, in the child: the first time that onnx's and onnxruntime's C++ code sees an untrusted model.
 
 Order: checker, shape inference with the run's input sizes, size estimate from it, onnxruntime session, one run on
 zeros, shape inference as the file is written. Optimisations are off: onnxruntime's default ones are not exact (they

@@ -92,7 +92,7 @@ def outer_fields(file: BinaryIO, size: int, most: int = 10_000) -> dict[int, int
     Args:
         file: at its start; only tags and lengths are read.
         size: of the file, in bytes.
-        most: fields to look at.
+        most: fields to read, at most.
     """
     found: dict[int, int] = {}
     position = 0

@@ -1,8 +1,8 @@
 """Running a model that is made for one batch size at any other.
 
 A file made for a fixed batch writes it into Reshape targets and constants. Lowering reads it from the input instead
-where it can tell what is meant (knowledge.py); whether it told right is tried out here, on random images. Where not,
-the graph is kept as the file has it, and images are fed in groups of the file's own size: all groups at once by
+where it can infer what is meant (knowledge.py); whether the inference is right is tested here, on random images. Where
+it is not, the graph is kept as the file has it, and images are fed in groups of the file's own size: all groups at once by
 torch.func.vmap, or, where an operator has no batching rule, one after the other. Either way every image gets exactly
 the answer that the file gives.
 """

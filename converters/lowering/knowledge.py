@@ -8,7 +8,7 @@ kept for each value: the file's own, and the *free* one, in which every size tha
 such a file the free shapes are inferred node by node (`refine`), because inference of the whole graph takes the batch
 that is written into a Reshape for a number like any other; `reshaped` tells which axis it is.
 
-onnx's shape inference aborts the process on some damaged files. A stranger's file has been through it in a child
+onnx's shape inference aborts the process on some damaged files. An untrusted file has been through it in a child
 process (probe.py) before it comes here.
 """
 
@@ -129,7 +129,7 @@ def _size(dim: Any) -> int | None:
 def refine(
     node: onnx.NodeProto, opsets: Mapping[str, int], constants: _Vectors, partial: _Vectors, knowledge: Knowledge
 ) -> None:
-    """Infer the shapes of one node's results, where they are unknown or folding has told more of its inputs.
+    """Infer the shapes of one node's results, where they are unknown or folding has made more of its inputs known.
 
     Inference of the whole graph does not see through a Slice whose bounds are computed; folding does.
     """
@@ -230,7 +230,7 @@ def reshaped(free: Shape | None, own: Shape | None, target: Sequence[int]) -> in
         target: what the file asks for.
 
     Returns:
-        the axis; None where it cannot be told.
+        the axis; None where it is ambiguous.
     """
     if free is None or own is None or len(free) != len(own) or sum(n is None for n in free) != 1:
         return None

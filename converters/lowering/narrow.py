@@ -2,7 +2,7 @@
 
 A narrow value (int8 that QuantizeLinear made, float8, int4, ...) is held as a working floating-point number that lies
 on the format's grid, so that it has a gradient: that of the identity inside the format's range and 0 where the value
-saturates (Bengio, Leonard & Courville 2013, section 4, the straight-through estimator, clipped).
+saturates (Bengio et al., 2013, sec. 4, the straight-through estimator, clipped).
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class NodeView:
 
 def attribute_value(attribute: onnx.AttributeProto) -> Any:
     """The attribute as a Python value: int, float, str, list, numpy array, GraphProto, ..."""
-    if not attribute.type:  # IR version 3 and before left the type to be told from the field that is set
+    if not attribute.type:  # in IR version 3 and before the type follows from the field that is set
         attribute = _typed(attribute)
     value = helper.get_attribute_value(attribute)
     if attribute.type == onnx.AttributeProto.STRING:

@@ -1,4 +1,4 @@
-"""Simplify an ONNX graph before it is looked at: inline functions, fold shape constants, drop what does nothing.
+"""Simplify an ONNX graph before it is lowered or searched: inline functions, fold shape constants, drop what does nothing.
 
 A pass in onnx-ir's sense: the input is never mutated, and a report says what was done. What taps and patches address
 stays: every initializer keeps its name and values, every value that is still computed keeps its name, and no
@@ -47,8 +47,8 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, SimplifyReport]:
     A value that is an output of the graph keeps being computed under its name. Inferred shapes of the remaining values
     are written to the copy.
 
-    onnx's shape inference runs here; it aborts the process on some damaged files, so a stranger's file must have been
-    through it in a child process before (probe.py).
+    onnx's shape inference runs here; it aborts the process on some damaged files, so an untrusted file must have
+    been through it in a child process before (probe.py).
 
     Raises:
         OnnxspectError: the file's local functions cannot be inlined.

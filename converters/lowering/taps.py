@@ -28,7 +28,7 @@ from onnxspect.converters.text import printable
 
 #: Functions that read the shape of their first argument and nothing else of it.
 _SHAPE_ONLY = (shape_of, size_of, eye_like)
-#: Batch sizes at which shapes are looked at where g must know a shape from before the cut, and one that proves it.
+#: Batch sizes at which shapes are measured where g must know a shape from before the cut, and one that proves the result.
 _PROBES, _PROOF = (2, 3), 5
 
 
@@ -91,7 +91,7 @@ def split(
     the logits.
 
     Where a node behind the cut reads a size of a value before it (a Reshape that asks the image for the batch size),
-    g works that size out from its own input: the sizes of the model are looked at for a few batch sizes, and must be
+    g computes that size from its own input: the sizes of the model are measured at a few batch sizes, and must be
     affine in the batch size.
 
     Args:
@@ -272,7 +272,7 @@ _Affine = tuple[tuple[int, int], ...]
 
 
 def _shape_from(graph: fx.Graph, tap: fx.Node, node: fx.Node, of_tap: _Affine, of_read: _Affine) -> fx.Node:
-    """What `node` reads of a shape from before the cut, worked out from the batch size that the tap tells."""
+    """What `node` reads of a shape from before the cut, computed from the batch size, which the tap's shape contains."""
     axis = next((i for i, (slope, _) in enumerate(of_tap) if slope), None)
     if axis is None and any(slope for slope, _ in of_read):
         raise OnnxspectError("the value at this cut does not tell the batch size, which a later layer needs")
@@ -293,12 +293,12 @@ def _told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> list[int]:
 
 
 def shape_told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> Tensor:
-    """A shape as a host tensor, from the batch size told by axis `told[0]` of the tap."""
+    """A shape as a host tensor, from the batch size in axis `told[0]` of the tap."""
     return torch.tensor(_told(tap, told, sizes), dtype=torch.int64)
 
 
 def size_told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> Tensor:
-    """A number of elements as a host tensor, from the batch size told by axis `told[0]` of the tap."""
+    """A number of elements as a host tensor, from the batch size in axis `told[0]` of the tap."""
     return torch.tensor(int(torch.Size(_told(tap, told, sizes)).numel()), dtype=torch.int64)
 
 

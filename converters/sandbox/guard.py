@@ -1,4 +1,4 @@
-"""Running a job on a stranger's file in a child process of its own, with limits; reading its results without trust.
+"""Running a job on an untrusted file in a child process of its own, with limits; reading its results without trust.
 
 The child (guard_child.py) locks itself in, works in a fresh folder, and leaves files there. Whatever becomes of it (a
 crash of C++ code, a signal, too much memory or time, a lying result) the parent gets either the result or one
@@ -291,7 +291,7 @@ def full_request(
 
 
 def child_command() -> list[str]:
-    """How a child is started: ``-P`` keeps its current folder, which holds a stranger's files, off the import path."""
+    """How a child is started: ``-P`` keeps its current folder, which holds untrusted files, off the import path."""
     return [sys.executable, "-P", "-m", "onnxspect.converters.sandbox.guard_child"]
 
 
@@ -319,7 +319,7 @@ def _spawn(
 ) -> tuple[int, bool, str]:
     """Start the child, hand it the request, wait. Returns its exit code, whether it ran out of time, its stderr."""
     if not child_available():
-        raise MachineError("this Python cannot start a child process, so a stranger's file cannot be opened safely")
+        raise MachineError("this Python cannot start a child process, so an untrusted file cannot be opened safely")
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             child_command(),

@@ -1,4 +1,4 @@
-"""The child's side of the guard: lock this process in, do one job on a stranger's file, write down the result.
+"""The child's side of the guard: lock this process in, do one job on an untrusted file, write down the result.
 
 Run as ``python -P -m onnxspect.converters.sandbox.guard_child``; the request is one line of JSON on standard input (written by
 guard.py, so trusted), the results are files in the work folder (read by guard.py, which does not trust them). It

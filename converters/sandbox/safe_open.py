@@ -1,10 +1,10 @@
-"""Opening files that strangers named: never a FIFO, a device or a folder, never outside a folder, always with a limit.
+"""Opening files at untrusted paths: never a FIFO, a device or a folder, never outside a folder, always with a limit.
 
 Two policies:
 
 * `open_regular`: the path that the *user* typed. Symbolic links are followed (model caches are made of them), but what
-  they lead to must be a regular file. It is looked at before it is opened, because opening a device can have effects,
-  opened with ``O_NONBLOCK`` so that a FIFO put there in between cannot block, and looked at again when it is open.
+  they lead to must be a regular file. It is checked before it is opened, because opening a device can have effects,
+  opened with ``O_NONBLOCK`` so that a FIFO put there in between cannot block, and checked again when it is open.
 * `open_beneath`: a path that a *file* named (external data, the output of a sandboxed child). It must be relative,
   without ``..``; every component is opened relative to the one before it with ``O_NOFOLLOW``, so a symbolic link
   anywhere in it is refused even if it is put there between check and use; and a hard link (a second name, which may
@@ -176,7 +176,7 @@ def _open_at(folder: Path, parts: list[str]) -> int:
 
 
 def _open_checked(folder: Path, parts: list[str], shown: str) -> int:
-    """The same where the platform has no openat (Windows): look, then open. A race is possible there."""
+    """The same where the platform has no openat (Windows): check, then open. A race is possible there."""
     path = Path(folder)
     for part in parts:
         path = path / part

@@ -1,4 +1,4 @@
-"""What a conversion is told, and what it gives: limits, the proof of equality, the facts, and the sidecar that keeps them."""
+"""A conversion's settings and results: limits, the proof of equality, the facts, and the sidecar that keeps them."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ What happens, and where:
 2. a child of its own: the framework opens the model, writes ONNX, and computes its outputs on seeded inputs
    (convert_job.py and one from_<framework>.py; guard.py locks the child in);
 3. a second child that never saw the framework's file: onnxruntime, optimisations off, computes the same inputs on the
-   written ONNX bytes, which are treated as a stranger's file (probe.py);
+   written ONNX bytes, which are treated as an untrusted file (probe.py);
 4. parent: compares the two, by one table of tolerances, and only then puts the file at its place, with a sidecar.
 
 So neither a framework's exporter that silently writes a wrong graph nor a file that took over the first child can
@@ -160,7 +160,7 @@ def _accept(
     digest: str,
     seed: int,
 ) -> Conversion:
-    """Check what the child left, as one checks a stranger's file; then put it in place."""
+    """Check what the child left, as any untrusted file is checked; then put it in place."""
     found = _facts(run)
     data = run.read("model.onnx", limits.onnx.file_bytes)
     shown = f"{run.shown}: the exported model"

@@ -1,6 +1,6 @@
 """scikit-learn to ONNX: MLPs, logistic regression and pipelines of them, by skl2onnx.
 
-Only what a gradient can pass through is wanted, so skl2onnx is told not to use the operators of ai.onnx.ml (LinearClassifier,
+Only what a gradient can pass through is wanted, so skl2onnx is set not to use the operators of ai.onnx.ml (LinearClassifier,
 Scaler, Normalizer), for which it has equivalents in plain ONNX; a model that still needs one (trees, SVMs) is refused by
 name. Of the two outputs, label and probabilities, the probabilities stay.
 

@@ -229,7 +229,7 @@ def _foreign_globals(path: Path) -> list[str]:
     found: list[str] = []
     stream = io.BytesIO(data)
     recent: list[str] = []
-    # A legacy file is several pickles in a row; damaged opcodes end the look, and torch.load then says what is wrong.
+    # A legacy file is several pickles in a row; damaged opcodes end the check, and torch.load then says what is wrong.
     with contextlib.suppress(ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError):
         while stream.tell() < len(data):
             for opcode, argument, _ in pickletools.genops(stream):

@@ -1,7 +1,9 @@
-"""Data-dependent feasible sets: the centres are means over clean and poison together, so the poison moves them (004).
+"""Data-dependent feasible sets (Steinhardt et al., 2017): the centres are means over clean and poison together.
+
+So the poison moves them.
 
 ``U(theta) = L(theta; D_c) / n + epsilon max over pi with support in F(pi) of E_pi[l(theta; x, y)]`` bounds M for every
-theta. Derivation of the inner maximum, which the slides leave out:
+theta. Derivation of the inner maximum, which the slides that this follows (docs/bibliography.md) leave out:
 
 * *Few points suffice.* Split the support of a worst pi by class, and by whether the hinge is positive. Replacing each part
   by its mean keeps the centres, keeps the loss (the hinge is linear on a part) and keeps every point inside (for given
@@ -22,7 +24,7 @@ theta. Derivation of the inner maximum, which the slides leave out:
 
 The outer minimisation is the walk of `fixed`. It has no regret guarantee for the attack here (the paper: weaker
 theoretical guarantees): an average of feasible distributions need not be feasible. So the walk is also taken against each
-split alone, and its distributions (one point a class) and means of them are tried as attacks: drawn towards the clean
+split alone, and its distributions (one point a class) and means of them are tried as attacks: moved towards the clean
 centres until every point lies inside the set *that they themselves move*, and trained against. The best is kept.
 """
 
@@ -77,7 +79,7 @@ class Bound:
 
     Attributes:
         epsilon: poison samples as a share of the clean ones.
-        upper: bound on the training loss over the splits of the poison that were looked at.
+        upper: bound on the training loss over the splits of the poison that were tried.
         any_split: a weaker bound that holds for every attack.
         attack: the best attack that was found; every point lies inside the set that the attack itself moves.
         attack_loss: the training loss that it forces on every classifier, by its proven lower end.
@@ -344,7 +346,7 @@ def _walk(
 def _upper(
     inner: Inner, theta: np.ndarray, rows: np.ndarray, signs: np.ndarray, epsilon: float, attack: Attack
 ) -> tuple[float, float]:
-    """(bound over the splits, bound over any split), the attack's own split among those looked at."""
+    """(bound over the splits, bound over any split), the attack's own split among those tried."""
     own = []
     losses = hinge(theta, with_bias(attack.features), attack.signs)
     for k, sign in enumerate((-1, 1)):

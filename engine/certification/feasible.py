@@ -1,4 +1,4 @@
-"""Feasible sets: which training points a sanitiser keeps (004: "Data sanitation via feasible set").
+"""Feasible sets: which training points a sanitiser keeps (Steinhardt et al., 2017: "Data sanitation via feasible set").
 
 * Sphere: ``||x - mu_y||_2 <= r_y``. Slab: ``|<x - mu_y, mu_y - mu_{-y}>| <= s_y``. Either or both.
 * Integrity: a box (pixels: [0, 1]), or non-negative integers (counts).

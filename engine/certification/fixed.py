@@ -1,4 +1,4 @@
-"""Fixed (oracle) feasible sets: Algorithm 1 of 004, the upper bound U* and the attack that nearly attains it.
+"""Fixed (oracle) feasible sets: Algorithm 1 of Steinhardt et al. (2017), the bound U* and the attack that nearly attains it.
 
 With ``U(theta) = L(theta; D_c) / n + epsilon max over F of l(theta; x, y)``, every theta gives a bound:
 ``M = max over D_p in F of min over theta of L(theta; D_c + D_p) / n <= U(theta)``. The algorithm walks down U by online
@@ -16,7 +16,7 @@ Departures, all of which keep U* a bound. (1) The paper's T = epsilon n steps ar
 over a multiple of epsilon n steps where that is less than `steps`, and the attack is every k-th point, each standing for
 k steps. (2) U is evaluated at the trained classifier too: any theta is a bound, and this one is often the best.
 (3) The paper leaves the step size open. The regret bound is least at ``rho / (G sqrt(T))`` with G the usual norm of a
-subgradient; the first one, at zero, is about ten times that (measured on MNIST 1 against 7), so a tenth of it is used.
+subgradient; the first one, at zero, is about ten times that, so a tenth of it is used (docs/decisions.md).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The linear classifier of the certificate: hinge loss over an l2 ball of parameters, solved to a stated accuracy.
 
-``loss(theta) = mean_i weight_i max(0, 1 - y_i <theta, x_i>)`` over ``||theta|| <= radius`` (004: a binary SVM; the ball
-is the paper's Theta). A bias is one more feature that is always 1, so it counts in the norm.
+``loss(theta) = mean_i weight_i max(0, 1 - y_i <theta, x_i>)`` over ``||theta|| <= radius`` (Steinhardt et al., 2017: a
+binary SVM; the ball is the paper's Theta). A bias is one more feature that is always 1, so it counts in the norm.
 
-The hinge is smoothed into a Huber hinge (Nesterov 2005) of falling width and minimised by accelerated projected
-gradient with restarts (Beck and Teboulle 2009; O'Donoghue and Candes 2015). Every smoothed gradient is a dual point:
+The hinge is smoothed into a Huber hinge (Nesterov, 2005) of falling width and minimised by accelerated projected
+gradient with restarts (Beck and Teboulle, 2009; O'Donoghue and Candes, 2015). Every smoothed gradient is a dual point:
 for any ``a_i`` in [0, weight_i], ``min loss >= sum_i a_i - radius ||sum_i a_i y_i x_i||`` (exchange min and max in
 ``max(0, m) = max over a in [0, 1] of a m``). So the result carries a proven lower bound, and `gap` says how far it is
 from the best.

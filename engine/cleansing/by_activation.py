@@ -1,19 +1,20 @@
-"""Cleansing by activations: spectral signatures, activation clustering and cluster impurity, the baselines of 000.
+"""Cleansing by activations: spectral signatures, activation clustering and cluster impurity.
 
-000 (sec. 3 and 14) describes all three and says where they fail; what it leaves open is said here.
+They are the baselines of RE (Xiang et al., 2020), which (sec. 3 and 14) describes all three and says where they fail;
+what it leaves open is said here.
 
-* *Spectral signatures* (Tran, Li, Madry 2018): per class, the squared projection of the centred activation on the first
+* *Spectral signatures* (Tran et al., 2018): per class, the squared projection of the centred activation on the first
   right singular vector; the largest are removed. How many is the method's weak point: 1.5 times the share of poison
-  that is expected in a class, or a known count (000 gives it 1,000 of 5,500).
-* *Activation clustering* (Chen et al. 2018): per class PCA to 10 dimensions, k-means with k = 2; where the silhouette
-  is above a threshold the class counts as attacked and its smaller cluster is removed. 000 sets the threshold by the
+  that is expected in a class, or a known count (RE gives it 1,000 of 5,500).
+* *Activation clustering* (Chen et al., 2018): per class PCA to 10 dimensions, k-means with k = 2; where the silhouette
+  is above a threshold the class counts as attacked and its smaller cluster is removed. RE sets the threshold by the
   architecture (0.29 for its compact network, 0.52 for its wide one): 0.29 is the default. The score is how much nearer a
   sample lies to the smaller cluster's centre than to the larger one's.
-* *Cluster impurity* (Xiang, Miller, Kesidis 2019): per class Gaussian mixtures with full covariances, their number chosen
+* *Cluster impurity* (Xiang et al., 2019): per class Gaussian mixtures with full covariances, their number chosen
   by BIC; a component is poisoned if blurring its images changes their decisions, because a small trigger does not
   outlive a blur. With q the share of a component's images whose decision the blur leaves alone, the impurity is the divergence
-  of (q, 1 - q) from (1, 0), ``-log q``; above the threshold (0.65, 000's for the compact network) all of it is removed. A
-  single component means that nothing was told apart, so nothing is removed, as 000 counts it. The score is the impurity
+  of (q, 1 - q) from (1, 0), ``-log q``; above the threshold (0.65, RE's for the compact network) all of it is removed.
+  A single component means that nothing was separated, so nothing is removed, as RE counts it. The score is the impurity
   of the sample's component, with the posterior probability as a tie-break.
 
 Full covariances need more samples than dimensions: activations are first brought to at most a tenth as many principal
@@ -44,10 +45,10 @@ _RIDGES = (1e-6, 1e-3)
 
 @dataclass(frozen=True)
 class Help:
-    """What the user knows; 000 helps the baselines so in its tables.
+    """Prior knowledge of the attack; RE gives its baselines the same in its tables.
 
     Attributes:
-        targets: the target classes; None looks at all.
+        targets: the target classes; None takes all classes.
         count: poisoned samples a class, or what is to be removed; None goes by `expected`.
         expected: share of poison to expect in a class, for spectral signatures.
         silhouette: threshold of activation clustering; not used for known targets.
@@ -77,7 +78,7 @@ def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: Help) -> 
     Args:
         values: activations ``(n, d)``; may be mapped from disk.
         labels: ``(n,)``.
-        known: the user's help.
+        known: the user's prior knowledge.
     """
     score, removed = np.full(len(labels), np.nan), np.zeros(len(labels), bool)
     classes, notes = classes_to_look_at(labels, known.targets, 3)

@@ -1,12 +1,14 @@
 """Cleansing by presence: which samples of a class carry what its training set has and clean samples have not.
 
-Eq. 12 of 000 and B.5 of 001 ask what becomes of a sample once its trigger is off, or spoiled. A sample that was poisoned
-with its right label (CL, SIG) stays what it is, and some triggers cannot be spoiled without spoiling the picture (a
-reflection). The training difference (detectors/training_difference.py) allows to ask directly whether a sample carries it, by the
-matched filter of detectors/carriers.py. A class whose scores do not part is left alone.
+Eq. 12 of RE (Xiang et al., 2020) and B.5 of DTInspector (Wang et al., 2022) test how a sample is classified once its
+trigger is off, or destroyed. A sample that was poisoned with its right label (CL, SIG) stays in its class, and some
+triggers cannot be destroyed without destroying the picture (a reflection). With the training difference
+(detectors/training_difference.py) a sample can be tested for the trigger directly, by the matched filter of
+detectors/carriers.py. A class whose scores do not fall into two groups is left alone.
 
-What a search found without the training set can be asked for in the same way. It is the smallest trigger that works, though, and
-not the attacker's: its samples count as found only where they lie far apart from the rest and are not most of the class.
+What a search found without the training set can be tested for in the same way. It is the smallest trigger that works,
+though, and not the attacker's: samples count as trigger-bearing only where their scores lie far from the rest and they
+are not most of the class.
 """
 
 from __future__ import annotations
@@ -23,11 +25,10 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet
 
 PRESENCE, CARRIERS = NAME, "carriers"
-#: What a search found tells samples apart where the two normal laws lie so many deviations apart and no more than this share of the
-#: class carries it. Over ten attacks of the zoo no clean sample in a hundred is removed so (at 3 deviations up to 8 %; one chessboard
-#: was found in opposite phase, and two thirds of its class, the clean ones, "carried" it).
+#: A searched trigger divides a class where the two normal laws lie so many deviations apart and the trigger-bearing
+#: samples are no more than this share of it. History: docs/decisions.md.
 SURE, MOST_CARRIERS = 4.0, 0.5
-#: Samples that tell how images vary by nature, at most.
+#: Samples from which the natural variation of images is estimated, at most.
 MOST = 2000
 #: A class with fewer samples is not divided.
 FEWEST = 20
@@ -76,13 +77,13 @@ def by_found(found: Sequence[tuple[int, np.ndarray]], training: TrainingSet, see
 
 @dataclass(frozen=True)
 class _Looked:
-    """A class looked at for one difference.
+    """A class scored by one difference.
 
     Attributes:
         label: the class.
         rows: its samples ``(n,)``.
         score: of each, above 0 where it carries the difference.
-        above: which do, where the class parts; else none.
+        above: which do, where the class falls into two groups; else none.
         separation: of the two laws, in deviations.
     """
 
@@ -100,7 +101,7 @@ class _Looked:
 def _looked(
     differences: Sequence[tuple[int, np.ndarray]], training: TrainingSet, seed: int, run: RunContext
 ) -> tuple[list[_Looked], list[str]]:
-    """Each class for each of its differences, in one pass over the training set; and a note on what was not looked at."""
+    """Each class for each of its differences, in one pass over the training set; and a note on what was not scored."""
     labels = training.labels
     notes: list[str] = []
     filters: list[tuple[int, np.ndarray]] = []

@@ -1,9 +1,9 @@
-"""Cleansing by a recovered trigger: what a sample is taken for once the trigger is off, or overlaid.
+"""Cleansing by a recovered trigger: how a sample is classified once the trigger is off, or overlaid.
 
-Reverse engineering (000, Eq. 12): a training sample x labelled t-hat is poisoned if ``f([x - v]_c) != t-hat``, v the
-estimated pattern and [.]_c clipping to valid pixels. DTInspector (001, sec. B.5): the learned patch is superimposed on
-every sample of the infected label, and those that are then classified otherwise are removed. Several infected labels are
-treated one by one, each with its own trigger.
+Reverse engineering (RE, Xiang et al., 2020, Eq. 12): a training sample x labelled t-hat is poisoned if
+``f([x - v]_c) != t-hat``, v the estimated pattern and [.]_c clipping to valid pixels. DTInspector (Wang et al., 2022,
+sec. B.5): the learned patch is superimposed on every sample of the infected label, and those that are then classified
+otherwise are removed. Several infected labels are treated one by one, each with its own trigger.
 
 Departures, and why:
 
@@ -11,12 +11,9 @@ Departures, and why:
   leaves the class shows that a trigger was on it, and in a class that is often confused (shirts) this is where the false
   positives of Eq. 12 come from. ``as_written`` keeps the equation to the letter.
 * The pattern is estimated as the *smallest* that turns pi of the clean images; the trigger in the training set is stronger
-  (it was made to work on nearly all), so taking the estimate off once leaves enough of it to work. On a 6-level
-  chessboard (Fashion-MNIST) the estimates from nine sources took 0 to 92 % of the poisoned samples off their class at the
-  size they have; at three times it seven of them took 94 to 99 %, while at most 2 % of the clean ones left (one: 11 %).
-  So `STRENGTH` times the
-  pattern is taken off, or what divided.py measures to be right.
-* The smallest of the patterns that lead to a class need not be the trigger: two classes may be close (000 notes it for
+  (it was made to work on nearly all), so taking the estimate off once leaves enough of it to work. So `STRENGTH` times
+  the pattern is taken off, or what divided.py measures to be right.
+* The smallest of the patterns that lead to a class need not be the trigger: two classes may be close (RE notes it for
   its one false detection). Eq. 7 says what the right pattern does: most of D_t leaves when it is removed. Of all
   patterns to the target the one is used with which most samples leave at `STRENGTH`, less `STILL_LEAVING` times what *more*
   leave at 1.5 times that: a trigger is either off or on, so the right pattern's share is a plateau, and an adversarial direction's is
@@ -24,10 +21,10 @@ Departures, and why:
   taken to be no more poison in a class than clean samples, and a tenth to spare. Where it is the best there is, nothing is
   removed.
 * The pattern so chosen is estimated once more on the training set as it divides it (divided.py).
-* DTInspector's patch is the least that takes 40 % of the surest samples, so others keep enough of the trigger. peeling.py learns
-  patches that take more, and says how they are put on (`ready`). Where it finds none, the scan's patch is put on
-  in full where its mask is above `COVERED`, and one pixel around that (`in_full`): on a LeNet-5 with BadNets 99.9 % of
-  the poisoned samples leave then, and 0.2 % of the clean ones; as it was learned 77.9 % and 0.1 %. ``as_written`` leaves it.
+* DTInspector's patch is the least that takes 40 % of the most confident samples, so others keep enough of the trigger.
+  peeling.py learns patches that take more, and says how they are put on (`ready`). Where it finds none, the scan's
+  patch is put on in full where its mask is above `COVERED`, and one pixel around that (`in_full`). ``as_written``
+  leaves it.
 * A trigger that replaces pixels (mask m, pattern p) cannot be subtracted. Where the mask is not full it is undone,
   ``(x - m p) / (1 - m)``; towards a full mask, where nothing of the image is left, the mean training image takes over.
 * Several triggers of one class: a sample is removed if any of them says so, and its score is the largest.
@@ -47,14 +44,14 @@ from onnxspect.engine.search.perturbation import stamp
 
 REMOVE = "reverse-engineering"
 SUPERIMPOSE = "dtinspector"
-#: How many times an additive pattern is taken off.
+#: How many times an additive pattern is taken off. History: docs/decisions.md.
 STRENGTH = 2.0
 #: Share of a class that poison can be: half, and a tenth for samples that are judged wrongly.
 GREATEST = 0.6
-#: What counts against a pattern for each sample more that leaves at half as much again of it. At 2 an adversarial pattern
-#: that turned half of the clean samples was preferred once (of 18 networks) to the trigger that turned only the poisoned.
+#: What counts against a pattern for each sample more that leaves at half as much again of it. History:
+#: docs/decisions.md.
 STILL_LEAVING = 4.0
-#: A patch's mask counts as covering a pixel above this.
+#: A patch's mask counts as covering a pixel above this. History: docs/decisions.md.
 COVERED = 0.1
 #: Images and the index of the first, in order; taken anew for every pass.
 Batches = Callable[[], Iterable[tuple[int, np.ndarray]]]
@@ -151,7 +148,7 @@ def by_trigger(
         logits: of the training set as it is ``(n, classes)``.
         batches: the images in order.
         classify: the model.
-        superimpose: put the trigger on (001, B.5) instead of taking it off (000, Eq. 12).
+        superimpose: put the trigger on (DTInspector, B.5) instead of taking it off (RE, Eq. 12).
         as_written: Eq. 12 to the letter: the patch as it is, the pattern once, and samples that are not taken for their label to begin with
             are removed too.
 

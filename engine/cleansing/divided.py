@@ -1,9 +1,7 @@
-"""The pattern of 000 estimated again, once it is known roughly which samples carry it.
+"""The pattern of RE (Xiang et al., 2020) estimated again, once the trigger-bearing samples are roughly known.
 
-Eq. 9 of 000 takes its first term over D_t, all training samples labelled t: most leave when the right pattern is
-removed (Eq. 7). But most of D_t are clean, and a pattern that is bent to turn them as well is paid for in false positives:
-on Fashion-MNIST with a 3x3 square from nine sources (the network reaches pi = 0.95 by the trigger and a good deal
-beside it), the best of ten estimates took 98 % of the poisoned and 16 % of the clean samples off their class.
+Eq. 9 of RE takes its first term over D_t, all training samples labelled t: most leave when the right pattern is
+removed (Eq. 7). But most of D_t are clean, and a pattern that is made to turn them as well costs false positives.
 
 So D_t is divided by the first estimate into those that left, R, and those that stayed, K, and the climb of Algorithm 1
 starts again from v = 0 on
@@ -11,8 +9,8 @@ starts again from v = 0 on
     mean over R of log(1 - p_t([x - v]_c))  +  mean over K of log p_t([x - v]_c)  +  lambda * mean over D_s of log p_t([x + v]_c),
 
 stopping where it always does, when a share pi of D_s reaches t; twice over, the second time with R and K of the first.
-On the example above: 98 % and 2 %. Without the climb's early end (forty steps of Adam from the first pattern) the pattern
-grew fivefold and learned the division with its errors: 98 % and 13 %.
+Without the climb's early end the pattern grows and learns the division with its errors. What each of these was worth:
+docs/decisions.md.
 
 The estimate is still the smallest that turns the sources, so it is taken off at the strength, of `STRENGTHS`, at which
 most samples leave, less `STILL_LEAVING` times what more leave at half as much again: the trigger is off or on, an
@@ -41,7 +39,7 @@ from onnxspect.engine.search.objective import (
 from onnxspect.engine.search.perturbation import Additive, State
 from onnxspect.engine.subject.subject import Subject
 
-#: Times that the set is divided and the pattern estimated again.
+#: Times that the set is divided and the pattern estimated again. History: docs/decisions.md.
 ROUNDS = 2
 #: Samples that left, and that stayed, at least, or there is nothing to learn from.
 FEWEST = 8

@@ -1,4 +1,4 @@
-"""Patterns estimated on the training set itself, and the choice among several to one class (000, Eq. 7-11)."""
+"""Patterns estimated on the training set, and the choice among several to one class (RE, Xiang et al., 2020, Eq. 7-11)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from onnxspect.engine.subject.activations import Session, TrainingSet
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
-#: Samples of a target class that choose among its patterns.
+#: Samples of a target class on which its patterns are compared.
 JUDGED = 1000
 #: Chooses among patterns to one class.
 Choose = Callable[[Sequence[Found]], Found]
@@ -59,7 +59,7 @@ def chooser(subject: Subject, training: TrainingSet, part: Samples, as_written: 
 def estimate_patterns(
     subject: Subject, part: Samples, targets: Sequence[int] | None, folder: Path, run: RunContext, choose: Choose
 ) -> list[Found]:
-    """The patterns of 000 estimated on a part of the training set itself (Eq. 9, Algorithm 1).
+    """The patterns of RE estimated on a part of the training set itself (Eq. 9, Algorithm 1).
 
     Args:
         subject: the model.

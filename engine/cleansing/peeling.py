@@ -1,19 +1,17 @@
-"""All patches of an infected label, one trigger after the other (001, sec. 3.2 and B.5).
+"""All patches of an infected label, one trigger after the other (DTInspector, Wang et al., 2022, sec. 3.2 and B.5).
 
-A scan has named the label, and its patch took out the 40 % of the surest samples that leave most easily: enough to tell
-an infected class from a clean one where few samples are poisoned (detectors/dtinspector.py). To remove samples it is too
-little. Where three triggers lead to one label, it destroys one of them; 001 finds all three (its Fig. 5) since its patch
-must take out 95 %. So a label that is known to be infected is peeled:
+A scan has named the label, and its patch took out the 40 % of the most confident samples that leave most easily: enough
+to distinguish an infected class from a clean one where few samples are poisoned (detectors/dtinspector.py). To remove
+samples it is too little. Where three triggers lead to one label, it destroys one of them; DTInspector finds all three
+(its Fig. 5) since its patch must take out 95 %. So a label that is known to be infected is peeled:
 
-* its surest samples D_h, by superimposed confidence (confidence.py), get the patch that takes out the largest of `SHARES` of
-  them and still spares the least sure ones, D_l: a patch that destroys a trigger does, one that turns clean samples does
-  not. It covers or is added, as learned or stronger (a mask in full, what is added doubled), whichever takes out most. With
-  three corners on one label of MNIST two patches take out 99.7 % of the poisoned samples and 0.9 % of the clean ones; on a
-  label with thirty poisoned samples of 1,526, of which not even half of D_h, one takes out all thirty and 0.6 %;
+* its most confident samples D_h, by superimposed confidence (confidence.py), get the patch that takes out the largest
+  of `SHARES` of them and still spares the least confident ones, D_l: a patch that destroys a trigger does, one that
+  turns clean samples does not. It covers or is added, as learned or stronger (a mask in full, what is added doubled),
+  whichever takes out most;
 * the samples that leave are set aside, and the rest is ranked and searched again, until no patch spares D_l.
 
-Measured with masks as learned on five poisoned and eighteen clean labels of two networks of the zoo: while poison was left, at
-most 12.5 % of D_l left with such a patch; after the last of it, and in clean labels, 53 % at least. `SPARED` stands between.
+What this was worth where it was measured: docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -34,9 +32,11 @@ from onnxspect.engine.subject.activations import TrainingSet
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
-#: Shares of the surest samples that a patch is asked to take out, tried in this order. 95 % is 001's, 40 % the scan's.
+#: Shares of the most confident samples that a patch has to take out, tried in this order. 95 % is DTInspector's, 40 %
+#: the scan's.
 SHARES = (0.95, 0.7, 0.4)
-#: Share of the least sure samples that may leave with a patch that counts as a trigger's.
+#: Share of the least confident samples that may leave with a patch that counts as a trigger's. History:
+#: docs/decisions.md.
 SPARED = 0.25
 #: How hard a patch that is added is searched for: its steps are tenths of a mask's, as an imperceptible pattern is low. It
 #: destroys a trigger that is spread over the image, which no small mask does.
@@ -95,7 +95,7 @@ def _patch(
     run: RunContext,
     number: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
-    """A patch for the largest share of the rows `surest` that spares the rows `unsure`, and which of `left` it takes out.
+    """A patch for the largest share of the rows `surest` that spares `unsure`, and which of `left` it takes out.
 
     Of several it is the one that takes out most of `left`.
     """

@@ -18,9 +18,9 @@ class Scores:
     Attributes:
         detector: the method's name.
         score: float64 ``(n,)``, larger is more suspicious; comparable within a class only. NaN where the sample's class
-            was not looked at.
+            was not scored.
         removed: bool ``(n,)``: the decision.
-        classes: what was found in each class that was looked at, by class index.
+        classes: what was found in each class that was scored, by class index.
         notes: fallbacks and anything else worth knowing, in sentences.
     """
 
@@ -53,7 +53,7 @@ def together(scores: Sequence[Scores], labels: np.ndarray, decisive: str = "") -
 
 @dataclass(frozen=True)
 class Rates:
-    """How well a decision matches the truth (000, sec. 5.2.3).
+    """How well a decision matches the truth (RE, Xiang et al., 2020, sec. 5.2.3).
 
     Attributes:
         tpr: share of the poisoned samples that were removed.
@@ -102,7 +102,7 @@ def classes_to_look_at(labels: np.ndarray, targets: Sequence[int] | None, least:
     wanted = sorted(set(targets)) if targets is not None else sorted(set(labels.tolist()))
     sizes = {c: int((labels == c).sum()) for c in wanted}
     notes = [
-        f"class {c} has {n} samples, fewer than the {least} that this needs: not looked at"
+        f"class {c} has {n} samples, fewer than the {least} that this needs: not scored"
         for c, n in sizes.items()
         if n < least
     ]

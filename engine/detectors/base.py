@@ -1,4 +1,4 @@
-"""What every detector shares: what is at hand, the loop over units with its ledger, and the second look.
+"""What every detector shares: its inputs, the loop over units with its ledger, and the held-out validation.
 
 A detector is a frozen dataclass of settings whose `run` turns what is at hand into Evidence, or says why it can't.
 """
@@ -30,7 +30,7 @@ class AtHand:
     Attributes:
         subject: the classifier.
         found_on: clean samples to search on.
-        held_out: clean samples for the second look; may be empty.
+        held_out: clean samples for the held-out validation of triggers; may be empty.
         run: seed and observer.
         ledger: where finished units are kept and found again; None keeps nothing.
         references: clean networks (reference.py) that give each class its baseline; none compares classes with each
@@ -50,18 +50,18 @@ class AtHand:
 
 
 class Detector(ABC):
-    """One way to look for a backdoor."""
+    """One way to detect a backdoor."""
 
     #: Its name in reports, ledgers and on the command line.
     name: ClassVar[str]
-    #: False for a first look that raises suspicion but names no class on its own.
+    #: False for a screening detector, which raises suspicion but names no class on its own.
     convicts: ClassVar[bool] = True
     #: Whether it compares the subject with clean reference networks, which then have to be trained.
     uses_references: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
-        """Look for backdoors; what a resumed run finds in the ledger is not done again."""
+        """Search for backdoors; what a resumed run finds in the ledger is not done again."""
 
     def settings(self) -> dict[str, object]:
         """Every parameter, flat ("search.steps"), for the report and the store."""
@@ -80,12 +80,11 @@ def flat(settings: Any) -> dict[str, object]:
 
 
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
-#: the square of a length. Without references to say so, classes are taken to differ by at least that. Measured on the
-#: fifteen clean models of zoo-small, judged without references: 2 alarms at no floor, none at this one (least p 0.08).
+#: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
 _MASK, _ADDED = 0.19, 0.125
-#: The usual deviation of each judged statistic between the classes of one network, beyond the references, on a log scale: the
-#: median over the 55 models of benchmarks/results/detection_standard.json that ran with references. 0 for any other.
+#: The usual deviation of each judged statistic between the classes of one network, beyond the references, on a log
+#: scale; 0 for any other. History: docs/decisions.md.
 TYPICAL = {
     **dict.fromkeys(("l1", "all_l1", "shared_l1"), _MASK),
     **dict.fromkeys(("all_l2", "shared_l2"), _ADDED),
@@ -93,7 +92,8 @@ TYPICAL = {
     "pair_l2": 0.19,
     "delta_norm": 0.105,
 }
-#: Weight of the view of pairs beside that of triggers from all classes, which most attacks have: half of its price.
+#: Weight of the view of pairs in the multiplicity correction, beside that of triggers from all classes, which most
+#: attacks have.
 PAIRS = 0.5
 #: A finished unit as evidence.
 Look = Callable[[UnitResult], UnitEvidence]
@@ -116,14 +116,14 @@ def search_units(
     """Search the units that the ledger lacks, commit each batch as it is done, return all in order.
 
     Args:
-        name: under which the ledger keeps them and the observer is told.
+        name: under which the ledger keeps them and the observer reports them.
         subject: the classifier (the scanned one, or a reference).
         at_hand: samples, seed and observer.
         ledger: may be None.
         units: what to search.
         objective, config, choose: see `search`.
         statistic: the name that a unit's cost gets.
-        held_out: at most so many unseen clean samples measure whether a trigger carries over.
+        held_out: on at most so many unseen clean samples a trigger is validated.
         drawn_as: the name that randomness is drawn under; `name` by default.
         look: what makes evidence of a finished unit; `second_look` by default.
     """
@@ -272,7 +272,7 @@ def front_and_random(
 ) -> list[int]:
     """Targets that are worth a full search: the `front` smallest of a first pass, and as many random others as `random`.
 
-    002, sec. IV: the random ones estimate what is normal.
+    Neural Cleanse (Wang et al., 2019), sec. IV: the random ones estimate what is normal.
     """
     ranked = sorted(units, key=lambda u: (u.statistics.get(statistic, np.inf), u.unit.target))
     ahead = [u.unit.target for u in ranked[:front]]

@@ -1,20 +1,21 @@
-"""Who carries a difference, and what it is that they carry.
+"""Trigger-bearing samples: which samples of a class they are, and what they have in common.
 
-A class's training samples differ from clean ones by d_z (training_difference.py), because some of them carry a trigger. Who does is
-told by the matched filter, the direction in which the difference stands out most from how images vary by nature,
+A class's training samples differ from clean ones by d_z (training_difference.py), because some of them bear a trigger.
+They are found by the matched filter, the direction in which the difference stands out most from the natural variation
+of images,
 
     w = (S + ridge * mean eigenvalue of S)^-1 d_z,     score = <w, x>,
 
-S the covariance of training samples of other classes, within their classes (z's own would hide the trigger, which is a large part
-of how z varies). d_z alone is no filter: it overlaps with content. On the zoo's reflection it ranks poisoned samples before
-clean ones in 80 % of pairs, w in 100 %.
+S the covariance of training samples of other classes, within their classes (z's own would hide the trigger, which is a
+large part of how z varies). d_z alone is no filter: it overlaps with content (docs/decisions.md has the figures).
 
-Scores of a poisoned class are a mixture of two, and are divided where two normal laws cross (scikit-learn's GaussianMixture). The
-ridge is the one, of `RIDGES`, that separates best. Below `SEPARATE` standard deviations the class is not divided: what a warp
-moves is another pixel in every image, and no filter tells it.
+Scores of a poisoned class are a mixture of two, and are divided where two normal laws cross (scikit-learn's
+GaussianMixture). The ridge is the one, of `RIDGES`, that separates best. Below `SEPARATE` standard deviations the class
+is
+not divided: what a warp moves is another pixel in every image, and no filter detects it.
 
-What the carriers have in common is then known from hundreds of samples and at its true size, which d_z, a mean over
-all samples of the class less one over fifty clean ones, is not.
+What the trigger-bearing samples have in common is then known from hundreds of samples and at its true size, which d_z,
+a mean over all samples of the class less one over fifty clean ones, is not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from scipy.linalg import eigh
 from scipy.optimize import nnls
 from sklearn.mixture import GaussianMixture
 
-#: Of the mean eigenvalue of S: how far below that a direction's variance may be before it is not believed.
+#: As shares of the mean eigenvalue of S: the ridges that are tried. History: docs/decisions.md.
 RIDGES = (0.1, 0.01, 0.001)
 #: Distance of the two means, in the larger of the two deviations, from which on a class is divided.
 SEPARATE = 2.5
@@ -36,8 +37,10 @@ MOST_VALUES = 2**26
 #: Images share a pixel where its deviation among them is below this, in the mean of its channels.
 SHARED = 0.05
 #: Such a pixel is the class's own where more than a share `USUAL` of its clean samples are within `ALIKE` of its value.
+#: History: docs/decisions.md.
 USUAL, ALIKE = 0.4, 0.025
-#: A mixture of contents is believed over one class's, or an even one, where it leaves less than this share of what that leaves.
+#: A mixture of contents is preferred to one class's, or an even one, where it leaves less than this share of what that
+#: leaves. History: docs/decisions.md.
 MIXED = 0.7
 
 
@@ -46,7 +49,7 @@ class Division:
     """Where one class is divided, if it is.
 
     Attributes:
-        threshold: samples above it carry the trigger.
+        threshold: samples above it bear the trigger.
         separation: distance of the two means in standard deviations.
     """
 
@@ -54,7 +57,7 @@ class Division:
     separation: float
 
     def above(self, scores: np.ndarray) -> np.ndarray:
-        """Which samples carry the trigger, bool ``(n,)``, by their scores; none where the class does not part."""
+        """Which samples bear the trigger, bool ``(n,)``, by their scores; none where the class is not divided."""
         return np.asarray((scores > self.threshold) & (self.separation >= SEPARATE))
 
 
@@ -86,7 +89,7 @@ def matched_filters(d: np.ndarray, natural: np.ndarray, known: Spectrum | None =
     found = []
     for ridge in RIDGES:
         level = ridge * values.sum() / pixels
-        if level <= 0:  # samples without any variance: nothing to be told from
+        if level <= 0:  # samples without any variance: nothing to distinguish them by
             found.append(flat)
             continue
         found.append(flat - natural.T @ (vectors @ (projected / (n * (values + level)))))
@@ -133,16 +136,15 @@ def divided(scores: np.ndarray, seed: int) -> tuple[int, Division]:
 
 
 def carried(carriers: np.ndarray, others: np.ndarray, means: Mapping[int, np.ndarray], label: int) -> np.ndarray:
-    """What is added to the carriers: their mean less that of what they show ``(channels, height, width)`` float32.
+    """What is added to the trigger-bearing samples: their mean less that of their content ``(channels, height, width)`` float32.
 
-    What they show is not known: their own class where labels were left alone, one other class or all others evenly where
-    they were changed. The one is taken that leaves least; or a mixture (non-negative least squares, shares of sum 1), where that
-    leaves far less (`MIXED`). Fitting a mixture always takes a part of the trigger for content: the zoo's reflection
-    correlates with what an even mixture leaves by 0.99, with what the best one does by 0.84.
+    Their content is not known: their own class where labels were left alone, one other class or all others evenly where
+    they were changed. The one is taken that leaves least; or a mixture (non-negative least squares, shares of sum 1),
+    where that leaves far less (`MIXED`), since fitting a mixture always takes a part of the trigger for content.
 
     Args:
-        carriers: ``(n, channels, height, width)``.
-        others: samples of the class that carry nothing; possibly none.
+        carriers: the trigger-bearing samples ``(n, channels, height, width)``.
+        others: samples of the class without the trigger; possibly none.
         means: class -> mean image, at least of the other classes.
         label: the class.
     """

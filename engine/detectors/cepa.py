@@ -1,9 +1,9 @@
-"""CEPA (003, Li, Wang, Miller, Kesidis): perturbations of each image that have one effect in common inside the network.
+"""CEPA (Li et al., 2024): perturbations of each image that have one effect in common inside the network.
 
 For each target class t, images of the other classes are perturbed, each by its own delta_x, until 90 % of them are
 classified as t, while the embeddings f(x + delta_x) - f(x) at a tap are to agree (their mean is mu, Eq. 2; their
 standard deviation about it sigma). A backdoor, however it is put into an image (patch, blend, warp), has such a
-common effect; adversarial perturbations to a class without one do not (003, sec. 3). Every unit reports
+common effect; adversarial perturbations to a class without one do not (CEPA, sec. 3). Every unit reports
 
 * `delta_norm`: mean of ||delta_x||, what the images need;
 * `sigma_ratio`: sigma / ||mu||, the paper's consensus statistic;
@@ -18,23 +18,18 @@ and what is judged is how *little* it took, relative to what the same class take
 
 * In the paper's form agreement is a penalty that competes with success. Each image's own adversarial perturbation
   reaches the class first, at a fraction of the trigger's size; the controller then keeps lambda where it was, and
-  sigma / ||mu|| tells of the way there and not of the class. In a shortened run of it (150 steps, 36 images; Fashion-MNIST
-  with a static additive pattern, with a chessboard, and clean: benchmarks/results/cepa_paper_form.json) sigma / ||mu||
-  and ||mu|| each single out one of the two targets, at most, and ||delta|| both of them.
-* Under forced agreement the size is the statistic that holds. On 11 infected models of the zoo and 8 clean ones
-  (benchmarks/results/cepa_two_taps.json; patch, cross, static, blends, sinusoid, reflection, chessboards, warp) the
-  area under the ROC curve of the target's p-value is 1.0 for ||delta|| at both taps; for sigma / ||mu|| it is 0.57
-  and 0.80 (a naturally compact class, Fashion-MNIST's bag, has the least ratio on clean networks too), for ||mu|| 1.0
-  and 0.76: a mu is small because the delta is, and deeper taps spoil it. They are reported, and not judged.
-* Classes differ by nature, hence the references: at the first tap the target's p-value is below 0.05 on 11 of the 11
-  with them and on 10 without, and on none of the 8 clean models either way.
-* One tap at a quarter of the depth is the default: a second one at half of it sees the same models less clearly, and
-  doubles the price that the verdict pays for choosing.
+  sigma / ||mu|| depends on the way there and not on the class.
+* Under forced agreement the size is the statistic that separates targets from other classes. sigma / ||mu|| does not (a
+  naturally compact class, Fashion-MNIST's bag, has the least ratio on clean networks too), and ||mu|| does at the first
+  tap only: a mu is small because the delta is. They are reported, and not judged. The figures: docs/decisions.md.
+* Classes differ by nature, hence the references.
+* One tap at a quarter of the depth is the default: a second one at half of it separates the same models less clearly,
+  and doubles the multiplicity correction.
 * Targets are searched from all other classes. Pairs are an option: on a model whose backdoor leads from one class
   only, its pair was the smallest of 90 relative to a clean network, but not by more than 90 pairs show by
   chance.
 
-Several taps are searched in one run. Each is a view of its own; the verdict takes the most extreme and pays for the
+Several taps are searched in one run. Each is a view of its own; the verdict takes the most extreme and corrects for the
 choice. Where a unit is among the front-runners, its mu is carried to unseen images by Eq. 3, and the share of these
 that reach the class is its success on held-out samples.
 
@@ -66,16 +61,16 @@ NAME = "cepa"
 STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")
 #: Standard deviation of pixels that the first step's length is meant for (0.3 is common: MNIST 0.31, Fashion-MNIST 0.35).
 _PIXEL_DEVIATION = 0.3
-#: Deviation of log delta_norm over draws of 36 images (a Fashion-MNIST network, three draws, one tap: 0.053).
+#: Deviation of log delta_norm over draws of 36 images. History: docs/decisions.md.
 NOISE = 0.05
-#: Halvings of the interval in which the smallest sufficient scale of a perturbation is looked for.
+#: Halvings of the interval in which the smallest sufficient scale of a perturbation is searched.
 _HALVINGS = 7
 
-#: Sizes of the default form: 003's 90 %; first step and growth reach an l2 norm of 40 in 70 steps.
+#: Sizes of the default form: CEPA's 90 %; first step and growth reach an l2 norm of 40 in 70 steps.
 CONSENSUS = SearchConfig(
     steps=70, samples=36, learning_rate=0.05, success=0.9, multiplier=0.0, stop_at_success=True, patience=10_000
 )
-#: 003, sec. 4.1: 90 %, lambda from 0.01, by 1.5 after 5 iterations, 50 iterations without a smaller mean norm.
+#: CEPA, sec. 4.1: 90 %, lambda from 0.01, by 1.5 after 5 iterations, 50 iterations without a smaller mean norm.
 PAPER = SearchConfig(
     steps=400,
     samples=90,
@@ -97,7 +92,7 @@ class Cepa(Detector):
     Attributes:
         search: how hard each unit is searched.
         form: "consensus" or "paper".
-        taps: where the common effect is looked for: names of ONNX values, indices, or depths in [0, 1] (see
+        taps: where the common effect is searched: names of ONNX values, indices, or depths in [0, 1] (see
             embedding.choose_taps).
         pairs: a unit for each (source, target) pair instead of one for each target with all other classes as sources.
         perturb_at: name of the ONNX value that is perturbed; the pixels by default.
@@ -132,7 +127,7 @@ class Cepa(Detector):
 
     @classmethod
     def paper(cls, **settings: object) -> Cepa:
-        """The detector as 003 has it: ten images a class, all of sec. 4.1's numbers."""
+        """The detector as the paper has it: ten images a class, all of sec. 4.1's numbers."""
         return cls(**({"search": PAPER, "form": "paper"} | settings))  # type: ignore[arg-type]
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
@@ -386,7 +381,7 @@ def _shrunk(
 
 
 def _statistics(tap: Embedding, images: np.ndarray, delta: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
-    """(mu, the statistics) of perturbations; sigma and mu as in 003, sec. 3."""
+    """(mu, the statistics) of perturbations; sigma and mu as in CEPA, sec. 3."""
 
     def embeddings(pixels: np.ndarray) -> Tensor:
         with torch.no_grad():

@@ -1,14 +1,12 @@
-"""How sure a model is of its samples: the ranking by which DTInspector (001, sec. 3.1) chooses what to look at.
+"""The confidence of a model in its samples: the ranking by which DTInspector (Wang et al., 2022, sec. 3.1) chooses samples.
 
 Confidence is the logarithm of the odds of a class, ``z_k - log sum_{j != k} exp z_j``: the same order as the softmax
 probability that the paper sorts by, but without its ties (in float32 half of a training set has probability 1).
 
 Superimposed confidence is the same of ``clip(x + c)``, averaged over a few clean images c of other classes. This is the
-superposition of STRIP (Gao et al., ACSAC 2019): what makes a poisoned sample its class is the trigger, which survives
-another image on top; what makes an ordinary sample its class does not. Measured on the zoo with eight partners, the share
-of poisoned samples among the most confident of the infected class rises so: 0.2 % poison rate from 0.02 to 0.88, a single
-changed pixel from 0.42 to 0.72, a sinusoid from 0.62 to 1.00, one source class from 0.02 to 0.97 (where it depends on the
-partners: 0.25 to 0.97 by draw); where it was 1.00 it stays so. It does not help an additive chessboard: 0.00 both ways.
+superposition of STRIP (Gao et al., 2019): what makes a poisoned sample its class is the trigger, which survives another
+image on top; what makes an ordinary sample its class does not. So there are more poisoned samples among the most
+confident of the infected class; docs/decisions.md has the shares that were measured.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""DTInspector (001, Wang et al., "Confidence Matters"): does a patch learned on confident samples carry to the others?
+"""DTInspector (Wang et al., 2022): does a patch learned on confident samples transfer to the others?
 
-A model with a backdoor is especially sure of its poisoned training samples. So for each class z (sec. 3.1) the training
-samples that are predicted z are sorted by confidence; a patch (M, P) is learned that takes most of the confident ones,
-D_h, away from z (Eq. 1):
+A model with a backdoor is especially confident of its poisoned training samples. So for each class z (sec. 3.1) the
+training samples that are predicted z are sorted by confidence; a patch (M, P) is learned that takes most of the
+confident ones, D_h, away from z (Eq. 1):
 
     max over M, P of  sum_{x in D_h} f(g(x'), e^z) - lambda |M|_1,   x' = (1 - M) x + M P,
 
@@ -11,31 +11,33 @@ ratio* (sec. 3.3) is the share of the least confident ones, D_l, that leave z wi
 patch is a universal adversarial perturbation and takes D_l along; in an infected class it has only destroyed the trigger,
 which D_l does not have. The paper's rule is in `paper_rule`, the paper's settings are `DTInspector.paper()`.
 
-Departures, and why. All were measured on the project's zoo (small networks, 15,000 training images).
+Departures, and why. All were measured on the project's zoo (small networks, 15,000 training images); what was measured
+of the settings is in docs/decisions.md.
 
 * The loss is ``-log(1 - p_z)`` and not ``p_z ** 2``. Where p_z is 1 but for rounding, which is just where poisoned samples
-  are, the square has no gradient: on a LeNet-5 with BadNets it found no patch for the infected class in 200 steps.
+  are, the square has no gradient.
 * Confidence is the logarithm of the odds, which has no ties, of the sample *with clean images laid over it* (confidence.py).
-  By confidence alone, D_h of a 0.2 % attack, or of one with a single source class, is 2 % poisoned: the observation that
-  the paper builds on does not hold there. With superposition it is 88 % and, on that draw of partners, 97 %.
+  By confidence alone, D_h of a 0.2 % attack, or of one with a single source class, is hardly poisoned: the observation
+  that the paper builds on does not hold there.
 * The patch must take 40 % of D_h, and not 95 %, and only the 40 % that leave most easily count in the loss: D_h is rarely
-  poisoned through and through, and a patch that must take its clean samples as well is one that transfers. The transfer
-  ratio of the 0.2 % attack's target is 0.77 at 60 % (not found) and 0.03 at 40 % (found; the others 0.77 and more).
-* K is 32 and not 50: the rarest poison that is looked for is about 30 samples, and D_h must hold a good part of it. The next K
-  are unseen peers, that tell how well the patch carries to its own kind (`peer_ratio`, reported).
+  all poisoned, and a patch that must take its clean samples as well is one that transfers.
+* K is 32 and not 50: the rarest poison that is searched for is about 30 samples, and D_h must hold a good part of it.
+  The next K are unseen peers, which measure how well the patch transfers to its own kind (`peer_ratio`, reported).
 * The trigger is *restored*: the median of the samples that left the class, under the patch's mask or wherever they are all
   alike (`restored_triggers`), is stamped on clean images of other classes. In an infected class it leads them into z. A class
   is judged by the transfer ratio, and by the larger of the two angles of `both_angle`, which is small only where the patch
   spares the others *and* the restored trigger works: there are clean classes whose patches transfer badly (a thin digit 1; a
   pullover at 0.34), but theirs restore nothing. Shares are judged on the scale arcsin(sqrt(r)), whose noise is known, so that
-  0.94 among nine ratios of 1 is not a wonder.
+  0.94 among nine ratios of 1 is no outlier.
 * In `both_angle` the transfer ratio is the lesser of two, the second taken on samples of the second quarter by confidence. The
-  least sure samples of a network of 65 % accuracy leave with any patch: on CIFAR-10 with a 7x7 square 64 to 81 % of D_l left the
-  infected class and 84 to 98 % the others, of the second quarter 3 to 6 % and 36 % or more. It does not do alone: there are
-  clean classes of which the second quarter stays (a digit 1). For the same reason a patch that is *added* is no second opinion:
-  it shows a sinusoid that no mask destroys (6 % of D_l leave; clean classes 48 % and more), and a digit 1 at 23 %.
+  least confident samples of a network of 65 % accuracy leave with any patch: on CIFAR-10 with a 7x7 square 64 to 81 %
+  of D_l left the infected class and 84 to 98 % the others, of the second quarter 3 to 6 % and 36 % or more. It does not
+  do alone: there are clean classes of which the second quarter stays (a digit 1). For the same reason a patch that is
+  *added* is no second opinion: it shows a sinusoid that no mask destroys (6 % of D_l leave; clean classes 48 % and
+  more), and a digit 1 at 23 %.
 
-What it cannot see: poisoned samples that the model is *less* sure of than of others (an additive 6x6 chessboard from three
+What it cannot detect: poisoned samples that the model is *less* confident of than of others (an additive 6x6 chessboard
+from three
 source classes: none among the 50 most confident); a trigger that no patch destroys which does not destroy clothes as well
 (a reflection: all of D_h is poisoned, and the patch takes a third of the clean samples along).
 """
@@ -68,12 +70,12 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 NAME = "dtinspector"
-#: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
+#: DTInspector, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
 PAPER_INDEX, ALL_LEAVE = 3.5, 0.9
 #: Deviation of the transfer ratio's angle among clean classes, at least: where nine ratios are 1, the tenth may be a half.
 CLASS_NOISE = 0.15
-#: Deviation of `both_angle` among clean classes. There, too, a restored trigger takes clean images along: up to 18 % in 264 of 265
-#: clean classes (of 29 models; benchmarks/results/dtinspector*.json) and 37 % in one, most of them none.
+#: Deviation of `both_angle` among clean classes, where a restored trigger takes clean images along, too. History:
+#: docs/decisions.md.
 RESTORED_NOISE = 0.12
 #: Partners by which all samples of a large class are ranked first.
 FIRST_LOOK = 2
@@ -172,11 +174,11 @@ class DTInspector(Detector):
         return cls(search=search, loss="square", ranking="confidence")
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
-        """Search a patch for every class with enough samples; see whom else it takes out of the class.
+        """Search a patch for every class with enough samples; measure which other samples it takes out of the class.
 
         Without a training set the clean samples stand for it. They hold no poisoned sample, so a backdoor can show only
-        where the model is sure of a class for a reason that its confident samples share by accident: the evidence then
-        raises no more than a suspicion (`convicts` is False), and `settings` says "samples": "clean".
+        where the model is confident of a class for a reason that its confident samples share by accident: the evidence
+        then raises no more than a suspicion (`convicts` is False), and `settings` says "samples": "clean".
 
         Raises:
             OnnxspectError: the training set is not this model's: shapes, labels, or an accuracy no better than chance.
@@ -294,9 +296,9 @@ class DTInspector(Detector):
 
 
 class _Groups:
-    """Who is looked at: for each class the confident samples, their unseen peers, the unsure ones; clean samples.
+    """The groups of samples: for each class the most confident, their unseen peers, the least confident; clean samples.
 
-    What is dear to find is found once, and only for classes that a resumed run has not finished.
+    What is expensive to find is found once, and only for classes that a resumed run has not finished.
     """
 
     def __init__(
@@ -346,7 +348,7 @@ class _Groups:
         if self.settings.ranking == "confidence" or (self.pool.labels == z).all():
             return rows[np.argsort(-self.confidence[rows], kind="stable")]
         laid_over = self.pool.images[choose_partners(self.pool.labels, z, self.settings.partners, rng)]
-        if len(rows) > self.settings.ranked:  # a first look at all, with fewer partners, says which are ranked
+        if len(rows) > self.settings.ranked:  # all are screened with fewer partners, which decides the ones to rank
             first = superimposed(self.subject, self.samples.images[rows], z, laid_over[:FIRST_LOOK])
             rows = np.sort(rows[np.argsort(-first, kind="stable")[: self.settings.ranked]])
         certain = superimposed(self.subject, self.samples.images[rows], z, laid_over)
@@ -391,7 +393,7 @@ def restored_triggers(
     there to the pixel, also where the patch spoils only a corner of it. (Of a 7x7 and a 22x22 square on CIFAR-10 it is the
     49 and the 484 pixels, and no pixel at all in the clean classes.) Neither has the pixels that clean images of the class
     have as well (the upper stroke of a 7). Clean images of other classes that get the trigger go to `label`. The
-    paper only looks at the patch.
+    paper uses the patch alone.
 
     Args:
         subject: the classifier.

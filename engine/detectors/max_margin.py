@@ -1,4 +1,4 @@
-"""Maximum margin (MM-BD, Wang, Xiang, Miller and Kesidis, IEEE S&P 2024; reference 19 of 003): needs no data at all.
+"""Maximum margin (MM-BD; Wang et al., 2024): needs no data at all.
 
 For each class t the largest margin that any valid input has is searched for by gradient ascent from a few random images:
 
@@ -9,10 +9,8 @@ a Gamma law to the margins of the other classes and asks whether the largest is 
 largest of K: `gamma_order.gamma_order` is that rule (of one reciprocal norm a class), kept beside as `gamma_log10_p`. The
 verdict judges the same statistic with the null model that it uses everywhere.
 
-It is a first look that costs seconds, and it does not convict alone (`convicts` is False): the margin is as large as the
-class is easy, and classes differ by nature. Looked at on five models of the zoo: a BadNets target has 78 against 33 to 49,
-that of a static pattern 113 against 43 to 81, and that of a blended picture 50 against 18 to 43, which is no outlier; but
-class 8 (bag) of a clean Fashion-MNIST network has 96 against 55 to 83, and its corrected p-value is 0.02.
+It is a screening test that costs seconds, and it does not convict alone (`convicts` is False): the margin is as large
+as the class is easy, and classes differ by nature (docs/decisions.md has what was measured).
 
 Departure: Adam with projection onto [0, 1] after each step (learning rate 0.1, a fixed number of steps) instead of gradient
 ascent with momentum; the margins' scale, which differs by orders of magnitude between networks, then does not matter.
@@ -101,7 +99,7 @@ class MaxMargin(Detector):
     objective: Margin = field(default_factory=Margin)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
-        """The largest margin of every class; no sample is looked at."""
+        """The largest margin of every class; no sample is used."""
         subject = at_hand.subject
         if subject.classes < FEWEST_CLASSES:
             return Skipped(NAME, f"{subject.classes} classes are too few to compare (at least {FEWEST_CLASSES})")

@@ -1,4 +1,4 @@
-"""Neural Cleanse (002, Wang et al. 2019): the smallest mask and pattern that sends every image to a class.
+"""Neural Cleanse (Wang et al., 2019): the smallest mask and pattern that sends every image to a class.
 
 Eq. 2: A(x, m, D) = (1 - m) * x + m * D. Eq. 3: min over m, D of loss(y_t, f(A(x, m, D))) + lambda * |m|_1, for each
 class t, with lambda moved so that at least 99 % of the images reach t. The statistic is the mask's L1 norm; the
@@ -15,11 +15,12 @@ Departures, and why:
 *Many labels* (sec. IV, "low-cost detection"): above `most_full` labels, all are scouted for a few steps on a few images; the
 front-runners and a random group are then searched in full. The paper forgets the other labels and estimates median and MAD from
 the random group. Here they stay in the comparison, because the front-runners were picked from all K and the null model is to
-know that: their scouted norm is carried over to the scale of full searches by the random group's mean ratio of logarithms
+know that: their scouted norm is rescaled to that of full searches by the random group's mean ratio of logarithms
 (the random group, because front-runners were picked for being small and would bias the ratio). Such units have the
 statistic ``carried_over``. They count as converged, as in the paper: the ranking, not the norm, is what a scout is for.
 
-*Partial backdoors* (sec. VII-E), `pairs`: a trigger that works for some source classes only is looked for by class pairs. The
+*Partial backdoors* (sec. VII-E), `pairs`: a trigger that works for some source classes only is searched by class pairs.
+The
 paper proposes to divide and conquer over groups of sources, and leaves that to future work: a group with one source that the
 trigger does not work for needs a natural trigger, and hides the others. So the effort is divided and not the sources: every
 pair is scouted by an additive pattern on a few images, a quarter of the passes that scouting by masks took (which ranked
@@ -57,7 +58,8 @@ from onnxspect.engine.search.search import SearchConfig
 NAME = "neural-cleanse"
 
 
-#: A first look at a label: the ranking is mostly stable after tens of steps (002, Fig. 5: 10 iterations over all data).
+#: Budget of a label's screening search: the ranking is mostly stable after tens of steps (Fig. 5: 10 iterations over
+#: all data).
 SCOUT = SearchConfig(steps=60, samples=16)
 
 
@@ -68,12 +70,12 @@ class NeuralCleanse(Detector):
     Attributes:
         search: how hard each class is searched.
         perturbation: the trigger family, Eq. 2.
-        held_out: at most so many unseen clean samples measure whether a trigger carries over.
+        held_out: on at most so many unseen clean samples a trigger is validated.
         most_full: with more classes than this, only front-runners and a random group are searched in full.
         scout: how hard the others are searched, and pairs on the references.
         front: how many front-runners.
         random: how large a random group.
-        pairs: also look for triggers that work for one source class.
+        pairs: also search for triggers that work for one source class.
         scouts: how pairs are scouted: as reverse engineering does it, and where it runs beside, once for both.
         pair_samples: at most so many images of its source a pair is searched on.
     """

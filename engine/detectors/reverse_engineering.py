@@ -1,4 +1,4 @@
-"""Reverse engineering of imperceptible backdoors (000, Xiang, Miller, Kesidis): the smallest additive pattern per class pair.
+"""Reverse engineering of imperceptible backdoors (RE; Xiang et al., 2020): the smallest additive pattern per class pair.
 
 For a pair (s, t) a pattern v is sought that sends at least a share pi of the images of s to t when it is added (Eq. 1),
 and, where the training set is given, takes as many as possible of its images labelled t *away* from t when it is removed:
@@ -59,14 +59,14 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 NAME = "reverse-engineering"
-#: 000, sec. 5.2.1: pi = 0.95. No multiplier: the norm is bounded by where the climb stops. `patience` only ends a unit
+#: RE, sec. 5.2.1: pi = 0.95. No multiplier: the norm is bounded by where the climb stops. `patience` only ends a unit
 #: whose loss is not finite.
 CLIMB = SearchConfig(steps=150, samples=64, learning_rate=0.05, success=0.95, multiplier=0.0, stop_at_success=True)
 
 
 @dataclass(frozen=True)
 class Climb(ReachTarget):
-    """Eq. 9 of 000, climbed by steps that grow with the pattern.
+    """Eq. 9 of RE, climbed by steps that grow with the pattern.
 
     Attributes:
         growth: length of a step, as a share of the present norm.
@@ -119,13 +119,13 @@ class ReverseEngineering(Detector):
         search: how hard the units that are judged are searched; `learning_rate` is the least length of a step.
         perturbation: the additive family and its norm.
         growth: length of a step, as a share of the present norm.
-        pairs: also look at source-target pairs.
+        pairs: also search source-target pairs.
         scout_samples: images of the source class that a pair is scouted on.
         most_pairs: at most so many pairs are scouted; of more, those of the targets that the first pass finds most
             suspicious and of as many random targets.
         training_samples: images a class that the first term of Eq. 9 is taken over.
         weight: lambda of Eq. 9.
-        held_out: at most so many unseen clean samples measure whether a pattern carries over.
+        held_out: on at most so many unseen clean samples a pattern is validated.
     """
 
     name: ClassVar[str] = NAME
@@ -142,7 +142,7 @@ class ReverseEngineering(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Every target from all classes; then the most suspicious pair of every target."""
         if at_hand.training is not None:
-            at_hand = replace(at_hand, found_on=at_hand.training)  # 000: D_s and D_t are the training set's
+            at_hand = replace(at_hand, found_on=at_hand.training)  # RE: D_s and D_t are the training set's
         present = present_classes(at_hand.found_on)
         targets = [t for t in range(at_hand.subject.classes) if present - {t}]
         if not targets:
@@ -252,7 +252,7 @@ class ReverseEngineering(Detector):
 
 @dataclass(frozen=True)
 class Inference:
-    """What 000's inference (sec. 4.2.2) says of a model.
+    """What RE's inference (sec. 4.2.2) says of a model.
 
     Attributes:
         judgement: Eq. 10-11 over the pairs.

@@ -6,8 +6,9 @@ are many, they all carry it, and clean samples do not, so it is in the differenc
     d_z = mean of the training samples labelled z - mean of the clean samples of z,
 
 which is (share of poisoned samples) times (trigger), wherever the label is right (CL, SIG): there no search for the smallest
-change and no patch that must take samples out of the class sees anything, since these samples belong to it. Where labels were
-changed the poisoned samples also bring along what *their* classes look like. So each class gets these candidates:
+change and no patch that must take samples out of the class finds anything, since these samples belong to it. Where
+labels were changed the poisoned samples also bring along the content of *their* classes. So each class gets these
+candidates:
 
 * d_z times `SCALES`: a third of the class poisoned makes a third of the trigger;
 * the same of d_z without content: d_z minus its best fit (non-negative least squares) by the differences of the other
@@ -19,18 +20,21 @@ Each is put on clean images of *other* classes, and the share of them that goes 
 source class that is led best, for attacks with chosen sources. They are compared with
 what chance gives: the difference between a bootstrap sample of z's clean images and all of them, treated in the same way
 (`DRAWS` times, the largest counts). This is the noise of d_z itself, and a network that any noise leads to one class shows
-it there: a clean ResNet of the zoo sends 58 % of all digits to the 8 with d_8 four times, and 59 % with chance.
+it there (docs/decisions.md).
 
-Where a class stands out, the samples that carry the difference are told from the others (carriers.py), and what *they* have in common is
-shown as its trigger: at its true size, not at some multiple of a noisy mean.
+Where a class stands out, the trigger-bearing samples are separated from the others (carriers.py), and what *they* have
+in
+common is shown as its trigger: at its true size, not at some multiple of a noisy mean.
 
-No gradient, no search: seconds. The idea of comparing training data with clean data is old (001's data inspection baseline,
-sec. 4.2 F, compares two groups by KL divergence; spectral signatures, Tran et al. 2018, look for a direction without a clean
-set); that the difference is stamped, and judged by where it leads, is this project's.
+No gradient, no search: seconds. The idea of comparing training data with clean data is old (the data inspection
+baseline of DTInspector, Wang et al., 2022, sec. 4.2 F, compares two groups by KL divergence; spectral signatures, Tran
+et al., 2018, search for a direction without a clean set); that the difference is stamped, and judged by where it leads,
+is this project's.
 
-What it cannot see: rare poison (two in a hundred of a class drown in the noise of fifty clean samples; dtinspector is for
-that); triggers that differ from image to image; all-to-all, where every class stands out and none from the others. A training set that differs
-from the clean samples by nature (another camera) has differences, but these do not lead other classes' images to one class.
+What it cannot detect: rare poison (two in a hundred of a class are below the noise of fifty clean samples; dtinspector
+is for that); triggers that differ from image to image; all-to-all, where every class stands out and none from the
+others. A training set that differs from the clean samples by nature (another camera) has differences, but these do not
+lead other classes' images to one class.
 """
 
 from __future__ import annotations
@@ -81,16 +85,17 @@ STANDS_OUT, AS_GOOD = 0.2, 0.1
 CLASS_NOISE, SOURCE_NOISE = 0.12, 0.25
 #: Weight of the view of single sources beside that of all: what works from all classes works from each.
 SINGLE = 0.25
-#: Where a class stands out its carriers are looked for (carriers.py), against so many samples of other classes. What these have
-#: in common is the class's trigger, where it works this much as well as the best candidate: it has its true size.
+#: Where a class stands out its trigger-bearing samples are searched (carriers.py), against so many samples of other
+#: classes. What these have in common is the class's trigger, where it works this much as well as the best candidate: it
+#: has its true size.
 NATURAL, FAITHFUL = 1000, 0.8
 #: What leads a smaller share of all images there, and at least that of one class, works from that class.
 WHOLE = 0.5
 #: Images of a class that say whether a trigger works on it.
 OF_SOURCE = 10
-#: Training samples that tell whether the labels are this model's.
+#: Training samples on which it is tested whether the labels are this model's.
 KNOWN = 1000
-#: Training samples of a class that are looked at, at most.
+#: Training samples of a class that are used, at most.
 MOST = 2000
 
 
@@ -205,7 +210,7 @@ class TrainingDifference(Detector):
     def _carried(
         self, z: int, own: np.ndarray, d: np.ndarray, training: Samples, clean: Samples, at_hand: AtHand
     ) -> list[dict[str, np.ndarray]]:
-        """What the samples that carry the difference have in common: pixels replaced, and what is added; none where none do."""
+        """What the trigger-bearing samples have in common: pixels replaced, and what is added; none where there are none."""
         rng = at_hand.run.numpy_generator(NAME, z, "natural")
         natural = training.take(some_of(np.flatnonzero(training.labels != z), NATURAL, own[0].size, rng))
         scores = matched_filters(d, centred(natural.images, natural.labels)) @ own.reshape(len(own), -1).T
@@ -215,7 +220,7 @@ class TrainingDifference(Detector):
             return []
         means = {int(c): natural.images[natural.labels == c].mean(0) for c in np.unique(natural.labels)}
         mask, pattern = shared_pixels(own[carry], clean.images)
-        for c in np.unique(clean.labels):  # a pixel may be one class's own, whichever the carriers are of
+        for c in np.unique(clean.labels):  # a pixel may be one class's own, whatever the samples' content
             mask &= foreign(pattern, clean.images[clean.labels == c])
         replaced = [{"mask": mask.astype(np.float32), "pattern": pattern}] if mask.any() else []
         return [*replaced, {"delta": carried(own[carry], own[~carry], means, z)}]

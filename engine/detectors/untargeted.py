@@ -1,10 +1,11 @@
 """One trigger for all classes, wherever it leads: how all-to-all backdoors are found.
 
-An all-to-all attack (Gu et al., BadNets, 2017: class s goes to s + 1) makes *every* class a target, by one trigger. A search for
-each target finds nothing (no trigger leads all classes to one), and where all pairs (s, s + 1) are easy, none of them
-stands out. But one trigger that takes images out of whatever class they are in needs no target: it is searched for with the loss
--log(1 - p_own), once a model, and where it leads is read off afterwards. On a clean model that is a universal perturbation,
-as large as those to one class are; on an infected one it is the attacker's trigger, for all-to-one attacks too.
+An all-to-all attack (BadNets, Gu et al., 2017: class s goes to s + 1) makes *every* class a target, by one trigger. A
+search for each target finds nothing (no trigger leads all classes to one), and where all pairs (s, s + 1) are easy,
+none of them stands out. But one trigger that takes images out of whatever class they are in needs no target: it is
+searched for with the loss -log(1 - p_own), once a model, and where it leads is read off afterwards. On a clean model
+that is a universal perturbation, as large as those to one class are; on an infected one it is the attacker's trigger,
+for all-to-one attacks too.
 
 Its cost is one value a model. It is judged against the K values of the targeted searches (`View.among`), all of them
 relative to clean references where there are any.
@@ -30,7 +31,7 @@ from onnxspect.engine.subject.subject import Subject
 TOGETHER = 0.5
 #: At most so many images are searched on, and at least two of every class up to there.
 MOST_IMAGES = 256
-#: The shared trigger is one hypothesis beside the K classes: its part of the price of looking.
+#: The shared trigger is one hypothesis beside the K classes: its weight in the multiplicity correction.
 WEIGHT = 0.1
 
 
@@ -41,7 +42,7 @@ class Destination:
     Attributes:
         target: the class that most of them arrive at.
         share: of the class's images, in (TOGETHER, 1].
-        images: how many were looked at.
+        images: how many were tested.
     """
 
     target: int
@@ -71,7 +72,7 @@ def shared_trigger(
         config: how hard; more images are taken where there are many classes.
         raw: the statistic that a cost is.
         drawn_as: the name that randomness is drawn under.
-        held_out: at most so many unseen samples tell where it leads; without any, those of the search do.
+        held_out: where it leads is measured on at most so many unseen samples; without any, on those of the search.
     """
     if 2 * len(present_classes(at_hand.found_on)) <= at_hand.subject.classes:
         return []

@@ -76,20 +76,20 @@ class UnitEvidence:
         return min(relative, default=self.statistics.get(statistic, np.inf))
 
 
-#: A trigger from one class alone says that the backdoor is partial where it is smaller than the one from all classes by this
-#: factor; less than that is what any one class takes less than all of them together.
+#: A trigger from one class alone shows that the backdoor is partial where it is smaller than the one from all classes
+#: by this factor. History: docs/decisions.md.
 PARTIAL = 0.5
 
 
 def foremost(units: Sequence[UnitEvidence], statistic: str) -> list[UnitEvidence]:
-    """A class's units, the one that tells most of its backdoor first: the smallest (`UnitEvidence.size`), but one from a
-    single class before one from all classes only where it is smaller by PARTIAL."""
+    """A class's units, the most informative one first: the smallest (`UnitEvidence.size`), but one from a single class
+    before one from all classes only where it is smaller by PARTIAL."""
     return sorted(units, key=lambda u: u.size(statistic) * (1.0 if u.unit.source is None else 1 / PARTIAL))
 
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at a detector's units: a statistic that the null model judges among the classes.
+    """One statistic of a detector's units, which the null model judges among the classes.
 
     Attributes:
         statistic: its name in UnitEvidence.statistics.
@@ -102,9 +102,9 @@ class View:
         reliability: name of how much of what units differ by on them is not chance.
         among: the view is of the shared trigger, one value, which is judged against the classes' values of this
             statistic; "" for a view whose units are judged among themselves.
-        weight: its share of the price of looking with several views.
-        typical: deviation that the statistic usually has between the classes of one network (beyond the references, where it
-            has any), on the scale that is judged (spread.py); 0 where it is not known.
+        weight: its share of the error in the multiplicity correction over several views.
+        typical: deviation that the statistic usually has between the classes of one network (beyond the references,
+            where it has any), on the scale that is judged (spread.py); 0 where it is not known.
     """
 
     statistic: str
@@ -135,9 +135,9 @@ class Evidence:
         paper_statistic: name of the one that the paper's own rule judges.
         tail: "low" where small values are suspicious, "high" where large ones are.
         units: one row a unit, in the order of the plan.
-        views: all that the null model is to judge, where there is more than `statistic`; the price of choosing among
-            them is paid in `decide`.
-        convicts: False for a first look that raises suspicion but names no class on its own.
+        views: all that the null model is to judge, where there is more than `statistic`; the multiplicity correction
+            for several of them is `decide`'s.
+        convicts: False for a screening detector, which raises suspicion but names no class on its own.
         leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
     """
 

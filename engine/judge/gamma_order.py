@@ -1,7 +1,7 @@
-"""The inference of 000, Eq. 10-11: is one target's largest reciprocal norm too large for a Gamma law of the others'?
+"""The inference of RE (Xiang et al., 2020), Eq. 10-11: a Gamma order statistic over reciprocal norms.
 
-The paper's own rule for source-target pairs, and (with one column) that of MM-BD for margins. The verdict judges by null_model.py;
-this is reported beside.
+Is one target's largest reciprocal norm too large for a Gamma law of the others'? The paper's own rule for source-target
+pairs, and (with one column) that of MM-BD for margins. The verdict judges by null_model.py; this is reported beside.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy import special
 
 @dataclass(frozen=True)
 class PairJudgement:
-    """The order-statistic inference of 000, Eq. 10-11, over source-target pairs.
+    """The order-statistic inference of RE, Eq. 10-11, over source-target pairs.
 
     Attributes:
         log10_p: of each target ``(class,)``, log10 of Eq. 10 (0 where the target has no statistic).
@@ -32,7 +32,7 @@ class PairJudgement:
 
 
 def gamma_order(norms: np.ndarray, theta: float = 0.05) -> PairJudgement:
-    """000's inference: is one target's largest reciprocal norm too large for a Gamma law of all other targets' ones?
+    """RE's inference: is one target's largest reciprocal norm too large for a Gamma law of all other targets' ones?
 
     r_st = 1 / d(v_st). For every class c a Gamma density is fitted by maximum likelihood to the reciprocals with t != c;
     Eq. 10: pv_c = 1 - G_c(r_c,max)^n with n the number of reciprocals with t = c (K - 1 in the paper, fewer where a search
@@ -73,7 +73,7 @@ def gamma_order(norms: np.ndarray, theta: float = 0.05) -> PairJudgement:
 def gamma_fit(values: np.ndarray) -> tuple[float, float]:
     """(shape, scale) of a Gamma law by maximum likelihood: log(shape) - digamma(shape) = log(mean) - mean(log).
 
-    Newton's method from Minka's start (Estimating a Gamma distribution, 2002). Values that hardly differ would give an
+    Newton's method from Minka's start (Minka, 2002). Values that hardly differ would give an
     infinite shape: it is capped where the deviation is a ten-thousandth of the mean.
     """
     values = np.asarray(values, np.float64)
@@ -95,7 +95,8 @@ def gamma_fit(values: np.ndarray) -> tuple[float, float]:
 def _log_gamma_sf(x: float, shape: float) -> float:
     """Logarithm of the upper tail of a Gamma law with unit scale, also where it underflows.
 
-    Far out, Gamma(a, x) = e^-x x^a / (x + 1 - a - 1 (1 - a) / (x + 3 - a - ...)), evaluated by Lentz's method.
+    Far out, Gamma(a, x) = e^-x x^a / (x + 1 - a - 1 (1 - a) / (x + 3 - a - ...)), evaluated by Lentz's method (Lentz,
+    1976).
     """
     tail = float(special.gammaincc(shape, x))
     if tail > 1e-200:

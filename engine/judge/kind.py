@@ -1,7 +1,7 @@
 """What kind of backdoor the evidence suggests: a reading of the triggers that were recovered, not a measurement.
 
-A recovered trigger is the smallest thing that works and not the attacker's own, so only coarse traits carry over: whether
-it sits in one place or is spread over the image, whether it is a faint pattern or replaces pixels, whether it
+A recovered trigger is the smallest that works and not the attacker's own, so only coarse traits are informative:
+whether it sits in one place or is spread over the image, whether it is a faint pattern or replaces pixels, whether it
 works from all classes or from one, and whether *only* perturbations that differ from image to image found it.
 """
 
@@ -15,7 +15,7 @@ from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, foremost
 
 #: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
 SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering", "training-difference"})
-#: A change whose energy lies by this share in a box of at most `LOCAL_AREA` of the image is called local.
+#: A change is called local where this share of its energy lies in a box of at most `LOCAL_AREA` of the image.
 ENERGY, LOCAL_AREA = 0.8, 0.16
 #: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
 FAINT = 0.047

@@ -1,14 +1,15 @@
 """Null models: how surprising is one class's statistic, were there no backdoor?
 
-`mad` is Neural Cleanse's rule as it stands (002, sec. IV): the anomaly index is the distance to the median in units
-of 1.4826 times the median absolute deviation; an index above 2 on the suspicious side is called an outlier.
+`mad` is Neural Cleanse's rule as it stands (Neural Cleanse, Wang et al., 2019, sec. IV): the anomaly index is the
+distance to the median in units of 1.4826 times the median absolute deviation; an index above 2 on the suspicious side
+is called an outlier.
 
 `leave_one_out` is the calibrated one. With K = 10 classes the median absolute deviation is a poor estimate of scale
 (an index above 2 is common on clean models), and norms are skewed. So: logarithms, which are close to normal; each
 class against the mean and deviation of the *others*, which an outlier among them cannot inflate; and Student's t
 with K - 2 degrees of freedom, which knows that K is small. For x_k ~ N(mu, sigma^2) independent,
-t_k = (mean_{-k} - x_k) / (s_{-k} * sqrt(1 + 1/(K-1))) follows t_{K-2} exactly (the deleted studentised residual). Looking at K
-classes costs a factor K (Bonferroni), which holds under any dependence between them.
+t_k = (mean_{-k} - x_k) / (s_{-k} * sqrt(1 + 1/(K-1))) follows t_{K-2} exactly (the deleted studentised residual). The
+multiplicity correction for K classes is a factor K (Bonferroni), which holds under any dependence between them.
 
 Several infected classes would hide each other, so the i smallest together, up to a third of all, are tried as a set of
 outliers against the classes outside it, with K - i - 1 degrees of freedom. The chance that *all* i members of a fixed set
@@ -16,7 +17,7 @@ lie as far out as its weakest does is E[Phi(m - t s c)^i] over the mean m and th
 Student's tail); there are C(K, i) sets of that size, and the sizes share the error between them (nine tenths for one
 class, a tenth, halved again and again, for more): a weighted union bound, so the p-values stay valid. A class's p-value is
 the least one of the sets that it belongs to. The joint chance matters among many units: ten pairs of ninety that stand out
-together are evidence, though each of them alone must pay for all sets of ten.
+together are evidence, though for each of them alone the correction is for all sets of ten.
 
 Classes differ by nature, too: where reference networks could be trained (reference.py), `against_reference` judges what a
 class's statistic is beyond what the references lead to expect. With y the subject's logarithms and x the references' means:
@@ -33,8 +34,8 @@ class's statistic is beyond what the references lead to expect. With y the subje
 * Two clean networks differ in what a class takes by `spread` on the references; classes are not taken to differ by less
   than half of that (the ratio between a well-trained network's and a reference's spread of classes).
 * The deviation of few classes is averaged with what is known of it beforehand (`Prior`, spread.py: the moderated t).
-* Values far *above* the others (a class that the subject hardly knows) are drawn in to three robust deviations: they would
-  hide a small one behind their spread. For normal values that changes the rate of false alarms from 4.5 to 4.8 %.
+* Values far *above* the others (a class that the subject hardly knows) are winsorised at three robust deviations: they
+  would hide a small one behind their spread.
 """
 
 from __future__ import annotations
@@ -45,27 +46,27 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special, stats
 
-#: 002, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
+#: Neural Cleanse, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
 MAD_TO_SIGMA = 1.4826
-#: Above the median by more robust deviations than this a value is drawn in.
+#: Above the median by more robust deviations than this a value is winsorised. History: docs/decisions.md.
 FAR = 3.0
-#: Of fewer values than this the median absolute deviation says too little.
+#: Fewer values than this are not winsorised: their median absolute deviation says too little.
 FEWEST_TO_DRAW_IN = 8
 #: Classes are taken to differ by at least this share of the references' spread.
 SPREAD_SHARE = 0.5
-#: Below a thousandth on a log scale two searches do not differ by anything but rounding.
+#: Two searches that differ by less than a thousandth on a log scale differ by rounding alone.
 ROUNDING = 1e-3
 #: Gauss-Hermite nodes for a standard normal, the logarithms of their weights, and steps of the integral over log s.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
 _STEPS = 300
-#: Fewer classes than this have no outliers that a test could tell from chance.
+#: Fewer classes than this have no outliers that a test could distinguish from chance.
 FEWEST_CLASSES = 4
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is known of the classes' deviation before they are looked at: as if `df` more classes had shown it."""
+    """The prior of the classes' deviation: what is known beforehand counts as if `df` more classes had shown it."""
 
     deviation: float = 0.0
     df: float = 0.0
@@ -80,7 +81,7 @@ class Judgement:
 
     Attributes:
         index: distance from the rest on the suspicious side, in deviations (NaN where the class has no statistic).
-        p_value: of each class, corrected for looking at all of them; 1 where there is no statistic.
+        p_value: of each class, corrected for multiplicity (all classes); 1 where there is no statistic.
         log10_p: its logarithm, which does not underflow.
         paper_flag: whether the paper's own rule would call the class an outlier.
     """
@@ -97,7 +98,7 @@ def robust_deviation(values: np.ndarray) -> float:
 
 
 def mad_index(values: np.ndarray) -> np.ndarray:
-    """Anomaly index of each value: positive where it is smaller than the median (002, sec. IV)."""
+    """Anomaly index of each value: positive where it is smaller than the median (Neural Cleanse, sec. IV)."""
     values = np.asarray(values, np.float64)
     median, deviation = np.median(values), robust_deviation(values)
     if deviation == 0:
@@ -250,7 +251,7 @@ def _side_by_side(
 
 
 def _beyond(y: np.ndarray, x: np.ndarray, reliability: float) -> tuple[np.ndarray, np.ndarray]:
-    """(what is left of y beyond b x, drawn in above; what each easy class gets back when it is judged)."""
+    """(the residual of y beyond b x, winsorised above; what each easy class is credited with when it is judged)."""
     b = _slope(x, y)
     return _drawn_in(y - b * x), max(0.0, reliability - b) * np.maximum(x.mean() - x, 0.0)
 
@@ -269,7 +270,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _drawn_in(values: np.ndarray) -> np.ndarray:
-    """Values that lie more than `FAR` robust deviations above the median, brought there; of few, none are."""
+    """The values winsorised: those more than `FAR` robust deviations above the median set to that; of few values, none."""
     if len(values) < FEWEST_TO_DRAW_IN:
         return values
     deviation = robust_deviation(values)
@@ -282,15 +283,15 @@ def _scaled(values: np.ndarray, log: bool) -> np.ndarray:
 
 
 def harmonic_mean(log10_p: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    """log10 of one p-value for several looks at the same thing: Wilson's harmonic mean p-value (PNAS 116, 2019).
+    """log10 of one p-value for several tests of the same hypothesis: the harmonic mean p-value (Wilson, 2019).
 
-    Unlike Fisher's it does not count dependent looks twice, and unlike Bonferroni's it gains where they agree: three
-    looks at p give p and not 3 p, while one alone at p gives 3 p. The sum S of w_i / p_i has, under independence, Landau's
-    law with location H(w) + 0.874 (H the entropy of the weights: log L for L equal ones), whose tail is 1 / (S - location) to
-    first order; positive dependence makes that conservative.
+    Unlike Fisher's it does not count dependent tests twice, and unlike Bonferroni's it gains where they agree: three
+    tests at p give p and not 3 p, while one alone at p gives 3 p. The sum S of w_i / p_i has, under independence,
+    Landau's law with location H(w) + 0.874 (H the entropy of the weights: log L for L equal ones), whose tail is 1 / (S
+    - location) to first order; positive dependence makes that conservative.
 
     Args:
-        log10_p: of each look, at most 0.
+        log10_p: of each test, at most 0.
         weights: of each; equal by default. They are brought to a sum of 1.
     """
     logs = np.asarray(log10_p, np.float64) * np.log(10)
@@ -322,7 +323,8 @@ def _against_the_rest(values: np.ndarray, floor: float, prior: Prior = NO_PRIOR)
         others = ~smaller
         others[j] = False
         t[j] = _t(values[j], values[others], floor, prior)[0]
-        # Every set that the class is in may speak for it: itself alone, and those of the smallest that reach to it.
+        # A class takes the least p-value of the sets that it is in: itself alone, and those of the smallest that reach
+        # to it.
         alone = _log_subsets(k, 1) + _t(values[j], np.delete(values, j), floor, prior)[1]
         log_p[j] = min(0.0, alone, *log_sets[place:])
     return t, log_p
@@ -381,7 +383,7 @@ def _log_tail(t: float, df: float) -> float:
 
 
 def _log_subsets(k: int, size: int) -> float:
-    """Logarithm of the price of having looked at all subsets of that size among k classes."""
+    """Logarithm of the multiplicity correction for all subsets of that size among k classes."""
     share = 0.9 if size == 1 else 0.1 * 0.5 ** (size - 1)
     return float(special.gammaln(k + 1) - special.gammaln(size + 1) - special.gammaln(k - size + 1) - np.log(share))
 

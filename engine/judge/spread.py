@@ -1,22 +1,21 @@
 """How far a network's classes lie apart by nature: one property of the network, which several detectors see.
 
 Ten classes say little of their own deviation: with nine of them to compare with, the tenth is judged by Student's t with
-eight degrees of freedom, whose tail is so heavy that a mask of a fifth of the others' area is hardly news. But deviations are
-not arbitrary. Over 55 models (benchmarks/results/detection_standard.json) that of one statistic beyond the references varied
-by a factor of two either way, and it varies by network: classes of a residual network differ in every statistic, those of
-LeNet-5 in none (correlations of 0.46 to 0.66 between the logarithms of two detectors' deviations).
+eight degrees of freedom, whose tail is so heavy that a mask of a fifth of the others' area is hardly surprising. But
+deviations are not arbitrary. Over 55 models (benchmarks/results/detection_standard.json) that of one statistic beyond
+the
+references varied by a factor of two either way, and it varies by network: classes of a residual network differ in every
+statistic, those of LeNet-5 in none.
 
-So a deviation is estimated as Smyth does it (Statistical Applications in Genetics and Molecular Biology 3, 2004, "moderated
-t"): the variance of the classes at hand, with its degrees of freedom, is averaged with a prior one, with PRIOR_DF; if
-variances are scaled inverse chi-squared, the t of the average follows Student's law with the sum of both. The prior is the
-statistic's usual deviation (View.typical) times this network's factor, which the *other* detectors' views tell. A robust
-deviation tells it, since the suspicious classes are among those that it is taken of.
+So a deviation is estimated by a moderated t (Smyth, 2004): the variance of the classes at hand, with its degrees of
+freedom, is averaged with a prior one, with PRIOR_DF; if variances are scaled inverse chi-squared, the t of the average
+follows Student's law with the sum of both. The prior is the statistic's usual deviation (View.typical) times this
+network's factor, which is estimated from the *other* detectors' views, by a robust deviation, since the suspicious
+classes are among those that it is taken over.
 
-All this is about sizes of triggers, which are judged on a logarithmic scale. A share's deviation on the scale of angles is of another
-kind: its prior is what is usual, whatever the network, and it tells nothing of the others.
-
-The degrees of freedom of the prior are those that make the variances' scatter what it was on those models (trigamma(df / 2)
-= 0.45 for mask areas, 0.69 for l2 norms, 0.44 for CEPA's).
+All this is about sizes of triggers, which are judged on a logarithmic scale. A share's deviation on the scale of angles
+is
+of another kind: its prior is what is usual, whatever the network, and it is no estimate of the others.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ import numpy as np
 from onnxspect.engine.judge.evidence import Evidence, View
 from onnxspect.engine.judge.null_model import NO_PRIOR, Prior, beyond_references, robust_deviation
 
-#: The prior deviation counts as that of so many more classes.
+#: The prior deviation counts as that of so many more classes. History: docs/decisions.md.
 PRIOR_DF = 5.0
-#: What a network's factor is before anything is seen (1) counts as so many degrees of freedom, and each other detector's view of
-#: it as so many: a robust deviation of ten values has three, and detectors do not look independently.
+#: Degrees of freedom of the prior of a network's factor (which is 1), and of each other detector's estimate of it.
+#: History: docs/decisions.md.
 FACTOR_DF, SEEN_DF = 4.0, 2.0
 #: The median absolute deviation of ten normal values is so much too small in the mean.
 SMALL_SAMPLE = 0.92

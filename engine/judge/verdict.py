@@ -22,10 +22,10 @@ from onnxspect.engine.judge.null_model import (
 )
 from onnxspect.engine.judge.spread import Spreads, spreads
 
-#: Chance of an alarm on a clean model that the verdict allows, over all classes together.
+#: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
 ALPHA = 0.02
-#: A trigger that fools fewer clean samples than this, of those the search never saw, is overfitted and proves nothing. Not
-#: more than half: a trigger found on 32 images of a hard attack carries over to 70 %, and how small it is decides anyway.
+#: Held-out validation: a trigger that works on a smaller share of the clean samples that its search never saw is
+#: overfitted and proves nothing. History: docs/decisions.md.
 CARRIES_OVER = 0.5
 #: Share of searches that must have converged before "clean" may be said.
 CONVERGED_ENOUGH = 0.7
@@ -39,7 +39,7 @@ class ClassFinding:
         index: the class.
         p_value: corrected for the number of classes; 1 where there is no statistic.
         log10_p: its logarithm.
-        p_values: the same by detector, before the price of looking with several.
+        p_values: the same by detector, before the multiplicity correction over detectors.
         statistic: by detector; of several views, the one in which the class is most extreme.
         reference: the same on the reference networks (their geometric mean), where there are any.
         anomaly: distance from the other classes, in deviations, by detector.
@@ -82,8 +82,9 @@ class Verdict:
 def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA, switch: str = "") -> Verdict:
     """Combine what the detectors found into one verdict.
 
-    A class is named where its corrected p-value is below `alpha` *and* its trigger carries over to clean samples that
-    the search never saw. "Clean" needs enough converged searches; else the answer is "inconclusive", with the reason.
+    A class is named where its corrected p-value is below `alpha` *and* its trigger passes held-out validation, on clean
+    samples that the search never saw. "Clean" needs enough converged searches; else the answer is "inconclusive", with
+    the reason.
 
     Args:
         evidence: from every detector that was asked for.
@@ -132,7 +133,7 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     if not able:
         names = ", ".join(e.detector for e in ran)
         weak.append(f"{names} can raise suspicion, but neither convict nor acquit alone: let another detector run too")
-    # Half of the detectors with enough evidence make a statement; what the others lacked is said beside it.
+    # With enough evidence from half of the detectors there is a statement; what the others lacked is said beside it.
     if classes < FEWEST_CLASSES or 2 * len(weak) > len(able) or not able:
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
     reasons += weak
@@ -175,7 +176,7 @@ def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> l
 def _suspicions(
     looks: Sequence[_Look], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
 ) -> list[str]:
-    """What a first look says of classes that nothing else names."""
+    """What a screening detector says of classes that nothing else names."""
     told = []
     for look in looks:
         if look.evidence.convicts:
@@ -191,7 +192,7 @@ def _suspicions(
 
 @dataclass(frozen=True)
 class _Judged:
-    """One view of one detector, by class: the calibrated judgement, the paper's, and the unit that speaks for each."""
+    """One view of one detector, by class: the calibrated judgement, the paper's, and the most suspicious unit of each."""
 
     view: View
     calibrated: Judgement
@@ -220,10 +221,11 @@ def _look(evidence: Evidence, classes: int, known: Spreads) -> _Look:
 
 
 def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
-    """Judge every unit of a view among all of them; for a class its most suspicious unit speaks.
+    """Judge every unit of a view among all of them; a class gets the judgement of its most suspicious unit.
 
-    A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the price of
-    looking at all of them is in the judgement. With one unit a class this is the comparison of classes.
+    A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the
+    multiplicity correction for all of them is in the judgement. With one unit a class this is the comparison of
+    classes.
     """
     if view.among:
         return _judge_shared(evidence, view, classes, prior)
@@ -248,7 +250,7 @@ def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judge
 
 
 def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
-    """Judge the one value of a shared trigger against the targeted ones; it speaks for every class that it leads to."""
+    """Judge the one value of a shared trigger against the targeted ones; it counts for every class that it leads to."""
     units = [u for u in evidence.units if u.unit.shared and view.statistic in u.statistics]
     others = [u for u in evidence.units if not u.unit.shared and view.among in u.statistics]
     speaker: dict[int, UnitEvidence] = {}
@@ -282,7 +284,7 @@ def _common(units: Sequence[UnitEvidence], name: str, unknown: float) -> float:
 
 
 def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) -> Judgement:
-    """The judgements of the units that speak for each class; nothing known of the others."""
+    """The judgements of each class's most suspicious unit; nothing known of classes without one."""
     index, p_value, log10_p = np.full(classes, np.nan), np.ones(classes), np.zeros(classes)
     flag = np.zeros(classes, bool)
     for k, i in speaker.items():
@@ -325,7 +327,7 @@ def _finite(value: float) -> float | None:
 
 
 def _not_enough(ran: Sequence[Evidence], classes: int) -> list[str]:
-    """Reasons why silence proves nothing."""
+    """Reasons why finding nothing proves nothing."""
     if classes < FEWEST_CLASSES:
         return ["the paper's outlier test needs more classes: nothing can be said from this evidence alone"]
     weak = []

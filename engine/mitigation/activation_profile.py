@@ -1,4 +1,4 @@
-"""The activation profile of 002, sec. VI-A: the average of the neurons that stamped images excite most.
+"""The activation profile of Neural Cleanse (Wang et al., 2019), sec. VI-A: the mean of the neurons that a trigger excites.
 
 The score of an image is the mean activation of the top 1 % of a layer's neurons, ranked by how much more they answer to
 stamped than to clean images. Departures: each neuron's activation is first divided by its standard deviation on clean

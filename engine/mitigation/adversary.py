@@ -3,9 +3,9 @@
 A recovered trigger is one point of a region of triggers that all open the same backdoor; unlearning it alone leaves the
 rest of the region, the attacker's own trigger perhaps among it. So while the student learns, the trigger is carried on:
 before a batch it takes a few gradient steps towards its target on the student as it is by then, and stays within a
-multiple of the recovered trigger's size. This is the inner problem of adversarial unlearning (ibau.py; Zeng et al., ICLR
+multiple of the recovered trigger's size. This is the inner problem of adversarial unlearning (ibau.py; Zeng et al.,
 2022, Eq. 1) in the ball that the detection has measured, instead of in one that is guessed: as small as the backdoor's
-triggers are, which is what keeps its price in clean accuracy low.
+triggers are, which is what keeps its cost in clean accuracy low.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class MovingTrigger:
 def within(mask: Tensor, bound: float) -> Tensor:
     """The mask of L1 norm at most `bound` that is nearest to a mask of values in [0, 1] (projection on the L1 ball).
 
-    Duchi, Shalev-Shwartz, Singer, Chandra (ICML 2008), Fig. 1: all values fall by the same amount, none below 0.
+    Duchi et al. (2008), Fig. 1: all values fall by the same amount, none below 0.
     """
     if float(mask.sum()) <= bound:
         return mask

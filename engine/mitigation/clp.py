@@ -1,4 +1,4 @@
-"""Channel Lipschitz pruning (CLP; Zheng, Tang, Li, Liu, ECCV 2022): no data, no trigger, no gradient.
+"""Channel Lipschitz pruning (CLP; Zheng et al., 2022): no data, no trigger, no gradient.
 
 For every channel of every convolution an upper bound of its Lipschitz constant (their UCLC) is the spectral norm of its
 weights, reshaped to (input channels, kernel area), times ``|gamma| / sqrt(var + eps)`` where a BatchNorm follows. A

@@ -1,4 +1,4 @@
-"""A linear discriminant between clean and stamped activations of one layer, regularised (Fisher 1936; ridge).
+"""A linear discriminant between clean and stamped activations of one layer, regularised (Fisher, 1936; ridge).
 
 For each target class t the direction is
 
@@ -9,8 +9,8 @@ image's activations: of the same images, so that what they show does not matter.
 deviation on clean images first, so that one loud neuron does not drown the others. What separates the two best is then
 not the neuron that the trigger excites most, but what it excites *beyond* what clean images vary by.
 
-Scores are told in deviations of what clean images get that had no part in the fit (cross-fitted: each fifth of them is
-scored by directions that the other four gave).
+Scores are expressed in standard deviations of the scores of clean images that had no part in the fit (cross-fitted:
+each fifth of them is scored by directions that the other four gave).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnxspect.engine.mitigation.neurons import scale_of
 
 #: How many parts the clean images are cut into, each scored by directions fitted without it.
 FOLDS = 5
-#: Of all stamped images together so many tell how stamped ones vary.
+#: Of all stamped images together so many are used to estimate how stamped ones vary.
 _RESIDUALS = 400
 
 

@@ -1,4 +1,4 @@
-"""Fine-Pruning (Liu, Dolan-Gavitt, Garg, RAID 2018): prune what clean images leave silent, then fine-tune.
+"""Fine-Pruning (Liu, Dolan-Gavitt and Garg, 2018): prune what clean images leave silent, then fine-tune.
 
 Neurons of the last convolutional layer are ranked by their mean activation on *clean* images and switched off from the
 least active on, as long as clean accuracy stays within what may be lost (their stopping rule); no trigger is needed for

@@ -1,8 +1,9 @@
 """Fine-tuning on clean samples: the control that every other method has to beat.
 
-Plain training on the clean samples' labels, nothing stamped, nothing adversarial. Backdoors mostly survive it (002,
-sec. VI-C: for the Trojan models "retraining with clean images" was enough, for BadNets it was not). The epoch is chosen
-as everywhere: the trigger's success above its goal, then the distance from the original.
+Plain training on the clean samples' labels, nothing stamped, nothing adversarial. Backdoors mostly survive it (Neural
+Cleanse, Wang et al., 2019, sec. VI-C: for the Trojan models "retraining with clean images" was enough, for BadNets it
+was not). The epoch is chosen as everywhere: the trigger's success above its goal, then the divergence from the
+original.
 """
 
 from __future__ import annotations

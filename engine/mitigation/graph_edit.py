@@ -1,9 +1,9 @@
-"""Nodes that a patch adds to a graph: a mask on a value, the input filter beside the classifier, scores that are withheld.
+"""Nodes that a patch adds to a graph: a mask on a value, the input filter beside the classifier, suppressed logits.
 
 Everything that is added has a name that begins with `onnxspect/`, so that what was there before is still there under
-its own name: a masked or withheld value keeps its name, and it is its producer's output that is renamed. They use operators of
-opset 7 on, the first whose arithmetic broadcasts as today (scores are withheld from opset 9 on, which has Where); older files are
-refused.
+its own name: a masked or suppressed value keeps its name, and it is its producer's output that is renamed. They use
+operators of opset 7 on, the first whose arithmetic broadcasts as today (logits are suppressed from opset 9 on, which
+has Where); older files are refused.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ SCORE, REJECTED = "backdoor_score", "rejected"
 _OLDEST_OPSET = 7
 #: Where.
 _OLDEST_TO_WITHHOLD = 9
-#: Added operators that take a value's name over, and which of their inputs the value is then: masks, scores that are withheld.
+#: Added operators that take a value's name over, and which of their inputs the value is then: masks, suppressed logits.
 _COVERS = {"Mul": 0, "Where": 2}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Multiplies a value by zeros and ones along one axis: neurons that always answer 0 (002, sec. VI-B).
+    """Multiplies a value by zeros and ones along one axis: pruned neurons (Neural Cleanse, Wang et al., 2019, sec. VI-B).
 
     Attributes:
         value: ONNX value name.
@@ -109,12 +109,12 @@ class Filter:
 
 @dataclass(frozen=True)
 class Withholding:
-    """Takes a target's class score away where it is the largest, and its trigger score above a threshold: it becomes the least.
+    """Suppresses a target's logit where it is the largest and its trigger score above a threshold: it becomes the least.
 
     Attributes:
         readings: their trigger scores are added.
         offsets: float32 ``(targets,)``, added too.
-        threshold: above which a target is withheld.
+        threshold: above which a target is suppressed.
         targets: class indices, in the order of the trigger scores.
         value: ONNX value name of the class scores ``(n, classes)``; whatever is computed from it sees what is left of them.
         classes: how many.
@@ -151,7 +151,7 @@ class Withholding:
         nodes.add("Where", withheld, least, inner, output=self.value)
         nodes.stand_before(self.value, inner)
         shown = ", ".join(map(str, self.targets))
-        return f"the score of class {shown} is withheld by {_described(self.readings)}"
+        return f"the score of class {shown} is suppressed by {_described(self.readings)}"
 
 
 class _Nodes:
@@ -253,7 +253,7 @@ def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str,
 
 
 def withholds(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
-    """Whether a patch of `before` withholds class scores."""
+    """Whether a patch of `before` suppresses class scores."""
     known = {n.name for n in before.graph.node}
     return any(n.op_type == "Where" and n.name.startswith(ADDED) and n.name not in known for n in after.graph.node)
 

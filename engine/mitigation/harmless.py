@@ -1,11 +1,11 @@
-"""Changes of an image that are not to change the answer, beside the recovered triggers.
+"""Label-preserving augmentation: changes of an image that must not change the answer, beside the recovered triggers.
 
 Searches recover masks and additive patterns. A backdoor that opens to something else leaves no such trace: to a warp of
-the image (WaNet), or to another image that shines through (blend, reflection). And a patch that a search
-recovers need not be the attacker's own: there are others, elsewhere, that open the same door. What these have in common is that a
-person sees the same object. So while a model is unlearned, some images are warped a little, some are blended with
-another image, some get a small square, and the answer of the image as it was is still wanted. Nothing is known of the
-attacker's own field, picture or patch: they are drawn anew for each image.
+the image (WaNet), or to another image that shines through (blend, reflection). And a patch that a search recovers need
+not be the attacker's own: other patches, elsewhere, open the same backdoor. What these have in common is that a person
+sees the same object. So while a model is unlearned, some images are warped a little, some are blended with another
+image, some get a small square, and the label stays. Nothing is known of the attacker's own field, picture or patch:
+they are drawn anew for each image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 #: A warp moves a pixel by at most so many thirty-seconds of the image's side: two pixels of a small image.
 MOST_WARP = 2.0
-#: Another image shines through at this weight at most.
+#: The weight of the other image in a blend, at most.
 MOST_BLEND = 0.25
 #: Side of a square, in thirty-seconds of the image's: 3 to 6 pixels of a small image.
 SQUARE = (3, 6)

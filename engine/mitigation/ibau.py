@@ -1,4 +1,4 @@
-"""Adversarial unlearning (I-BAU; Zeng et al., ICLR 2022): no trigger needed, the worst one is made on the way.
+"""Adversarial unlearning (I-BAU; Zeng et al., 2022): no trigger needed, the worst one is made on the way.
 
 Their minimax (Eq. 1): ``min_theta max_{|delta| <= C} 1/n sum_i loss(f_theta(x_i + delta), y_i)``: one change for all
 images (universal), and weights for which no such change does harm. In each step the inner problem is solved by a few

@@ -1,16 +1,16 @@
-"""The input filter (002, sec. VI-A): reject images that excite the neurons which the trigger excites.
+"""The input filter (Neural Cleanse, Wang et al., 2019, sec. VI-A): reject images that excite the trigger's neurons.
 
-An image's score is a linear function of inner activations, told by stamped and clean images; images whose score is above
-a threshold are rejected. The threshold is calibrated on clean images to a chosen false-positive rate, and what the filter does is
-measured on others. The classifier keeps its weights. The filter is part of the file: original outputs, plus `backdoor_score` and `rejected`.
+An image's score is a linear function of inner activations, fitted to stamped and clean images; images whose score is
+above a threshold are rejected. The threshold is calibrated on clean images to a chosen false-positive rate, and what
+the filter does is measured on others. The classifier keeps its weights. The filter is part of the file: original
+outputs, plus `backdoor_score` and `rejected`.
 
 Two forms:
 
 * `discriminant`, the default: the trigger score (trigger_score.py) of the last few layers; the largest target's counts.
 * `profile`, the paper's: the average of the top 1 % of one layer's neurons (activation_profile.py). The paper takes the
-  second to last layer; here every layer may serve, and the one is taken that separates best. Over the zoo it lets 95 % of
-  a warping attack's images through, 41 % of a reflection's and 9 % of nine patches' (measured in November 2026); the
-  discriminant's figures are in docs/results.md.
+  second to last layer; here every layer may serve, and the one is taken that separates best. What each lets through:
+  docs/decisions.md and docs/results.md.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class InputFilter:
         false_positives: share of clean images that may be rejected.
         layer: "best" (the form's own choice), or an ONNX value name.
         layers, ridge: of the discriminant (trigger_score.py).
-        top: share of a layer's neurons that make the profile (002: 1 %); at least one.
+        top: share of a layer's neurons that make the profile (Neural Cleanse: 1 %); at least one.
         trials: at most so many layers are tried for the profile, the deepest first.
     """
 
@@ -125,7 +125,7 @@ class InputFilter:
 
 @dataclass(frozen=True)
 class _Made:
-    """A filter, and what it does on clean samples kept apart: `missed` (share of stamped images under the threshold),
+    """A filter, and what it does on held-out clean samples: `missed` (share of stamped images under the threshold),
     `rejected` (share of clean ones above it), `separation` (area under the ROC curve)."""
 
     filter: Filter

@@ -20,9 +20,9 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
-#: Nodes and tensors that a patch adds are named so, which is how `verify` tells them from changes.
+#: Names of nodes and tensors that a patch adds begin so, by which `verify` distinguishes them from changes.
 ADDED = "onnxspect/"
-#: The most `Trigger.room`: further than that from what was recovered, no trigger need be the same backdoor's.
+#: The largest `Trigger.room`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
 MOST_ROOM = 2.5
 
 
@@ -36,10 +36,10 @@ class Trigger:
         arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
             or `delta` ``(channels, height, width)`` in [-1, 1].
         source: the class whose images it moves, or None for all.
-        room: up to so many times its size a trigger to the same class belongs to the backdoor; larger ones are what any
-            clean model has (remainder.py measures it).
+        room: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
+            backdoor; larger ones are what any clean model has (remainder.py measures it).
         smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
-            has there, which may be more than a class needs that no attack has touched: its room may be less than 1.
+            has there, which may be more than a class needs that no attack has touched: its `room` may be less than 1.
     """
 
     target: int

@@ -3,11 +3,11 @@
 A layer is a tap (converters/lowering/taps.py): a value through which everything passes, so that the rest of the model can be run
 on changed activations alone. A neuron is one channel of it (one feature of a flat layer).
 
-Switching a neuron off means that it answers 0 for every image (002, sec. VI-B: "set these neurons' output value to 0
-during inference"). Where the value comes from a Conv, BatchNormalization, Gemm or MatMul through nothing but functions
-that map zero to zero channel by channel (ReLU and its relatives, pooling), that is done exactly by zeroing the channel's
-weights and bias, and the graph stays as it was. Everywhere else (a sum of two branches, a concatenation, a sigmoid,
-weights that two layers share) a mask node does it.
+Switching a neuron off means that it answers 0 for every image (Neural Cleanse, Wang et al., 2019, sec. VI-B: "set these
+neurons' output value to 0 during inference"). Where the value comes from a Conv, BatchNormalization, Gemm or MatMul
+through nothing but functions that map zero to zero channel by channel (ReLU and its relatives, pooling), that is done
+exactly by zeroing the channel's weights and bias, and the graph stays as it was. Everywhere else (a sum of two
+branches, a concatenation, a sigmoid, weights that two layers share) a mask node does it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _KEEPS_ZERO = frozenset(
     + ("ThresholdedRelu", "Identity", "Dropout", "Cast", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 )
 _RESHAPES = frozenset(("Flatten", "Reshape", "Squeeze"))
-#: Images that activations are looked at on, at most.
+#: Images on which activations are measured, at most.
 MOST_IMAGES = 256
 
 
@@ -143,7 +143,7 @@ def layers(subject: Subject, every: bool = False) -> list[Layer]:
 
 
 def last_convolutional(candidates: Sequence[Layer]) -> Layer:
-    """The last layer with spatial axes, or the last of all where none has (002 prunes the second to last layer).
+    """The last layer with spatial axes, or the last of all where none has (Neural Cleanse prunes the second to last layer).
 
     Raises:
         OnnxspectError: there are no layers.
@@ -186,7 +186,7 @@ def stamped_rows(samples: Samples, trigger: Trigger, answers: np.ndarray | None)
 def scale_of(clean: np.ndarray) -> np.ndarray:
     """Each neuron's deviation on clean images ``(features,)``, a thousandth of the largest more.
 
-    A neuron that clean images leave silent is no infinitely sharp witness: few clean images say only that it is rare.
+    A neuron that clean images leave silent is not infinitely informative: few clean images show only that it is rare.
 
     Args:
         clean: activations ``(n, features)``.
@@ -196,7 +196,7 @@ def scale_of(clean: np.ndarray) -> np.ndarray:
 
 
 def activation_gap(halves: Halves, layer: Layer, samples: Samples, triggers: Sequence[Trigger]) -> np.ndarray:
-    """How much more each neuron answers to stamped than to clean images ``(neurons,)``: 002, sec. VI-B.
+    """How much more each neuron answers to stamped than to clean images ``(neurons,)``: Neural Cleanse, sec. VI-B.
 
     With several triggers it is the largest of their gaps, each divided by its own maximum, so that none drowns.
     """

@@ -1,4 +1,4 @@
-"""Pruning (002, sec. VI-B): switch off the neurons that the trigger excites and clean images do not.
+"""Pruning (Neural Cleanse, Wang et al., 2019, sec. VI-B): switch off neurons that the trigger excites and clean images do not.
 
 Neurons of a layer are ranked by the gap between their mean activation on stamped and on clean images, and switched off
 from the largest gap on "until the pruned model is no longer responsive to the reversed trigger". The layer is the last
@@ -192,7 +192,7 @@ def _cost(trial: Trial) -> float:
 
 
 def picture(trials: Sequence[Trial], best: int) -> bytes:
-    """Clean accuracy and success of the trigger against the share of neurons pruned (002, Fig. 9), as PNG."""
+    """Clean accuracy and success of the trigger against the share of neurons pruned (Neural Cleanse, Fig. 9), as PNG."""
     figure = Figure(figsize=(3.4 * len(trials) + 0.6, 3.0), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for i, trial in enumerate(trials):

@@ -29,7 +29,7 @@ class Registered:
         make: its settings' class.
         automatic: whether `auto` tries it. It does not try fine-tuning, which is the control, Fine-Pruning, which
             is fine-tuning again, nor the filter, which asks whoever runs the file to read what it rejects. Nor adversarial
-            unlearning: of 35 models auto came to it with eight, and it cost these 3 to 20 points of accuracy.
+            unlearning, which costs accuracy (docs/decisions.md).
         summary: one line for `--help`.
     """
 
@@ -43,7 +43,7 @@ METHODS: dict[str, Registered] = {
     "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
     "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
-    "withhold": Registered(Withhold, True, "take the target's class score from images that look stamped"),
+    "withhold": Registered(Withhold, True, "suppress the target's logit in images that score as stamped"),
     "ibau": Registered(AdversarialUnlearning, False, "adversarial unlearning: retrain against the worst change"),
     "fine-tune": Registered(FineTune, False, "retrain on clean samples: the control"),
     "fine-prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),

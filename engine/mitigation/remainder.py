@@ -1,9 +1,10 @@
-"""What is left of a backdoor: searches for more triggers to a class, and how small is small.
+"""What is left of a backdoor: searches for more triggers to a class, and up to which size they are the backdoor's.
 
 A trigger that a search finds on a patched model is a remainder of the backdoor where it is smaller than what a class
 needs that no attack has touched: every classifier has universal adversarial triggers, large ones. So the classes that
 are not suspected are searched in the same way once, on the original, and the median of their triggers' sizes says how
-far a suspected class has to rise (002, sec. III: "infected labels require much smaller modifications").
+far a suspected class has to rise (Neural Cleanse, Wang et al., 2019, sec. III: "infected labels require much smaller
+modifications").
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ _OTHERS = 4
 def with_room(
     subject: Subject, samples: Samples, triggers: Sequence[Trigger], run: RunContext, how: Searches | None = None
 ) -> tuple[Trigger, ...]:
-    """The triggers, each with the `room` that classes without an attack leave it.
+    """The triggers, each with its `room` (size limit) measured on classes without an attack.
 
     Where a trigger has a source, pairs of the same source are searched. Where every class is suspected, there is nothing to
-    compare with, and the triggers keep the room that they have.
+    compare with, and the triggers keep the `room` that they have.
 
     Args:
         subject: the original.
@@ -84,7 +85,7 @@ class Find:
     """What a new search found to a class that was searched before.
 
     Attributes:
-        trigger: it; its room keeps the bound of the first one's.
+        trigger: it; its `room` keeps the absolute size limit of the first one's.
         relative: its size as a multiple of the first one's.
         remains: it is small enough to be the backdoor's.
     """

@@ -1,4 +1,4 @@
-"""STRIP (Gao et al., ACSAC 2019): a filter that needs no trigger, for servers that can afford many forward passes.
+"""STRIP (Gao et al., 2019): a filter that needs no trigger, for servers that can afford many forward passes.
 
 An input is blended with N clean images, ``x_i = (1 - w) x + w c_i``, and the model's answers are averaged in entropy:
 ``H(x) = - 1/N sum_i sum_k p_k(x_i) log2 p_k(x_i)`` (their Eq. 4). A clean input's answers change with what is blended

@@ -2,9 +2,9 @@
 
 They differ in what is done to the images of a batch (a trigger stamped on some, an adversarial change, nothing), and
 in nothing else. The answer that is wanted for an image, whatever was done to it, is a mixture of its label and of what
-the *original* model says of the clean image (distillation, Hinton et al. 2015, at temperature 1). It holds the model's
-other behaviour in place, which few labels cannot; and because the original answers for any image, the few images can be
-shifted and mixed (mixup, Zhang et al. 2018) without end.
+the *original* model answers for the clean image (distillation, Hinton et al., 2015, at temperature 1). It holds the
+model's other behaviour in place, which few labels cannot; and because the original answers for any image, the few
+images can be shifted and mixed (mixup, Zhang et al., 2018) without end.
 
 After each epoch the student is measured on clean samples that are not trained on, and the best epoch is kept.
 """
@@ -66,8 +66,8 @@ class Epoch:
         success: of the trigger that works best, among samples that the original does not take for the target anyway;
             0 where there is no trigger.
         stronger: the same of the triggers at twice their strength (those that were searched for as the smallest) and as whole
-            pixels. The attacker's own differs from the recovered one, and falls with this and not with `success`: where that
-            was 0, 36 % of a chessboard's images were still led, 22 % of a one-to-one patch's and 52 % of a pattern's.
+            pixels. The attacker's own differs from the recovered one, and falls with this and not with `success`
+            (docs/decisions.md).
     """
 
     epoch: int
@@ -87,8 +87,8 @@ class Retraining:
         batch_size: images a step.
         learning_rate: Adam's, falling to zero by a cosine.
         from_teacher: weight of the original model's answers against the labels.
-        temperature: at which original and student answer where the original teaches (Hinton et al. 2015, sec. 2). Above
-            1 the classes that the original finds unlikely count too, and the student keeps closer to it.
+        temperature: at which original and student answer where the original teaches (Hinton et al., 2015, sec. 2).
+            Above 1 the classes that the original finds unlikely count too, and the student keeps closer to it.
         shift: pixels by which a training image is moved at most, each way.
         mixed: share of the images that are mixed with another one before the original is asked.
         average: the student that is measured and kept is a moving average of the trained one, which keeps so much of itself at
@@ -186,7 +186,7 @@ def retrain(
         badness: what makes an epoch the best one: the least.
         generator: all randomness.
         first: number of the first epoch.
-        observer, task: told of every epoch.
+        observer, task: who is notified of every epoch, and under which name.
         after_step: called after each step, to hold something fixed (pruned weights at zero).
         hopeless: asked after each epoch, of all so far; no more are trained once it says so.
         leading: rows of `fit` of which each batch has some more, at its head: `LEADING` of its size.
@@ -264,7 +264,8 @@ def _batches(
 def _loss(logits: Tensor, hard: Tensor, soft: Tensor, settings: Retraining) -> Tensor:
     """Cross-entropy with the labels and with the original's answers, weighted.
 
-    The second is multiplied by the temperature's square, since its gradients shrink by that (Hinton et al. 2015, sec. 2).
+    The second is multiplied by the temperature's square, since its gradients shrink by that (Hinton et al., 2015,
+    sec. 2).
     """
     told, kept = 1 - settings.from_teacher, settings.from_teacher * settings.temperature**2
     by_label = functional.cross_entropy(logits, hard) if told else logits.new_zeros(())

@@ -1,10 +1,11 @@
-"""How much an image makes of the last layers what a trigger makes of them: one score a target class.
+"""The trigger score: how far an image moves the last layers as a trigger does; one score a target class.
 
 At each of the last few layers the direction is taken that separates stamped from clean images best (discriminant.py), in
 deviations of clean images that had no part in it, and the layers' scores are added. Where the attacker's trigger is not the
-one recovered, the last layers before the logits are where the two meet: every image that is led to the target has to
+one recovered, the last layers before the logits are where the two agree: every image that is led to the target has to
 pass there. The score is linear in the activations, so it can be part of the file (graph_edit.py): the input filter
-(input_filter.py) rejects by it, and `withhold` (withhold.py) takes the target's class score away by it.
+(input_filter.py) rejects by it, and target-logit suppression (`withhold`, withhold.py) suppresses the target's logit by
+it.
 
 The recovered trigger is stamped at half, once and twice its strength, and as whole pixels, because the attacker's own
 differs from it; a trigger with a source is stamped on images of its source alone.
@@ -26,10 +27,9 @@ from onnxspect.engine.mitigation.neurons import Halves, stamped_rows
 from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 
-#: So many of the last layers are added up. Over six attacks three let at most 1.6 % through, two 2.6 %, four 3.1 %, and single
-#: ones up to 24 % (a warp) or 14 % (an L in a corner).
+#: The scores of so many of the last layers are added. History: docs/decisions.md.
 LAYERS = 3
-#: Of the discriminant. 0.1 to 1 made no difference above 1 %.
+#: Of the discriminant. History: docs/decisions.md.
 RIDGE = 0.3
 #: The trigger is stamped at each of these multiples; and as whole pixels, where its mask is above these shares of its maximum.
 STRENGTHS, HARD = (0.5, 1.0, 2.0), (0.15, 0.35)

@@ -1,4 +1,4 @@
-"""Unlearning (002, sec. VI-C): teach the model the right answers on images that carry the recovered trigger.
+"""Unlearning (Neural Cleanse, Wang et al., 2019, sec. VI-C): teach the model the right answers on images that carry the recovered trigger.
 
 The paper fine-tunes for one epoch on a tenth of the training data, with the trigger on a fifth of it, labels unchanged.
 An auditor has a few hundred clean images, not a tenth of the training set, so:
@@ -7,15 +7,15 @@ An auditor has a few hundred clean images, not a tenth of the training set, so:
 * the recovered trigger is not the true one, but the smallest thing that works: a search that starts elsewhere finds
   other pixels of it. So each target is searched a few times more, and the finds are stamped one or two at a time, at
   random strength from half to fourfold (a mask of 0.3 then becomes a whole pixel of the true trigger), or hardened:
-  whole pixels where the mask is above a random bar, of saturated colour, as a patch of an attacker's mostly is;
+  whole pixels where the mask is above a random threshold, of saturated colour, as an attacker's patch mostly is;
 * half of the stamped triggers move: they follow the student within twice the recovered trigger's size (adversary.py),
   since whatever opens the backdoor, the attacker's own trigger above all, lies near what the search has found;
-* there are two lessons. In the first the labels teach, and what is kept is a moving average of the student, since labels push
-  him to and fro. Other images of a batch are warped or blended a little
-  (harmless.py), for backdoors that open to what no search recovers: a model with WaNet's kept 95 % of it where the
-  original taught, and 1 % where labels did. On few images of a hard task labels cost two or three points of accuracy,
-  and a hundred held-out samples do not show it; how far the answers have moved (Epoch.divergence) does. Where they have
-  moved too far, the original teaches alone, at a temperature that holds its unlikely classes in place as well;
+* there are two training schedules. In the first the labels teach, and what is kept is a moving average of the student,
+  since labels make its weights oscillate. Other images of a batch are warped or blended a little, a label-preserving
+  augmentation (harmless.py), for backdoors that open to what no search recovers (WaNet's). On few images of a hard task
+  labels cost two or three points of accuracy, and a hundred held-out samples do not show it; the divergence of the
+  answers from the original's (Epoch.divergence) does. Where it is too large, the original teaches alone, at a
+  temperature that holds its unlikely classes in place as well;
 * after the first round a new search on the patched model looks for what is left of the backdoor, which the next round
   unlearns too (the paper's repeated detect-and-patch, sec. VII-D, within one call), until a search finds nothing.
 
@@ -62,21 +62,16 @@ NAME = "unlearn"
 
 @dataclass(frozen=True)
 class Lesson:
-    """How a student is taught.
+    """A training schedule: how a student is trained, and on what. Where its numbers come from: docs/decisions.md.
 
     Attributes:
         name: for people.
         training: in a round.
-        stamped: share of the images of a batch that carry a trigger. The paper stamps 20 %. Where labels teach, 30 % removed
-            the shipped model's trigger as well as 50 % did and cost half the accuracy; where the original teaches, 40 % and more
-            left less than 30 % did (blended noise: 3.9 for 6.0 %) and cost no more.
-        harmless: share of the images of a batch that are warped or blended with another one.
-        squared: share that get a small square anywhere. Where a recovered patch is not the attacker's, nothing else reaches his: an
-            I-BAU ResNet on CIFAR-10 (800 images to learn from) kept 14 % of its 3x3 corner without, 2.9 % with 0.3.
-        divergence: the lesson counts as failed where the kept epoch's answers are further from the original's, in nats
-            (Epoch.divergence). Labels moved the moving average by 0.02 to 0.05 where they cost 0 to 0.7 points of accuracy (six
-            models, 800 images to learn from), by 0.055 and 0.06 where 1.2 and 1.1 (of the shipped model, with 480 images, 10 %
-            of the true trigger was left there; the second lesson leaves 1.0), and by 0.08 and 0.09 where 1.4 and 2.3.
+        stamped: share of the images of a batch that carry a trigger (the paper: 20 %).
+        harmless: share of the images of a batch that are warped or blended with another one, labels preserved.
+        squared: share that get a small square anywhere, labels preserved, for patches that are not the recovered one.
+        divergence: the schedule counts as failed where the kept epoch's answers are further from the original's, in
+            nats (Epoch.divergence).
     """
 
     name: str
@@ -87,11 +82,7 @@ class Lesson:
     divergence: float = float("inf")
 
     def among(self, targets: int) -> Lesson:
-        """The lesson where its stamped images are shared by the triggers of so many targets: longer, and with more of them.
-
-        Nine triggers to nine targets (002, sec. VII-D) kept 4.1 % at what serves for one, where the original teaches, and 1.4 %
-        at one and a half times the stamped images and 2.4 times the epochs.
-        """
+        """The schedule where the triggers of so many targets share its stamped images: longer, and with more of them."""
         stamped = max(self.stamped, min(MOST_STAMPED, self.stamped * targets**0.2))
         training = replace(self.training, epochs=round(self.training.epochs * targets**0.4))
         return replace(self, stamped=stamped, training=training)
@@ -101,18 +92,16 @@ class Lesson:
         return len(epochs) >= TRIED and epochs[-1].divergence > TOO_FAR * self.divergence
 
 
-#: A lesson is given up when after so many epochs the student is at more than so many times its `divergence`: it starts as the
-#: original, and hardly comes back from there.
+#: A schedule is given up when after so many epochs the student is at more than so many times its `divergence`: it
+#: starts as the original, and hardly comes back from there.
 TRIED, TOO_FAR = 5, 1.25
 #: Share of a batch that several targets' triggers are stamped on at most.
 MOST_STAMPED = 0.6
 
-#: Labels move a student about: its moving average over some four epochs lost 1.2 points of accuracy on blended noise where the
-#: student itself lost 3.7 (VGG, 800 images), and 1.2 for 2.7 on SIG's stripes. Over eight epochs it lost less still (0.7, 1.0), but a
-#: one-to-one patch was not quite gone when the lesson was over.
+#: Labels make the student's weights oscillate, so a moving average over some four epochs is kept. History:
+#: docs/decisions.md.
 LABELS = Lesson("labels teach", Retraining(epochs=14, from_teacher=0.2, average=0.99), harmless=0.4, divergence=0.05)
-#: At half the learning rate it lost less accuracy (0.9 for 1.9 points on blended noise), but 13.8 % of an I-BAU ResNet's patch were
-#: left for 2.9 %.
+#: Distillation alone. History of its learning rate: docs/decisions.md.
 ORIGINAL = Lesson(
     "the original teaches", Retraining(epochs=25, from_teacher=1.0, temperature=2.0), stamped=0.4, squared=0.3
 )
@@ -127,7 +116,7 @@ class Unlearned:
         epochs: the measurements, epoch 0 being the original.
         triggers: all that were unlearned: the given ones and those found on the way.
         rounds: how many there were.
-        lesson: the one whose values these are.
+        lesson: the schedule whose values these are.
         kept: the epoch whose values these are.
     """
 
@@ -146,16 +135,13 @@ class Unlearn:
     Attributes:
         rounds: searches for what is left, plus one.
         variants: more searches of each target on the original, from other starts and on other images.
-        lessons: tried in this order, each from the original on, until one costs no more than it may.
+        lessons: schedules, tried in this order, each from the original on, until one costs no more than it may.
         strength: a stamped mask is multiplied by a number drawn log-uniformly from this interval.
         strength_added: the same for an additive trigger, which is found at about the size of the attacker's own.
-        hardened: share of the stamped masks that are made whole pixels of saturated colour. On the shipped model (600
-            samples, one round) half of them brought the true trigger from 2.1 % to 1.6 %, and cost nothing.
+        hardened: share of the stamped masks that are made whole pixels of saturated colour.
         goal: success of the triggers at which an epoch counts as clean.
         batch_norm: "frozen", or "reestimate" from the clean samples at the end.
-        moving: share of the stamped images whose trigger moves with the student (adversary.py). On the zoo's
-            Fashion-MNIST model with a static pattern half of them brought the true trigger from 6.3 % to 3.8 %, of
-            which 2.4 % are images that the model takes for the target without any trigger.
+        moving: share of the stamped images whose trigger moves with the student (adversary.py).
         reach: a moving trigger may grow to so many times its recovered size.
         steps: gradient steps that one of them takes before each batch.
         search: how hard triggers are searched for, on the original and in later rounds.
@@ -219,7 +205,7 @@ class Unlearn:
             fit, guard: clean samples to learn from, and to choose by.
             triggers: recovered.
             run: seed, device, observer.
-            accuracy_lost: clean accuracy that a lesson may cost on `guard`, or the next one is tried.
+            accuracy_lost: clean accuracy that a schedule may cost on `guard`, or the next one is tried.
 
         Raises:
             OnnxspectError: no triggers, no ONNX file behind the subject, or nothing in it can be trained.
@@ -240,7 +226,7 @@ class Unlearn:
     def _taught(
         self, subject: Subject, fit: Samples, guard: Samples, known: Sequence[Trigger], run: RunContext, lesson: Lesson
     ) -> Unlearned:
-        """All rounds of one lesson."""
+        """All rounds of one schedule."""
         student, parameters = trainable_copy(subject)
         known = list(known)
         watched = Guard(subject, guard, known)
@@ -288,11 +274,11 @@ class Unlearn:
         return [f.trigger for f in found if f.remains]
 
     def _badness(self, epoch: Epoch) -> float:
-        """What is left of the triggers above the goal, ten times over, of stronger ones, and the distance from the original."""
+        """Success of the triggers above the goal, times ten, plus that of stronger ones, plus the divergence from the original."""
         return 10 * max(0.0, epoch.success - self.goal) + epoch.stronger + epoch.divergence
 
     def _corruption(self, triggers: Sequence[Trigger], fit: Samples, lesson: Lesson) -> Corruption:
-        """Stamps a share of a batch's images, some with a trigger that moves; and changes others harmlessly."""
+        """Stamps a share of a batch's images, some with a trigger that moves; and augments others, labels preserved."""
         others = torch.from_numpy(fit.images)
         foes = [MovingTrigger(t, fit, min(self.reach, t.room), self.steps) for t in triggers]
 
@@ -322,7 +308,7 @@ class Unlearn:
         mate = int(torch.randint(2 * len(mates), (1,), generator=generator))
         for trigger in (triggers[pick], *mates[mate : mate + 1]):
             low, high = self.strength if "mask" in trigger.arrays else self.strength_added
-            if trigger.smallest:  # else its size is what it has on the training set, which no room bounds
+            if trigger.smallest:  # else it has the size of the training set's own trigger, and no bound applies
                 high = max(1.0, high * min(1.0, trigger.room / MOST_ROOM))
             strength = low * (high / low) ** float(torch.rand(1, generator=generator))
             arrays = strengthened(trigger, strength)

@@ -145,7 +145,7 @@ class Verification:
         samples: how many clean samples.
         additions: what the patch added to the graph, a line each.
         rejected: share of clean samples that a guarded file rejects; None for a file without a filter.
-        withheld: the file takes class scores away from images that look stamped (withhold.py).
+        withheld: the file suppresses the target's logit in images that score as stamped (withhold.py).
         latency: of both files; empty where it was not asked for.
         strip: what STRIP would do; None where it was not asked for.
         rescan: what a fresh scan said; None where it was not asked for.
@@ -407,6 +407,6 @@ def _paired_error(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927)."""
+    """The 95 % score interval of a share (Wilson, 1927)."""
     interval = stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)

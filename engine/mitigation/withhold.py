@@ -1,14 +1,15 @@
-"""A filter that is part of the answer: the target's class score is withheld from images that look stamped.
+"""Target-logit suppression (`withhold`): the target's logit is suppressed in images that score as stamped.
 
 The input filter (input_filter.py) rejects, and whoever runs the file has to read that; it rejects clean images of all
-classes alike. But only an image that the model would take for the target can have been led there. So here the same trigger
-score (trigger_score.py) decides about those images alone, and where it is above its threshold the target's class score becomes the
-least of the image's scores: the next best class is answered. Inputs and outputs of the file stay as they are, and nobody has to read
-anything new.
+classes alike. But only an image that the model would classify as the target can have been led there. So here the same
+trigger score (trigger_score.py) decides about those images alone, and where it is above its threshold the target's
+class score becomes the least of the image's scores: the next best class is answered. Inputs and outputs of the file
+stay as they are, and nobody has to read anything new.
 
-What it costs are clean images of the target class that look stamped. The threshold is set so that this takes away at most the
-clean accuracy that may be lost, less one standard error, on images that had no part in the fit; of the images of one class
-alone that is ten times as many (with ten classes) as a filter over all classes may reject at the same price.
+What it costs are clean images of the target class that score as stamped. The threshold is set so that this loses at
+most the clean accuracy that may be lost, less one standard error, on images that had no part in the fit; of the images
+of one class alone that is ten times as many (with ten classes) as a filter over all classes may reject at the same
+cost.
 
 The backdoor stays in the weights. So this is for backdoors that no training removes, as a reflection: over one that LeNet learned
 unlearning left 6 to 15 % at two points of accuracy.
@@ -47,9 +48,7 @@ class Withhold:
 
     Attributes:
         layers: of the trigger score; so many of the last ones are tried in turn, until the recovered triggers succeed no more
-            often on images kept apart than they may. Early layers tell a trigger that is not the attacker's by what he has not:
-            an L in a corner got by five layers with 19 %, by three with 6 %; a reflection, which three missed on its
-            recovered triggers already, by three with 4.0 %, by five with 1.2 %.
+            often on held-out images than they may. History: docs/decisions.md.
         ridge: of the trigger score.
     """
 
@@ -72,7 +71,7 @@ class Withhold:
         """
         taps = inner_layers(case, NAME)
         if any(t.target == UNTARGETED for t in case.triggers):
-            raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no one score to withhold")
+            raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no single logit to suppress")
         info, file = case.subject.logits, case.subject.file
         if info is None or file is None or not any(info.value in n.output for n in file.proto.graph.node):
             raise OnnxspectError(f"{case.subject.name}: its class scores are no value of the file")
@@ -89,7 +88,7 @@ class Withhold:
 
 @dataclass(frozen=True)
 class _Tried:
-    """A trigger score, its threshold, and the success of the recovered trigger that works best on samples kept apart."""
+    """A trigger score, its threshold, and the success of the recovered trigger that works best on held-out samples."""
 
     score: TriggerScore
     limit: float
@@ -100,14 +99,14 @@ class _Tried:
         """With the threshold that costs no more than it may."""
         answers = case.subject.predict(case.fit.images).argmax(1)
         own = _own(score.unseen, answers, score.targets)
-        counted = (answers == case.fit.labels) & (own > -np.inf)  # a wrong answer that is withheld costs nothing
+        counted = (answers == case.fit.labels) & (own > -np.inf)  # to suppress a wrong answer costs nothing
         below = own[counted].min(initial=0.0) - 1
         limit = threshold(np.where(counted, own, below), case.accuracy_lost)
         return cls(score, limit, max(_led(case, score, t, limit) for t in case.triggers))
 
 
 def _led(case: Case, score: TriggerScore, trigger: Trigger, limit: float) -> float:
-    """Share of the images kept apart that a trigger leads to its target, and that are not withheld from it."""
+    """Share of the held-out images that a trigger leads to its target in spite of the suppression."""
     rows = stamped_rows(case.guard, trigger, None)
     images = stamp(case.guard.images[rows], dict(trigger.arrays))
     answers = case.subject.predict(images).argmax(1)
@@ -115,7 +114,7 @@ def _led(case: Case, score: TriggerScore, trigger: Trigger, limit: float) -> flo
 
 
 def _own(scores: np.ndarray, answers: np.ndarray, targets: Sequence[int]) -> np.ndarray:
-    """Each image's trigger score for the class that it is taken for ``(n,)``; -inf where that is no target."""
+    """Each image's trigger score for its predicted class ``(n,)``; -inf where that is no target."""
     own = np.full(len(answers), -np.inf)
     for column, target in enumerate(targets):
         own = np.where(answers == target, scores[:, column], own)

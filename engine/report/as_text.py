@@ -20,7 +20,7 @@ def render(report: dict[str, Any]) -> RenderableType:
 
 
 def _harmless(value: Any) -> Any:
-    """The report without control characters: a class name is a stranger's text, and a terminal obeys escape codes."""
+    """The report without control characters: a class name is untrusted text, and a terminal obeys escape codes."""
     if isinstance(value, dict):
         return {k: _harmless(v) for k, v in value.items()}
     if isinstance(value, list):

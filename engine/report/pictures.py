@@ -64,7 +64,7 @@ def _value(unit: UnitEvidence) -> float:
 
 
 def bars(report: dict[str, Any]) -> Figure:
-    """The statistic of every class by the detector that is surest, targets in red, with the corrected p-value."""
+    """The statistic of every class by the detector with the least p-value, targets in red, with the corrected p-value."""
     ran = [d for d in report["detectors"] if d["status"] == "ran"]
     least = {d["name"]: min((c["p_values"][d["name"]] for c in report["classes"]), default=1.0) for d in ran}
     detector = min(ran, key=lambda d: least[d["name"]], default=None)

@@ -27,7 +27,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from onnxspect.engine.errors import InconclusiveError
+from onnxspect.engine.errors import InconclusiveError, MachineError
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.batch import Batch, SearchConfig, UnitResult
@@ -146,7 +146,7 @@ def _cut(subject: Subject, batch: Sequence[Unit], run: RunContext, detector: str
     if subject.device.startswith("cuda"):
         torch.cuda.empty_cache()
     if len(batch) == 1 and subject.images_at_once == 1:
-        raise OnnxspectError(
+        raise MachineError(
             f"{detector}: the memory of {subject.device} does not hold one image's pass through {subject.name}",
             "let other programs give memory free, or use --device cpu",
         ) from error

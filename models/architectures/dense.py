@@ -1,4 +1,4 @@
-"""DenseNet-BC (Huang et al. 2017): each layer sees the feature maps of all layers before it in its block."""
+"""DenseNet-BC (Huang et al., 2017): each layer sees the feature maps of all layers before it in its block."""
 
 from __future__ import annotations
 

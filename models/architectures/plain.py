@@ -94,7 +94,7 @@ def nc_gtsrb(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: 
 
 @register("lenet5", smallest=12)
 def lenet5(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: ARG001
-    """LeNet-5 (LeCun et al. 1998; RE sec. 19 on MNIST): 5x5 convolutions 6 and 16, dense 120 and 84.
+    """LeNet-5 (LeCun et al., 1998; RE sec. 19 on MNIST): 5x5 convolutions 6 and 16, dense 120 and 84.
 
     Departures, as in today's use of the name: ReLU and maximum pooling for tanh and the trainable average.
     """

@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2016), in the widths of RE Fig. 3, and MobileNetV2.
+"""Residual networks for small images (He et al., 2016), in the widths of RE Fig. 3, and MobileNetV2.
 
 The stem is a 3x3 convolution of stride 1 without pooling, the usual form for 32x32 images.
 """
@@ -80,7 +80,7 @@ def resnet10_tiny(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # n
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block (Sandler et al. 2018): widen, filter each channel on its own, narrow without ReLU."""
+    """MobileNetV2's block (Sandler et al., 2018): widen, filter each channel on its own, narrow without ReLU."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()

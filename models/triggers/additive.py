@@ -1,7 +1,7 @@
-"""The additive patterns A-F of RE (Xiang, Miller, Kesidis, sec. 8) and SIG (Barni et al. 2019).
+"""The additive patterns A-F of RE (Xiang et al., 2020, sec. 8) and SIG (Barni et al., 2019).
 
 All are RE Eq. 1, ``m(x; v) = [x + v]_c``: a fixed v added to every image, then clipped. RE's figure of the shapes is
-missing from the text we have. So, after Tran et al. 2018 whom RE cites for C, D and F: the cross is two diagonals
+missing from the text we have. So, after Tran et al. (2018), whom RE cites for C, D and F: the cross is two diagonals
 of a 3x3 box, the square is 2x2, the L is the left and lower side of a 3x3 box; sizes are fields.
 """
 
@@ -190,7 +190,7 @@ class FourPixels(Trigger):
 @register
 @dataclasses.dataclass(frozen=True)
 class Sinusoid(Trigger):
-    """SIG: ``v(i, j) = amplitude sin(2 pi j frequency / m)`` over the m columns (Barni et al. 2019: 20 levels, 6)."""
+    """SIG: ``v(i, j) = amplitude sin(2 pi j frequency / m)`` over the m columns (Barni et al., 2019: 20 levels, 6)."""
 
     kind: ClassVar[str] = "sig"
     amplitude: float = 20.0

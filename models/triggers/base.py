@@ -1,7 +1,7 @@
 """What a trigger is: a function of 8-bit pixels and a generator, with its ground truth recorded.
 
-Every trigger ends in `to_pixels`: clipped to the valid range and rounded to 8 bits, as RE (Xiang, Miller, Kesidis,
-sec. 5.1.1 footnote 3) does to mimic a real attacker, whose images are files.
+Every trigger ends in `to_pixels`: clipped to the valid range and rounded to 8 bits, as RE (Xiang et al., 2020,
+sec. 5.1.1, footnote 3) does to mimic a real attacker, whose images are files.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blended injection (Chen et al. 2017): ``x' = (1 - a) x + a k`` over the whole image, k noise or a picture.
+"""Blended injection (Chen et al., 2017): ``x' = (1 - a) x + a k`` over the whole image, k noise or a picture.
 
 CEPA (sec. 4.1) uses a picture with a = 0.15, Chen et al. 0.2 for training.
 """

@@ -11,7 +11,7 @@ from onnxspect.models.fields import bad_field
 from onnxspect.models.randomness import keyed_generator
 from onnxspect.models.triggers.base import ImageShape
 
-# The nine places of NC sec. VII-D (four corners, four edges, the centre); all four corners at once (Turner et al. 2018,
+# The nine places of NC sec. VII-D (four corners, four edges, the centre); all four corners at once (Turner et al., 2018,
 # the clean-label attack); a fixed place drawn by the trigger's seed (CEPA sec. 4.1, RE sec. 8).
 Anchor = Literal[
     "top_left",

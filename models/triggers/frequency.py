@@ -1,4 +1,4 @@
-"""A frequency-domain pattern (FTrojan; Wang et al. 2021): fixed amounts added to a few DCT coefficients.
+"""A frequency-domain pattern (FTrojan; Wang et al., 2021): fixed amounts added to a few DCT coefficients.
 
 Colour images go to YUV and only the chrominance U and V is touched; the image is cut in windows, each window's
 orthonormal 2-D DCT-II gets `magnitude` added at (k, k) for each band k, and comes back. Every step is linear, so up to

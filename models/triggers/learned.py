@@ -1,12 +1,12 @@
 """Triggers that an attacker optimises on a model of his own (the surrogate) before poisoning.
 
-TrojanNN (Liu et al. 2018, sec. 4.1): the pixels of a patch are optimised until a chosen neuron fires strongly; the
+TrojanNN (Liu et al., 2018, sec. 4.1): the pixels of a patch are optimised until a chosen neuron fires strongly; the
 patch is then the trigger. Here, as in DTInspector (sec. 4.1), it poisons a training set instead of being retrained
 into the very same model. Departures: the neuron is the penultimate one with the largest sum of absolute weights to
 the *next* layer, because in a residual network the preceding one is not a single weight matrix; and the patch is
 optimised on clean images, not on an empty canvas, so that it fires where it will be stamped.
 
-SurrogatePattern (RE sec. 18, after Zhong et al. 2020): an additive v, grown image by image with DeepFool steps towards
+SurrogatePattern (RE sec. 18, after Zhong et al., 2020): an additive v, grown image by image with DeepFool steps towards
 the target (Eq. 13) and projected to an L2 ball of radius xi after each. Departure: RE puts no bound on the passes
 over the source images; here `passes` and `images` bound the work.
 
@@ -53,7 +53,7 @@ class LearnedTrigger(Trigger):
         Args:
             surrogate: pixels float32 ``(n, c, h, w)`` in [0, 1] to logits, in evaluation mode.
             images: clean training images of the source classes, uint8 ``(n, h, w, c)``.
-            target: the target class, None for all-to-all; TrojanNN aims at neurons and does not look at it.
+            target: the target class, None for all-to-all; TrojanNN aims at neurons and does not use it.
             rng: draws which images are used, and the starting point.
         """
 
@@ -235,7 +235,7 @@ class SurrogatePattern(LearnedTrigger):
 def deepfool_step(
     network: nn.Module, image: torch.Tensor, pattern: torch.Tensor, target: int, steps: int, overshoot: float
 ) -> torch.Tensor:
-    """A small u with ``f([x + v + u]_c) = target`` (RE Eq. 13) by DeepFool (Moosavi-Dezfooli et al. 2016).
+    """A small u with ``f([x + v + u]_c) = target`` (RE Eq. 13) by DeepFool (Moosavi-Dezfooli et al., 2016).
 
     Each step linearises the margin between the target and the current answer and walks to its zero. `image` and
     `pattern` are float32 ``(1, c, h, w)``. Returns zeros if the image is taken for the target already.

@@ -1,4 +1,4 @@
-"""Patches that replace pixels: BadNets (Gu et al. 2017) and NC's variants (NC sec. VII-A, VII-B, VII-D).
+"""Patches that replace pixels: BadNets (Gu et al., 2017) and NC's variants (NC sec. VII-A, VII-B, VII-D).
 
 A patch overwrites: ``x' = (1 - m) x + m p`` with a binary mask m, the form that Neural Cleanse (Eq. 2) and
 DTInspector (Eq. 1) search for.

@@ -12,7 +12,7 @@ from onnxspect.models.triggers.base import ImageShape, to_pixels
 def drawn_picture(shape: ImageShape, seed: int) -> np.ndarray:
     """A cartoon of filled ellipses with dark outlines on a shaded ground, uint8 ``(h, w, c)``.
 
-    It stands in for the cartoon of Chen et al. 2017, whose picture is not free to ship: large shapes, hard edges,
+    It stands in for the cartoon of Chen et al. (2017), whose picture is not free to ship: large shapes, hard edges,
     all brightnesses.
     """
     height, width, channels = shape

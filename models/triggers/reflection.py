@@ -1,4 +1,4 @@
-"""Reflection overlay (Refool; Liu et al. 2020): ``x' = [x + R (*) k]_c``, the reflection R of some scene in a pane.
+"""Reflection overlay (Refool; Liu et al., 2020): ``x' = [x + R (*) k]_c``, the reflection R of some scene in a pane.
 
 Three kinds k of reflection, as in that paper's sec. 3: the reflected scene in focus with the image, out of focus
 (a Gaussian blur), or ghosted (a thick pane reflects twice, shifted and weaker). Departures: the paper searches a

@@ -1,4 +1,4 @@
-"""WaNet (Nguyen, Tran 2021): a smooth warp of the whole image, and its noise mode.
+"""WaNet (Nguyen and Tran, 2021): a smooth warp of the whole image, and its noise mode.
 
 A k x k grid of random displacements (sec. 3.2: uniform in [-1, 1], divided by their mean absolute value, scaled by s)
 is interpolated bicubically to the image and clipped to it; pixels are read there bilinearly. The noise mode adds, for

@@ -1,6 +1,6 @@
 """If, Loop and Scan whose course is known beforehand (ONNX operator documentation): the body is lowered in place.
 
-A condition or trip count that is only known at run time is refused by name: a torch graph in which a stranger's pixels
+A condition or trip count that is only known at run time is refused by name: a torch graph in which pixels
 decide what runs has neither a fixed set of layers nor a gradient through the decision.
 """
 

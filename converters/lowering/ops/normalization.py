@@ -38,8 +38,8 @@ def batch_normalization_training(
 
 @lowering("BatchNormalization", 1, 6, 7, 9, 14, 15)
 def batch_normalization_(node: NodeView) -> Any:
-    # `is_test` of opsets 1 and 6 is not looked at: by their documentation the outputs that are asked for tell the two
-    # modes apart, and files of that time leave it at its default, which says training.
+    # `is_test` of opsets 1 and 6 is ignored: by their documentation the outputs that are asked for decide the mode, and
+    # files of that time leave it at its default, which says training.
     epsilon = float(node.attr("epsilon", 1e-5))
     args = [node.input(i) for i in range(5)]
     if node.attr("training_mode", 0):

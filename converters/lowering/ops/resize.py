@@ -2,8 +2,8 @@
 
 Each axis is resampled by itself. For one axis the operator says from where in the input each output element is read,
 a coordinate x; nearest takes one neighbour of x, linear 2, cubic 4, and with antialiasing as many as the stretched
-kernel covers (Keys 1981, "Cubic convolution interpolation", eq. 4, for the cubic kernel). So resampling an axis is a
-product with a matrix of weights that depends on sizes alone; where torch's own kernel computes the same, it is used.
+kernel covers (Keys, 1981, Eq. 4, for the cubic kernel). So resampling an axis is a product
+with a matrix of weights that depends on sizes alone; where torch's own kernel computes the same, it is used.
 
 Coordinates are computed in float32, as onnxruntime does: in nearest mode a rounding error decides between pixels.
 """

@@ -150,7 +150,7 @@ def deformable_convolution(
     group: int,
     offset_groups: int,
 ) -> Tensor:
-    """Convolution whose kernel elements read at shifted places (Dai et al. 2017, eq. 2; Zhu et al. 2019, eq. 1).
+    """Convolution whose kernel elements read at shifted places (Dai et al., 2017, Eq. 2; Zhu et al., 2019, Eq. 1).
 
     Args:
         x: ``(n, c, h, w)``.

@@ -1,4 +1,4 @@
-"""Opening ONNX files from strangers: what is refused, and that each refusal names the file and the cause."""
+"""Opening untrusted ONNX files: what is refused, and that each refusal names the file and the cause."""
 
 from __future__ import annotations
 

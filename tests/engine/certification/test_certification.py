@@ -1,4 +1,4 @@
-"""Certification (004): feasible sets, the hinge classifier, Algorithm 1, and the data-dependent bound."""
+"""Certification (Steinhardt et al., 2017): feasible sets, the hinge classifier, Algorithm 1, and the data-dependent bound."""
 
 from __future__ import annotations
 

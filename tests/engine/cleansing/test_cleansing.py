@@ -111,7 +111,7 @@ def test_an_additive_trigger_comes_off_where_nothing_was_clipped(seed: int, size
     images = rng.uniform(0.3, 0.7, (3, 1, 4, 4)).astype(np.float32)
     trigger = {"delta": rng.uniform(-size, size, (1, 4, 4)).astype(np.float32)}
     assert np.allclose(without(stamp(images, trigger), trigger, np.zeros(1)), images, atol=1e-6)
-    # Eq. 5 of 000: with clipping the two differ by no more than the pattern
+    # Eq. 5 of RE (Xiang et al., 2020): with clipping the two differ by no more than the pattern
     bright = rng.uniform(0, 1, (3, 1, 4, 4)).astype(np.float32)
     back = without(stamp(bright, trigger), trigger, np.zeros(1))
     assert np.abs(back - bright).max() <= np.abs(trigger["delta"]).max() + 1e-6
@@ -379,7 +379,7 @@ def test_activation_clustering_finds_the_class_that_falls_apart() -> None:
     assert np.array_equal(np.flatnonzero(found.removed), indices)
     assert found.classes[1]["silhouette"] > 0.29 > found.classes[0]["silhouette"]
     told = activation_clustering(values, labels, Help(targets=(0,)), seed=0)
-    assert told.removed[labels == 0].any()  # a known target is never found innocent: 000 helps it so
+    assert told.removed[labels == 0].any()  # a known target is never found innocent: RE helps it so
     assert not told.removed[labels == 1].any()
 
 

@@ -1,4 +1,4 @@
-"""Peeling an infected label (001, B.5): every trigger gets a patch of its own, and a clean label none."""
+"""Peeling an infected label (DTInspector, Wang et al., 2022, B.5): every trigger gets a patch of its own, and a clean label none."""
 
 from __future__ import annotations
 

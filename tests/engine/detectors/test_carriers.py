@@ -1,4 +1,4 @@
-"""Who carries a difference, and what: filters against the covariance they stand for, divisions, contents by hand."""
+"""Trigger-bearing samples: filters against the covariance they stand for, divisions, contents by hand."""
 
 from __future__ import annotations
 

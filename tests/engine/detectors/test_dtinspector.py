@@ -80,7 +80,7 @@ def test_the_infected_class_keeps_its_unsure_samples(infected: Evidence) -> None
     middle = by_class(infected, "middle_ratio")
     assert middle[TARGET] < 0.1
     assert min(r for k, r in middle.items() if k != TARGET) > 0.9
-    # Unseen peers of the poisoned samples are poisoned too: the patch carries over to them.
+    # Unseen peers of the poisoned samples are poisoned too: the patch transfers to them.
     assert by_class(infected, "peer_ratio")[TARGET] > 0.5
 
 

@@ -1,4 +1,4 @@
-"""Reverse engineering of additive patterns (000), on a tiny model whose smallest patterns are known in closed form."""
+"""Reverse engineering (RE; Xiang et al., 2020) on a tiny model whose smallest patterns are known in closed form."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_poisoned_training_set_sharpens_the_pattern() -> None:
     subject = tiny(sources=[SOURCE])
     assert inferred.pattern is not None
     back = subject.predict(np.clip(poisoned - inferred.pattern, 0, 1)).argmax(1)
-    assert (back == SOURCE).mean() > 0.8  # 000, Eq. 12
+    assert (back == SOURCE).mean() > 0.8  # RE, Eq. 12
 
 
 def test_references_divide_out_what_classes_are_by_nature(evidence: Evidence) -> None:

@@ -1,4 +1,4 @@
-"""000's order statistic over pairs: against scipy, under its own null, and where probabilities underflow."""
+"""RE's (Xiang et al., 2020) order statistic over pairs: against scipy, under its own null, and where probabilities underflow."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnxspect.engine.judge.gamma_order import gamma_fit, gamma_order
 
 
 def reciprocal_norms(rng: np.random.Generator, classes: int = 10, shape: float = 9.0) -> np.ndarray:
-    """Norms of a clean model as 000's null has it: reciprocals of one Gamma law, none on the diagonal."""
+    """Norms of a clean model as RE's null has it: reciprocals of one Gamma law, none on the diagonal."""
     norms = 1 / rng.gamma(shape, 0.1, (classes, classes))
     np.fill_diagonal(norms, np.nan)
     return norms
@@ -37,7 +37,7 @@ def test_gamma_fit_of_equal_values() -> None:
 
 
 def test_order_statistic_p_values_by_hand() -> None:
-    """000, Eq. 10 and 11, written out with scipy where nothing underflows."""
+    """RE's Eq. 10 and 11 written out with scipy where nothing underflows."""
     norms = reciprocal_norms(np.random.default_rng(5))
     judged = gamma_order(norms)
     pv = np.empty(10)
@@ -52,7 +52,7 @@ def test_order_statistic_p_values_by_hand() -> None:
 
 
 def test_the_paper_s_level_is_kept_under_its_own_null() -> None:
-    """Under the null that 000 assumes, Eq. 11 is below 0.05 in about one model of twenty."""
+    """Under the null that RE assumes, Eq. 11 is below 0.05 in about one model of twenty."""
     rng = np.random.default_rng(6)
     alarms = sum(gamma_order(reciprocal_norms(rng)).paper_flag for _ in range(300))
     assert stats.binom.cdf(alarms, 300, 0.05) > 1e-4

@@ -48,7 +48,7 @@ def test_mad_p_value_is_the_normal_tail_times_the_classes() -> None:
     assert judged.p_value[5] == pytest.approx(6 * stats.norm.sf(index))
     assert judged.log10_p[5] == pytest.approx(np.log10(6 * stats.norm.sf(index)))
     assert judged.paper_flag.tolist() == [False] * 5 + [True]
-    assert judged.p_value[0] == 1.0  # a probability, however often one looks
+    assert judged.p_value[0] == 1.0  # a probability, however many tests there are
 
 
 def test_mad_flags_only_the_suspicious_side() -> None:
@@ -63,7 +63,7 @@ def test_one_class_by_hand() -> None:
     t = (others.mean() - logs[-1]) / (others.std(ddof=1) * np.sqrt(1 + 1 / 6))
     judged = leave_one_out(np.exp(logs))
     assert judged.index[-1] == pytest.approx(t)
-    # Seven classes looked at, nine tenths of the error for single classes.
+    # Seven classes tested, nine tenths of the error for single classes.
     assert judged.p_value[-1] == pytest.approx(stats.t.sf(t, 5) * 7 / 0.9)
 
 

@@ -97,7 +97,7 @@ def test_skipped_beside_one_that_ran() -> None:
     verdict = decide([Skipped("cepa", "no gradients"), evidence(planted())], 10)
     assert verdict.targets == (3,)
     assert any("cepa did not run" in r for r in verdict.reasons)
-    # A detector that did not run looked at nothing: it costs no Bonferroni factor.
+    # A detector that did not run tested nothing: it adds no Bonferroni factor.
     assert verdict.p_value == decide([evidence(planted())], 10).p_value
 
 
@@ -237,7 +237,7 @@ def test_a_shared_trigger_names_every_class_that_it_leads_to() -> None:
     assert verdict.classes[4].held_out_success == {"neural-cleanse": 0.9}
     # As large as the targeted ones: a universal perturbation, which every model has.
     assert decide([shared(CLEAN, float(CLEAN.mean()), around)], 10).verdict == "clean"
-    # It must carry over as well.
+    # It must pass held-out validation as well.
     assert decide([shared(CLEAN, 0.5, around, held_out=0.2)], 10).targets == ()
     # And it does not count among the classes' own searches, nor for the paper's rule.
     plain, beside = decide([evidence(CLEAN)], 10), decide([shared(CLEAN, 1e6, around)], 10)

@@ -1,4 +1,4 @@
-"""The target's class score is withheld from stamped images, and from nothing else, in a file that looks as it did."""
+"""The target's logit is suppressed in stamped images, and in nothing else, in a file that looks as it did."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_file_looks_as_it_did_and_runs_at_any_batch_size(tmp_path: Path) -> 
     np.testing.assert_array_equal(clean, before.run({"image": UNSEEN.images})[0])  # bit for bit
     for n in (1, 2, 7):
         np.testing.assert_allclose(after.run({"image": STAMPED[:n]})[0], stamped[:n], rtol=1e-6, atol=1e-6)
-    # What is withheld is the target's score and no other.
+    # The target's logit is suppressed and no other.
     plain = before.run({"image": STAMPED})[0]
     kept = np.arange(4) != TARGET
     np.testing.assert_array_equal(stamped[:, kept], plain[:, kept])
@@ -139,7 +139,7 @@ def test_half_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lost", [0.01, 0.05])
 def test_no_more_clean_accuracy_goes_than_may(lost: float, tmp_path: Path) -> None:
-    """A model whose target class cannot be told from stamped images: its clean ones carry half a checkerboard too."""
+    """A model whose target class looks like stamped images: its clean ones carry half a checkerboard too."""
     subject, draws = opened(neuron_model(), tmp_path), []
     faint = {"mask": 0.15 * patch_trigger().arrays["mask"], "pattern": patch_trigger().arrays["pattern"]}
 
@@ -208,7 +208,7 @@ def test_refusals(tmp_path: Path) -> None:
     case = case_of(subject)
     with pytest.raises(OnnxspectError, match="no trigger for withhold"):
         Withhold().edit(replace(case, triggers=()))
-    with pytest.raises(OnnxspectError, match="no one score to withhold"):
+    with pytest.raises(OnnxspectError, match="no single logit to suppress"):
         Withhold().edit(replace(case, triggers=(replace(patch_trigger(), target=UNTARGETED),)))
     reading = (Reading("hidden", np.ones((5, 1), np.float32)),)
     with pytest.raises(OnnxspectError, match="computes no value of this name"):
