@@ -103,6 +103,9 @@ _MEMORY = (
     "OOM when",
 )
 
+#: How torch's CUDA and cuDNN errors begin before torch 2.8, and some after.
+_DEVICE = ("CUDA error:", "CUDA driver error:", "cuDNN error:", "CUBLAS_STATUS_", "Found no NVIDIA driver")
+
 
 def is_memory(error: BaseException) -> bool:
     """Whether memory ran out: Python's, torch's (CPU or GPU) or a C++ library's way of saying so."""
@@ -114,6 +117,15 @@ def is_memory(error: BaseException) -> bool:
     # C++ errors reach Python as RuntimeError or as a library's own class; Python's own classes quote names and values.
     foreign = isinstance(error, RuntimeError) or type(error).__module__ != "builtins"
     return foreign and not isinstance(error, OnnxspectError) and any(t in str(error) for t in _MEMORY)
+
+
+def is_device(error: BaseException) -> bool:
+    """Whether a GPU failed under a kernel: it was lost (XID), reset, or a driver does not fit."""
+    torch = sys.modules.get("torch")
+    accelerator = getattr(torch, "AcceleratorError", None)
+    if accelerator is not None and isinstance(error, accelerator):
+        return True
+    return isinstance(error, RuntimeError) and any(t in str(error) for t in _DEVICE)
 
 
 def unwritable(path: Path, error: OSError, hint: str = "", what: str = "cannot be written") -> OnnxspectError:
@@ -165,6 +177,11 @@ def classified(error: BaseException) -> OnnxspectError:
     first = printable((str(error).splitlines() or [""])[0], 400)
     if is_memory(error):
         return MachineError(f"out of memory ({type(error).__name__}{': ' if first else ''}{first})", _MORE_MEMORY)
+    if is_device(error):
+        return MachineError(
+            f"the GPU failed ({type(error).__name__}: {first})",
+            "run the same command again: a scan goes on where it stopped, with --device cpu without the GPU",
+        )
     if isinstance(error, OSError) and error.errno is not None:
         place = f"{printable(os.fsdecode(error.filename), 200)}: " if isinstance(error.filename, str | bytes) else ""
         kind = OnnxspectError if place and error.errno in _WRONG_NAME else MachineError

@@ -18,6 +18,7 @@ from torch.nn import functional
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger, size
+from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -60,7 +61,8 @@ class MovingTrigger:
         classes = self._classes[rows].to(student.device)
         for _ in range(self._steps):
             leaves = {n: t.to(student.device).requires_grad_(True) for n, t in self._state.items()}
-            loss = self._sign * functional.cross_entropy(student(_stamped(images, leaves)), classes)
+            with searching(student.device):
+                loss = self._sign * functional.cross_entropy(student(as_searched(_stamped(images, leaves))), classes)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             with torch.no_grad():
                 found = {n: torch.nan_to_num(g).cpu() for n, g in zip(leaves, gradients, strict=True)}

@@ -28,6 +28,7 @@ from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.run import Observer
 from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -207,7 +208,8 @@ def retrain(
             for images, hard, soft in _batches(teacher, fit, settings, generator, leading):
                 if corrupt is not None:
                     images = corrupt(images, student, generator)
-                loss = _loss(student(images.to(student.device)), hard, soft, settings)
+                with searching(student.device):
+                    loss = _loss(student(as_searched(images.to(student.device))), hard, soft, settings)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -256,8 +258,8 @@ def _batches(
             more = torch.randint(len(leading), (round(LEADING * len(rows)),), generator=generator)
             rows = torch.cat([torch.from_numpy(leading)[more], rows])
         images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
-        with torch.no_grad():
-            soft = (teacher(images.to(teacher.device)) / settings.temperature).softmax(1)
+        with torch.no_grad(), searching(teacher.device):
+            soft = (teacher(as_searched(images.to(teacher.device))) / settings.temperature).softmax(1)
         yield images, hard.to(soft.device), soft
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.engine.search.perturbation import Perturbation, State
-from onnxspect.engine.subject.precision import is_searching
+from onnxspect.engine.subject.precision import as_searched
 from onnxspect.engine.subject.subject import Subject
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -107,12 +107,10 @@ def laid_out(pixels: Tensor) -> Tensor:
     """`pixels` ``(n, channels, height, width)`` in the memory layout that convolutions are fastest in; the same values.
 
     On a CPU that is channels last: forward and input-backward passes took 7 to 33 % less time on grey images, and the
-    same time on colour ones (eight networks, one thread, benchmarks/search.py measures it). On a GPU it is too, where a
-    search runs in bfloat16: tensor cores take their operands so.
+    same time on colour ones (eight networks, one thread, benchmarks/search.py measures it). On a GPU: see
+    `precision.as_searched`.
     """
-    device = pixels.device.type
-    last = device == "cpu" or is_searching(device)
-    return pixels.to(memory_format=torch.channels_last) if last else pixels
+    return pixels.to(memory_format=torch.channels_last) if pixels.device.type == "cpu" else as_searched(pixels)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

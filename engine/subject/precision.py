@@ -66,8 +66,8 @@ def _fast(device: str) -> bool:
 def judging() -> Iterator[None]:
     """float32 in IEEE arithmetic on every device, and on a GPU the same bits every time; scoped, and may be nested.
 
-    The settings are the process's, so of several threads the first one makes them and the last one puts back what was. torch
-    warns where an operator has no deterministic kernel.
+    Inside `searching` it ends that for as long as it lasts. The other settings are the process's, so of several threads
+    the first one makes them and the last one puts back what was. torch warns where an operator has no deterministic kernel.
     """
     global _depth
     with _lock:
@@ -76,7 +76,11 @@ def judging() -> Iterator[None]:
             _set(dict.fromkeys(_found, _OFF) | (_DETERMINISTIC if torch.cuda.is_available() else {}))
         _depth += 1
     try:
-        yield
+        with contextlib.ExitStack() as off:
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    off.enter_context(torch.autocast(kind, enabled=False))
+            yield
     finally:
         with _lock:
             _depth -= 1
@@ -99,6 +103,11 @@ def searching(device: str) -> Iterator[None]:
 def is_searching(device_type: str) -> bool:
     """Whether this thread is inside `searching` in a fast format."""
     return torch.is_autocast_enabled(device_type)
+
+
+def as_searched(pixels: Tensor) -> Tensor:
+    """Pixels ``(n, channels, height, width)``, channels last inside `searching`: tensor cores take their operands so."""
+    return pixels.to(memory_format=torch.channels_last) if is_searching(pixels.device.type) else pixels
 
 
 def is_judging() -> bool:
