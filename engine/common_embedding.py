@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.embedding import Embedding
-from onnxspect.engine.objective import Measured, Memory, Objective, StepSettings, cross_entropy
+from onnxspect.engine.objective import Measured, Memory, Objective, StepSettings, answered, cross_entropy
 from onnxspect.engine.perturbation import State
 from onnxspect.engine.subject import Subject
 
@@ -52,6 +52,10 @@ class SampleWise(Objective):
         """`clean`: the embeddings of the images ``(unit, n, features)``."""
         with torch.no_grad():
             return {"clean": self.embedding(images.flatten(0, 1)).view(*images.shape[:2], -1)}
+
+    def at_target(self, subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
+        """The share that the subject answers with the target as they are."""
+        return answered(lambda given: self.embedding.both(given)[1], images, targets)
 
     def trigger(self, state: State) -> dict[str, Tensor]:
         """`delta` ``(unit, n, channels, height, width)``: every image's own."""

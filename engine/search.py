@@ -82,6 +82,8 @@ class UnitResult:
         trigger: arrays by name, without a unit axis.
         seconds: its share of the wall time.
         multiplier: lambda at the end.
+        unneeded: as many of the search images as must reach the target are there without any perturbation: whatever was found,
+            its size says nothing.
     """
 
     unit: Unit
@@ -93,6 +95,7 @@ class UnitResult:
     trigger: dict[str, np.ndarray] = field(repr=False)
     seconds: float = 0.0
     multiplier: float = 0.0
+    unneeded: bool = False
 
     @property
     def found(self) -> bool:
@@ -203,6 +206,7 @@ class _Batch:
         self.constants = objective.constants(subject, images)
         self.memory = objective.memory(self.state)
         self.targets = torch.tensor([u.target for u in units], device=device)
+        self.unneeded = objective.at_target(subject, images, self.targets) >= config.success
         self.best = {k: v.detach().clone() for k, v in self.state.items()}
         self.alive = torch.arange(n_units, device=device)
         zeros = torch.zeros(n_units, device=device)
@@ -299,6 +303,7 @@ class _Batch:
             diverged=bool(self.broken[row] >= self.config.patience),
             trigger=trigger,
             multiplier=float(self.multiplier[row]),
+            unneeded=bool(self.unneeded[row]),
         )
 
     def _keep(self, rows: Tensor) -> None:
@@ -307,7 +312,7 @@ class _Batch:
         self.best = {k: v[rows] for k, v in self.best.items()}
         self.constants = {k: v[rows] for k, v in self.constants.items()}
         self.memory = {k: tuple(m[rows] for m in kept) for k, kept in self.memory.items()}
-        for name in ("images", "targets", "alive", "multiplier", "best_cost", "best_success", "last_success"):
+        for name in ("images", "targets", "unneeded", "alive", "multiplier", "best_cost", "best_success", "last_success"):
             setattr(self, name, getattr(self, name)[rows])
         for name in ("reference", "reference_step", "streak", "fell", "broken"):
             setattr(self, name, getattr(self, name)[rows])
