@@ -312,7 +312,16 @@ class _Batch:
         self.best = {k: v[rows] for k, v in self.best.items()}
         self.constants = {k: v[rows] for k, v in self.constants.items()}
         self.memory = {k: tuple(m[rows] for m in kept) for k, kept in self.memory.items()}
-        for name in ("images", "targets", "unneeded", "alive", "multiplier", "best_cost", "best_success", "last_success"):
+        for name in (
+            "images",
+            "targets",
+            "unneeded",
+            "alive",
+            "multiplier",
+            "best_cost",
+            "best_success",
+            "last_success",
+        ):
             setattr(self, name, getattr(self, name)[rows])
         for name in ("reference", "reference_step", "streak", "fell", "broken"):
             setattr(self, name, getattr(self, name)[rows])

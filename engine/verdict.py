@@ -119,10 +119,10 @@ def decide(
     """
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
-    reasons = [f"{s.detector} did not run: {s.reason}" for s in skipped]
+    reasons = [*too_few, *(f"{s.detector} did not run: {s.reason}" for s in skipped)]
     if not ran:
         return Verdict("inconclusive", (), 1.0, (*reasons, "no detector ran"), ())
-    if classes < FEWEST_CLASSES:
+    if classes < FEWEST_CLASSES and not too_few:
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
     known = spreads(ran)
@@ -173,7 +173,7 @@ def decide(
     # More than half of the detectors, with enough evidence, make a statement; what the others lacked is said beside it. Of two
     # one is not enough: what only the other one finds was not looked for.
     if classes < FEWEST_CLASSES or too_few or unconfirmed or 2 * len(weak) >= len(able):
-        return Verdict("inconclusive", (), p_value, (*too_few, *reasons, *weak), findings)
+        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
     return Verdict("clean", (), p_value, tuple(reasons), findings)

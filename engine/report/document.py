@@ -11,9 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from onnxspect.engine.evidence import Evidence, Skipped
 from onnxspect.engine.preprocessing import Preflight
 from onnxspect.engine.run import RunContext, device_name, tool_version
+from onnxspect.engine.sample_size import SampleCounts
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 from onnxspect.engine.verdict import Verdict
@@ -66,7 +69,7 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": limits(evidence),
+        "limits": _of_samples(samples, subject.classes) + limits(evidence),
         "preset": preset,
         "device": device_name(run.device),
         "seed": run.seed,
@@ -112,6 +115,22 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
         "evidence": evidence.id,
         "seconds": round(evidence.seconds, 3),
     }
+
+
+def _of_samples(samples: Samples, classes: int) -> list[str]:
+    """What could not be checked for want of clean samples of some classes."""
+    counts = SampleCounts.of(samples, samples.take(np.zeros(0, int)), classes)
+    if not counts.without:
+        return []
+    told = [
+        f"There is no clean sample of {counts.listed(counts.without)}: backdoors that act from there alone were not searched "
+        "for, and no reference network has learned what is normal there."
+    ]
+    if 2 * len(counts.without) >= classes:
+        told.append(
+            "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
+        )
+    return told
 
 
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
