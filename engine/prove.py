@@ -94,7 +94,12 @@ def prove(
     )
     if rescan is None:
         return proof
-    report = rescan(Path(patched), chosen)
+    try:
+        report = rescan(Path(patched), chosen)
+    except OnnxspectError as error:  # too few samples for a verdict are none against the proof
+        if not error.inconclusive:
+            raise
+        return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
     found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
     return replace(proof, rescan=found)
 

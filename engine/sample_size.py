@@ -1,8 +1,8 @@
 """How many clean samples a verdict takes, and which classes lack them: counted before anything is searched.
 
-A search that leads other classes' images to class t sees the clean samples of these classes, and its trigger is then tried on
-those that it has not seen. So what counts for t is how many samples of *other* classes there are, and how many of them are held
-out. With too few the comparison of classes misleads both ways: references learn nothing from them, a trigger fits its few
+A search that leads other classes' images to class t sees half of the clean samples of these classes, and its trigger is then tried
+on the other half. So what counts is how many samples there are in all, how many are of *other* classes than t, and how many of
+these are held out. With too few the comparison of classes misleads both ways: references learn nothing from them, a trigger fits its few
 images and no others, an easy class of a clean model stands out, and an infected one goes unseen.
 
 The least number is measured: `benchmarks/derive_sample_size.py` scans the shipped pair, which are twins but for a backdoor, with
@@ -22,9 +22,12 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.verdict import FEWEST_HELD_OUT
 
 #: Samples a class, of ten classes, that tell the shipped pair apart: "least" in benchmarks/results/sample_size.json.
-LEAST_OF_TEN = 5
-#: So many samples of other classes does a search to any class need.
-LEAST_OF_OTHERS = 9 * LEAST_OF_TEN
+LEAST_OF_TEN = 10
+#: So many samples a verdict takes in all.
+LEAST = 10 * LEAST_OF_TEN
+#: So many of them are to be of other classes than the one that a search leads to: where one class has most of the samples, the
+#: others' few are all that its search sees. More than the number with which the shipped pair is not told apart (nine fives).
+LEAST_OF_OTHERS = LEAST // 2
 #: Classes that are listed by name before the rest is counted.
 LISTED = 12
 
@@ -80,10 +83,7 @@ def enough_of_each(classes: int) -> int:
     Args:
         classes: of the model, at least 2.
     """
-    n = max(2, -(-LEAST_OF_OTHERS // (classes - 1)))
-    while (classes - 1) * (n // 2) < FEWEST_HELD_OUT:  # half of them is held out
-        n += 1
-    return n
+    return max(2, -(-LEAST // classes))
 
 
 def shortfalls(counts: SampleCounts) -> tuple[str, ...]:
@@ -95,11 +95,13 @@ def shortfalls(counts: SampleCounts) -> tuple[str, ...]:
     if counts.classes < FEWEST_CLASSES:
         return (f"{counts.classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})",)
     lacking = []
+    if sum(counts.of_class) < LEAST:
+        lacking.append(f"{sum(counts.of_class)} clean samples are too few for a verdict (at least {LEAST})")
     others = [sum(counts.of_class) - n for n in counts.of_class]
     few = [t for t, n in enumerate(others) if n < LEAST_OF_OTHERS]
-    if few:
+    if few and not lacking:
         lacking.append(
-            f"too few clean samples: {_range(others, few)} of other classes to lead to {_each(counts, few)} "
+            f"too few clean samples of other classes: {_range(others, few)} to lead to {_each(counts, few)} "
             f"(at least {LEAST_OF_OTHERS})"
         )
     unseen = [sum(counts.held_out) - n for n in counts.held_out]

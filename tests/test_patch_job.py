@@ -285,6 +285,28 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
     assert told.failures == ("a fresh scan calls the patched file backdoored (it is so)",)
 
 
+def test_a_fresh_scan_without_a_verdict_leaves_the_proof(work: Path) -> None:
+    """Too few samples for a scan stop the scan, and not what was measured before it; what is wrong with the input stops all."""
+    model = work / "model.onnx"
+
+    def stopped(inconclusive: bool) -> OnnxspectError:
+        return OnnxspectError("too few clean samples", inconclusive=inconclusive)
+
+    def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
+        raise stopped(True)
+
+    proof = prove(model, model, work / "unseen.npz", work / "run", rescan=rescan)
+    assert proof.rescan is not None
+    assert (proof.rescan.verdict, proof.rescan.reasons) == ("inconclusive", ("too few clean samples",))
+    assert proof.triggers
+
+    def broken(path: Path, spec: InputSpec) -> dict[str, object]:
+        raise stopped(False)
+
+    with pytest.raises(OnnxspectError, match="too few"):
+        prove(model, model, work / "unseen.npz", work / "run", rescan=broken)
+
+
 def test_latency_and_strip_are_measured(work: Path) -> None:
     model = work / "model.onnx"
     proof = prove(
