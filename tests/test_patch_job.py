@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -289,22 +290,18 @@ def test_a_fresh_scan_without_a_verdict_leaves_the_proof(work: Path) -> None:
     """Too few samples for a scan stop the scan, and not what was measured before it; what is wrong with the input stops all."""
     model = work / "model.onnx"
 
-    def stopped(inconclusive: bool) -> OnnxspectError:
-        return OnnxspectError("too few clean samples", inconclusive=inconclusive)
+    def stopping(inconclusive: bool) -> Callable[[Path, InputSpec], dict[str, object]]:
+        def rescan(*_: object) -> dict[str, object]:
+            raise OnnxspectError("too few clean samples", inconclusive=inconclusive)
 
-    def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
-        raise stopped(True)
+        return rescan
 
-    proof = prove(model, model, work / "unseen.npz", work / "run", rescan=rescan)
+    proof = prove(model, model, work / "unseen.npz", work / "run", rescan=stopping(inconclusive=True))
     assert proof.rescan is not None
     assert (proof.rescan.verdict, proof.rescan.reasons) == ("inconclusive", ("too few clean samples",))
     assert proof.triggers
-
-    def broken(path: Path, spec: InputSpec) -> dict[str, object]:
-        raise stopped(False)
-
     with pytest.raises(OnnxspectError, match="too few"):
-        prove(model, model, work / "unseen.npz", work / "run", rescan=broken)
+        prove(model, model, work / "unseen.npz", work / "run", rescan=stopping(inconclusive=False))
 
 
 def test_latency_and_strip_are_measured(work: Path) -> None:
