@@ -21,7 +21,8 @@ from onnxspect.engine.null_model import FEWEST_CLASSES
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.verdict import FEWEST_HELD_OUT
 
-#: Samples a class, of ten classes, that tell the shipped pair apart: "least" in benchmarks/results/sample_size.json.
+#: Samples a class, of ten classes, that tell the shipped pair apart: "least" in benchmarks/results/sample_size.json, which has one
+#: seed: its exact intervals, in the file, do not yet exclude that it takes more.
 LEAST_OF_TEN = 10
 #: So many samples a verdict takes in all.
 LEAST = 10 * LEAST_OF_TEN
