@@ -161,7 +161,8 @@ def second_look(
 ) -> UnitEvidence:
     """A finished unit as evidence, its trigger measured on clean samples that the search never saw.
 
-    They are those of the unit's source class, or of all classes but its target; at most `most`.
+    They are those of the unit's source class, or of all classes but its target; at most `most`. There is no statistic where no
+    trigger was needed: that is confusion, and its size is no property of the class.
     """
     unit = result.unit
     of_unit = held_out.labels != unit.target if unit.source is None else held_out.labels == unit.source
@@ -172,7 +173,7 @@ def second_look(
         success = float((answers == unit.target).mean())
     return UnitEvidence(
         unit=unit,
-        statistics={statistic: result.cost} if result.found else {},
+        statistics={statistic: result.cost} if result.found and not result.unneeded else {},
         found=result.found,
         converged=result.converged,
         steps=result.steps,

@@ -238,7 +238,7 @@ class Cepa(Detector):
         images = images[: len(delta)]
         statistics: dict[str, float] = {}
         success, shift = result.success, np.zeros(tap.shape, np.float32)
-        if result.found:
+        if result.found and not result.unneeded:
             if self.form == "consensus":
                 delta, success = _shrunk(tap, images, delta, result.unit.target, self.search.success)
             shift, statistics = _statistics(tap, images, delta)

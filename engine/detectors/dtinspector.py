@@ -241,6 +241,7 @@ class DTInspector(Detector):
             views,
             convicts=at_hand.training is not None,
             leads_to_target=False,
+            validated=False,  # the ratio itself is measured on samples that no patch saw
         )
 
     def _look(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:

@@ -135,7 +135,9 @@ class MaxMargin(Detector):
             for u in found
         )
         views = (View(STATISTIC, "high"),)
-        return Evidence(NAME, self.settings(), STATISTIC, STATISTIC, "high", told, views, convicts=False)
+        return Evidence(
+            NAME, self.settings(), STATISTIC, STATISTIC, "high", told, views, convicts=False, validated=False
+        )
 
 
 def _as_evidence(subject: Subject, result: UnitResult) -> UnitEvidence:

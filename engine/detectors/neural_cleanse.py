@@ -157,7 +157,10 @@ class NeuralCleanse(Detector):
         ratios = [
             np.log(full[u.unit].statistics["l1"] / u.statistics["l1"])
             for u in scouts
-            if u.unit in full and u.unit.target not in ahead and full[u.unit].found and u.found
+            if u.unit in full
+            and u.unit.target not in ahead
+            and "l1" in full[u.unit].statistics
+            and "l1" in u.statistics
         ]
         ratio = float(np.exp(np.mean(ratios))) if ratios else 1.0
         told = []

@@ -97,7 +97,10 @@ def prove(
     )
     if rescan is None:
         return proof
-    report = rescan(Path(patched), chosen)
+    try:
+        report = rescan(Path(patched), chosen)
+    except InconclusiveError as error:  # too few samples for a verdict are no evidence against the proof
+        return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
     found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
     return replace(proof, rescan=found)
 

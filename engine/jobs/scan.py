@@ -15,7 +15,7 @@ from onnxspect.converters.lowering.logits import switch_of
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
-from onnxspect.engine.errors import Kind, OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.report import document, pictures
@@ -25,6 +25,7 @@ from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.reference import train_references
+from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -84,7 +85,8 @@ def scan(
             place of the pixels.
 
     Raises:
-        OnnxspectError: anything that stops the scan, with a hint.
+        OnnxspectError: anything that stops the scan, with a hint; inconclusive where the samples are too few for a verdict and
+            neither detectors are named nor a training set is given.
     """
     run = run or RunContext()
     able = [_aimed(d, taps, perturb_at) for d in chosen(preset, detectors, with_training_set=train is not None)]
@@ -103,6 +105,8 @@ def scan(
             return ScanResult(ledger.report(), folder, 0)
         checked = preflight(subject, samples, run, spec)
         found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
+        counts = SampleCounts.of(found_on, held_out, checked.subject.classes)
+        too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         if resumed:
@@ -116,7 +120,7 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = decide(evidence, checked.subject.classes, switch=_switch(checked.subject))
+        verdict = decide(evidence, checked.subject.classes, switch=_switch(checked.subject), too_few=too_few)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds)
@@ -131,6 +135,31 @@ def _planned_memory(ledger: Ledger, device: str) -> contextlib.AbstractContextMa
     """Plan with the share of the device's memory that an earlier part of this scan ended with; keep it where it shrinks."""
     known = ledger.fact(_MEMORY_SHARE)
     return memory_share(device, float(known or 1.0), lambda _, share: ledger.set_fact(_MEMORY_SHARE, str(share)))
+
+
+def _sufficient(counts: SampleCounts, run: RunContext, path: str, forced: bool) -> tuple[str, ...]:
+    """What the samples lack for a verdict, said before anything is searched.
+
+    Args:
+        counts: the samples.
+        run: the observer is told of classes without samples, and of what is lacking where the search is wanted all the same.
+        path: of the samples.
+        forced: detectors were chosen by name, for their triggers perhaps, or there is a training set to look at as well: the
+            scan goes on, and its verdict says what is lacking.
+
+    Raises:
+        InconclusiveError: no verdict can be had, and nothing else is asked for.
+    """
+    lacking = shortfalls(counts)
+    where = path or "the samples"
+    if lacking and not forced:
+        hint = advice(counts) or "no number of samples mends that; --detector NAME searches for triggers all the same"
+        raise InconclusiveError(f"{where}: {'; '.join(lacking)}", hint)
+    if counts.without:
+        run.observer.notice(f"{where}: no clean sample of {counts.listed(counts.without)}")
+    for sentence in lacking:
+        run.observer.notice(f"{where}: {sentence}: there will be no verdict from searches on them")
+    return (*lacking, advice(counts)) if lacking and advice(counts) else lacking
 
 
 def _aimed(detector: Detector, taps: Sequence[str], perturb_at: str) -> Detector:

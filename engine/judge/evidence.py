@@ -139,6 +139,8 @@ class Evidence:
             for several of them is `decide`'s.
         convicts: False for a screening detector, which raises suspicion but names no class on its own.
         leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
+        validated: whether a trigger must carry over to held-out samples before it names a class; False where what was found is
+            no trigger that leads there.
     """
 
     detector: str
@@ -150,6 +152,7 @@ class Evidence:
     views: tuple[View, ...] = ()
     convicts: bool = True
     leads_to_target: bool = True
+    validated: bool = True
 
     @property
     def judged(self) -> tuple[View, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,21 @@ ALPHA = 0.02
 CARRIES_OVER = 0.5
 #: Share of searches that must have converged before "clean" may be said.
 CONVERGED_ENOUGH = 0.7
+
+
+def fewest_trials(share: float, level: float) -> int:
+    """The least number of trials that can show a chance of success above `share` at `level`: the exact binomial bound.
+
+    n successes in n trials have the probability share^n where the chance is `share` (Clopper and Pearson, 1934), and nothing
+    that n trials can show is stronger. By symmetry n failures are needed to show a chance below 1 - share.
+    """
+    if not 0 < share < 1 or not 0 < level < 1:
+        raise ValueError(f"share {share} and level {level} lie between 0 and 1")
+    return max(1, math.ceil(math.log(level) / math.log(share)))
+
+
+#: Fewer clean samples that the search never saw can neither show that a trigger carries over nor that it does not.
+FEWEST_HELD_OUT = fewest_trials(CARRIES_OVER, ALPHA)
 
 
 @dataclass(frozen=True)
@@ -79,12 +95,18 @@ class Verdict:
     classes: tuple[ClassFinding, ...]
 
 
-def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA, switch: str = "") -> Verdict:
+def decide(
+    evidence: Sequence[Evidence | Skipped],
+    classes: int,
+    alpha: float = ALPHA,
+    switch: str = "",
+    too_few: Sequence[str] = (),
+) -> Verdict:
     """Combine what the detectors found into one verdict.
 
-    A class is named where its corrected p-value is below `alpha` *and* its trigger passes held-out validation, on clean
-    samples that the search never saw. "Clean" needs enough converged searches; else the answer is "inconclusive", with
-    the reason.
+    A class is named where its corrected p-value is below `alpha` *and* its trigger passes held-out validation: it works on at
+    least half of at least FEWEST_HELD_OUT clean samples that the search never saw. Where there are fewer it is neither named nor cleared.
+    "Clean" needs enough samples and enough converged searches; else the answer is "inconclusive", with the reason.
 
     Args:
         evidence: from every detector that was asked for.
@@ -92,13 +114,15 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         alpha: allowed rate of false alarms per model.
         switch: the node that hides part of the model from gradients (converters/lowering/logits.py), or "": where there is one, finding
             nothing says nothing.
+        too_few: what the clean samples lack (sample_size.py), in sentences: where they lack anything, finding nothing says
+            nothing, nor does a class that stands out in searches on them.
     """
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
-    reasons = [f"{s.detector} did not run: {s.reason}" for s in skipped]
+    reasons = [*too_few, *(f"{s.detector} did not run: {s.reason}" for s in skipped)]
     if not ran:
         return Verdict("inconclusive", (), 1.0, (*reasons, "no detector ran"), ())
-    if classes < FEWEST_CLASSES:
+    if classes < FEWEST_CLASSES and not too_few:
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
     known = spreads(ran)
@@ -106,13 +130,26 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
     findings = tuple(_finding(k, looks) for k in range(classes))
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
-    refuted: list[int] = []
+    unconfirmed: list[int] = []
     for finding in sorted(suspects, key=lambda f: f.log10_p):
         agreeing = _agreeing(finding, ran, alpha)
-        carried = [s for d, s in finding.held_out_success.items() if s is not None and d in agreeing]
-        (refuted if carried and max(carried) < CARRIES_OVER else targets).append(finding.index)
-    for index in refuted:
-        reasons.append(f"class {index} stands out, but its trigger does not carry over to unseen samples: no alarm")
+        checks = [_validation(look, finding.index) for look in looks if look.evidence.detector in agreeing]
+        if too_few and not _OF_TRAINING_SETS & set(agreeing):
+            unconfirmed.append(finding.index)
+            reasons.append(f"class {finding.index} stands out, but among so few samples a clean class may: no alarm")
+        elif _carries_over(checks):
+            targets.append(finding.index)
+        elif _overfitted(checks):
+            reasons.append(
+                f"class {finding.index} stands out, but its trigger does not carry over to unseen samples: no alarm"
+            )
+        else:
+            unconfirmed.append(finding.index)
+            seen = max((c.held_out for c in checks), default=0)
+            reasons.append(
+                f"class {finding.index} stands out, but {seen or 'no'} unseen samples cannot confirm that its trigger "
+                f"carries over (at least {FEWEST_HELD_OUT})"
+            )
 
     p_value = min((f.p_value for f in findings), default=1.0)
     reasons += _suspicions(looks, findings, targets, alpha)
@@ -129,16 +166,63 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         hidden = f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees"
         return Verdict("inconclusive", (), p_value, (hidden, *reasons), findings)
     able = [e for e in ran if e.convicts]
-    weak = _not_enough(able, classes)
+    weak = [w for e in able if (w := not_enough(e))]
     if not able:
         names = ", ".join(e.detector for e in ran)
         weak.append(f"{names} can raise suspicion, but neither convict nor acquit alone: let another detector run too")
-    # With enough evidence from half of the detectors there is a statement; what the others lacked is said beside it.
-    if classes < FEWEST_CLASSES or 2 * len(weak) > len(able) or not able:
+    # More than half of the detectors, with enough evidence, make a statement; what the others lacked is said beside it. Of two
+    # one is not enough: what only the other one finds was not looked for.
+    if classes < FEWEST_CLASSES or too_few or unconfirmed or 2 * len(weak) >= len(able):
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
     return Verdict("clean", (), p_value, tuple(reasons), findings)
+
+
+@dataclass(frozen=True)
+class _Validation:
+    """What clean samples that no search saw say of one detector's trigger to a class.
+
+    Attributes:
+        needed: False for a detector whose evidence is no trigger that leads to the class.
+        success: share of them that the trigger leads there; None where it was not tried.
+        held_out: how many they are.
+    """
+
+    needed: bool
+    success: float | None
+    held_out: int
+
+    @property
+    def enough(self) -> bool:
+        """Whether the samples can tell."""
+        return self.success is not None and self.held_out >= FEWEST_HELD_OUT
+
+
+def _carries_over(checks: Sequence[_Validation]) -> bool:
+    """Whether held-out samples confirm a class; where no trigger of its detectors could be tried, one that needs none does."""
+    tried = [c for c in checks if c.enough]
+    if tried:
+        return any((c.success or 0.0) >= CARRIES_OVER for c in tried)
+    return any(not c.needed for c in checks)
+
+
+def _overfitted(checks: Sequence[_Validation]) -> bool:
+    """Whether every trigger that had to be tried was tried, on enough samples, and failed."""
+    return bool(checks) and all(c.enough and (c.success or 0.0) < CARRIES_OVER for c in checks if c.needed)
+
+
+def _validation(look: _Look, k: int) -> _Validation:
+    """The held-out success of a detector's trigger to class k; a shared trigger is one, and all its rows count together."""
+    evidence = look.evidence
+    unit = look.speaks(k).units.get(k)
+    if unit is None or unit.held_out_success is None:
+        return _Validation(evidence.validated, None, 0)
+    rows = [u for u in evidence.units if u.unit.shared] if unit.unit.shared else [unit]
+    known = [(u.held_out_success, u.held_out) for u in rows if u.held_out_success is not None]
+    n = sum(held_out for _, held_out in known)
+    success = sum(s * held_out for s, held_out in known) / n if n else None
+    return _Validation(evidence.validated, success, n)
 
 
 def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
@@ -326,20 +410,26 @@ def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _not_enough(ran: Sequence[Evidence], classes: int) -> list[str]:
-    """Reasons why finding nothing proves nothing."""
-    if classes < FEWEST_CLASSES:
-        return ["the paper's outlier test needs more classes: nothing can be said from this evidence alone"]
-    weak = []
-    for evidence in ran:
-        units = [u for u in evidence.units if not u.unit.shared]
-        found = [u for u in units if u.found]
-        if len(found) < FEWEST_CLASSES:
-            weak.append(f"{evidence.detector}: only {len(found)} of {len(units)} searches reached their class")
-        elif sum(u.converged for u in units) < CONVERGED_ENOUGH * len(units):
-            n = sum(not u.converged for u in units)
-            weak.append(
-                f"{evidence.detector}: {n} of {len(units)} searches had not converged within their budget; "
-                "use a more thorough preset"
-            )
-    return weak
+def not_enough(evidence: Evidence) -> str:
+    """Why a detector's silence proves nothing; "" where it does.
+
+    A search counts as silent only where it found a trigger that its class needs and came to its end: one that ran out of its
+    budget, and one whose images go to the class without any trigger, have looked for nothing.
+    """
+    units = [u for u in evidence.units if not u.unit.shared]
+    reached = [u for u in units if u.found and u.statistics]
+    if len(reached) < FEWEST_CLASSES:
+        return f"{evidence.detector}: only {len(reached)} of {len(units)} searches reached their class"
+    n = len(units) - sum(u.converged for u in reached)
+    if len(units) - n < CONVERGED_ENOUGH * len(units):
+        return (
+            f"{evidence.detector}: {n} of {len(units)} searches had not converged within their budget; "
+            "use a more thorough preset"
+        )
+    most = max((u.held_out for u in evidence.units), default=0)
+    if evidence.validated and most < FEWEST_HELD_OUT:
+        return (
+            f"{evidence.detector}: its triggers were tried on {most} unseen samples (at least {FEWEST_HELD_OUT}): "
+            "none could have been confirmed"
+        )
+    return ""

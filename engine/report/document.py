@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
+from onnxspect.engine.subject.sample_size import SampleCounts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -68,7 +71,7 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": limits(evidence),
+        "limits": _of_samples(samples, subject.classes) + limits(evidence),
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),
@@ -115,6 +118,22 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
         "evidence": evidence.id,
         "seconds": round(evidence.seconds, 3),
     }
+
+
+def _of_samples(samples: Samples, classes: int) -> list[str]:
+    """What could not be checked for want of clean samples of some classes."""
+    counts = SampleCounts.of(samples, samples.take(np.zeros(0, int)), classes)
+    if not counts.without:
+        return []
+    told = [
+        f"There is no clean sample of {counts.listed(counts.without)}: backdoors that act from there alone were not searched "
+        "for, and no reference network has learned what is normal there."
+    ]
+    if 2 * len(counts.without) >= classes:
+        told.append(
+            "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
+        )
+    return told
 
 
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:

@@ -76,6 +76,8 @@ class UnitResult:
         trigger: arrays by name, without a unit axis.
         seconds: its share of the wall time.
         multiplier: lambda at the end.
+        unneeded: as many of the search images as must reach the target are there without any perturbation: whatever was found,
+            its size says nothing.
     """
 
     unit: Unit
@@ -87,6 +89,7 @@ class UnitResult:
     trigger: dict[str, np.ndarray] = field(repr=False)
     seconds: float = 0.0
     multiplier: float = 0.0
+    unneeded: bool = False
 
     @property
     def found(self) -> bool:
@@ -263,6 +266,7 @@ class Batch:
         state = {k: v.to(pool.device) for k, v in objective.start(subject, images, generators).items()}
         targets = torch.tensor([u.target for u in units], device=pool.device)
         constants = objective.constants(subject, images)
+        self._unneeded = objective.at_target(subject, images, targets) >= config.success
         self._loop = _Loop.start(pool, index, targets, state, constants, objective.memory(state))
         self._loop.multiplier.fill_(config.multiplier)
 
@@ -308,6 +312,7 @@ class Batch:
         arrays = {k: v.float().cpu().numpy() for k, v in self.objective.trigger(state).items()}
         cost, steps, multiplier = (v.tolist() for v in (end.best_cost, end.steps, end.multiplier))
         success = torch.where(found, end.best_success, end.last_success).tolist()
+        unneeded = self._unneeded.tolist()
         converged, diverged = (end.settled & found).tolist(), (end.broken >= self.config.patience).tolist()
         return [
             UnitResult(
@@ -319,6 +324,7 @@ class Batch:
                 diverged=diverged[i],
                 trigger={k: a[i].copy() for k, a in arrays.items()},
                 multiplier=multiplier[i],
+                unneeded=unneeded[i],
             )
             for i, unit in enumerate(self.units)
         ]

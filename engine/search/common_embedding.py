@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.search.embedding import Embedding
-from onnxspect.engine.search.objective import Measured, Memory, Objective, StepSettings, cross_entropy
+from onnxspect.engine.search.objective import Measured, Memory, Objective, StepSettings, answered, cross_entropy
 from onnxspect.engine.search.perturbation import State
 from onnxspect.engine.subject.subject import Subject
 
@@ -53,6 +53,10 @@ class SampleWise(Objective):
         with torch.no_grad():
             clean = _at_least_float32(self.embedding(images.flatten(0, 1)))
             return {"clean": clean.view(*images.shape[:2], -1)}
+
+    def at_target(self, subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
+        """The share that the subject answers with the target as they are."""
+        return answered(lambda given: self.embedding.both(given)[1], images, targets)
 
     def trigger(self, state: State) -> dict[str, Tensor]:
         """`delta` ``(unit, n, channels, height, width)``: every image's own."""

@@ -70,6 +70,13 @@ class Objective(ABC):
         """What is computed once from the images and stays fixed, one row a unit; nothing by default."""
         return {}
 
+    def at_target(self, subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
+        """Share ``(unit,)`` of the images ``(unit, n, ...)`` that reach each unit's target without any perturbation.
+
+        0 by default, for objectives without a target that images are to reach.
+        """
+        return torch.zeros(len(targets), device=targets.device)
+
     @abstractmethod
     def measure(
         self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
@@ -111,6 +118,14 @@ def laid_out(pixels: Tensor) -> Tensor:
     `precision.as_searched`.
     """
     return pixels.to(memory_format=torch.channels_last) if pixels.device.type == "cpu" else as_searched(pixels)
+
+
+def answered(classifier: Callable[[Tensor], Tensor], images: Tensor, targets: Tensor) -> Tensor:
+    """Share ``(unit,)`` of the images ``(unit, n, ...)`` that a classifier answers with their unit's target ``(unit,)``."""
+    given = images.flatten(0, 1)
+    with torch.no_grad():  # an internal tensor in the place of the pixels may have fewer axes
+        answers = classifier(laid_out(given) if given.ndim == 4 else given).argmax(1).view(images.shape[:2])
+    return (answers == targets[:, None]).float().mean(1)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -155,6 +170,10 @@ class ReachTarget(Objective):
         with torch.no_grad():
             answers = subject(laid_out(images.flatten(0, 1))).argmax(1)
         return {"own": answers.view(images.shape[:2])}
+
+    def at_target(self, subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
+        """The share that the subject answers with the target as they are; 0 where there is none."""
+        return super().at_target(subject, images, targets) if self.untargeted else answered(subject, images, targets)
 
     def measure(
         self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -283,6 +284,24 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
         told = replace(proof, triggers=(), rescan=replace(proof.rescan, verdict=verdict, reasons=("it is so",)))
         assert told.holds is holds
     assert told.failures == ("a fresh scan calls the patched file backdoored (it is so)",)
+
+
+def test_a_fresh_scan_without_a_verdict_leaves_the_proof(work: Path) -> None:
+    """Too few samples for a scan stop the scan, and not what was measured before it; what is wrong with the input stops all."""
+    model = work / "model.onnx"
+
+    def stopping(kind: type[OnnxspectError]) -> Callable[[Path, InputSpec], dict[str, object]]:
+        def rescan(*_: object) -> dict[str, object]:
+            raise kind("too few clean samples")
+
+        return rescan
+
+    proof = prove(model, model, work / "unseen.npz", work / "run", rescan=stopping(InconclusiveError))
+    assert proof.rescan is not None
+    assert (proof.rescan.verdict, proof.rescan.reasons) == ("inconclusive", ("too few clean samples",))
+    assert proof.triggers
+    with pytest.raises(OnnxspectError, match="too few"):
+        prove(model, model, work / "unseen.npz", work / "run", rescan=stopping(OnnxspectError))
 
 
 def test_latency_and_strip_are_measured(work: Path) -> None:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
 from onnxspect.engine.judge.null_model import leave_one_out
-from onnxspect.engine.judge.verdict import ALPHA, CARRIES_OVER, Verdict, decide
+from onnxspect.engine.judge.verdict import ALPHA, CARRIES_OVER, FEWEST_HELD_OUT, Verdict, decide, fewest_trials
 from onnxspect.engine.search.search import Unit
 
 CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
@@ -140,8 +141,87 @@ def test_a_trigger_that_does_not_carry_over_is_no_alarm() -> None:
     assert decide([evidence(planted(), held_out=CARRIES_OVER)], 10).targets == (3,)
 
 
-def test_without_unseen_samples_the_p_value_decides() -> None:
-    assert decide([evidence(planted(), held_out=None)], 10).targets == (3,)
+def held_out(found: Evidence, n: int) -> Evidence:
+    """The same, its triggers tried on n unseen samples; on none where n is 0."""
+    units = [replace(u, held_out=n, held_out_success=u.held_out_success if n else None) for u in found.units]
+    return replace(found, units=tuple(units))
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, FEWEST_HELD_OUT - 1])
+def test_without_enough_unseen_samples_nothing_is_named_or_cleared(n: int) -> None:
+    """However small the trigger is: it may be one of these few images alone, and silence has confirmed nothing either."""
+    suspicious = decide([held_out(evidence(planted()), n)], 10)
+    assert (suspicious.verdict, suspicious.targets) == ("inconclusive", ())
+    assert suspicious.p_value < ALPHA
+    assert any(f"class 3 stands out, but {n or 'no'} unseen samples" in r for r in suspicious.reasons)
+    silent = decide([held_out(evidence(CLEAN), n)], 10)
+    assert (silent.verdict, silent.targets) == ("inconclusive", ())
+    assert any(f"tried on {n} unseen samples (at least {FEWEST_HELD_OUT})" in r for r in silent.reasons)
+
+
+def test_just_enough_unseen_samples() -> None:
+    assert decide([held_out(evidence(planted()), FEWEST_HELD_OUT)], 10).targets == (3,)
+    assert decide([held_out(evidence(CLEAN), FEWEST_HELD_OUT)], 10).verdict == "clean"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("level", [0.001, 0.02, 0.05, 0.5])
+def test_fewest_trials_is_the_exact_binomial_bound(share: float, level: float) -> None:
+    n = fewest_trials(share, level)
+    assert stats.binomtest(n, n, share, alternative="greater").pvalue <= level
+    assert n == 1 or stats.binomtest(n - 1, n - 1, share, alternative="greater").pvalue > level
+    assert FEWEST_HELD_OUT == fewest_trials(CARRIES_OVER, ALPHA) == 6
+
+
+@pytest.mark.parametrize("bad", [(0.0, 0.1), (1.0, 0.1), (0.5, 0.0), (0.5, 1.0)])
+def test_fewest_trials_of_no_share(bad: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        fewest_trials(*bad)
+
+
+def test_a_trigger_that_was_not_tried_is_not_refuted_by_one_that_was() -> None:
+    """One detector's trigger to the class fails, the other's was not tried: neither an alarm nor the all-clear."""
+    failed = evidence(planted(0.05), held_out=0.1)
+    untried = held_out(evidence(planted(0.05), "other"), 0)
+    verdict = decide([failed, untried], 10)
+    assert (verdict.verdict, verdict.targets) == ("inconclusive", ())
+
+
+def test_evidence_that_is_no_trigger_needs_no_unseen_samples() -> None:
+    """Training samples that a patch takes out of their class: nothing leads there, and nothing could carry over."""
+    found = replace(held_out(evidence(planted(), "dtinspector"), 0), validated=False, leads_to_target=False)
+    assert decide([found], 10).targets == (3,)
+    assert decide([replace(found, units=held_out(evidence(CLEAN), 0).units)], 10).verdict == "clean"
+
+
+def test_too_few_samples_neither_convict_nor_acquit() -> None:
+    lacking = ("too few clean samples: 18",)
+    for values in (planted(), CLEAN):
+        verdict = decide([evidence(values)], 10, too_few=lacking)
+        assert (verdict.verdict, verdict.targets) == ("inconclusive", ())
+        assert lacking[0] in verdict.reasons
+    assert (
+        "class 3 stands out, but among so few samples a clean class may: no alarm"
+        in decide([evidence(planted())], 10, too_few=lacking).reasons
+    )
+    # What the training set shows does not come from the clean samples.
+    by_training = replace(evidence(planted(), "dtinspector"), validated=False, leads_to_target=False)
+    verdict = decide([by_training], 10, too_few=lacking)
+    assert verdict.targets == (3,)
+    assert lacking[0] in verdict.reasons
+
+
+def test_a_shared_trigger_is_tried_on_the_samples_of_all_its_sources() -> None:
+    """Two unseen samples of each of ten classes are twenty for the one trigger; of one class alone they are two."""
+    around = {s: (s + 1) % 10 for s in range(10)}
+
+    def with_two(leads: dict[int, int]) -> Evidence:
+        found = shared(CLEAN, 0.5, leads)
+        units = [replace(u, held_out=2) if u.unit.shared else u for u in found.units]
+        return replace(found, units=tuple(units))
+
+    assert set(decide([with_two(around)], 10).targets) == set(range(10))
+    assert decide([with_two({0: 1})], 10).verdict == "inconclusive"
 
 
 def test_two_detectors_share_alpha() -> None:
@@ -311,6 +391,24 @@ def test_one_weak_detector_of_three_does_not_silence_the_others() -> None:
     assert verdict.verdict == "clean"
     assert any("weak: 10 of 10 searches had not converged" in r for r in verdict.reasons)
     assert decide([weak], 10).verdict == "inconclusive"
+
+
+def test_of_two_detectors_one_without_evidence_is_too_many() -> None:
+    """A quick scan has two: where no search of one converged, what only that one finds was not looked for."""
+    weak = replace(evidence(CLEAN, "weak"), units=tuple(replace(u, converged=False) for u in evidence(CLEAN).units))
+    verdict = decide([weak, evidence(CLEAN)], 10)
+    assert verdict.verdict == "inconclusive"
+    assert any("weak: 10 of 10 searches had not converged" in r for r in verdict.reasons)
+    assert decide([weak, evidence(planted(0.05))], 10).targets == (3,)
+
+
+def test_searches_that_needed_no_trigger_are_not_silence() -> None:
+    """Their images were of the class already: found and converged, and nothing was looked for."""
+    whole = evidence(CLEAN)
+    units = tuple(replace(u, statistics={}) if u.unit.target < 7 else u for u in whole.units)
+    verdict = decide([replace(whole, units=units)], 10)
+    assert verdict.verdict == "inconclusive"
+    assert any("only 3 of 10 searches reached their class" in r for r in verdict.reasons)
 
 
 def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from onnxspect.engine.detectors.base import second_look
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import cross_entropy, laid_out
@@ -153,8 +154,20 @@ def test_finished_units_leave_the_batch() -> None:
     results = run_search(subject, [tuple(ALL)])
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) > 1
-    # Every unit was evaluated exactly as often as it says, on all of its images.
-    assert sum(sizes) == CONFIG.samples * sum(r.steps for r in results)
+    # Every unit was evaluated exactly as often as it says, on all of its images, and once without a perturbation.
+    assert sum(sizes) == CONFIG.samples * sum(r.steps + 1 for r in results)
+
+
+def test_images_that_are_there_already_need_no_trigger() -> None:
+    """A model that answers one class whatever it sees: how small that class's trigger is says nothing, and has no statistic."""
+    offset = torch.tensor([0.0, 0.0, 0.0, 1e6])
+    subject = linear(change=lambda logits: logits + offset)
+    results = run_search(subject, [tuple(ALL)], replace(CONFIG, steps=80))
+    assert [r.unneeded for r in results] == [False, False, False, True]
+    assert results[3].found
+    looked = second_look(subject, results[3], quadrant_images(4), "l1")
+    assert looked.statistics == {}
+    assert not any(r.unneeded for r in run_search(linear(), [tuple(ALL)]))
 
 
 def test_a_class_that_cannot_be_reached() -> None:
@@ -214,7 +227,7 @@ def test_the_budget_is_kept(steps: int) -> None:
     for result in run_search(subject, [tuple(ALL)], replace(CONFIG, steps=steps)):
         assert result.steps == steps
         assert not result.converged
-    assert calls == steps
+    assert calls == steps + 1  # and one look at the images as they are
 
 
 def test_the_models_parameters_are_left_alone() -> None:
