@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from onnxspect.converters.logits import switch_of
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
@@ -23,6 +22,7 @@ from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject import InputSpec, Subject
+from onnxspect.engine.unreached import unreached
 from onnxspect.engine.verdict import decide
 
 #: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
@@ -96,6 +96,9 @@ def scan(
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return ScanResult(ledger.report(), folder, 0)
         checked = preflight(subject, samples, run, spec)
+        beyond = unreached(checked.subject, samples, run.seed)
+        for reason in beyond.hidden:
+            run.observer.notice(reason)
         found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
@@ -109,10 +112,10 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = decide(evidence, checked.subject.classes, switch=_switch(checked.subject))
+        verdict = decide(evidence, checked.subject.classes, hidden=beyond.hidden)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
-        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds)
+        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond)
         pictures.draw(report, evidence, samples, folder)
         text = document.as_json(report)
         write_atomically(folder / "report.json", text.encode())
@@ -139,13 +142,6 @@ def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skippe
     if isinstance(found, Skipped):
         return found
     return replace(found, convicts=found.convicts and detector.convicts)
-
-
-def _switch(subject: Subject) -> str:
-    """The node that hides what is in front of the class scores from the searches, or ""."""
-    if subject.file is None or subject.logits is None:
-        return ""
-    return switch_of(subject.file.proto, subject.logits.value)
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.converters.text import printable
 from onnxspect.engine.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.kind import suggest_kind
 from onnxspect.engine.null_model import (
@@ -79,7 +78,9 @@ class Verdict:
     classes: tuple[ClassFinding, ...]
 
 
-def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA, switch: str = "") -> Verdict:
+def decide(
+    evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = ALPHA, hidden: Sequence[str] = ()
+) -> Verdict:
     """Combine what the detectors found into one verdict.
 
     A class is named where its corrected p-value is below `alpha` *and* its trigger carries over to clean samples that
@@ -89,7 +90,7 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         evidence: from every detector that was asked for.
         classes: number of classes of the subject.
         alpha: allowed rate of false alarms per model.
-        switch: the node that hides part of the model from gradients (converters/logits.py), or "": where there is one, finding
+        hidden: what hides parts of the model from the searches (engine/unreached.py), in sentences: where there is any, finding
             nothing says nothing.
     """
     ran = [e for e in evidence if isinstance(e, Evidence)]
@@ -122,11 +123,10 @@ def decide(evidence: Sequence[Evidence | Skipped], classes: int, alpha: float = 
         named = _how(targets, findings, ran, alpha)
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
-        reasons = named + reasons
+        reasons = [*named, *hidden, *reasons]
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
-    if switch:
-        hidden = f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees"
-        return Verdict("inconclusive", (), p_value, (hidden, *reasons), findings)
+    if hidden:
+        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings)
     able = [e for e in ran if e.convicts]
     weak = _not_enough(able, classes)
     if not able:

@@ -16,6 +16,7 @@ from onnxspect.engine.preprocessing import Preflight
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
+from onnxspect.engine.unreached import Unreached
 from onnxspect.engine.verdict import Verdict
 
 SCHEMA = "onnxspect-report/1"
@@ -30,6 +31,7 @@ def build(
     run: RunContext,
     preset: str,
     seconds: float,
+    beyond: Unreached = Unreached(),
 ) -> dict[str, Any]:
     """The report of one scan, as plain JSON values."""
     names = samples.names
@@ -66,7 +68,7 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": limits(evidence),
+        "limits": [*beyond.limits, *limits(evidence)],
         "preset": preset,
         "device": device_name(run.device),
         "seed": run.seed,
