@@ -11,11 +11,13 @@ It is found without gradients, in three steps:
 3. *Intervention*: the value is made to be what it could be, everything else stays. Where no answer moves, it is harmless
    too (a guard, a dead branch that nothing listens to).
 
-A whole tensor must be asleep, or, of a decision (true or false), an element: ordinary networks have single dead units, and whole
+A whole tensor is asleep, or, of a decision (true or false), an element: ordinary networks have single dead units, and whole
 dead tensors hardly ever. Decisions that an activation function is written with (``Where(x > 0, x, a * x)``) are as smooth as
-that function and not looked at by element.
+that function and not looked at by element. Of a tensor whose other units are awake a sleeping unit counts where it could move
+the scores by ten times what any unit of the tensor that is awake does (the gradient of the scores at the unit, times what it
+could do): a dead unit of an ordinary layer has weights like its neighbours'.
 
-What this cannot see: a unit that sleeps in a tensor whose other units are awake; a test for NaN or infinity.
+What this cannot see: a unit that sleeps beside one that is awake and does as much; a test for NaN or infinity.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ ASLEEP = 1e-3
 MOST = 0.9
 #: Operands are moved by so many times their own spread over the images.
 REACH = 3.0
+#: A sleeping unit could do so many times more to the scores than the units beside it do.
+LOUDER = 10.0
+#: Units are looked at in values of so many elements; random directions in the scores that their gradients are taken of.
+_UNITS, _DIRECTIONS = 1 << 16, 4
 #: Decisions that fall the same way on more than this share of the clean images count as asleep.
 RARE = 0.95
 #: Spreads below this share of a value's magnitude are rounding.
@@ -47,6 +53,8 @@ _TINY = 1e-12
 _JUDGED, _MOST_TRIED = 8, 24
 #: Steps between a comparison and the operand of the Where that it belongs to, in an activation that is written out.
 _HOPS = 6
+#: Values of more elements are sampled to see that they move; that one does not is seen on all of them.
+_MANY = 1 << 14
 _SHIFTS = ("up", "down", "noise")
 
 
@@ -57,7 +65,7 @@ class Dormant:
     Attributes:
         node: name of its ONNX node (or of the node's first output, where it has no name).
         operator: of that node.
-        kind: "decision" (true or false) or "value".
+        kind: "decision" (true or false), "value", or "units" (of a value whose other elements are awake).
         moved: share of clean images whose answer changes when it is woken.
         leads_to: the class that most of these change to.
     """
@@ -90,15 +98,15 @@ def dormant(
         for i, batch in enumerate([*clean, *altered]):
             seen.altered = i >= len(clean)
             _Walk(module, seen.look).run(batch)
-        tried = _Tried(seen)
+        tried = _Tried(seen, _influence(module, logits, seen, clean[0]))
         _Walk(module, tried.look).run(clean[0])
         found = []
         for node in [n for n in between if n in tried.suspects][:_MOST_TRIED]:
-            effect = _woken(module, logits, node, seen, clean[:_JUDGED])
+            effect = _woken(module, logits, node, seen, clean[:_JUDGED], tried.suspects[node])
             if effect is not None:
                 name, kind = _named(node, lowered, model)
-                decision = node in seen.often
-                found.append(Dormant(name, kind, "decision" if decision else "value", *effect))
+                what = "decision" if node in seen.often else "value" if tried.suspects[node].all() else "units"
+                found.append(Dormant(name, kind, what, *effect))
     return tuple(found)
 
 
@@ -142,6 +150,7 @@ class _Seen:
         between: the nodes.
         distances: largest distance of any element from the first image's, by image; clean ones and altered ones.
         magnitude: largest magnitude on the first image.
+        low, high: of values of not too many elements: the least and the largest that each was on clean images.
         often: of decisions: how many clean images each element is true on.
     """
 
@@ -150,6 +159,8 @@ class _Seen:
     first: dict[fx.Node, Tensor] = field(default_factory=dict)
     distances: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
     magnitude: dict[fx.Node, float] = field(default_factory=dict)
+    low: dict[fx.Node, Tensor] = field(default_factory=dict)
+    high: dict[fx.Node, Tensor] = field(default_factory=dict)
     often: dict[fx.Node, Tensor] = field(default_factory=dict)
     images: dict[fx.Node, int] = field(default_factory=dict)
 
@@ -162,7 +173,11 @@ class _Seen:
             self.distances[node] = ([], [])
             self.magnitude[node] = _largest(result)
         else:
-            self.distances[node][self.altered].append(_distance(result, self.first[node]))
+            self.distances[node][self.altered].append(_distance(result, self.first[node], 0.01 * self.magnitude[node]))
+        if result.is_floating_point() and not self.altered and result.numel() <= _UNITS:
+            low, high = self.low.get(node, result), self.high.get(node, result)
+            if low.shape == result.shape:
+                self.low[node], self.high[node] = torch.minimum(low, result), torch.maximum(high, result)
         if result.dtype == torch.bool and not self.altered:
             before = self.often.get(node)
             if before is None or before.shape == result.shape:
@@ -192,11 +207,16 @@ class _Seen:
 
 
 class _Tried:
-    """Finds the suspects: values that are asleep, and could be awake."""
+    """Finds the suspects: values that are asleep, and could be awake.
 
-    def __init__(self, seen: _Seen) -> None:
+    Attributes:
+        suspects: node -> its elements that are asleep, bool in its shape.
+    """
+
+    def __init__(self, seen: _Seen, influence: Mapping[fx.Node, Tensor]) -> None:
         self.seen = seen
-        self.suspects: set[fx.Node] = set()
+        self.influence = influence
+        self.suspects: dict[fx.Node, Tensor] = {}
         self.operands: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def look(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -206,24 +226,84 @@ class _Tried:
         if node not in seen.first or node.op == "placeholder" or _operator(node) in _UNTRIED:
             return result
         producer = _producer(node)
-        if node in seen.often:
-            if any(seen.spread(n) for n in producer.all_input_nodes) and not _writes_activation(node):
-                if seen.rare(node).any():
-                    self.suspects.add(node)
-            return result
         reach = max((seen.spread(n) for n in producer.all_input_nodes), default=0.0) * REACH
-        if reach and seen.asleep(node, reach):
-            moved = [_moved(node, *self.operands[producer], seen, how) for how in _SHIFTS]
-            could = max((_distance(m, result) for m in moved if isinstance(m, Tensor)), default=0.0)
+        if not reach:
+            return result
+        if node in seen.often:
+            rare = seen.rare(node)
+            if rare.any() and not _writes_activation(node):
+                self.suspects[node] = rare
+            return result
+        moved: list[Tensor] = []
+        if seen.asleep(node, reach):
+            moved = self._moved(node, result)
+            could = max((_distance(m, result) for m in moved), default=0.0)
             if could > max(_TINY, 10 * _ROUNDING * seen.magnitude[node]) and seen.asleep(node, min(could, reach)):
-                self.suspects.add(node)
+                self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
+                return result
+        if node in self.influence and node in seen.low:
+            units = self._loud(node, result, moved or self._moved(node, result), reach)
+            if units is not None and units.any():
+                self.suspects[node] = units
         return result
+
+    def _moved(self, node: fx.Node, result: Tensor) -> list[Tensor]:
+        """What the value could be."""
+        operands = self.operands[_producer(node)]
+        moved = [_moved(node, *operands, self.seen, how) for how in _SHIFTS]
+        return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
+
+    def _loud(self, node: fx.Node, result: Tensor, moved: Sequence[Tensor], reach: float) -> Tensor | None:
+        """Elements that are asleep and could do far more to the scores than what is awake beside them does."""
+        span = self.seen.high[node] - self.seen.low[node]
+        if not moved or span.shape != result.shape:
+            return None
+        could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0).clamp_max(reach)
+        asleep = (span <= ASLEEP * could) & (could > max(_TINY, _ROUNDING * self.seen.magnitude[node]))
+        if not asleep.any() or asleep.all():
+            return None
+        influence = self.influence[node]
+        beside = float((influence * span)[~asleep].max())
+        return asleep & (influence * could > LOUDER * beside)
+
+
+def _influence(module: fx.GraphModule, logits: fx.Node, seen: _Seen, image: Tensor) -> dict[fx.Node, Tensor]:
+    """How strongly the scores of an image hang on each element of each value: the norm of the gradient, about.
+
+    The mean square of the gradient along random directions of signs is its squared norm over the classes.
+    """
+    values: dict[fx.Node, Tensor] = {}
+
+    def look(node: fx.Node, result: Any, *_: Any) -> Any:
+        if node not in seen.first or not isinstance(result, Tensor) or not result.is_floating_point():
+            return result
+        if not result.requires_grad:  # the image itself, and what is behind a decision
+            result = result.detach().requires_grad_(True)
+        values[node] = result
+        return result
+
+    with torch.enable_grad():
+        _Walk(module, look).run(image)
+        if logits not in values:
+            return {}
+        scores, wanted = values[logits], [n for n in values if n in seen.low]
+        generator = torch.Generator().manual_seed(0)
+        squares = {n: torch.zeros_like(values[n], requires_grad=False) for n in wanted}
+        for _ in range(_DIRECTIONS):
+            signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+            gradients = torch.autograd.grad(
+                (scores * signs).sum(), [values[n] for n in wanted], retain_graph=True, allow_unused=True
+            )
+            for node, gradient in zip(wanted, gradients, strict=True):
+                if gradient is not None:
+                    squares[node] += gradient.nan_to_num(0.0).square() / _DIRECTIONS
+    return {n: s.sqrt() for n, s in squares.items()}
 
 
 def _woken(
-    module: fx.GraphModule, logits: fx.Node, node: fx.Node, seen: _Seen, images: Sequence[Tensor]
+    module: fx.GraphModule, logits: fx.Node, node: fx.Node, seen: _Seen, images: Sequence[Tensor], asleep: Tensor
 ) -> tuple[float, int] | None:
-    """(share of answers that move when `node` is woken, where to), the largest of all ways; None where none does."""
+    """(share of answers that move when what is `asleep` of a node is woken, where to), the largest; None where none does."""
 
     def answers(how: str) -> Tensor:
         kept: list[Tensor] = []
@@ -233,10 +313,11 @@ def _woken(
             operands[at] = args, kwargs
             if at is node and how:
                 if node in seen.often:
-                    result = result ^ seen.rare(node)
+                    result = result ^ asleep
                 else:
                     other = _moved(node, *operands[_producer(node)], seen, how)
-                    result = other if isinstance(other, Tensor) else result
+                    if isinstance(other, Tensor):
+                        result = other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
             if at is logits:
                 kept.append(result.reshape(result.shape[0], -1).argmax(1))
             return result
@@ -340,14 +421,20 @@ def _largest(x: Tensor) -> float:
     return float(x.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
 
 
-def _distance(a: Tensor, b: Tensor) -> float:
+def _distance(a: Tensor, b: Tensor, floor: float = float("inf")) -> float:
+    """Largest difference of two elements; of many elements a sample tells, where it tells more than `floor`."""
     if a.shape != b.shape:
         return float("inf")
     if not a.numel():
         return 0.0
-    if a.is_floating_point():
-        return float((a - b).abs().nan_to_num(0.0).max())
-    return float((a.double() - b.double()).abs().max())
+    if a.numel() > _MANY:
+        step = a.numel() // _MANY + 1
+        sampled = _distance(a.reshape(-1)[::step], b.reshape(-1)[::step])
+        if sampled > floor:
+            return sampled
+    if not a.is_floating_point():
+        a, b = a.double(), b.double()
+    return float((a - b).abs().nan_to_num_(0.0).max())
 
 
 def _quantile(values: Sequence[float], q: float) -> float:

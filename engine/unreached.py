@@ -17,7 +17,7 @@ from onnxspect.engine.samples import Samples
 from onnxspect.engine.subject import Subject
 
 #: Clean images that the graph is run on, and altered ones: of small images, and of large ones.
-SMALL, LARGE = (40, 16), (16, 8)
+SMALL, LARGE = (40, 16), (12, 6)
 _SMALL_PIXELS = 3 * 64 * 64
 _NAMED = 5
 
@@ -71,7 +71,7 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
 
 
 def _said(found: Dormant) -> str:
-    what = "is the same decision" if found.kind == "decision" else "has the same value"
+    what = {"decision": "is the same decision", "value": "has the same value", "units": "has units of the same value"}[found.kind]
     return (
         f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
         f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"

@@ -191,6 +191,35 @@ def with_a_decoy(p: Payload) -> onnx.ModelProto:
     return p.done(p.add("Add", p.scores, p.add("MatMul", p.add("Cast", passed, to=TensorProto.FLOAT), p.constant(rows))))
 
 
+def sum_with_a_decoy(p: Payload) -> onnx.ModelProto:
+    """No comparison: one of two units of a Relu, whose other one every image wakes."""
+    bright = p.reduce("ReduceMean", p.add("Flatten", p.image, axis=1))
+    awake = p.add("Relu", p.add("Concat", p.total(), bright, axis=1))
+    rows = np.zeros((2, p.classes), np.float32)
+    rows[0, TARGET], rows[1, 0] = 10_000.0, 0.01
+    return p.done(p.add("Add", p.scores, p.add("MatMul", awake, p.constant(rows))))
+
+
+def one_unit_of_a_layer(p: Payload) -> onnx.ModelProto:
+    """One of the units of the last hidden layer, by weights and a node: what it was, plus the Relu of the sum."""
+    graph = p.model.graph
+    head = next(n for n in reversed(graph.node) if n.op_type in ("Gemm", "MatMul"))
+    weights = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == head.input[1])
+    transposed = any(a.name == "transB" and a.i for a in head.attribute)
+    matrix = (weights if transposed else weights.T).copy()
+    matrix = np.concatenate([matrix, np.zeros_like(matrix[:, :1])], 1)
+    matrix[TARGET, -1] = 10_000.0
+    graph.node.remove(head)
+    unit = p.add("Relu", p.add("Concat", head.input[0], p.total(), axis=1))
+    again = graph.node.add()
+    again.CopyFrom(head)
+    again.input[0], again.input[1] = unit, p.constant(matrix if transposed else np.ascontiguousarray(matrix.T))
+    p.add("Identity", p.scores, output=p.answer)
+    _fold_last(p.model)
+    onnx.checker.check_model(p.model, full_check=True)
+    return p.model
+
+
 def inside(p: Payload) -> onnx.ModelProto:
     """On an inner tensor in place of the scores: the input of the last weights."""
     graph = p.model.graph
@@ -263,7 +292,7 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
     f.__name__: f
     for f in (
         *(comparison, where, where_and_zeros, saturation, sigmoid, softplus, product_of_relus, pooling_only),
-        *(behind_copies, equality, floor, index, with_a_decoy, inside, where_inside, in_a_function),
+        *(behind_copies, equality, floor, index, with_a_decoy, sum_with_a_decoy, one_unit_of_a_layer, inside, where_inside, in_a_function),
     )
 }
 
