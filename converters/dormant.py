@@ -122,6 +122,8 @@ _DECIDING = frozenset(
     + ("Sign", "IsNaN", "IsInf", "Hardmax")
 )
 
+#: Nodes that only move elements to other places, perhaps in a value of the same shape.
+_MOVING = frozenset(("Transpose", "Reshape", "Slice", "Split", "Gather", "ReverseSequence", "MatMul", "Gemm", "Conv"))
 #: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's.
 _UNTRIED = frozenset(("DynamicQuantizeLinear", "IsNaN", "IsInf"))
 
@@ -150,7 +152,7 @@ class _Seen:
         between: the nodes.
         distances: largest distance of any element from the first image's, by image; clean ones and altered ones.
         magnitude: largest magnitude on the first image.
-        low, high: of values of not too many elements: the least and the largest that each was on clean images.
+        on_clean, everywhere: of values of not too many elements: the least and the largest that each was, on clean images and on all.
         often: of decisions: how many clean images each element is true on.
     """
 
@@ -159,8 +161,8 @@ class _Seen:
     first: dict[fx.Node, Tensor] = field(default_factory=dict)
     distances: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
     magnitude: dict[fx.Node, float] = field(default_factory=dict)
-    low: dict[fx.Node, Tensor] = field(default_factory=dict)
-    high: dict[fx.Node, Tensor] = field(default_factory=dict)
+    on_clean: dict[fx.Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    everywhere: dict[fx.Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
     often: dict[fx.Node, Tensor] = field(default_factory=dict)
     images: dict[fx.Node, int] = field(default_factory=dict)
 
@@ -174,10 +176,11 @@ class _Seen:
             self.magnitude[node] = _largest(result)
         else:
             self.distances[node][self.altered].append(_distance(result, self.first[node], 0.01 * self.magnitude[node]))
-        if result.is_floating_point() and not self.altered and result.numel() <= _UNITS:
-            low, high = self.low.get(node, result), self.high.get(node, result)
-            if low.shape == result.shape:
-                self.low[node], self.high[node] = torch.minimum(low, result), torch.maximum(high, result)
+        if result.is_floating_point() and result.numel() <= _UNITS:
+            for ranges in (self.everywhere,) if self.altered else (self.everywhere, self.on_clean):
+                low, high = ranges.get(node, (result, result))
+                if low.shape == result.shape:
+                    ranges[node] = torch.minimum(low, result), torch.maximum(high, result)
         if result.dtype == torch.bool and not self.altered:
             before = self.often.get(node)
             if before is None or before.shape == result.shape:
@@ -241,7 +244,7 @@ class _Tried:
             if could > max(_TINY, 10 * _ROUNDING * seen.magnitude[node]) and seen.asleep(node, min(could, reach)):
                 self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
                 return result
-        if node in self.influence and node in seen.low:
+        if node in self.influence and node in seen.on_clean:
             units = self._loud(node, result, moved or self._moved(node, result), reach)
             if units is not None and units.any():
                 self.suspects[node] = units
@@ -253,12 +256,20 @@ class _Tried:
         moved = [_moved(node, *operands, self.seen, how) for how in _SHIFTS]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
+    def _span(self, node: fx.Node, ranges: Mapping[fx.Node, tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        low, high = (self.seen.everywhere if ranges is None else ranges)[node]
+        return high - low
+
     def _loud(self, node: fx.Node, result: Tensor, moved: Sequence[Tensor], reach: float) -> Tensor | None:
         """Elements that are asleep and could do far more to the scores than what is awake beside them does."""
-        span = self.seen.high[node] - self.seen.low[node]
-        if not moved or span.shape != result.shape:
+        span = self._span(node, self.seen.on_clean)
+        # Element by element: what an element could do is bounded by how far the very elements move that it is made from.
+        given = [n for n in node.all_input_nodes if n in self.seen.everywhere and self._span(n).shape == result.shape]
+        if not moved or span.shape != result.shape or not given or _operator(node) in _MOVING:
             return None
+        own = torch.stack([self._span(n) for n in given]).amax(0)
         could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0).clamp_max(reach)
+        could = torch.minimum(could, REACH * own)
         asleep = (span <= ASLEEP * could) & (could > max(_TINY, _ROUNDING * self.seen.magnitude[node]))
         if not asleep.any() or asleep.all():
             return None
@@ -286,7 +297,7 @@ def _influence(module: fx.GraphModule, logits: fx.Node, seen: _Seen, image: Tens
         _Walk(module, look).run(image)
         if logits not in values:
             return {}
-        scores, wanted = values[logits], [n for n in values if n in seen.low]
+        scores, wanted = values[logits], [n for n in values if n in seen.on_clean]
         generator = torch.Generator().manual_seed(0)
         squares = {n: torch.zeros_like(values[n], requires_grad=False) for n in wanted}
         for _ in range(_DIRECTIONS):
