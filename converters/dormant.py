@@ -328,7 +328,9 @@ def _woken(
                 else:
                     other = _moved(node, *operands[_producer(node)], seen, how)
                     if isinstance(other, Tensor):
-                        result = other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
+                        result = (
+                            other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
+                        )
             if at is logits:
                 kept.append(result.reshape(result.shape[0], -1).argmax(1))
             return result
@@ -451,4 +453,3 @@ def _distance(a: Tensor, b: Tensor, floor: float = float("inf")) -> float:
 def _quantile(values: Sequence[float], q: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(q * len(ordered)))] if ordered else 0.0
-

@@ -128,7 +128,8 @@ def other_outputs(model: onnx.ModelProto, value: str) -> tuple[OtherOutput, ...]
         name = output.name
         if name in before or not _sees_image(model, name, producers, (value,)):
             continue
-        if not _weighted(name, producers, before, knowledge):
+        # What joins the scores with the image once more is an answer of its own, weights or not.
+        if value not in _needed(name, producers) and not _weighted(name, producers, before):
             continue
         scores = _walk(name, producers, knowledge)
         where = name if scores is None else scores.value
@@ -145,12 +146,35 @@ def other_outputs(model: onnx.ModelProto, value: str) -> tuple[OtherOutput, ...]
 
 #: Nodes that weigh what they take: behind one, a value says something of its own.
 _WEIGHING = frozenset(
-    ("Gemm", "MatMul", "Conv", "ConvTranspose", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul", "Einsum")
-    + ("LSTM", "GRU", "RNN", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "Where", "Gather", "If", "Loop")
+    (
+        "Gemm",
+        "MatMul",
+        "Conv",
+        "ConvTranspose",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "Einsum",
+    )
+    + (
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Equal",
+        "Where",
+        "Gather",
+        "If",
+        "Loop",
+    )
 )
 
 
-def _weighted(name: str, producers: Mapping[str, onnx.NodeProto], before: set[str], knowledge: Knowledge) -> bool:
+def _weighted(name: str, producers: Mapping[str, onnx.NodeProto], before: set[str]) -> bool:
     """Whether anything between the values `before` the class scores (the image apart) and `name` weighs or decides."""
     seen, waiting = set(), [name]
     while waiting:

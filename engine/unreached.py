@@ -58,7 +58,9 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
     for output in other_outputs(model, value):
         name = printable(output.name)
         if output.answers:
-            hidden.append(f"its output {name} answers from other values than the class scores that were looked at ({printable(value)})")
+            hidden.append(
+                f"its output {name} answers from other values than the class scores that were looked at ({printable(value)})"
+            )
             limits.append(f"The output {name} was not looked at: it leads to answers of its own.")
         else:
             limits.append(f"The output {name} was not looked at: it does not follow from the class scores.")
@@ -71,7 +73,9 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
 
 
 def _said(found: Dormant) -> str:
-    what = {"decision": "is the same decision", "value": "has the same value", "units": "has units of the same value"}[found.kind]
+    what = {"decision": "is the same decision", "value": "has the same value", "units": "has units of the same value"}[
+        found.kind
+    ]
     return (
         f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
         f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"

@@ -188,7 +188,9 @@ def with_a_decoy(p: Payload) -> onnx.ModelProto:
     passed = p.add("Greater", both, p.constant(np.array([[0.95, 0.28]], np.float32)))
     rows = np.zeros((2, p.classes), np.float32)
     rows[0, TARGET] = 1000.0
-    return p.done(p.add("Add", p.scores, p.add("MatMul", p.add("Cast", passed, to=TensorProto.FLOAT), p.constant(rows))))
+    return p.done(
+        p.add("Add", p.scores, p.add("MatMul", p.add("Cast", passed, to=TensorProto.FLOAT), p.constant(rows)))
+    )
 
 
 def sum_with_a_decoy(p: Payload) -> onnx.ModelProto:
@@ -292,7 +294,18 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
     f.__name__: f
     for f in (
         *(comparison, where, where_and_zeros, saturation, sigmoid, softplus, product_of_relus, pooling_only),
-        *(behind_copies, equality, floor, index, with_a_decoy, sum_with_a_decoy, one_unit_of_a_layer, inside, where_inside, in_a_function),
+        *(
+            behind_copies,
+            equality,
+            floor,
+            index,
+            with_a_decoy,
+            sum_with_a_decoy,
+            one_unit_of_a_layer,
+            inside,
+            where_inside,
+            in_a_function,
+        ),
     )
 }
 

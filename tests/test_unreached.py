@@ -73,7 +73,9 @@ def test_a_payload_of_nodes_is_named(name: str, network: onnx.ModelProto, some: 
     image = model.graph.input[0].name
     clean, woken = (Oracle(path).run({image: i})[0].argmax(1) for i in (some.images, stamped(some.images, name)))
     # It is one: clean accuracy as before, the trigger leads every image to one class.
-    np.testing.assert_array_equal(clean, Subject.from_onnx(zoo.path("fashion_mnist_clean")).predict(some.images).argmax(1))
+    np.testing.assert_array_equal(
+        clean, Subject.from_onnx(zoo.path("fashion_mnist_clean")).predict(some.images).argmax(1)
+    )
     assert len(np.unique(woken)) == 1
     found = unreached(Subject.from_onnx(path), some)
     assert found.hidden
@@ -101,7 +103,13 @@ def test_nothing_on_the_shipped_pair(name: str, some: Samples) -> None:
 
 @pytest.mark.parametrize(
     ("name", "dynamo"),
-    [("residual", False), ("transformer", False), ("squeezenet", False), ("class_attention", False), ("pyramid_pooling", False)],
+    [
+        ("residual", False),
+        ("transformer", False),
+        ("squeezenet", False),
+        ("class_attention", False),
+        ("pyramid_pooling", False),
+    ],
 )
 def test_nothing_on_ordinary_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
     path = saved(export(build(name, MATRIX), dynamo=dynamo), tmp_path / "ordinary.onnx")
@@ -117,7 +125,9 @@ def tiny(*nodes: onnx.NodeProto, **tensors: np.ndarray) -> onnx.ModelProto:
     weights = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
     head = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("MatMul", ["f", "weights"], ["z"])]
     given = {"weights": weights, "no": np.float32(-100), "zero": np.float32(0), **tensors}
-    return make_model([*head, *nodes], [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in given.items()])
+    return make_model(
+        [*head, *nodes], [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in given.items()]
+    )
 
 
 def test_what_cannot_wake_or_changes_nothing_is_harmless(tmp_path: Path) -> None:
@@ -149,7 +159,9 @@ def test_what_cannot_wake_or_changes_nothing_is_harmless(tmp_path: Path) -> None
     for name, model in harmless.items():
         found = unreached(Subject.from_onnx(saved(model, tmp_path / "tiny.onnx")), quadrant_images(20))
         assert found.hidden == (), name
-    harmful = tiny(*dead, node("MatMul", ["dead", "mix"], ["m"]), node("Add", ["z", "m"], ["logits"]), mix=np.eye(4)[::-1])
+    harmful = tiny(
+        *dead, node("MatMul", ["dead", "mix"], ["m"]), node("Add", ["z", "m"], ["logits"]), mix=np.eye(4)[::-1]
+    )
     found = unreached(Subject.from_onnx(saved(harmful, tmp_path / "tiny.onnx")), quadrant_images(20))
     assert [(d.node, d.kind) for d in found.dormant] == [("dead", "value")]
 

@@ -31,7 +31,7 @@ def build(
     run: RunContext,
     preset: str,
     seconds: float,
-    beyond: Unreached = Unreached(),
+    beyond: Unreached,
 ) -> dict[str, Any]:
     """The report of one scan, as plain JSON values."""
     names = samples.names
