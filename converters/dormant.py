@@ -55,7 +55,10 @@ _JUDGED, _MOST_TRIED = 8, 24
 _HOPS = 6
 #: Values of more elements are sampled to see that they move; that one does not is seen on all of them.
 _MANY = 1 << 14
-_SHIFTS = ("up", "down", "noise")
+#: Ways to move operands. A whole value that is asleep is also tried far out: a trigger is nothing that clean images come near.
+_NEAR = ("up", "down", "noise")
+_SHIFTS = (*_NEAR, "far up", "far down")
+_FAR = 30.0
 
 
 @dataclass(frozen=True)
@@ -245,15 +248,15 @@ class _Tried:
                 self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
                 return result
         if node in self.influence and node in seen.on_clean:
-            units = self._loud(node, result, moved or self._moved(node, result), reach)
+            units = self._loud(node, result, moved[: len(_NEAR)] or self._moved(node, result, _NEAR), reach)
             if units is not None and units.any():
                 self.suspects[node] = units
         return result
 
-    def _moved(self, node: fx.Node, result: Tensor) -> list[Tensor]:
+    def _moved(self, node: fx.Node, result: Tensor, ways: Sequence[str] = _SHIFTS) -> list[Tensor]:
         """What the value could be."""
         operands = self.operands[_producer(node)]
-        moved = [_moved(node, *operands, self.seen, how) for how in _SHIFTS]
+        moved = [_moved(node, *operands, self.seen, how) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
     def _span(self, node: fx.Node, ranges: Mapping[fx.Node, tuple[Tensor, Tensor]] | None = None) -> Tensor:
@@ -341,7 +344,7 @@ def _woken(
 
     plain = answers("")
     best: tuple[float, int] | None = None
-    for how in _SHIFTS[:1] if node in seen.often else _SHIFTS:
+    for how in _NEAR[:1] if node in seen.often else _SHIFTS if asleep.all() else _NEAR:
         other = answers(how)
         moved = other != plain
         share = float(moved.double().mean())
@@ -366,9 +369,9 @@ def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _
             return value
         if value.is_floating_point():
             noise = torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
-            return value + reach * {"up": 1.0, "down": -1.0, "noise": noise}[how]
-        step = max(1, round(reach))
-        return value + {"up": step, "down": -step, "noise": 1}[how]
+            return value + reach * {"up": 1.0, "down": -1.0, "noise": noise, "far up": _FAR, "far down": -_FAR}[how]
+        step = max(1, round(reach * (_FAR if how.startswith("far") else 1.0)))
+        return value + (1 if how == "noise" else step if how.endswith("up") else -step)
 
     producer = _producer(node)
     try:
