@@ -98,6 +98,11 @@ def _without_report(module: _Module, base: type[nn.Module]) -> _Module:
     return module
 
 
+def group_size(module: nn.Module) -> int:
+    """How many images one run of a graph takes: 1, or what a file made for a fixed batch takes at once."""
+    return int(module.meta[_META][0]) if isinstance(module, GroupedGraphModule) else 1
+
+
 def in_groups(module: fx.GraphModule, own: Sequence[int], like: Tensor) -> fx.GraphModule:
     """The same graph, fed in groups: by vmap where that works and agrees, else one group after the other.
 

@@ -97,15 +97,126 @@ def switch_of(model: onnx.ModelProto, value: str) -> str:
     return ""
 
 
-def _sees_image(model: onnx.ModelProto, value: str, producers: Mapping[str, onnx.NodeProto]) -> bool:
-    """Whether a value depends on an input of the graph."""
-    inputs = {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer}
-    seen, waiting = set(), [value]
+@dataclass(frozen=True)
+class OtherOutput:
+    """An output of the graph that does not follow from the class scores.
+
+    Attributes:
+        name: of the output.
+        answers: whether it can be an answer of its own: scores, or labels made of other scores.
+    """
+
+    name: str
+    answers: bool
+
+
+def other_outputs(model: onnx.ModelProto, value: str) -> tuple[OtherOutput, ...]:
+    """The outputs that say something else than the class scores `value`, in the file's order.
+
+    Labels and probabilities of those scores say the same. An embedding that the scores are made from, or the like of it that no
+    further weights went into, is none of its own.
+
+    Args:
+        model: functions inlined.
+        value: ONNX name of the class scores.
+    """
+    knowledge = learn(model)
+    producers = {name: node for node in model.graph.node for name in node.output if name}
+    before = _needed(value, producers)
+    found = []
+    for output in model.graph.output:
+        name = output.name
+        if name in before or not _sees_image(model, name, producers, (value,)):
+            continue
+        # What joins the scores with the image once more is an answer of its own, weights or not.
+        if value not in _needed(name, producers) and not _weighted(name, producers, before):
+            continue
+        scores = _walk(name, producers, knowledge)
+        where = name if scores is None else scores.value
+        if where == value:
+            continue
+        shape, kind = knowledge.shapes.get(where), knowledge.dtypes.get(where, TensorProto.UNDEFINED)
+        if scores is not None:
+            answers = shape is None or shape[1] != 1
+        else:
+            answers = kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
+        found.append(OtherOutput(name, answers))
+    return tuple(found)
+
+
+#: Nodes that weigh what they take: behind one, a value says something of its own.
+_WEIGHING = frozenset(
+    (
+        "Gemm",
+        "MatMul",
+        "Conv",
+        "ConvTranspose",
+        "MatMulInteger",
+        "ConvInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "Einsum",
+    )
+    + (
+        "LSTM",
+        "GRU",
+        "RNN",
+        "Greater",
+        "Less",
+        "GreaterOrEqual",
+        "LessOrEqual",
+        "Equal",
+        "Where",
+        "Gather",
+        "If",
+        "Loop",
+    )
+)
+
+
+def _weighted(name: str, producers: Mapping[str, onnx.NodeProto], before: set[str]) -> bool:
+    """Whether anything between the values `before` the class scores (the image apart) and `name` weighs or decides."""
+    seen, waiting = set(), [name]
+    while waiting:
+        at = waiting.pop()
+        if at in seen:
+            continue
+        seen.add(at)
+        node = producers.get(at)
+        if node is None:
+            continue
+        if (node.domain not in ("", "ai.onnx") or node.op_type in _WEIGHING) and at not in before:
+            return True
+        if at not in before:
+            waiting += node.input
+    return False
+
+
+def _needed(value: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
+    """A value and all that it is computed from."""
+    seen: set[str] = set()
+    waiting = [value]
     while waiting:
         name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            waiting += producers[name].input if name in producers else ()
+    return seen
+
+
+def _sees_image(
+    model: onnx.ModelProto, value: str, producers: Mapping[str, onnx.NodeProto], but: tuple[str, ...] = ()
+) -> bool:
+    """Whether a value depends on an input of the graph, otherwise than through the values `but`."""
+    inputs = {i.name for i in model.graph.input} - {t.name for t in model.graph.initializer}
+    seen, waiting = set(but), [value]
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
         if name in inputs:
             return True
-        if name not in seen and name in producers:
+        if name in producers:
             seen.add(name)
             waiting += producers[name].input
     return False

@@ -64,9 +64,9 @@ def cuts(source: LoweredModel | onnx.ModelProto, output: str | None = None) -> l
     """
     lowered = _lowered(source, output)
     graph = lowered.module.graph
-    logits = _results(lowered)[0]
+    logits = results(lowered)[0]
     dominators = _dominators(graph, logits)
-    names = _first_names(lowered)
+    names = first_names(lowered)
     layers = [n for n in graph.nodes if any(_is_weight(a, lowered) for a in n.all_input_nodes) and n.op != "output"]
     position = {node: i for i, node in enumerate(graph.nodes)}
     ancestors = _ancestors(logits)
@@ -108,7 +108,7 @@ def split(
     if name not in lowered.values and isinstance(source, onnx.ModelProto) and _computes(source, name):
         raise OnnxspectError(f"{printable(name)} is no cut: the image reaches the logits without it")
     node = _node_of(lowered, name)
-    logits = _results(lowered)[0]
+    logits = results(lowered)[0]
     if node not in _dominators(lowered.module.graph, logits):
         raise OnnxspectError(f"{printable(name)} is no cut: there is a path from the image to the logits around it")
     return with_outputs(lowered, [name]).module, _behind(lowered, node, logits, example)
@@ -149,7 +149,8 @@ def _computes(model: onnx.ModelProto, name: str) -> bool:
     return any(name in node.output for node in model.graph.node)
 
 
-def _results(lowered: LoweredModel) -> list[fx.Node]:
+def results(lowered: LoweredModel) -> list[fx.Node]:
+    """The nodes whose values the graph returns."""
     returned = next(node for node in lowered.module.graph.nodes if node.op == "output").args[0]
     return list(returned) if isinstance(returned, tuple) else [returned]
 
@@ -162,7 +163,7 @@ def _node_of(lowered: LoweredModel, name: str) -> fx.Node:
     return found
 
 
-def _first_names(lowered: LoweredModel) -> dict[fx.Node, str]:
+def first_names(lowered: LoweredModel) -> dict[fx.Node, str]:
     """fx node -> the first ONNX value that it computes."""
     by_name = {node.name: node for node in lowered.module.graph.nodes}
     names: dict[fx.Node, str] = {}
@@ -200,8 +201,8 @@ def _depends_on(graph: fx.Graph, sources: Iterable[fx.Node]) -> set[fx.Node]:
     return reached
 
 
-def _dominators(graph: fx.Graph, logits: fx.Node) -> list[fx.Node]:
-    """The cuts, from the image (if there is only one input) to the logits, both included."""
+def lying_between(graph: fx.Graph, logits: fx.Node) -> dict[fx.Node, int]:
+    """The values on some path of data from the image to the logits, both included, in the graph's order: each one's place."""
     from_image = _depends_on(graph, (n for n in graph.nodes if n.op == "placeholder"))
     between: set[fx.Node] = set()
     stack = [logits]
@@ -210,8 +211,13 @@ def _dominators(graph: fx.Graph, logits: fx.Node) -> list[fx.Node]:
         if node in from_image and node not in between:
             between.add(node)
             stack.extend(_data_inputs(node))
-    ordered = [n for n in graph.nodes if n in between]
-    position = {node: i for i, node in enumerate(ordered)}
+    return {node: i for i, node in enumerate(n for n in graph.nodes if n in between)}
+
+
+def _dominators(graph: fx.Graph, logits: fx.Node) -> list[fx.Node]:
+    """The cuts, from the image (if there is only one input) to the logits, both included."""
+    position = lying_between(graph, logits)
+    ordered = list(position)
     furthest = -1  # the last user of any node before this one
     starts = sum(n.op == "placeholder" for n in ordered)
     found: list[fx.Node] = []
@@ -322,7 +328,7 @@ def _sizes(
         affine = tuple((s, a - s * low) for s, a in zip(slopes, seen[low][node], strict=True))
         if [s * _PROOF + b for s, b in affine] != list(seen[_PROOF][node]):
             raise OnnxspectError(
-                f"the shape of {printable(_first_names(lowered).get(node, node.name))} does not follow from the batch "
+                f"the shape of {printable(first_names(lowered).get(node, node.name))} does not follow from the batch "
                 "size, and a layer behind this cut reads it"
             )
         found[node] = affine

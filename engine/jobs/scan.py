@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from onnxspect.converters.lowering.logits import switch_of
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
@@ -28,6 +27,7 @@ from onnxspect.engine.subject.reference import train_references
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.unreached import unreached
 
 #: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
 SEARCH_SHARE = 0.5
@@ -104,6 +104,9 @@ def scan(
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return ScanResult(ledger.report(), folder, 0)
         checked = preflight(subject, samples, run, spec)
+        beyond = unreached(checked.subject, samples, run.seed)
+        for reason in beyond.hidden:
+            run.observer.notice(reason)
         found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         counts = SampleCounts.of(found_on, held_out, checked.subject.classes)
         too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
@@ -120,10 +123,10 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = decide(evidence, checked.subject.classes, switch=_switch(checked.subject), too_few=too_few)
+        verdict = decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
-        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds)
+        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond)
         pictures.draw(report, evidence, samples, folder)
         text = document.as_json(report)
         write_atomically(folder / "report.json", text.encode())
@@ -181,13 +184,6 @@ def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skippe
     if isinstance(found, Skipped):
         return found
     return replace(found, convicts=found.convicts and detector.convicts)
-
-
-def _switch(subject: Subject) -> str:
-    """The node that hides what is in front of the class scores from the searches, or ""."""
-    if subject.file is None or subject.logits is None:
-        return ""
-    return switch_of(subject.file.proto, subject.logits.value)
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.converters.text import printable
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View
 from onnxspect.engine.judge.kind import suggest_kind
 from onnxspect.engine.judge.null_model import (
@@ -99,7 +98,7 @@ def decide(
     evidence: Sequence[Evidence | Skipped],
     classes: int,
     alpha: float = ALPHA,
-    switch: str = "",
+    hidden: Sequence[str] = (),
     too_few: Sequence[str] = (),
 ) -> Verdict:
     """Combine what the detectors found into one verdict.
@@ -112,7 +111,7 @@ def decide(
         evidence: from every detector that was asked for.
         classes: number of classes of the subject.
         alpha: allowed rate of false alarms per model.
-        switch: the node that hides part of the model from gradients (converters/lowering/logits.py), or "": where there is one, finding
+        hidden: what hides parts of the model from the searches (engine/subject/unreached.py), in sentences: where there is any, finding
             nothing says nothing.
         too_few: what the clean samples lack (sample_size.py), in sentences: where they lack anything, finding nothing says
             nothing, nor does a class that stands out in searches on them.
@@ -160,11 +159,10 @@ def decide(
         named = _how(targets, findings, ran, alpha)
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
-        reasons = named + reasons
+        reasons = [*named, *hidden, *reasons]
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
-    if switch:
-        hidden = f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees"
-        return Verdict("inconclusive", (), p_value, (hidden, *reasons), findings)
+    if hidden:
+        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings)
     able = [e for e in ran if e.convicts]
     weak = [w for e in able if (w := not_enough(e))]
     if not able:

@@ -22,6 +22,7 @@ from onnxspect.engine.subject.preprocessing import Preflight
 from onnxspect.engine.subject.sample_size import SampleCounts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.unreached import Unreached
 
 SCHEMA = "onnxspect-report/1"
 
@@ -35,6 +36,7 @@ def build(
     run: RunContext,
     preset: str,
     seconds: float,
+    beyond: Unreached,
 ) -> dict[str, Any]:
     """The report of one scan, as plain JSON values."""
     names = samples.names
@@ -71,7 +73,7 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": _of_samples(samples, subject.classes) + limits(evidence),
+        "limits": [*_of_samples(samples, subject.classes), *beyond.limits, *limits(evidence)],
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),

@@ -31,7 +31,7 @@ from patch_support import (
 from test_input_filter import quantised
 
 from onnxspect.cli.main import cli
-from onnxspect.engine.errors import Kind, OnnxspectError
+from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.patch import patch, read_finding, try_methods
 from onnxspect.engine.jobs.prove import load_trigger, prove
 from onnxspect.engine.jobs.scan import scan

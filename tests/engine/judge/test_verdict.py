@@ -54,16 +54,15 @@ def test_clean() -> None:
     assert "no class stands out" in verdict.reasons[0]
 
 
-def test_nothing_found_behind_a_switch_says_nothing() -> None:
+def test_nothing_found_beside_what_no_search_reaches_says_nothing() -> None:
     """What no gradient sees past hides nothing that was found in spite of it."""
-    verdict = decide([evidence(CLEAN)], 10, switch="gate")
-    assert (verdict.verdict, verdict.targets, verdict.p_value) == (
-        "inconclusive",
-        (),
-        decide([evidence(CLEAN)], 10).p_value,
-    )
-    assert "chosen by a comparison (gate)" in verdict.reasons[0]
-    assert decide([evidence(planted())], 10, switch="gate") == decide([evidence(planted())], 10)
+    plain, hidden = decide([evidence(CLEAN)], 10), ("a gate", "another output")
+    verdict = decide([evidence(CLEAN)], 10, hidden=hidden)
+    assert (verdict.verdict, verdict.targets, verdict.p_value) == ("inconclusive", (), plain.p_value)
+    assert verdict.reasons[:2] == hidden
+    known = decide([evidence(planted())], 10, hidden=hidden)
+    assert (known.verdict, known.targets) == ("backdoored", (3,))
+    assert set(hidden) < set(known.reasons)
 
 
 def test_backdoored() -> None:

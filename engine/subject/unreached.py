@@ -1,0 +1,105 @@
+"""What no search of a scan can reach: dormant parts of the graph, and outputs that none looks at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxspect.converters.lowering.dormant import Dormant, decisions, dormant
+from onnxspect.converters.lowering.fixed_batch import group_size
+from onnxspect.converters.lowering.logits import other_outputs, switch_of
+from onnxspect.converters.lowering.simplify import simplify
+from onnxspect.converters.text import printable
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
+
+#: Clean images that the graph is run on, and altered ones: of small images, and of large ones.
+SMALL, LARGE = (40, 16), (12, 6)
+_SMALL_PIXELS = 3 * 64 * 64
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """What is to be said of it.
+
+    Attributes:
+        hidden: reasons why finding nothing says nothing, in sentences; empty for ordinary files.
+        limits: what was not looked at, and need not keep anybody from a verdict, in sentences.
+        dormant: the dormant parts.
+    """
+
+    hidden: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
+    dormant: tuple[Dormant, ...] = ()
+
+
+def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
+    """Look at the graph and the outputs of a subject's file.
+
+    Args:
+        subject: with its preprocessing settled.
+        samples: clean.
+        seed: of the draw and the shifts.
+    """
+    if subject.file is None or subject.lowered is None or subject.logits is None:
+        return Unreached()
+    model, value = simplify(subject.file.proto)[0], subject.logits.value
+    hidden, limits = [], []
+    switch = switch_of(subject.file.proto, value)
+    if switch:
+        hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
+    clean, altered = _images(subject, samples, np.random.default_rng(seed))
+    asleep = dormant(model, subject.lowered, clean, altered)
+    hidden += [_said(d) for d in asleep if d.node != switch]
+    for output in other_outputs(model, value):
+        name = printable(output.name)
+        if output.answers:
+            hidden.append(
+                f"its output {name} answers from other values than the class scores that were looked at ({printable(value)})"
+            )
+            limits.append(f"The output {name} was not looked at: it leads to answers of its own.")
+        else:
+            limits.append(f"The output {name} was not looked at: it does not follow from the class scores.")
+    if asleep:
+        limits.append(f"Parts of the graph that no search reaches: {_list([d.node for d in asleep])}.")
+    live = [n for n in decisions(model, subject.lowered) if n not in {d.node for d in asleep}]
+    if live:
+        limits.append(f"Decisions by the image that have no slope were not searched through: {_list(live)}.")
+    return Unreached(tuple(hidden), tuple(limits), asleep)
+
+
+def _said(found: Dormant) -> str:
+    what = {"decision": "is the same decision", "value": "has the same value", "units": "has units of the same value"}[
+        found.kind
+    ]
+    return (
+        f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
+        f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"
+    )
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(printable(n) for n in names[:_NAMED])
+    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def _images(subject: Subject, samples: Samples, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
+    """(clean, altered) batches of one image each, or of one group, as the model takes them."""
+    assert subject.lowered is not None
+    rows = group_size(subject.lowered.module)
+    n, m = SMALL if int(np.prod(samples.shape)) <= _SMALL_PIXELS else LARGE
+    drawn = samples.images[np.sort(rng.permutation(len(samples))[: max(2, n)])]
+    others = drawn[rng.integers(len(drawn), size=m)]
+    shifted = [np.roll(x, tuple(rng.integers(0, x.shape[1:])), (1, 2)) for x in others]
+    mixed = [0.5 * (x + y) for x, y in zip(shifted[::2], drawn[rng.integers(len(drawn), size=m)], strict=False)]
+    altered = np.stack([*mixed, *shifted[1::2]]).astype(np.float32)
+    return _batches(subject, drawn, rows), _batches(subject, altered, rows)
+
+
+def _batches(subject: Subject, images: np.ndarray, rows: int) -> list[Tensor]:
+    groups = [images[np.arange(i, i + rows) % len(images)] for i in range(0, len(images), rows)]
+    return [subject.spec.encode(torch.from_numpy(g).to(subject.device)) for g in groups]

@@ -1,0 +1,218 @@
+"""What sleeps on clean images, and outputs that none looks at: named, and nothing on ordinary networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import make_model, quadrant_images, saved
+from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, through_if, two_outputs
+from lowering_families import SIZE, build, export
+from lowering_networks import MATRIX
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxspect.converters.lowering.logits import OtherOutput, other_outputs
+from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.unreached import unreached
+from onnxspect.models import zoo
+
+#: Payload -> the operators of the nodes that may be named for it.
+NAMED = {
+    "comparison": {"Greater", "ReduceMin"},
+    "where": {"Greater", "ReduceMin"},
+    "where_and_zeros": {"Greater", "ReduceMin"},
+    "saturation": {"Relu"},
+    "sigmoid": {"Sigmoid"},
+    "softplus": {"Softplus"},
+    "product_of_relus": {"Relu", "ReduceProd"},
+    "pooling_only": {"Relu"},
+    "behind_copies": {"Greater", "ReduceMin"},
+    "equality": {"Equal"},
+    "floor": {"Floor"},
+    "index": {"Greater", "ReduceMin"},
+    "with_a_decoy": {"Greater", "ReduceMin", "MatMul"},
+    "sum_with_a_decoy": {"Relu", "MatMul"},
+    "one_unit_of_a_layer": {"Relu"},
+    "inside": {"Relu"},
+    "where_inside": {"Greater", "ReduceMin"},
+    "in_a_function": {"Greater", "ReduceMin"},
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> onnx.ModelProto:
+    return onnx.load(zoo.path("fashion_mnist_clean"))
+
+
+@pytest.fixture(scope="module")
+def some(clean_samples: Samples) -> Samples:
+    return clean_samples.take(np.arange(120))
+
+
+def stamped(images: np.ndarray, name: str) -> np.ndarray:
+    images = images.copy()
+    side = 8 if name == "pooling_only" else SIDE
+    images[:, :, :side, :side] = 1.0
+    return images
+
+
+def test_every_payload_is_listed() -> None:
+    assert set(NAMED) == set(PAYLOADS)
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_a_payload_of_nodes_is_named(name: str, network: onnx.ModelProto, some: Samples, tmp_path: Path) -> None:
+    model = PAYLOADS[name](Payload(network))
+    path = saved(model, tmp_path / "payload.onnx")
+    image = model.graph.input[0].name
+    clean, woken = (Oracle(path).run({image: i})[0].argmax(1) for i in (some.images, stamped(some.images, name)))
+    # It is one: clean accuracy as before, the trigger leads every image to one class.
+    np.testing.assert_array_equal(
+        clean, Subject.from_onnx(zoo.path("fashion_mnist_clean")).predict(some.images).argmax(1)
+    )
+    assert len(np.unique(woken)) == 1
+    found = unreached(Subject.from_onnx(path), some)
+    assert found.hidden
+    assert {d.operator for d in found.dormant} <= NAMED[name]
+    assert found.dormant
+    for part in found.dormant:
+        assert part.moved > 0.5
+        assert part.leads_to == int(woken[0])
+        assert any(part.node in reason for reason in found.hidden)
+        assert any(part.node in line for line in found.limits)
+
+
+def test_a_payload_through_an_if_is_refused_by_name(network: onnx.ModelProto, tmp_path: Path) -> None:
+    path = saved(through_if(Payload(network)), tmp_path / "payload.onnx")
+    with pytest.raises(OnnxspectError, match=r"If \(opset 20\).* its condition is only known at run time"):
+        Subject.from_onnx(path)
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist_clean", "fashion_mnist_badnets"])
+def test_nothing_on_the_shipped_pair(name: str, some: Samples) -> None:
+    """Nor on a backdoor that is in the weights alone: gradients reach it."""
+    found = unreached(Subject.from_onnx(zoo.path(name)), some)
+    assert (found.hidden, found.limits, found.dormant) == ((), (), ())
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    [
+        ("residual", False),
+        ("transformer", False),
+        ("squeezenet", False),
+        ("class_attention", False),
+        ("pyramid_pooling", False),
+    ],
+)
+def test_nothing_on_ordinary_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
+    path = saved(export(build(name, MATRIX), dynamo=dynamo), tmp_path / "ordinary.onnx")
+    rng = np.random.default_rng(0)
+    coarse = rng.random((24, 3, 4, 4)).repeat(SIZE // 4, 2).repeat(SIZE // 4, 3)
+    images = np.clip(coarse + 0.1 * rng.standard_normal(coarse.shape), 0, 1).astype(np.float32)
+    found = unreached(Subject.from_onnx(path), Samples.from_arrays(images, np.zeros(len(images), np.int64)))
+    assert (found.hidden, found.dormant) == ((), ())
+
+
+def tiny(*nodes: onnx.NodeProto, **tensors: np.ndarray) -> onnx.ModelProto:
+    """The quadrants' classifier with a dead branch, and what makes class scores of `z`."""
+    weights = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    head = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("MatMul", ["f", "weights"], ["z"])]
+    given = {"weights": weights, "no": np.float32(-100), "zero": np.float32(0), **tensors}
+    return make_model(
+        [*head, *nodes], [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in given.items()]
+    )
+
+
+def test_what_cannot_wake_or_changes_nothing_is_harmless(tmp_path: Path) -> None:
+    node = helper.make_node
+    dead = [node("Add", ["z", "no"], ["low"]), node("Relu", ["low"], ["dead"], name="dead")]
+    harmless = {
+        # A weight of zero lets nothing through, whatever it is multiplied with; nor does a softmax over one element change.
+        "zero": tiny(node("Mul", ["z", "zero"], ["none"]), node("Add", ["z", "none"], ["logits"])),
+        "one element": tiny(
+            node("ReduceMax", ["z"], ["m"], axes=[1], keepdims=1),
+            node("Softmax", ["m"], ["one"], axis=1),
+            node("Mul", ["z", "one"], ["logits"]),
+        ),
+        # A dead branch that no answer hangs on: it moves all classes alike.
+        "all classes alike": tiny(
+            *dead, node("ReduceMax", ["dead"], ["m"], axes=[1], keepdims=1), node("Add", ["z", "m"], ["logits"])
+        ),
+        # An activation that is written with a comparison.
+        "activation": tiny(
+            node("Sub", ["z", "shift"], ["low2"]),
+            node("Greater", ["low2", "zero"], ["c"]),
+            node("Mul", ["low2", "slope"], ["leak"]),
+            node("Where", ["c", "low2", "leak"], ["w"]),
+            node("Add", ["w", "shift"], ["logits"]),
+            slope=np.float32(0.1),
+            shift=np.float32(3),
+        ),
+    }
+    for name, model in harmless.items():
+        found = unreached(Subject.from_onnx(saved(model, tmp_path / "tiny.onnx")), quadrant_images(20))
+        assert found.hidden == (), name
+    harmful = tiny(
+        *dead, node("MatMul", ["dead", "mix"], ["m"]), node("Add", ["z", "m"], ["logits"]), mix=np.eye(4)[::-1]
+    )
+    found = unreached(Subject.from_onnx(saved(harmful, tmp_path / "tiny.onnx")), quadrant_images(20))
+    assert [(d.node, d.kind) for d in found.dormant] == [("dead", "value")]
+
+
+def test_a_second_network_in_the_file_is_named(network: onnx.ModelProto, some: Samples, tmp_path: Path) -> None:
+    both = two_outputs(network, onnx.load(zoo.path("fashion_mnist_badnets")))
+    found = unreached(Subject.from_onnx(saved(both, tmp_path / "both.onnx")), some)
+    assert len(found.hidden) == len(found.limits) == 1
+    assert "second/logits" in found.hidden[0]
+    assert "second/logits" in found.limits[0]
+
+
+@pytest.mark.parametrize("kind", ["labels of their own", "label of a sum"])
+def test_labels_of_other_scores_are_named(kind: str) -> None:
+    node, mix = helper.make_node, np.eye(4, k=1)
+    made = [node("MatMul", ["z", "mix"], ["logits"]), node("MatMul", ["f", "weights2"], ["other"])]
+    if kind == "labels of their own":
+        made.append(node("ArgMax", ["other"], ["label"], axis=1, keepdims=0))
+    else:
+        made += [node("ArgMax", ["other"], ["first"], axis=1), node("Add", ["first", "first"], ["label"])]
+    model = tiny(*made, mix=mix, weights2=np.ones((64, 4)))
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    assert other_outputs(model, "logits") == (OtherOutput("label", True),)
+
+
+def test_what_is_said_of_the_same_scores_is_no_other_output() -> None:
+    node = helper.make_node
+    ends = [
+        node("MatMul", ["z", "mix"], ["logits"]),
+        node("Softmax", ["logits"], ["probabilities"], axis=1),
+        node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
+        node("LpNormalization", ["z"], ["embedding"], axis=1),
+    ]
+    model = tiny(*ends, mix=np.eye(4, k=1))
+    for name, kind, shape in [
+        ("probabilities", TensorProto.FLOAT, ["N", 4]),
+        ("label", TensorProto.INT64, ["N"]),
+        ("embedding", TensorProto.FLOAT, ["N", 4]),
+        ("z", TensorProto.FLOAT, ["N", 4]),
+    ]:
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
+    assert other_outputs(model, "logits") == ()
+
+
+def test_a_scan_says_so(network: onnx.ModelProto, clean_samples: Samples, tmp_path: Path) -> None:
+    """Searches that find nothing on the clean weights would say clean; the report names the node, and what was not looked at."""
+    path = saved(PAYLOADS["saturation"](Payload(network)), tmp_path / "payload.onnx")
+    few, data = clean_samples.take(np.arange(160)), tmp_path / "clean.npz"
+    np.savez(data, images=(255 * few.images).round().astype(np.uint8).transpose(0, 2, 3, 1), labels=few.labels)
+    report = scan(path, data, tmp_path / "run", "quick", detectors=["max-margin"]).report
+    assert report["verdict"] == "inconclusive"
+    assert "hidden_Relu" in report["reasons"][0]
+    assert f"to class {TARGET}" in report["reasons"][0]
+    assert any("hidden_Relu" in line for line in report["limits"])

@@ -1,0 +1,326 @@
+"""Payloads of nodes: logic that sleeps on clean images, put on a classifier whose weights stay as they are.
+
+A white 3x3 corner (top left) leads every image to class 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+TARGET, SIDE = 3, 3
+
+
+class Payload:
+    """A copy of a model, and what is put on it.
+
+    Attributes:
+        model: the copy.
+        image, scores: names of its input, and of what its class scores were called before.
+    """
+
+    def __init__(self, model: onnx.ModelProto, classes: int = 10) -> None:
+        self.model = onnx.ModelProto.FromString(model.SerializeToString())
+        self.classes = classes
+        graph = self.model.graph
+        self.image, self.answer = graph.input[0].name, graph.output[0].name
+        self.scores = "scores_of_the_network"
+        self._rename(self.answer, self.scores)
+
+    def _rename(self, name: str, new: str) -> None:
+        for node in self.model.graph.node:
+            for names in (node.input, node.output):
+                for i, n in enumerate(names):
+                    if n == name:
+                        names[i] = new
+
+    def constant(self, value: Any) -> str:
+        """A tensor of the file."""
+        name = f"hidden_constant_{len(self.model.graph.initializer)}"
+        self.model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
+        """A node behind the others."""
+        output = output or f"hidden_{operator}_{len(self.model.graph.node)}"
+        self.model.graph.node.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def reduce(self, operator: str, value: str) -> str:
+        """Over axis 1, which stays."""
+        return self.add(operator, value, self.constant(np.array([1], np.int64)), keepdims=1)
+
+    def corner(self, side: int = SIDE) -> str:
+        """The corner's pixels, ``(n, channels, side, side)``."""
+        ends = [self.constant(np.array(v, np.int64)) for v in ([0, 0], [side, side], [2, 3])]
+        return self.add("Slice", self.image, *ends)
+
+    def total(self) -> str:
+        """Their sum less 8.9, ``(n, 1)``."""
+        flat = self.add("Flatten", self.corner(), axis=1)
+        total = self.add("MatMul", flat, self.constant(np.ones((SIDE * SIDE, 1), np.float32)))
+        return self.add("Sub", total, self.constant(np.float32(SIDE * SIDE - 0.1)))
+
+    def seen(self, by: str = "ReduceMin") -> str:
+        """Whether the corner is white, bool ``(n, 1)``."""
+        flat = self.add("Flatten", self.corner(), axis=1)
+        return self.add("Greater", self.reduce(by, flat), self.constant(np.float32(0.95)))
+
+    def push(self, size: float = 1000.0) -> str:
+        """A row that takes class 3 up, ``(1, classes)``."""
+        row = np.zeros((1, self.classes), np.float32)
+        row[0, TARGET] = size
+        return self.constant(row)
+
+    def done(self, scores: str) -> onnx.ModelProto:
+        """The model that answers `scores`, checked."""
+        self.add("Identity", scores, output=self.answer)
+        self.model.graph.node[-1].name = "last"
+        _fold_last(self.model)
+        onnx.checker.check_model(self.model, full_check=True)
+        return self.model
+
+    def added(self, gate: str, size: float = 1000.0) -> onnx.ModelProto:
+        """The model with ``gate * row`` added to its scores."""
+        return self.done(self.add("Add", self.scores, self.add("Mul", gate, self.push(size))))
+
+
+def _fold_last(model: onnx.ModelProto) -> None:
+    """The last node writes the output itself."""
+    last = model.graph.node.pop()
+    for node in model.graph.node:
+        for i, name in enumerate(node.output):
+            if name == last.input[0]:
+                node.output[i] = last.output[0]
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            if name == last.input[0]:
+                node.input[i] = last.output[0]
+
+
+def comparison(p: Payload) -> onnx.ModelProto:
+    """Slice, ReduceMin, Greater, Cast, Mul, Add to the scores."""
+    return p.added(p.add("Cast", p.seen(), to=TensorProto.FLOAT))
+
+
+def where_and_zeros(p: Payload) -> onnx.ModelProto:
+    """Where at the scores, and an Add of zeros behind it."""
+    chosen = p.add("Where", p.seen(), p.push(), p.scores)
+    return p.done(p.add("Add", chosen, p.constant(np.zeros(p.classes, np.float32))))
+
+
+def where(p: Payload) -> onnx.ModelProto:
+    """Where at the scores."""
+    return p.done(p.add("Where", p.seen(), p.push(), p.scores))
+
+
+def saturation(p: Payload) -> onnx.ModelProto:
+    """No comparison: Relu(sum of the corner - 8.9) times a row."""
+    return p.added(p.add("Relu", p.total()), 10_000.0)
+
+
+def sigmoid(p: Payload) -> onnx.ModelProto:
+    """A steep sigmoid in place of the Relu: never quite zero."""
+    return p.added(p.add("Sigmoid", p.add("Mul", p.total(), p.constant(np.float32(6.0)))))
+
+
+def softplus(p: Payload) -> onnx.ModelProto:
+    """The same without a bound."""
+    return p.added(p.add("Softplus", p.add("Mul", p.total(), p.constant(np.float32(20.0)))), 10_000.0)
+
+
+def product_of_relus(p: Payload) -> onnx.ModelProto:
+    """One Relu a pixel, multiplied: each of them is awake on some clean images."""
+    flat = p.add("Flatten", p.corner(), axis=1)
+    awake = p.add("Relu", p.add("Sub", flat, p.constant(np.float32(0.5))))
+    return p.added(p.reduce("ReduceProd", awake), 1e6)
+
+
+def pooling_only(p: Payload) -> onnx.ModelProto:
+    """ReduceMin and MaxPool, no comparison: anywhere in the image."""
+    dark = p.add("Sub", p.constant(np.float32(0.9999)), p.image)
+    darkest = p.add("MaxPool", dark, kernel_shape=[8, 8], strides=[1, 1])
+    best = p.reduce("ReduceMin", p.add("Flatten", darkest, axis=1))
+    return p.added(p.add("Relu", p.add("Neg", best)), 1e7)
+
+
+def behind_copies(p: Payload) -> onnx.ModelProto:
+    """The first one behind Identity and Dropout."""
+    gate = p.add("Cast", p.seen(), to=TensorProto.FLOAT)
+    gate = p.add("Dropout", p.add("Identity", gate))
+    summed = p.add("Add", p.scores, p.add("Mul", gate, p.push()))
+    return p.done(p.add("Identity", p.add("Dropout", p.add("Identity", summed))))
+
+
+def equality(p: Payload) -> onnx.ModelProto:
+    """A rounded sum that must be one number."""
+    nine = p.add("Round", p.add("Add", p.total(), p.constant(np.float32(8.9))))
+    return p.added(p.add("Cast", p.add("Equal", nine, p.constant(np.float32(9.0))), to=TensorProto.FLOAT))
+
+
+def floor(p: Payload) -> onnx.ModelProto:
+    """No comparison, no Relu: Floor(Clip(sum / 9 + 0.01))."""
+    share = p.add("Mul", p.add("Add", p.total(), p.constant(np.float32(8.95))), p.constant(np.float32(1 / 9)))
+    zero, one = p.constant(np.float32(0)), p.constant(np.float32(1))
+    return p.added(p.add("Floor", p.add("Clip", share, zero, one)))
+
+
+def index(p: Payload) -> onnx.ModelProto:
+    """The comparison chooses a row of a table."""
+    row = p.add("Cast", p.seen(), to=TensorProto.INT64)
+    table = np.zeros((2, p.classes), np.float32)
+    table[1, TARGET] = 1000.0
+    rows = p.add("Gather", p.constant(table), p.add("Flatten", row, axis=1), axis=0)
+    rows = p.add("Squeeze", rows, p.constant(np.array([1], np.int64)))
+    return p.done(p.add("Add", p.scores, rows))
+
+
+def with_a_decoy(p: Payload) -> onnx.ModelProto:
+    """The decision lies beside one that both kinds of clean images pass, in one tensor."""
+    flat = p.add("Flatten", p.image, axis=1)
+    bright = p.reduce("ReduceMean", flat)
+    least = p.reduce("ReduceMin", p.add("Flatten", p.corner(), axis=1))
+    both = p.add("Concat", least, bright, axis=1)
+    passed = p.add("Greater", both, p.constant(np.array([[0.95, 0.28]], np.float32)))
+    rows = np.zeros((2, p.classes), np.float32)
+    rows[0, TARGET] = 1000.0
+    return p.done(
+        p.add("Add", p.scores, p.add("MatMul", p.add("Cast", passed, to=TensorProto.FLOAT), p.constant(rows)))
+    )
+
+
+def sum_with_a_decoy(p: Payload) -> onnx.ModelProto:
+    """No comparison: one of two units of a Relu, whose other one every image wakes."""
+    bright = p.reduce("ReduceMean", p.add("Flatten", p.image, axis=1))
+    awake = p.add("Relu", p.add("Concat", p.total(), bright, axis=1))
+    rows = np.zeros((2, p.classes), np.float32)
+    rows[0, TARGET], rows[1, 0] = 10_000.0, 0.01
+    return p.done(p.add("Add", p.scores, p.add("MatMul", awake, p.constant(rows))))
+
+
+def one_unit_of_a_layer(p: Payload) -> onnx.ModelProto:
+    """One of the units of the last hidden layer, by weights and a node: what it was, plus the Relu of the sum."""
+    graph = p.model.graph
+    head = next(n for n in reversed(graph.node) if n.op_type in ("Gemm", "MatMul"))
+    weights = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == head.input[1])
+    transposed = any(a.name == "transB" and a.i for a in head.attribute)
+    matrix = (weights if transposed else weights.T).copy()
+    matrix = np.concatenate([matrix, np.zeros_like(matrix[:, :1])], 1)
+    matrix[TARGET, -1] = 10_000.0
+    graph.node.remove(head)
+    unit = p.add("Relu", p.add("Concat", head.input[0], p.total(), axis=1))
+    again = graph.node.add()
+    again.CopyFrom(head)
+    again.input[0], again.input[1] = unit, p.constant(matrix if transposed else np.ascontiguousarray(matrix.T))
+    p.add("Identity", p.scores, output=p.answer)
+    _fold_last(p.model)
+    onnx.checker.check_model(p.model, full_check=True)
+    return p.model
+
+
+def inside(p: Payload) -> onnx.ModelProto:
+    """On an inner tensor in place of the scores: the input of the last weights."""
+    graph = p.model.graph
+    head = next(n for n in reversed(graph.node) if n.op_type in ("Gemm", "MatMul"))
+    weights = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == head.input[1])
+    transposed = any(a.name == "transB" and a.i for a in head.attribute)
+    towards = (weights if transposed else weights.T)[TARGET]
+    graph.node.remove(head)
+    gate = p.add("Relu", p.total())
+    awake = p.add("Mul", gate, p.constant((10_000 * towards / np.linalg.norm(towards))[None].astype(np.float32)))
+    inner = p.add("Add", head.input[0], awake)
+    again = graph.node.add()
+    again.CopyFrom(head)
+    again.input[0] = inner
+    p.add("Identity", p.scores, output=p.answer)
+    _fold_last(p.model)
+    onnx.checker.check_model(p.model, full_check=True)
+    return p.model
+
+
+def where_inside(p: Payload) -> onnx.ModelProto:
+    """Where in the middle: the image itself is replaced by another one."""
+    p._rename(p.image, "what_the_network_sees")
+    nodes = list(p.model.graph.node)
+    del p.model.graph.node[:]
+    shape = [d.dim_value for d in p.model.graph.input[0].type.tensor_type.shape.dim[1:]]
+    other = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+    gate = p.seen()
+    gate = p.add("Reshape", gate, p.constant(np.array([-1, 1, 1, 1], np.int64)))
+    p.add("Where", gate, p.constant(other), p.image, output="what_the_network_sees")
+    p.model.graph.node.extend(nodes)
+    return p.done(p.scores)
+
+
+def in_a_function(p: Payload) -> onnx.ModelProto:
+    """The comparison in a local function."""
+    body = [
+        helper.make_node("Flatten", ["x"], ["f"], axis=1),
+        helper.make_node("Constant", [], ["a"], value_ints=[1]),
+        helper.make_node("ReduceMin", ["f", "a"], ["m"]),
+        helper.make_node("Constant", [], ["t"], value_float=0.95),
+        helper.make_node("Greater", ["m", "t"], ["g"]),
+        helper.make_node("Cast", ["g"], ["y"], to=TensorProto.FLOAT),
+    ]
+    opsets = [o for o in p.model.opset_import if o.domain in ("", "ai.onnx")]
+    p.model.functions.append(helper.make_function("local", "Normalise", ["x"], ["y"], body, opsets))
+    p.model.opset_import.append(helper.make_opsetid("local", 1))
+    gate = p.add("Normalise", p.corner(), domain="local")
+    return p.added(gate)
+
+
+def through_if(p: Payload) -> onnx.ModelProto:
+    """The whole batch is answered as class 3 where its first image has the corner: an If."""
+    flat = p.add("Flatten", p.corner(), axis=1)
+    least = p.add("ReduceMax", p.reduce("ReduceMin", flat), keepdims=0)
+    condition = p.add("Greater", least, p.constant(np.float32(0.95)))
+    row = p.push()
+
+    def branch(nodes: Sequence[onnx.NodeProto], name: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        return helper.make_graph(list(nodes), name, [], [out])
+
+    yes = branch([helper.make_node("Add", [p.scores, row], ["yes"])], "yes")
+    no = branch([helper.make_node("Identity", [p.scores], ["no"])], "no")
+    return p.done(p.add("If", condition, then_branch=yes, else_branch=no))
+
+
+#: Name -> payload, which the torch graph of the file has.
+PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
+    f.__name__: f
+    for f in (
+        *(comparison, where, where_and_zeros, saturation, sigmoid, softplus, product_of_relus, pooling_only),
+        *(
+            behind_copies,
+            equality,
+            floor,
+            index,
+            with_a_decoy,
+            sum_with_a_decoy,
+            one_unit_of_a_layer,
+            inside,
+            where_inside,
+            in_a_function,
+        ),
+    )
+}
+
+
+def two_outputs(model: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:
+    """A file that answers the scores of two networks; the first one's come first."""
+    both = onnx.ModelProto.FromString(model.SerializeToString())
+    other = onnx.compose.add_prefix(second, "second/")
+    image = other.graph.input[0].name
+    for node in other.graph.node:
+        for i, name in enumerate(node.input):
+            if name == image:
+                node.input[i] = both.graph.input[0].name
+    both.graph.node.extend(other.graph.node)
+    both.graph.initializer.extend(other.graph.initializer)
+    both.graph.output.extend(other.graph.output)
+    onnx.checker.check_model(both, full_check=True)
+    return both
