@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -14,13 +15,26 @@ import pytest
 from onnxspect.cli.main import COMMANDS, cli
 
 ROOT = Path(__file__).parent.parent
+TOPS = ("cli", "converters", "engine", "models")
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_imports_run_one_way() -> None:
+@pytest.fixture(scope="session")
+def assembled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the package lies as it is installed, for tools that do not see setuptools' package-dir mapping."""
+    folder = tmp_path_factory.mktemp("assembled")
+    shutil.copytree(ROOT / "onnxspect", folder / "onnxspect")
+    for top in TOPS:
+        shutil.copytree(ROOT / top, folder / "onnxspect" / top, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def test_imports_run_one_way(assembled: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
-        cwd=ROOT,
+        cwd=assembled,
+        env=os.environ | {"PYTHONPATH": str(assembled)},
         capture_output=True,
         text=True,
     )
@@ -32,14 +46,14 @@ def test_every_package_is_shipped() -> None:
     listed = set(SETTINGS["tool"]["setuptools"]["packages"])
     folders = {"onnxspect"} | {
         "onnxspect." + ".".join(init.parent.relative_to(ROOT).parts)
-        for top in ("cli", "converters", "engine", "models")
+        for top in TOPS
         for init in (ROOT / top).rglob("__init__.py")
     }
     assert listed == folders
 
 
 def test_no_module_is_named_after_a_standard_one() -> None:
-    own = [p for top in ("cli", "converters", "engine", "models") for p in (ROOT / top).rglob("*.py")]
+    own = [p for top in TOPS for p in (ROOT / top).rglob("*.py")]
     assert [p for p in own if p.stem in sys.stdlib_module_names] == []
 
 
