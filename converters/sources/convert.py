@@ -46,8 +46,8 @@ _MAX_FILES = 100_000  # in a SavedModel or checkpoint folder
 
 
 def convert(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     factory: str | None = None,
     input_shape: Sequence[int] | None = None,

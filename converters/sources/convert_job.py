@@ -32,7 +32,7 @@ def preload(request: dict[str, Any]) -> None:
     """Import the framework, before the process is locked in."""
     importlib.import_module("onnxruntime")
     os.environ.setdefault("USER", "onnxspect")  # torch asks for it, and would look it up in a file out of reach
-    importlib.import_module(f"onnxspect.converters.from_{_module(request)}")
+    importlib.import_module(f"onnxspect.converters.sources.from_{_module(request)}")
 
 
 def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     name = _module(request)
     if source.format == "safetensors" and source.factory and takes_arrays(source):
         name = "jax"  # the same container serves both; the factory tells which
-    module = importlib.import_module(f"onnxspect.converters.from_{name}")
+    module = importlib.import_module(f"onnxspect.converters.sources.from_{name}")
     exported: Exported = module.export(source)
     pairs = references(exported, int(request["seed"]))
     exporter, model = _first_equal(exported, pairs)

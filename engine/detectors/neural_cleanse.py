@@ -93,7 +93,7 @@ class NeuralCleanse(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search all classes and measure each trigger on samples that the search never saw."""
         present = present_classes(at_hand.found_on)
-        targets = [t for t in range(at_hand.subject.classes) if present - {t}]
+        targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
         statistic = "all_l1" if self.pairs else "l1"

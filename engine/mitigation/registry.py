@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from onnxspect.engine import plugins
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz
 from onnxspect.engine.mitigation.fine_prune import FinePrune
@@ -56,18 +57,24 @@ def _fields(entry: Registered) -> set[str]:
     return set(entry.make.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
-def chosen(name: str, **settings: Any) -> list[Method]:
+def chosen(name: str | Method, **settings: Any) -> list[Method]:
     """The methods to try for a name: one, or for "auto" several in order of cost.
 
     Args:
-        name: of a method, or "auto".
+        name: of a method of this project's or of an installed package's, or "auto"; or a method itself.
         settings: passed on to each method that has a setting of that name.
 
     Raises:
-        OnnxspectError: an unknown name, or a setting that no chosen method has.
+        OnnxspectError: an unknown name, what is no method, or a setting that no chosen method has.
     """
+    if not isinstance(name, str):
+        if settings:
+            raise OnnxspectError(
+                f"settings for {name!r:.80}, which has its own", "give a method's name, or set its fields"
+            )
+        return [_checked(name, f"{name!r:.80}")]
     if name not in CHOICES:
-        raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join(CHOICES)}")
+        return [_brought(name, settings)]
     entries = [e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)]
     made: list[Method] = []
     used: set[str] = set()
@@ -83,3 +90,26 @@ def chosen(name: str, **settings: Any) -> list[Method]:
             "; ".join(f"{s} is a setting of {', '.join(names)}" for s, names in having.items() if names),
         )
     return made
+
+
+def _brought(name: str, settings: dict[str, Any]) -> Method:
+    """A method of an installed package."""
+    brought = plugins.names(plugins.MITIGATIONS)
+    if name not in brought:
+        raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join((*CHOICES, *brought))}")
+    make = plugins.load(plugins.MITIGATIONS, name)
+    try:
+        return _checked(make(**settings), f"the method {name!r} of an installed package")
+    except TypeError as error:  # not to be called, or not with these settings
+        raise OnnxspectError(f"the method {name!r} of an installed package cannot be made: {error}") from error
+
+
+def _checked(method: Any, what: str) -> Method:
+    lacking = [a for a in ("name", "trains", "mends", "edit") if not hasattr(method, a)]
+    if isinstance(method, type) or lacking or not callable(method.edit):
+        raise OnnxspectError(
+            f"{what} is no method" + (f": it has no {', '.join(lacking)}" if lacking else ""),
+            "an object with `name`, `trains`, `mends` and `edit(case)` (engine/mitigation/method.py)",
+        )
+    found: Method = method
+    return found

@@ -134,7 +134,9 @@ def test_a_search_stays_under_the_stated_bound() -> None:
     code = (
         "import resource, numpy as np, torch\n"
         "from torch import nn\n"
-        "from onnxspect.engine.subject import memory, run, search\n"
+        "from onnxspect.engine import run\n"
+        "from onnxspect.engine.search import search\n"
+        "from onnxspect.engine.subject import memory\n"
         "from onnxspect.engine.search.perturbation import MaskPattern\n"
         "from onnxspect.engine.subject.samples import Samples\n"
         "from onnxspect.engine.subject.subject import Subject\n"
