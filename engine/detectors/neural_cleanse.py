@@ -51,7 +51,7 @@ from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.search.objective import ReachTarget
-from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search.perturbation import MaskPattern, Perturbation
 from onnxspect.engine.search.search import SearchConfig
 
 NAME = "neural-cleanse"
@@ -67,7 +67,7 @@ class NeuralCleanse(Detector):
 
     Attributes:
         search: how hard each class is searched.
-        perturbation: the trigger family, Eq. 2.
+        perturbation: the trigger family, Eq. 2; or one of the user's own (docs/extending.md).
         held_out: at most so many unseen clean samples measure whether a trigger carries over.
         most_full: with more classes than this, only front-runners and a random group are searched in full.
         scout: how hard the others are searched, and pairs on the references.
@@ -80,7 +80,7 @@ class NeuralCleanse(Detector):
 
     name: ClassVar[str] = NAME
     search: SearchConfig = field(default_factory=SearchConfig)
-    perturbation: MaskPattern = field(default_factory=MaskPattern)
+    perturbation: Perturbation = field(default_factory=MaskPattern)
     held_out: int = 500
     most_full: int = 48
     scout: SearchConfig = SCOUT

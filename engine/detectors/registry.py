@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from onnxspect.engine import plugins
+from onnxspect.converters import plugins
 from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,11 +245,15 @@ def _identity(subject: Subject) -> str:
 
 
 def _settings(detector: Detector) -> dict[str, str]:
-    """A detector's settings as text; of one that is not this project's, its class too."""
-    kind = type(detector)
-    own = kind.__module__.startswith(Detector.__module__.rpartition(".")[0] + ".")
-    brought = {} if own else {"class": f"{kind.__module__}.{kind.__qualname__}"}
-    return {k: str(v) for k, v in detector.settings().items()} | brought
+    """A detector's settings as text; of classes that are not this project's (it, or a perturbation), their names too."""
+    parts = {"": detector, **vars(detector)}
+    kinds = {name: type(value) for name, value in parts.items() if is_dataclass(value)}
+    foreign = {
+        f"{name}.class".lstrip("."): f"{kind.__module__}.{kind.__qualname__}"
+        for name, kind in kinds.items()
+        if not kind.__module__.startswith("onnxspect.")
+    }
+    return {k: str(v) for k, v in detector.settings().items()} | foreign
 
 
 def _short(fingerprint: dict[str, Any]) -> str:

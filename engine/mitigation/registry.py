@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from onnxspect.engine import plugins
+from onnxspect.converters import plugins
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz
 from onnxspect.engine.mitigation.fine_prune import FinePrune

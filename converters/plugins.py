@@ -1,7 +1,8 @@
-"""What other installed packages bring in: detectors and mitigations, as entry points (docs/extending.md).
+"""What other installed packages bring in, as entry points: detectors, mitigations, source formats (docs/extending.md).
 
 A package lists them in its pyproject.toml, under ``[project.entry-points."onnxspect.detectors"]``. They are imported only when a
-user asks for one by its name: that a package is installed changes no scan.
+user asks for one by its name (a source format, when a file is of no format that is known): that a package is installed changes
+no scan.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any
 
+from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
 
-DETECTORS, MITIGATIONS = "onnxspect.detectors", "onnxspect.mitigations"
+DETECTORS, MITIGATIONS, SOURCES = "onnxspect.detectors", "onnxspect.mitigations", "onnxspect.sources"
 
 
 def names(group: str) -> tuple[str, ...]:
