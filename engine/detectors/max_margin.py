@@ -103,8 +103,8 @@ class MaxMargin(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """The largest margin of every class; no sample is looked at."""
         subject = at_hand.subject
-        if subject.classes < FEWEST_CLASSES:
-            return Skipped(NAME, f"{subject.classes} classes are too few to compare (at least {FEWEST_CLASSES})")
+        if len(at_hand.targets) < FEWEST_CLASSES:
+            return Skipped(NAME, f"{len(at_hand.targets)} classes are too few to compare (at least {FEWEST_CLASSES})")
         blank = Samples(np.zeros((1, *subject.image_shape), np.float32), np.zeros(1, np.int64))
         without_data = replace(at_hand, found_on=blank, held_out=blank.take(np.zeros(0, np.int64)))
         units = [Unit(target=t) for t in at_hand.targets]

@@ -146,7 +146,7 @@ def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:
 
 def _of_part(verdict: Verdict, searched: Sequence[int]) -> Verdict:
     """The verdict of a narrowed scan: where it found nothing, it has not looked everywhere."""
-    if not searched or verdict.verdict != "clean":
+    if not searched or verdict.verdict == "backdoored":
         return verdict
     reason = f"only triggers to the classes {', '.join(map(str, searched))} were searched for; another may hide one"
     return replace(verdict, verdict="inconclusive", reasons=(reason, *verdict.reasons))

@@ -81,7 +81,7 @@ class ClassReport:
         return {name: found[name] for name in sorted(found, key=lambda n: self.p_values[n])}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """A finished scan.
 
@@ -177,6 +177,9 @@ class Report:
     def _read(self) -> dict[str, Sequence[UnitEvidence]]:
         """What was read from the run folder so far, by detector."""
         return {}
+
+    def __repr__(self) -> str:
+        return f"Report(verdict={self.verdict!r}, targets={self.targets}, p_value={self.p_value:.2g}, folder={str(self.folder)!r})"
 
     def show(self) -> None:
         """Print it as a table."""

@@ -55,6 +55,8 @@ def samples_from(data: Data, size: tuple[int, int, int] | None = None, resize: b
         if len(data) != 2 or not all(_is_array(part) for part in data):
             raise _refused(data)
         return Samples.from_arrays(_array(data[0]), _array(data[1])).fitted(size, resize)
+    if isinstance(data, bytes | bytearray | memoryview):
+        raise _refused(data)
     if _is_array(data):
         raise OnnxspectError("images without labels", "give the pair (images, labels)")
     if hasattr(data, "column_names") and hasattr(data, "features"):
@@ -64,7 +66,7 @@ def samples_from(data: Data, size: tuple[int, int, int] | None = None, resize: b
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
         items = (data[i] for i in range(len(data)))
         return _of_items(items, _names(getattr(data, "classes", ())), size, resize)
-    if isinstance(data, Iterable) and not isinstance(data, bytes | bytearray):
+    if isinstance(data, Iterable):
         return _of_items(iter(data), _names(getattr(data, "classes", ())), size, resize)
     raise _refused(data)
 

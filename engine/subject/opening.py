@@ -126,10 +126,10 @@ def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu")
         if model.device != device:
             raise OnnxspectError(f"the subject is on {model.device}, the run on {device}", "make both on one device")
         return _Made(model if spec is None else model.with_spec(_laid_out(spec, model)), spec or _own_spec(model))
+    if _is_keras(model):  # asked first: with Keras's torch backend it is a torch module too, which wants its own layout
+        return _File(_of_keras(model, spec, device), spec)
     if isinstance(model, nn.Module):
         return _Live(model, spec, device)
-    if _is_keras(model):
-        return _File(_of_keras(model, spec, device), spec)
     kind = type(model)
     raise OnnxspectError(f"a {kind.__module__}.{kind.__qualname__} is no model", f"accepted are {ACCEPTED}")
 
@@ -144,7 +144,7 @@ def _laid_out(spec: InputSpec, subject: Subject) -> InputSpec:
 
 
 def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str) -> _File:
-    if _converted_first(path):
+    if converted_first(path):
         with _scratch() as folder:
             out = folder / "model.onnx"
             convert(path, out)
@@ -152,7 +152,7 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
     return _File(open_onnx(given, spec, device), spec)
 
 
-def _converted_first(path: Path) -> bool:
+def converted_first(path: Path) -> bool:
     """Whether it is another framework's file that says all of its model. What cannot be read says so when it is opened."""
     try:
         return path.exists() and detect(path).name in SELF_CONTAINED

@@ -134,7 +134,7 @@ def test_open_image_size_is_the_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shape", "classes"), [((1, 0, 8), 4), ((1, 8, 8), 0)], ids=["size", "classes"])
 def test_there_is_no_half_made_subject(shape: tuple[int, int, int], classes: int) -> None:
-    with pytest.raises(OnnxspectError, match="tiny: .* not all at least 1"):
+    with pytest.raises(OnnxspectError, match=r"tiny: .* not all at least 1"):
         Subject(lambda x: x, InputSpec(), shape, classes, name="tiny")
 
 
