@@ -34,8 +34,11 @@ from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.registry import chosen
+from onnxspect.engine.jobs.scan import _of_part
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.judge.verdict import Verdict
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.training import trainable_copy
 from onnxspect.engine.search.perturbation import stamp
 
 SAMPLES = quadrant_images(30)
@@ -60,6 +63,19 @@ class Planted(Detector):
             units.append(UnitEvidence(Unit(t), {"led": led}, True, True, 0, led, led, len(others), trigger))
         view = View("led", "high", log=False, noise=0.05)
         return Evidence(self.name, self.settings(), "led", "led", "high", tuple(units), (view,))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Weights within [-1, 1]: the planted ones are 8 and -8, the others 0 and 1."""
+
+    name: ClassVar[str] = "clip"
+    trains: ClassVar[bool] = False
+    mends: ClassVar[bool] = True
+
+    def edit(self, case: Case) -> Edit:
+        _, parameters = trainable_copy(case.subject)
+        return Edit({name: p.detach().numpy().clip(-1, 1) for name, p in parameters.items()})
 
 
 def live(target: int | None = 2, scale: float = 1.0) -> nn.Module:
@@ -149,10 +165,9 @@ def test_a_model_in_memory_is_kept_for_the_patch(report: Report, tmp_path: Path)
     model = report.folder / "model.onnx"
     assert report.document["model"]["path"] == "model in memory"
     assert Subject.from_onnx(model).sha256 == report.document["model"]["sha256"]
-    goals = Goals(accuracy_lost=0.05)
-    done = patch(quadrant_model(2), report, SAMPLES, tmp_path / "patched.onnx", "prune", goals)
-    assert done.proof.holds
-    proof = verify(tmp_path / "patched.onnx", model, (SAMPLES.images, SAMPLES.labels), report, goals=goals)
+    done = patch(quadrant_model(2), report, SAMPLES, tmp_path / "patched.onnx", Clip())
+    assert (done.method, done.proof.holds) == ("clip", True)
+    proof = verify(tmp_path / "patched.onnx", model, (SAMPLES.images, SAMPLES.labels), report)
     assert (proof.holds, [t.after for t in proof.triggers]) == (True, [0.0])
 
 
@@ -186,9 +201,10 @@ def test_narrowed_to_some_classes(tmp_path: Path) -> None:
     detectors = [Planted(), MaxMargin()]
     model = saved(quadrant_model(None), tmp_path / "clean.onnx")
     part = scanned(model, tmp_path / "part", detectors=detectors, classes=[3, 0, 1, 1, 0])
-    searched = {u.unit.target for d in ("planted-patch", "max-margin") for u in part.evidence(d)}
-    assert searched == {0, 1, 3}
+    assert {u.unit.target for u in part.evidence("planted-patch")} == {0, 1, 3}
+    assert part.document["detectors"][0]["reason"] == "3 classes are too few to compare (at least 4)"
     assert part.verdict == "inconclusive"
+    assert part.reasons[0].startswith("only triggers to the classes 0, 1, 3 were searched for")
     assert part.limits[0] == "Only triggers to the classes 0, 1, 3 were searched for."
     assert part.classes[2].statistic["planted-patch"] is None
     whole = scanned(model, tmp_path / "whole", detectors=detectors, classes=range(CLASSES))
@@ -198,10 +214,20 @@ def test_narrowed_to_some_classes(tmp_path: Path) -> None:
             scanned(model, tmp_path / "wrong", classes=[wrong])
 
 
+def test_a_part_is_never_clean() -> None:
+    clean = Verdict("clean", (), 0.7, ("no class stands out",), ())
+    found = _of_part(clean, (0, 1, 2, 3, 4))
+    assert (found.verdict, found.targets, found.p_value) == ("inconclusive", (), 0.7)
+    assert found.reasons[1:] == clean.reasons
+    assert _of_part(clean, ()) is clean
+    named = Verdict("backdoored", (3,), 1e-5, ("class 3",), ())
+    assert _of_part(named, (2, 3)) is named
+
+
 @pytest.mark.parametrize(
     "name", ["neural-cleanse", "reverse-engineering", "cepa", "dtinspector", "training-difference"]
 )
-def test_every_detector_searches_the_classes_that_it_is_told(name: str, planted: Subject, tmp_path: Path) -> None:
+def test_every_detector_searches_the_classes_that_it_is_told(name: str, planted: Subject) -> None:
     (detector,) = chosen("quick", [name], search=None if name == "training-difference" else {"steps": 2, "samples": 4})
     found_on, held_out = SAMPLES.split(0.5, np.random.default_rng(0))
     at_hand = AtHand(planted, found_on, held_out, RunContext(), training=quadrant_images(80, 1), classes=(1, 3))
