@@ -103,8 +103,8 @@ def scan(
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
-        _keep_model(subject, folder)
         checked = preflight(subject, samples, run, spec)
+        _keep_model(subject, folder)
         found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
