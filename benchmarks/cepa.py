@@ -124,7 +124,10 @@ def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, 
     try:
         samples = Samples.load(clean_samples(subject["dataset"], asked))
         checked = preflight(
-            Subject.from_onnx(subject["path"], subject["spec"], run.device), samples, run, subject["spec"]
+            Subject.from_onnx(subject["path"], subject["spec"], run.device, samples.shape),
+            samples,
+            run,
+            subject["spec"],
         )
         found_on, held_out = samples.split(0.5, run.numpy_generator("split"))
         references = _references(checked.subject, found_on, held_out, subject["dataset"], run)

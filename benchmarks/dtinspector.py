@@ -120,7 +120,7 @@ def measure(
     clean = clean_samples(entry["dataset"], asked, run)
     poisoned = rebuild_training_set(recipe, asked.data_root, asked.zoo) if training else None
     suspect = Samples.from_arrays(poisoned.images, poisoned.labels) if poisoned is not None else None
-    subject = preflight(Subject.from_onnx(asked.zoo / entry["file"]), clean, run).subject
+    subject = preflight(Subject.from_onnx(asked.zoo / entry["file"], image_shape=clean.shape), clean, run).subject
     found_on, held_out = clean.split(0.5, run.numpy_generator("split"))
     started, cpu = time.perf_counter(), time.process_time()
     try:

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     path = asked.folder / "large.onnx"
     size = timed("make it", lambda: build(path, int(asked.gib * 2**30), rng))
-    subject: Subject = timed("open it", lambda: Subject.from_onnx(path, InputSpec()).settled((3, 32, 32)))
+    subject: Subject = timed("open it", lambda: Subject.from_onnx(path, InputSpec(), image_shape=(3, 32, 32)))
     images = rng.random((120, 3, 32, 32), np.float32)
     samples = Samples.from_arrays(images, subject.predict(images).argmax(1))
     fit, guard = samples.split(0.6, rng)

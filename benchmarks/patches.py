@@ -38,10 +38,11 @@ from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import write_model
-from onnxspect.engine.jobs.patch import FIT_SHARE, as_trigger, try_methods
+from onnxspect.engine.jobs.patch import FIT_SHARE, try_methods
 from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Unit
 from onnxspect.engine.judge.verdict import CARRIES_OVER
 from onnxspect.engine.mitigation.method import Case, Trigger
+from onnxspect.engine.mitigation.recovered import as_trigger
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
@@ -299,7 +300,7 @@ def parted(
 def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     """The model opened, and the triggers that a search recovers for the known targets; seconds it took."""
     started = time.perf_counter()
-    subject = Subject.from_onnx(infected.path, infected.spec).settled(infected.clean.shape)
+    subject = Subject.from_onnx(infected.path, infected.spec, image_shape=infected.clean.shape)
     fit, guard = infected.clean.split(FIT_SHARE, run.numpy_generator("patch"))
     triggers = tuple(
         Trigger(r.unit.target, r.trigger, r.unit.source)

@@ -277,7 +277,7 @@ def art(python: str | None, run: RunContext) -> dict[str, Any]:
         told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         convert(place / "model.keras", place / "model.onnx")
         samples = Samples.load(place / "clean.npz")
-        subject = Subject.from_onnx(place / "model.onnx", device=run.device).settled(samples.shape)
+        subject = Subject.from_onnx(place / "model.onnx", device=run.device, image_shape=samples.shape)
         batches = plan([Unit(k) for k in range(len(told["labels"]))], 1)
         found, cpu, _ = timed(
             lambda: [

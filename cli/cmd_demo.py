@@ -19,10 +19,11 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.errors import writing
 from onnxspect.engine.jobs.patch import JUDGED_ON_FEW, patch
-from onnxspect.engine.jobs.scan import ScanResult, scan
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.verify import Goals, Stamp, verify
 from onnxspect.engine.report import as_text
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import made_folder
 from onnxspect.engine.subject.samples import Samples
@@ -125,7 +126,7 @@ def _models(out: Path) -> dict[str, Path]:
     return copies
 
 
-def _scan(model: Path, data: Path, out: Path, run: RunContext, show_report: bool) -> ScanResult:
+def _scan(model: Path, data: Path, out: Path, run: RunContext, show_report: bool) -> Report:
     _step(not show_report, f"scanning {model.name}")
     result = scan(model, data, out / model.stem, preset="quick", run=run, references=out / "references")
     if show_report:

@@ -47,7 +47,7 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=exit_status.HELP)
-@click.version_option(package_name="onnxspect", prog_name="onnxspect")
+@click.version_option(None, "-V", "--version", package_name="onnxspect", prog_name="onnxspect")
 def cli() -> None:
     """Find, show, patch and prove away backdoors in any image classifier, starting from its ONNX file."""
 

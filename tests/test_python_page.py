@@ -18,11 +18,13 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     _models(Path("demo"))
     names: dict[str, object] = {}
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102 - our own page
+        exec(compile(block, str(PAGE), "exec", dont_inherit=True), names)  # noqa: S102 - our own page
     shown = capsys.readouterr().out
-    assert "backdoored [7]" in shown
+    assert "backdoored (7,)" in shown
+    assert "(1, 28, 28) (1, 28, 28) [[" in shown
     assert "unlearn [" in shown
     assert "True ()" in shown
+    assert "True BACKDOORED  demo/fashion_mnist_badnets.onnx" in shown
     assert shown.rstrip().endswith("True")

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import EncodeError
 
+from onnxspect.converters import plugins
 from onnxspect.converters.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
@@ -36,7 +37,7 @@ from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
 from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, guarded
 from onnxspect.converters.sandbox.safe_open import open_regular
 from onnxspect.converters.sources.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
-from onnxspect.converters.sources.formats import FORMATS, Format, detect
+from onnxspect.converters.sources.formats import FORMATS, Format, brought_in, detect
 from onnxspect.converters.text import printable, readable_bytes
 
 __all__ = ["Conversion", "ConvertLimits", "Parity", "convert", "sidecar_path"]
@@ -46,8 +47,8 @@ _MAX_FILES = 100_000  # in a SavedModel or checkpoint folder
 
 
 def convert(
-    source: Path,
-    out: Path,
+    source: str | Path,
+    out: str | Path,
     *,
     factory: str | None = None,
     input_shape: Sequence[int] | None = None,
@@ -65,7 +66,7 @@ def convert(
         factory: "package.module:function" of the user's own code, where the source holds weights alone. For PyTorch and
             Keras it takes nothing and returns the network; for JAX it takes the tree of arrays and returns a function.
         input_shape: of one sample, without the batch, where the source does not say.
-        framework: a name in `formats.FORMATS`, to override what the content looks like.
+        framework: a name in `formats.FORMATS`, or of an installed package's format, to override what the content looks like.
         limits: default `ConvertLimits()`.
         require_sandbox: refuse where the system cannot lock the child in completely. Formats that run code on opening
             are refused there in any case.
@@ -91,6 +92,7 @@ def convert(
     request = {
         "path": str(source.resolve()),
         "format": kind.name,
+        "title": kind.title,
         "module": kind.module,
         "factory": factory or "",
         "input_shape": list(shape),
@@ -106,7 +108,7 @@ def convert(
         raise caused_by(error, f"{refusal.message}; and {also}", refusal.hint) from None
     except _Legacy as legacy:
         kind = FORMATS["keras2-h5"]
-        request = {**request, "format": kind.name, "module": kind.module}
+        request = {**request, "format": kind.name, "title": kind.title, "module": kind.module}
         try:
             return _convert(kind, request, source, out, limits, require_sandbox, digest)
         except OnnxspectError as error:
@@ -404,11 +406,12 @@ def _image_input(file: OnnxFile, shown: str) -> str:
 def _format(source: Path, framework: str | None, shown: str) -> Format:
     if framework is None:
         return detect(source)
-    if framework not in FORMATS:
-        raise OnnxspectError(f"{printable(framework)} is not a format", f"one of {', '.join(FORMATS)}")
+    brought = plugins.names(plugins.SOURCES)
+    if framework not in FORMATS and framework not in brought:
+        raise OnnxspectError(f"{printable(framework)} is not a format", f"one of {', '.join((*FORMATS, *brought))}")
     if not source.exists():
         raise OnnxspectError(f"{shown}: no such file")
-    return FORMATS[framework]
+    return FORMATS[framework] if framework in FORMATS else brought_in(framework)
 
 
 def _shape(given: Sequence[int] | None) -> tuple[int, ...]:

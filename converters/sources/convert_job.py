@@ -11,6 +11,7 @@ import math
 import os
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.proof.tolerances import allowed_difference
 from onnxspect.converters.sandbox.guard_child import stage
 from onnxspect.converters.sources.exported import Exported, Source, takes_arrays
-from onnxspect.converters.sources.formats import FORMATS
 from onnxspect.converters.text import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # torch.export colours its messages
@@ -32,7 +32,7 @@ def preload(request: dict[str, Any]) -> None:
     """Import the framework, before the process is locked in."""
     importlib.import_module("onnxruntime")
     os.environ.setdefault("USER", "onnxspect")  # torch asks for it, and would look it up in a file out of reach
-    importlib.import_module(f"onnxspect.converters.sources.from_{_module(request)}")
+    _imported(request["module"])
 
 
 def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -46,12 +46,11 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         search_path=tuple(request["search_path"]),
         sandbox_missing=tuple(request["sandbox_missing"]),
     )
-    stage(f"opening ({FORMATS[source.format].title})")
-    name = _module(request)
+    stage(f"opening ({request['title']})")
+    name = request["module"]
     if source.format == "safetensors" and source.factory and takes_arrays(source):
         name = "jax"  # the same container serves both; the factory tells which
-    module = importlib.import_module(f"onnxspect.converters.sources.from_{name}")
-    exported: Exported = module.export(source)
+    exported: Exported = _imported(name).export(source)
     pairs = references(exported, int(request["seed"]))
     exporter, model = _first_equal(exported, pairs)
     stage("writing")
@@ -74,8 +73,9 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def _module(request: dict[str, Any]) -> str:
-    return str(request["module"])
+def _imported(name: str) -> ModuleType:
+    """The module that opens a format: one of this folder, or, by its whole name, an installed package's."""
+    return importlib.import_module(name if "." in name else f"onnxspect.converters.sources.from_{name}")
 
 
 def references(exported: Exported, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from onnxspect.converters import plugins
 from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.wire_scan import outer_fields
 from onnxspect.converters.sandbox.safe_open import open_regular
@@ -25,10 +27,13 @@ class Format:
     Attributes:
         name: for the library, such as "torch-script".
         title: for people.
-        module: the module of converters/ that opens it, without the prefix "from_".
+        module: the module of converters/sources/ that opens it, without the prefix "from_"; of an installed package's format, the
+            whole name of the package's own module, with a dot in it. It has a function ``export(source) -> Exported``.
         extra: what must be installed, as in ``onnxspect[extra]``; "" for what always is.
         runs_code: whether opening it can run code, so that it is opened in a locked-in process or not at all.
         environment: variables that the child needs.
+        matches: whether a file that begins with these bytes (at most 4,096) is of this format; for the formats of installed
+            packages, which are asked when a file is of no other.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Format:
     extra: str
     runs_code: bool = False
     environment: tuple[tuple[str, str], ...] = ()
+    matches: Callable[[bytes], bool] | None = None
 
 
 _KERAS = (("KERAS_BACKEND", "torch"), ("HDF5_USE_FILE_LOCKING", "FALSE"), ("HDF5_PLUGIN_PRELOAD", "::"))
@@ -98,9 +104,27 @@ def detect(path: Path) -> Format:
     if not head:
         raise OnnxspectError(f"{shown}: is empty (0 bytes)", "the download or export did not finish")
     name = _by_magic(head) or _by_structure(path, head)
-    if name is None:
-        raise OnnxspectError(f"{shown}: {_unknown(path, head)}", f"known are {_KNOWN}")
-    return FORMATS[name]
+    if name is not None:
+        return FORMATS[name]
+    for format in map(brought_in, plugins.names(plugins.SOURCES)):
+        if format.matches is not None and format.matches(head):
+            return format
+    raise OnnxspectError(f"{shown}: {_unknown(path, head)}", f"known are {_KNOWN}")
+
+
+def brought_in(name: str) -> Format:
+    """The format of that name that an installed package brings in.
+
+    Raises:
+        OnnxspectError: there is none, or it is not made as docs/extending.md says.
+    """
+    format = plugins.load(plugins.SOURCES, name)
+    if not isinstance(format, Format) or format.name != name or "." not in format.module:
+        raise OnnxspectError(
+            f"what an installed package brings in as the source format {name!r} is {format!r:.200}",
+            "it must be a Format of that name, whose module is a whole name such as package.module",
+        )
+    return format
 
 
 def _folder(path: Path, shown: str) -> Format:

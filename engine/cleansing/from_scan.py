@@ -46,9 +46,9 @@ class Finding:
         """Refuse a run that belongs to another model.
 
         Raises:
-            OnnxspectError: it does.
+            OnnxspectError: it does, or there is no ONNX file behind the subject.
         """
-        if subject.file is None or subject.file.sha256 != self.report["model"]["sha256"]:
+        if subject.origin.file.sha256 != self.report["model"]["sha256"]:
             raise OnnxspectError(f"{folder}: the run belongs to another model", "scan this model first")
 
     def triggers(

@@ -37,6 +37,7 @@ class AtHand:
             other only.
         reference_ledger: the ledger of the references' units.
         training: the training set, perhaps poisoned, where the user has given it.
+        classes: the classes that triggers are searched to; none stands for all.
     """
 
     subject: Subject
@@ -47,6 +48,12 @@ class AtHand:
     references: Sequence[Subject] = ()
     reference_ledger: Ledger | None = None
     training: Samples | None = None
+    classes: tuple[int, ...] = ()
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """The classes that triggers are searched to, in increasing order."""
+        return sorted(self.classes) if self.classes else range(self.subject.classes)
 
 
 class Detector(ABC):

@@ -133,7 +133,7 @@ class Cepa(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""
         present = present_classes(at_hand.found_on)
-        classes = range(at_hand.subject.classes)
+        classes = at_hand.targets
         pairs: list[tuple[int | None, int]]
         if self.pairs:
             pairs = [(s, t) for t in classes for s in sorted(present) if s != t]

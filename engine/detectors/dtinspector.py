@@ -198,7 +198,7 @@ class DTInspector(Detector):
         if at_hand.training is not None:
             check_agreement(predicted, samples.labels, subject)
         confidence = log_odds(logits, predicted)
-        judged = _classes_with(predicted, confidence, 3 * self.fewest)
+        judged = [z for z in _classes_with(predicted, confidence, 3 * self.fewest) if z in at_hand.targets]
         if len(judged) < FEWEST_CLASSES:
             return Skipped(NAME, self._too_few(predicted, confidence, subject.classes))
         size = min(self.search.samples, min(int((predicted == z).sum()) for z in judged) // 3)

@@ -101,12 +101,11 @@ class MaxMargin(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """The largest margin of every class; no sample is used."""
         subject = at_hand.subject
-        if subject.classes < FEWEST_CLASSES:
-            return Skipped(NAME, f"{subject.classes} classes are too few to compare (at least {FEWEST_CLASSES})")
-        shape = at_hand.found_on.shape if subject.size is None else subject.size
-        blank = Samples(np.zeros((1, *shape), np.float32), np.zeros(1, np.int64))
+        if len(at_hand.targets) < FEWEST_CLASSES:
+            return Skipped(NAME, f"{len(at_hand.targets)} classes are too few to compare (at least {FEWEST_CLASSES})")
+        blank = Samples(np.zeros((1, *subject.image_shape), np.float32), np.zeros(1, np.int64))
         without_data = replace(at_hand, found_on=blank, held_out=blank.take(np.zeros(0, np.int64)))
-        units = [Unit(target=t) for t in range(subject.classes)]
+        units = [Unit(target=t) for t in at_hand.targets]
         found = search_units(
             NAME,
             subject,
@@ -129,10 +128,10 @@ class MaxMargin(Detector):
             )
         gamma = gamma_order(1 / margins[:, None])
         told = tuple(
-            replace(u, statistics={**u.statistics, "gamma_log10_p": float(gamma.log10_p[u.unit.target])})
+            replace(u, statistics={**u.statistics, "gamma_log10_p": float(gamma.log10_p[i])})
             if STATISTIC in u.statistics
             else u
-            for u in found
+            for i, u in enumerate(found)
         )
         views = (View(STATISTIC, "high"),)
         return Evidence(

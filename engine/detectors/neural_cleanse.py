@@ -52,7 +52,7 @@ from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.search.objective import ReachTarget
-from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search.perturbation import MaskPattern, Perturbation
 from onnxspect.engine.search.search import SearchConfig
 
 NAME = "neural-cleanse"
@@ -69,7 +69,7 @@ class NeuralCleanse(Detector):
 
     Attributes:
         search: how hard each class is searched.
-        perturbation: the trigger family, Eq. 2.
+        perturbation: the trigger family, Eq. 2; or one of the user's own (docs/extending.md).
         held_out: on at most so many unseen clean samples a trigger is validated.
         most_full: with more classes than this, only front-runners and a random group are searched in full.
         scout: how hard the others are searched, and pairs on the references.
@@ -82,7 +82,7 @@ class NeuralCleanse(Detector):
 
     name: ClassVar[str] = NAME
     search: SearchConfig = field(default_factory=SearchConfig)
-    perturbation: MaskPattern = field(default_factory=MaskPattern)
+    perturbation: Perturbation = field(default_factory=MaskPattern)
     held_out: int = 500
     most_full: int = 48
     scout: SearchConfig = SCOUT
@@ -95,7 +95,7 @@ class NeuralCleanse(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search all classes and measure each trigger on samples that the search never saw."""
         present = present_classes(at_hand.found_on)
-        targets = [t for t in range(at_hand.subject.classes) if present - {t}]
+        targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
         statistic = "all_l1" if self.pairs else "l1"

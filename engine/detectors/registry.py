@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
+from onnxspect.converters import plugins
 from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
@@ -57,21 +59,99 @@ _BY_PRESET: Mapping[str, tuple[str, ...]] = {
 _WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)
 
 
-def chosen(preset: str, names: Sequence[str] = (), with_training_set: bool = False) -> list[Detector]:
-    """The detectors of a scan: those that are named, or the preset's, in the order in which they run.
+def chosen(
+    preset: str,
+    names: str | Detector | Sequence[str | Detector] = (),
+    with_training_set: bool = False,
+    search: SearchConfig | Mapping[str, Any] | None = None,
+) -> list[Detector]:
+    """The detectors of a scan: those that are named or given, or the preset's, in the order in which they run.
 
     Args:
         preset: quick, standard or thorough.
-        names: of the detectors that the user wants; none leaves it to the preset.
+        names: what the user wants: names (of this project's detectors, or of an installed package's), or detectors
+            themselves, which stand in for those of the same name; none leaves it to the preset.
         with_training_set: a training set is at hand.
+        search: how hard to search, in place of the preset's; a mapping changes the fields that it names.
 
     Raises:
-        OnnxspectError: no such preset or detector.
+        OnnxspectError: no such preset or detector, or a field that SearchConfig does not have.
     """
     if preset not in PRESETS:
         raise OnnxspectError(f"unknown preset {preset!r}", f"one of {', '.join(PRESETS)}")
-    unknown = [n for n in names if n not in NAMES]
-    if unknown:
-        raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(NAMES)}")
-    wanted = set(names or (*_BY_PRESET[preset], *(_WITH_TRAINING_SET if with_training_set else ())))
-    return [make(preset) for name, make in _MAKERS.items() if name in wanted]
+    asked = [names] if isinstance(names, str | Detector) else list(names)
+    if not asked:
+        asked = [*_BY_PRESET[preset], *(_WITH_TRAINING_SET if with_training_set else ())]
+    given = [n if isinstance(n, Detector) else _named(n, preset) for n in asked]
+    by_name = {d.name: d for d in given}
+    for name in by_name:
+        same = [d for d in given if d.name == name]
+        if any(d != same[0] for d in same):
+            raise OnnxspectError(f"two detectors are called {name!r}", "give one of them another name")
+    ordered = [n for n in NAMES if n in by_name] + [n for n in by_name if n not in NAMES]
+    return searching([by_name[n] for n in ordered], search)
+
+
+def _named(name: object, preset: str) -> Detector:
+    if not isinstance(name, str):
+        hint = f"give a name, or an object of a class derived from Detector ({', '.join(NAMES)})"
+        if isinstance(name, type) and issubclass(name, Detector):
+            hint = f"give an object: {name.__name__}()"
+        raise OnnxspectError(f"{name!r:.80} is no detector", hint)
+    if name in _MAKERS:
+        return _MAKERS[name](preset)
+    brought = plugins.names(plugins.DETECTORS)
+    if name not in brought:
+        raise OnnxspectError(f"unknown detector {name!r}", f"one of {', '.join((*NAMES, *brought))}")
+    made = plugins.load(plugins.DETECTORS, name)
+    try:
+        detector = made() if callable(made) else made
+    except Exception as error:  # whatever a foreign class raises is the same finding
+        raise OnnxspectError(f"the detector {name!r} of an installed package cannot be made: {error}") from error
+    if not isinstance(detector, Detector) or detector.name != name:
+        raise OnnxspectError(
+            f"what an installed package brings in as the detector {name!r} is {detector!r:.80}",
+            "it must be a class derived from Detector, made without arguments, whose `name` is that",
+        )
+    return detector
+
+
+def searching(detectors: Sequence[Detector], search: SearchConfig | Mapping[str, Any] | None) -> list[Detector]:
+    """The detectors, searching as hard as is asked for; those that do not search stay as they are.
+
+    Args:
+        detectors: whose field `search` is changed.
+        search: a whole SearchConfig, or the fields that are to change; None changes nothing.
+
+    Raises:
+        OnnxspectError: no such field, a value of another type, or none of the detectors searches.
+    """
+    if search is None:
+        return list(detectors)
+    if not isinstance(search, SearchConfig | Mapping):
+        raise OnnxspectError(f"search is {search!r:.80}", "a SearchConfig, or a mapping such as {'steps': 100}")
+    if isinstance(search, Mapping):
+        _check_fields(search)
+    found: list[Detector] = []
+    for detector in detectors:
+        known = getattr(detector, "search", None)
+        if isinstance(known, SearchConfig):
+            config = search if isinstance(search, SearchConfig) else replace(known, **search)
+            changed: Any = detector  # a frozen dataclass, which the base class cannot say
+            detector = replace(changed, search=config)
+        found.append(detector)
+    if not any(isinstance(getattr(d, "search", None), SearchConfig) for d in found):
+        raise OnnxspectError(f"search is given, and {', '.join(d.name for d in found)} searches nothing")
+    return found
+
+
+def _check_fields(search: Mapping[str, Any]) -> None:
+    usual = {f.name: f.default for f in fields(SearchConfig)}
+    for name, value in search.items():
+        if name not in usual:
+            raise OnnxspectError(f"SearchConfig has no field {name!r}", f"one of {', '.join(usual)}")
+        wanted = type(usual[name])
+        if isinstance(value, bool) != (wanted is bool) or not isinstance(
+            value, (int, float) if wanted is float else wanted
+        ):
+            raise OnnxspectError(f"search: {name} is {value!r:.60}, not of type {wanted.__name__}")

@@ -144,7 +144,7 @@ class ReverseEngineering(Detector):
         if at_hand.training is not None:
             at_hand = replace(at_hand, found_on=at_hand.training)  # RE: D_s and D_t are the training set's
         present = present_classes(at_hand.found_on)
-        targets = [t for t in range(at_hand.subject.classes) if present - {t}]
+        targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
         norm = self.perturbation.norm

@@ -132,7 +132,7 @@ class TrainingDifference(Detector):
         clean = at_hand.found_on.joined(at_hand.held_out)
         judged = [
             z
-            for z in range(subject.classes)
+            for z in at_hand.targets
             if (clean.labels == z).sum() >= self.fewest and (training.labels == z).sum() >= 5 * self.fewest
         ]
         if len(judged) < FEWEST_CLASSES:

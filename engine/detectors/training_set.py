@@ -16,8 +16,8 @@ def check_training_set(training: Samples, subject: Subject) -> None:
     Raises:
         OnnxspectError: another size, or a class that the model does not have.
     """
-    if subject.size is not None and training.shape != subject.size:
-        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.size}")
+    if training.shape != subject.image_shape:
+        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.image_shape}")
     if int(training.labels.max()) >= subject.classes:
         raise OnnxspectError(
             f"the training set has label {int(training.labels.max())}, the model {subject.classes} classes",

@@ -95,6 +95,8 @@ def shared_trigger(
     map_ = leads_to(at_hand.subject, found.trigger, unseen.take(np.arange(min(len(unseen), held_out or len(unseen)))))
     rows: list[UnitEvidence] = []
     for source, there in sorted(map_.items()):
+        if there.target not in at_hand.targets:
+            continue
         measured = there.share if len(at_hand.held_out) else None
         unit = Unit(there.target, source, shared=True)
         row = replace(found, unit=unit, held_out_success=measured, held_out=there.images if measured is not None else 0)

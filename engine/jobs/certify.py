@@ -27,13 +27,16 @@ from onnxspect.engine.certification.feasible import FeasibleSet, fit
 from onnxspect.engine.certification.fixed import Certificate, certify_fixed
 from onnxspect.engine.certification.hinge import hinge, train, with_bias
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
+from onnxspect.engine.report.progress import watched
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import InputSpec
 
 CENTROIDS = ("oracle", "data")
 #: Poison fractions by default: 004 shows 0 to 0.3.
@@ -85,7 +88,7 @@ def certify(
     data: str | Path,
     classes: tuple[int, int],
     out: str | Path,
-    model: str | Path | None = None,
+    model: Model | None = None,
     tap: str | None = None,
     kind: str = "both",
     centroids: str = "oracle",
@@ -121,7 +124,7 @@ def certify(
     Raises:
         OnnxspectError: what does not fit, with a hint.
     """
-    run = run or RunContext()
+    run = run or watched()
     if centroids not in CENTROIDS:
         raise OnnxspectError(f"unknown centroids {centroids!r}", f"one of {', '.join(CENTROIDS)}")
     if not fractions or any(not 0 <= f <= 1 for f in fractions):
@@ -189,7 +192,7 @@ def _all(
 def read_features(
     path: Path,
     classes: tuple[int, int],
-    model: str | Path | None,
+    model: Model | None,
     tap: str | None,
     spec: InputSpec | None,
     folder: Path,
@@ -210,15 +213,15 @@ def read_features(
         index = np.flatnonzero(np.isin(labels, classes))
         rows, source = everything[index].astype(np.float32), f"{path}: features"
     else:
-        subject = Subject.from_onnx(model, spec, run.device) if model is not None else None
-        training = open_training_set(path, subject.size if subject is not None else None)
+        case = open_training_case(model, path, spec, run) if model is not None else None
+        training = case.samples if case is not None else open_training_set(path)
         labels = training.labels
         index = np.flatnonzero(np.isin(labels, classes))
-        if subject is not None:
-            subject = subject.settled(training.shape)
-            name = tap or penultimate(subject)
-            rows = np.asarray(activations(subject, training, [name], folder / "cache", run)[name][index], np.float32)
-            source = f"{path}: tap {name} of {model}"
+        if case is not None:
+            name = tap or penultimate(case.subject)
+            taken = activations(case.subject, training, [name], folder / "cache", run)
+            rows = np.asarray(taken[name][index], np.float32)
+            source = f"{path}: tap {name} of {case.subject.name}"
         else:
             rows, source = _pixels(training, index), f"{path}: pixels"
     signs = np.where(labels[index] == classes[1], 1, -1)

@@ -36,15 +36,19 @@ from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.jobs.patch import stamps
+from onnxspect.engine.mitigation.recovered import stamps
 from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
+from onnxspect.engine.report.progress import watched
+from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
-from onnxspect.engine.subject.activations import Session, TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.activations import Session, TrainingSet, activations, penultimate
+from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.samples import Samples
@@ -102,10 +106,10 @@ class Cleansed:
 
 @judging()
 def cleanse(
-    model: str | Path,
+    model: Model,
     train: str | Path,
     out: str | Path,
-    run_folder: str | Path | None = None,
+    run_folder: str | Path | Report | None = None,
     detectors: Sequence[str] = (),
     tap: str | None = None,
     targets: Sequence[int] = (),
@@ -120,10 +124,10 @@ def cleanse(
     """Name the poisoned samples of a training set by a model that was trained on it.
 
     Args:
-        model: the ONNX file.
+        model: the ONNX file, or any other form that has one behind it (opening.ACCEPTED).
         train: the suspect training set: npz, or a folder of images by class; never changed.
         out: folder for what is found; activations are kept in its `cache`.
-        run_folder: of a finished scan of this model, whose triggers are used.
+        run_folder: of a finished scan of this model, whose triggers are used, or the report that it gave.
         detectors: methods, of METHODS; a sample is removed if any of them says so. By default those by trigger for which
             there is one.
         tap: where activations are taken; the penultimate layer by default.
@@ -139,21 +143,20 @@ def cleanse(
     Raises:
         OnnxspectError: what does not fit, with a hint.
     """
-    run = run or RunContext()
+    run = run or watched()
     unknown = [d for d in detectors if d not in METHODS]
     if unknown:
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
     prepare_process(run.device)
     folder = made_folder(Path(out))
-    finding = Finding.read(Path(run_folder)) if run_folder is not None else None
+    finding = Finding.read(folder_of(run_folder)) if run_folder is not None else None
     chosen = spec or (finding.spec if finding is not None else None)
-    subject = Subject.from_onnx(model, chosen, run.device)
-    training = open_training_set(train, subject.size)
-    subject = subject.settled(training.shape)
+    case = open_training_case(model, train, chosen, run)
+    subject, training, chosen = case.subject, case.samples, case.spec
     notes = check_labels(training, subject.classes)
     part = _part(training, run)
     if finding is not None:
-        finding.check(subject, Path(run_folder or ""))
+        finding.check(subject, folder_of(run_folder or ""))
     else:
         subject = preflight(subject, part, run, chosen).subject
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
@@ -180,7 +183,7 @@ def cleanse(
         if removed[training.labels == c].all():
             notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")
     report = {
-        "model": {"path": subject.name, "sha256": subject.file.sha256 if subject.file else ""},
+        "model": {"path": subject.name, "sha256": subject.sha256},
         "train": {"path": str(training.path), "sha256": training.sha256, "samples": len(training)},
         "preprocessing": subject.spec.describe(),
         "tap": name,
@@ -390,9 +393,7 @@ def _retrained(
             total += float(loss.detach()) * len(rows)
         run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
     run.observer.finish("retrain")
-    file = subject.file
-    if file is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    file = subject.origin.file
     values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)

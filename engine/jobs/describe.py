@@ -8,8 +8,7 @@ from typing import Any
 
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.subject import open_onnx
 
 
 def describe(model: str | Path) -> dict[str, Any]:
@@ -18,19 +17,18 @@ def describe(model: str | Path) -> dict[str, Any]:
     Raises:
         OnnxspectError: the file is not a usable image classifier; says why.
     """
-    subject = Subject.from_onnx(model)
-    file, lowered, logits = subject.file, subject.lowered, subject.logits
-    if file is None or lowered is None or logits is None:
-        raise OnnxspectError(f"{model}: no ONNX file")
-    channels, height, width = (size or "any" for size in subject.image_shape)
+    opened = open_onnx(model)
+    file, lowered, logits = opened.file, opened.lowered, opened.logits
+    classes = opened.subject().classes if opened.size is not None else "unknown number of"
+    channels, height, width = (size or "any" for size in opened.image_shape)
     operators = Counter(node.op_type for node in file.proto.graph.node)
     return {
         "path": str(model),
         "sha256": file.sha256,
         "opset": file.opset,
         "producer": printable(f"{file.proto.producer_name} {file.proto.producer_version}".strip()),
-        "input": f"{printable(lowered.inputs[0])}: {subject.spec.layout}, {width}x{height}, {channels} channels",
-        "logits": f"{printable(logits.value)} ({logits.how}), {subject.classes or 'unknown number of'} classes",
+        "input": f"{printable(lowered.inputs[0])}: {opened.spec.layout}, {width}x{height}, {channels} channels",
+        "logits": f"{printable(logits.value)} ({logits.how}), {classes} classes",
         "parameters": sum(p.numel() for p in lowered.module.parameters()),
         "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
         "warnings": list(file.warnings),

@@ -52,10 +52,8 @@ def patched_model(
         OnnxspectError: the subject is not from an ONNX file, nothing changed, a changed weight is an input that a
             caller may set, or an addition does not fit.
     """
-    file, lowered = subject.file, subject.lowered
-    if file is None or lowered is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
-    patched, changes = write_back(file.proto, lowered.weights, values)
+    file = subject.origin.file
+    patched, changes = write_back(file.proto, subject.origin.lowered.weights, values)
     if not changes and not additions:
         raise InconclusiveError(f"{file.path}: the patch changed nothing")
     _refuse_settable(file, changes)

@@ -28,23 +28,24 @@ import onnx
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.proof.writeback import Change
-from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
-from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFFERENCE
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
+from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
-from onnxspect.engine.judge.evidence import UNTARGETED, UnitEvidence, foremost
-from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
-from onnxspect.engine.mitigation.method import Case, Method, Trigger
+from onnxspect.engine.mitigation.method import Case, Method
+from onnxspect.engine.mitigation.recovered import read_finding, stamps
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
-from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.report.progress import watched
+from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
-from onnxspect.engine.search.perturbation import stamp
-from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.store import write_atomically
+from onnxspect.engine.subject.datasets import Data
+from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.preprocessing import check_labels
+from onnxspect.engine.subject.subject import Subject
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
@@ -56,105 +57,7 @@ JUDGED_ON_FEW = 1.645
 #: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
 #: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
 LOST_OF_CHANGED = 0.25
-#: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
-LEAD_AWAY = frozenset({DTINSPECTOR})
-#: Detectors that read triggers off the training set: nothing makes them small.
-READ_OFF = frozenset({TRAINING_DIFFERENCE})
 _NEW_SEARCH = Searches()
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a finished scan says, as a patch needs it.
-
-    Attributes:
-        report: the scan's report.
-        spec: the preprocessing that the scan settled on.
-        triggers: the trigger of every named class, or of those asked for.
-        evidence: ids of the evidence.
-    """
-
-    report: dict[str, Any]
-    spec: InputSpec
-    triggers: tuple[Trigger, ...]
-    evidence: str
-
-
-def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
-    """The finished scan in a run folder.
-
-    Args:
-        folder: of the run.
-        targets: classes whose triggers are taken; those that the scan named by default.
-
-    Raises:
-        OnnxspectError: no run there, not finished, or a class is asked for to which no search led.
-    """
-    with Ledger(folder) as ledger:
-        report = ledger.report()
-        spec = InputSpec.described(report["preprocessing"]["chosen"])
-        wanted = list(report["targets"] if targets is None else targets)
-        unknown = [t for t in wanted if t >= len(report["classes"])]
-        if unknown:
-            raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
-        triggers: list[Trigger] = []
-        ids = []
-        for detector in report["detectors"]:
-            if detector["status"] != "ran":
-                continue
-            ids.append(detector["evidence"])
-            units = ledger.evidence(detector["name"])
-            if detector["name"] in READ_OFF:  # it looks at every class; what leads nowhere is no trigger
-                units = [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
-            speaking = [
-                t
-                for t in wanted
-                if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
-            ]
-            # What the scan named may be one trigger to many classes; what the user names is every class for itself.
-            shared = _shared(units, speaking) if targets is None else []
-            found = shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
-            triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
-    missing = sorted(set(wanted) - {t.target for t in triggers})
-    if targets is not None and missing:
-        raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return Finding(report, spec, tuple(triggers), "+".join(ids))
-
-
-def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:
-    """The foremost trigger to a class that can be stamped, of those that carry over to unseen samples, if there is one.
-
-    Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
-    for that class on the clean references, where there are any.
-    """
-    own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
-    able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
-    for unit in foremost(able, statistic):
-        trigger = as_trigger(unit)
-        if trigger is not None:
-            return [trigger]
-    return []
-
-
-def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigger]:
-    """The one trigger that leads every class to another, where it leads to several of the classes in question.
-
-    It then stands for all of them: the smallest trigger to each of an all-to-all backdoor's targets is what a clean model
-    has too. An all-to-one backdoor's shared trigger leads to one class, and that class's own trigger serves.
-    """
-    rows = [u for u in units if u.unit.shared and u.unit.target in targets]
-    if len({u.unit.target for u in rows}) < 2:
-        return []
-    trigger = as_trigger(rows[0])
-    return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
-
-
-def as_trigger(unit: UnitEvidence) -> Trigger | None:
-    """A unit's trigger, where it is one change of the pixels of any image."""
-    if not unit.in_pixels:
-        return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
-    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
-    return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
 
 
 @dataclass(frozen=True)
@@ -288,11 +191,11 @@ class Patched:
 
 @judging()
 def patch(
-    model: str | Path,
-    run_folder: str | Path,
-    data: str | Path,
+    model: Model,
+    run_folder: str | Path | Report,
+    data: Data,
     out: str | Path,
-    method: str = AUTO,
+    method: str | Method = AUTO,
     goals: Goals | None = None,
     resize: bool = False,
     run: RunContext | None = None,
@@ -303,11 +206,11 @@ def patch(
     """Patch the backdoor that a scan found, and prove the patch on the written file.
 
     Args:
-        model: the original file; never changed.
-        run_folder: where the scan's run is.
-        data: clean samples, to learn from (80 %) and to prove on (20 %).
+        model: the original: a path, or any other form that has an ONNX file behind it (opening.ACCEPTED); never changed.
+        run_folder: where the scan's run is, or the report that the scan gave.
+        data: clean samples, to learn from (80 %) and to prove on (20 %), in any form (datasets.ACCEPTED).
         out: the patched file; an existing one is replaced only by a finished patch.
-        method: one of `METHODS`.
+        method: one of `METHODS`, the name of an installed package's, or a method itself.
         goals: what the patch must reach to be written.
         resize: bring images of another size to the model's.
         run: seed, device, observer.
@@ -318,44 +221,39 @@ def patch(
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
     """
-    run = run or RunContext()
+    run = run or watched()
     settings = dict(settings or {})
     methods = chosen(method, **settings)
     prepare_process(run.device)
-    finding = read_finding(Path(run_folder), targets)
+    folder = folder_of(run_folder)
+    finding = read_finding(folder, targets)
     if proactive:
-        finding = read_finding(Path(run_folder), _reachable(finding.report))
-    subject = Subject.from_onnx(model, finding.spec, run.device)
-    file = subject.file
-    if file is None or file.sha256 != finding.report["model"]["sha256"]:
-        raise OnnxspectError(
-            f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})",
-            "scan this model first, and patch with that run",
-        )
+        finding = read_finding(folder, _reachable(finding.report))
+    opened = open_case(model, data, finding.spec, run, resize)
+    subject, samples, file = opened.subject, opened.samples, opened.subject.origin.file
+    finding.check(subject, folder)
     if not finding.triggers:
         open_question = finding.report["verdict"] == "inconclusive"
         raise (InconclusiveError if open_question else OnnxspectError)(
-            f"{run_folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
+            f"{folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
             "--target patches a class all the same, --proactive every class",
         )
     check_writable(file, Path(out))
-    samples = Samples.load(data, subject.size, resize)
-    subject = subject.settled(samples.shape)
-    if samples.labels.max() >= subject.classes:
-        raise OnnxspectError(f"{data}: label {samples.labels.max()}, but the model has {subject.classes} classes")
+    check_labels(samples, subject)
+    where = samples.path or "the samples"
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:
         raise InconclusiveError(
-            f"{data}: {len(samples)} samples are too few to patch and to prove: {len(guard)} would be left to judge on",
+            f"{where}: {len(samples)} samples are too few to patch and to prove: {len(guard)} would be left to judge on",
             f"{int(np.ceil(FEWEST_JUDGES / (1 - FIT_SHARE)))} at least, ten times as many for figures one can rely on",
         )
     wanted = goals or Goals()
     for trigger in finding.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
-            raise InconclusiveError(f"{data}: no samples of any class but {trigger.target} to try its trigger on")
+            raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
     triggers = with_room(subject, fit, finding.triggers, run)
     case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
-    best, attempts = try_methods(methods, case, finding.evidence, wanted, Path(run_folder))
+    best, attempts = try_methods(methods, case, finding.evidence, wanted, folder)
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
         hint = "more clean samples give a better patch"
@@ -409,9 +307,7 @@ def _try(
     """One method: its edit, the file made of it, and what is measured on that file."""
     started = time.perf_counter()
     subject = case.subject
-    file = subject.file
-    if file is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    file = subject.origin.file
     provenance = Provenance(file.sha256, tool_version(), method.name, evidence)
     try:
         edit = method.edit(case)
@@ -450,7 +346,7 @@ def _try(
 
 def _left(patched: Path, case: Case) -> tuple[float, bool]:
     """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small."""
-    subject = Subject.from_onnx(patched, case.subject.spec, case.run.device).settled(case.subject.image_shape)
+    subject = Subject.from_onnx(patched, case.subject.spec, case.run.device, case.subject.image_shape)
     found = search_again(subject, case.fit, case.triggers, case.run, "patch: new search", _NEW_SEARCH)
     return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found)
 
@@ -458,16 +354,3 @@ def _left(patched: Path, case: Case) -> tuple[float, bool]:
 def _reachable(report: Mapping[str, Any]) -> list[int]:
     """The classes to which some search of the scan led."""
     return [c["index"] for c in report["classes"] if any(v is not None for v in c["statistic"].values())]
-
-
-def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | None]]:
-    """Recovered triggers as `verify` takes them."""
-    named: dict[str, tuple[int, Stamp, int | None]] = {}
-    for t in triggers:
-        aim = "other" if t.target == UNTARGETED else t.target
-        name = f"recovered-{aim}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
-        while name in named:
-            name += "'"
-        arrays = dict(t.arrays)
-        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays), t.source)  # type: ignore[misc]
-    return named

@@ -14,24 +14,27 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
-from onnxspect.engine.jobs.patch import read_finding, stamps
+from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.recovered import read_finding, stamps
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
+from onnxspect.engine.report.progress import watched
+from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
-from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @judging()
 def prove(
     patched: str | Path,
     original: str | Path,
-    data: str | Path,
-    run_folder: str | Path | None = None,
+    data: Data,
+    run_folder: str | Path | Report | None = None,
     trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
     goals: Goals | None = None,
@@ -44,8 +47,8 @@ def prove(
 
     Args:
         patched, original: the files.
-        data: clean samples.
-        run_folder: of the scan whose triggers are measured; its preprocessing is used too.
+        data: clean samples, in any form (datasets.ACCEPTED).
+        run_folder: of the scan whose triggers are measured, or the report that it gave; its preprocessing is used too.
         trigger: npz of a trigger of one's own (see `load_trigger`), or several.
         spec: preprocessing where the user knows it; else the run's, else it is found on the original.
         goals: what must hold.
@@ -62,27 +65,26 @@ def prove(
             "no trigger to measure: accuracy alone proves no patch",
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
-    run = run or RunContext()
-    subject = Subject.from_onnx(original, spec, run.device)
-    samples = Samples.load(data, subject.size, resize)
-    subject = subject.settled(samples.shape)
+    run = run or watched()
+    case = open_case(original, data, spec, run, resize)
+    subject, samples = case.subject, case.samples
     check_labels(samples, subject)
     triggers: dict[str, tuple[int, Stamp, int | None]] = {}
-    finding = read_finding(Path(run_folder)) if run_folder is not None else None
-    if finding is not None:
-        if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:
-            raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
+    folder = folder_of(run_folder) if run_folder is not None else None
+    finding = read_finding(folder) if folder is not None else None
+    if folder is not None and finding is not None:
+        finding.check(subject, folder)
         triggers |= stamps(finding.triggers)
         if not triggers and not trigger and rescan is None:
             open_question = finding.report["verdict"] == "inconclusive"
             raise (InconclusiveError if open_question else OnnxspectError)(
-                f"{run_folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
+                f"{folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
                 "--trigger takes one of your own, --rescan searches the patched file anew",
             )
     given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
     for path in map(Path, given):
         own = load_trigger(path, samples.shape)
-        if own.target >= subject.classes and subject.classes:
+        if own.target >= subject.classes:
             raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
         name = path.stem
         while name in triggers:

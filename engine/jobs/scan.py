@@ -1,26 +1,34 @@
-"""One scan from file to report: open, preflight, search, judge, keep. The library call behind `onnxspect scan`."""
+"""One scan from model to report: open, preflight, search, judge, keep. The library call behind `onnxspect scan`."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
+from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.judge.evidence import Evidence, Skipped
-from onnxspect.engine.judge.verdict import decide
+from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.report import document, pictures
+from onnxspect.engine.report.progress import watched
+from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.memory import memory_share
+from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.reference import train_references
@@ -34,46 +42,38 @@ SEARCH_SHARE = 0.5
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
-
-@dataclass(frozen=True)
-class ScanResult:
-    """What a scan leaves.
-
-    Attributes:
-        report: the JSON document.
-        folder: the run folder: ledger, report.json and pictures.
-        resumed: units that an earlier run had finished.
-    """
-
-    report: dict[str, Any]
-    folder: Path
-    resumed: int
+#: Name, in the run folder, of the ONNX file of a model that came without one.
+MODEL = "model.onnx"
 
 
 @judging()
 def scan(
-    model: str | Path,
-    data: str | Path,
+    model: Model,
+    data: Data,
     out: str | Path | None = None,
     preset: str = "standard",
-    detectors: Sequence[str] = (),
+    detectors: str | Detector | Sequence[str | Detector] = (),
     spec: InputSpec | None = None,
     resize: bool = False,
     run: RunContext | None = None,
     references: str | Path | None = None,
-    train: str | Path | None = None,
+    train: Data | None = None,
     taps: Sequence[str] = (),
     perturb_at: str = "",
-) -> ScanResult:
-    """Scan an ONNX file for backdoors.
+    classes: Sequence[int] = (),
+    search: SearchConfig | Mapping[str, Any] | None = None,
+) -> Report:
+    """Scan a model for backdoors.
 
     Args:
-        model: the ONNX file.
-        data: clean samples: npz, or a folder of images by class.
+        model: path of an ONNX file, or of a Keras, TensorFlow, TFLite, TorchScript or .pt2 one, which is converted first; the
+            bytes of an ONNX file; an onnx.ModelProto; a torch.nn.Module; a Keras model; or a Subject.
+        data: clean samples: path of an npz, or of a folder of images by class; Samples; a pair of arrays (images, labels); a
+            torch Dataset or DataLoader; or a Hugging Face Dataset. Pixels are integers to 255, or floats in [0, 1].
         out: run folder; by default runs/ and a name made of the model's name and the scan's fingerprint, so that the
             same scan finds its own unfinished run.
         preset: quick, standard or thorough.
-        detectors: names; all that apply, by default.
+        detectors: names, or detectors of one's own (docs/extending.md); all that apply, by default.
         spec: the model's preprocessing, where the user knows it; else it is found.
         resize: bring images of another size to the model's.
         run: seed, device, observer.
@@ -83,27 +83,37 @@ def scan(
         taps: internal layers that cepa looks at: ONNX value names, or indices as `onnxspect info` lists them.
         perturb_at: value name of the first continuous tensor of a model whose input is discrete: cepa perturbs it in
             place of the pixels.
+        classes: only triggers to these classes are searched for; such a scan names a backdoor, but never says "clean".
+        search: how hard the detectors search: a SearchConfig in place of the preset's, or a mapping of the fields that are
+            to be others, such as ``{"steps": 100}``.
+
+    Returns:
+        the report. A model that had no ONNX file of its own lies beside it, as model.onnx in the run folder.
 
     Raises:
         OnnxspectError: anything that stops the scan, with a hint; inconclusive where the samples are too few for a verdict and
             neither detectors are named nor a training set is given.
     """
-    run = run or RunContext()
-    able = [_aimed(d, taps, perturb_at) for d in chosen(preset, detectors, with_training_set=train is not None)]
+    run = run or watched()
+    wanted = chosen(preset, detectors, with_training_set=train is not None, search=search)
+    able = [_aimed(d, taps, perturb_at) for d in wanted]
     if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
         raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
     prepare_process(run.device)
     started = time.perf_counter()
-    subject = Subject.from_onnx(model, spec, run.device)
-    samples = Samples.load(data, subject.size, resize)
-    training = Samples.load(train, subject.size, resize) if train is not None else None
+    case = open_case(model, data, spec, run, resize, train)
+    subject, samples, training, spec = case.subject, case.samples, case.training, case.spec
+    searched = _searched(classes, subject.classes)
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
-    folder = Path(out) if out is not None else Path("runs") / f"{Path(model).stem}-{_short(fingerprint)}"
+    if searched:
+        fingerprint["searched classes"] = list(searched)
+    folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"
     with Ledger(folder, fingerprint) as ledger:
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
-            return ScanResult(ledger.report(), folder, 0)
+            return Report(ledger.report(), folder)
         checked = preflight(subject, samples, run, spec)
+        _keep_model(subject, folder)
         beyond = unreached(checked.subject, samples, run.seed)
         for reason in beyond.hidden:
             run.observer.notice(reason)
@@ -117,21 +127,57 @@ def scan(
         with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject, able)) as reference_ledger:
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
-            at_hand = AtHand(checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training)
+            at_hand = AtHand(
+                checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training, searched
+            )
             with _planned_memory(ledger, run.device):
                 evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few)
+        verdict = _of_part(decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few), searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
-        report = document.build(checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond)
+        report = document.build(
+            checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond, searched
+        )
         pictures.draw(report, evidence, samples, folder)
         text = document.as_json(report)
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
-    return ScanResult(report, folder, resumed)
+    return Report(report, folder, resumed)
+
+
+def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:
+    """The classes that a scan is narrowed to, in increasing order; none where it is not.
+
+    Raises:
+        OnnxspectError: one that the model does not have.
+    """
+    for k in classes:
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 0 <= k < most:
+            raise OnnxspectError(f"classes: {k!r:.40} is no class of the model", f"indices from 0 to {most - 1}")
+    found = tuple(sorted({int(k) for k in classes}))
+    return found if len(found) < most else ()
+
+
+def _of_part(verdict: Verdict, searched: Sequence[int]) -> Verdict:
+    """The verdict of a narrowed scan: where it found nothing, it has not looked everywhere."""
+    if not searched or verdict.verdict == "backdoored":
+        return verdict
+    reason = f"only triggers to the classes {', '.join(map(str, searched))} were searched for; another may hide one"
+    return replace(verdict, verdict="inconclusive", reasons=(reason, *verdict.reasons))
+
+
+def _stem(subject: Subject) -> str:
+    """How the run folder of a subject is named."""
+    return "-".join(Path(subject.name).stem.split()) or "model"
+
+
+def _keep_model(subject: Subject, folder: Path) -> None:
+    """The ONNX file of a model that came without one, in the run folder: a patch starts from it."""
+    if subject.file is not None and in_scratch(subject.file):
+        write_atomically(folder / MODEL, subject.file.path.read_bytes())
 
 
 def _planned_memory(ledger: Ledger, device: str) -> contextlib.AbstractContextManager[None]:
@@ -216,13 +262,13 @@ def _fingerprint(
     """Everything that the results depend on; thread count too, because it changes the last bits of a convolution."""
     return {
         "tool": tool_version(),
-        "model": subject.file.sha256 if subject.file is not None else subject.name,
+        "model": _identity(subject),
         "model path": subject.name,
         "data": samples.sha256,
         "data path": samples.path,
         "training set": None if training is None else training.sha256,
         "preset": preset,
-        "detectors": {d.name: {k: str(v) for k, v in d.settings().items()} for d in detectors},
+        "detectors": {d.name: _settings(d) for d in detectors},
         "preprocessing": spec.describe() if spec is not None else None,
         "resize": resize,
         "seed": run.seed,
@@ -230,6 +276,25 @@ def _fingerprint(
         "threads": torch.get_num_threads() if run.device == "cpu" else 0,
         "torch": torch.__version__,
     }
+
+
+def _identity(subject: Subject) -> str:
+    """What tells a model from any other: the file's digest; without one, that of the weights and of what they answer."""
+    if subject.file is not None:
+        return subject.file.sha256
+    return hashlib.sha256(f"{subject.sha256} {subject.answers_digest}".encode()).hexdigest()
+
+
+def _settings(detector: Detector) -> dict[str, str]:
+    """A detector's settings as text; of classes that are not this project's (it, or a perturbation), their names too."""
+    parts = {"": detector, **vars(detector)}
+    kinds = {name: type(value) for name, value in parts.items() if is_dataclass(value)}
+    foreign = {
+        f"{name}.class".lstrip("."): f"{kind.__module__}.{kind.__qualname__}"
+        for name, kind in kinds.items()
+        if not kind.__module__.startswith("onnxspect.")
+    }
+    return {k: str(v) for k, v in detector.settings().items()} | foreign
 
 
 def _short(fingerprint: dict[str, Any]) -> str:

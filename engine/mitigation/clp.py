@@ -101,11 +101,10 @@ class ChannelLipschitz:
 def channels(case: Case) -> list[Channels]:
     """The bounds of every layer whose weights are in the file and its own; the layer of the logits is left out."""
     subject = case.subject
-    assert subject.file is not None
-    assert subject.lowered is not None
-    by_initializer = {w.initializer: name for name, w in subject.lowered.weights.items()}
-    parameters = {n: p.detach().cpu().numpy() for n, p in subject.lowered.module.named_parameters()}
-    nodes = list(subject.file.proto.graph.node)
+    file, lowered = subject.origin.file, subject.origin.lowered
+    by_initializer = {w.initializer: name for name, w in lowered.weights.items()}
+    parameters = {n: p.detach().cpu().numpy() for n, p in lowered.module.named_parameters()}
+    nodes = list(file.proto.graph.node)
     uses: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
         for name in node.input:

@@ -17,6 +17,7 @@ import onnx
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -47,6 +48,25 @@ class Trigger:
     source: int | None = None
     room: float = MOST_ROOM
     smallest: bool = True
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """How much of every pixel is replaced, ``(1 or channels, height, width)`` in [0, 1]; None for an additive trigger."""
+        return self.arrays.get("mask")
+
+    @property
+    def pattern(self) -> np.ndarray | None:
+        """What replaces it, ``(channels, height, width)`` in [0, 1]; None for an additive trigger."""
+        return self.arrays.get("pattern")
+
+    @property
+    def delta(self) -> np.ndarray | None:
+        """What is added, ``(channels, height, width)`` in [-1, 1]; None for a trigger that replaces."""
+        return self.arrays.get("delta")
+
+    def stamped(self, images: np.ndarray) -> np.ndarray:
+        """Images ``(n, channels, height, width)`` in [0, 1] with the trigger on them, float32, clipped to [0, 1]."""
+        return stamp(images, dict(self.arrays))
 
     def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
         """Which images its success is counted on, bool ``(n,)``.

@@ -81,11 +81,9 @@ class Halves:
     """
 
     def __init__(self, subject: Subject, tap: Tap) -> None:
-        if subject.lowered is None:
-            raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
         self._subject = subject
         image = subject.spec.encode(torch.zeros(1, *subject.image_shape)).shape[1:]
-        self._first, self._second = split(subject.lowered, tap, tuple(image))
+        self._first, self._second = split(subject.graph, tap, tuple(image))
 
     def activations(self, pixels: np.ndarray, batch_size: int = 256) -> Tensor:
         """The layer's value for pixels ``(n, channels, height, width)``, on the CPU."""
@@ -116,9 +114,7 @@ def layers(subject: Subject, every: bool = False) -> list[Layer]:
     Raises:
         OnnxspectError: no ONNX file behind the subject.
     """
-    if subject.lowered is None or subject.file is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
-    lowered, proto = subject.lowered, subject.file.proto
+    lowered, proto = subject.origin.lowered, subject.origin.file.proto
     graph = _Graph(proto, {w.initializer for w in lowered.weights.values()})
     found: list[Layer] = []
     for tap in cuts(lowered):

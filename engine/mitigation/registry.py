@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from onnxspect.converters import plugins
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz
 from onnxspect.engine.mitigation.fine_prune import FinePrune
@@ -66,20 +67,26 @@ def _fields(entry: Registered) -> set[str]:
     return set(entry.make.__dataclass_fields__)  # type: ignore[attr-defined]
 
 
-def chosen(name: str, **settings: Any) -> list[Method]:
+def chosen(name: str | Method, **settings: Any) -> list[Method]:
     """The methods to try for a name: one, or for "auto" several in order of cost.
 
     Args:
-        name: of a method, or "auto".
+        name: of a method of this project's or of an installed package's, or "auto"; or a method itself.
         settings: by field name: passed on to each method that has a setting of that name; or as "method.key" (settings.py):
             of that one.
 
     Raises:
-        OnnxspectError: an unknown name, a setting that no chosen method has, or one that is given in both ways.
+        OnnxspectError: an unknown name, what is no method, a setting that no chosen method has, or one that is given in both ways.
     """
+    if not isinstance(name, str):
+        if settings:
+            raise OnnxspectError(
+                f"settings for {name!r:.80}, which has its own", "give a method's name, or set its fields"
+            )
+        return [_checked(name, f"{name!r:.80}")]
     name = canonical(name)
     if name not in CHOICES:
-        raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join(CHOICES)}")
+        return [_brought(name, settings)]
     entries = {n: e for n, e in METHODS.items() if (e.automatic if name == AUTO else n == name)}
     shared = {k: v for k, v in settings.items() if "." not in k}
     own = _own({k: v for k, v in settings.items() if "." in k}, entries)
@@ -112,3 +119,26 @@ def _own(settings: Mapping[str, Any], entries: Mapping[str, Registered]) -> dict
             raise OnnxspectError(f"{full}: {spelled(method)} is not among the methods to try ({', '.join(entries)})")
         own[spelled(method)][setting.path] = value
     return own
+
+
+def _brought(name: str, settings: dict[str, Any]) -> Method:
+    """A method of an installed package."""
+    brought = plugins.names(plugins.MITIGATIONS)
+    if name not in brought:
+        raise OnnxspectError(f"unknown method {name!r}", f"one of {', '.join((*CHOICES, *brought))}")
+    make = plugins.load(plugins.MITIGATIONS, name)
+    try:
+        return _checked(make(**settings), f"the method {name!r} of an installed package")
+    except TypeError as error:  # not to be called, or not with these settings
+        raise OnnxspectError(f"the method {name!r} of an installed package cannot be made: {error}") from error
+
+
+def _checked(method: Any, what: str) -> Method:
+    lacking = [a for a in ("name", "trains", "mends", "edit") if not hasattr(method, a)]
+    if isinstance(method, type) or lacking or not callable(method.edit):
+        raise OnnxspectError(
+            f"{what} is no method" + (f": it has no {', '.join(lacking)}" if lacking else ""),
+            "an object with `name`, `trains`, `mends` and `edit(case)` (engine/mitigation/method.py)",
+        )
+    found: Method = method
+    return found

@@ -315,15 +315,14 @@ def trainable_copy(subject: Subject) -> tuple[Subject, dict[str, torch.nn.Parame
     Raises:
         OnnxspectError: there is no ONNX file behind it, or nothing in it can be trained and written back.
     """
-    if subject.lowered is None or subject.file is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+    origin = subject.origin
     refuse_quantised(subject)
-    module = copy.deepcopy(subject.lowered.module)
-    found = roles(subject.file.proto, subject.lowered)
+    module = copy.deepcopy(origin.lowered.module)
+    found = roles(origin.file.proto, origin.lowered)
     parameters = {n: p for n, p in module.named_parameters() if found.get(n) in TRAINABLE}
     if not parameters:
         raise OnnxspectError(f"{subject.name}: no weight in it can be trained and written back")
-    if subject.module is subject.lowered.module:
+    if subject.module is origin.lowered.module:
         return replace(subject, module=module), parameters
     wrapped = copy.copy(subject.module)  # the logarithm of a model that answers probabilities (subject.py)
     if not isinstance(wrapped, nn.Module) or not hasattr(wrapped, "inner"):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxspect.converters.lowering.taps import Tap, cuts
-from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.discriminant import Discriminant, Shift, fitted
 from onnxspect.engine.mitigation.graph_edit import Reading
 from onnxspect.engine.mitigation.method import Case, Trigger, hardened, strengthened
@@ -80,9 +80,7 @@ def inner_layers(case: Case, method: str) -> list[Tap]:
         OnnxspectError: no triggers, or no ONNX file behind the subject.
     """
     case.needs_triggers(method)
-    if case.subject.lowered is None:
-        raise OnnxspectError(f"{case.subject.name}: no ONNX file behind this subject", "export it first")
-    return [t for t in cuts(case.subject.lowered) if t.depth > 0]
+    return [t for t in cuts(case.subject.graph) if t.depth > 0]
 
 
 def trigger_score(case: Case, taps: Sequence[Tap], layers: int = LAYERS, ridge: float = RIDGE) -> TriggerScore:

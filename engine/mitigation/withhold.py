@@ -72,8 +72,8 @@ class Withhold:
         taps = inner_layers(case, NAME)
         if any(t.target == UNTARGETED for t in case.triggers):
             raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no single logit to suppress")
-        info, file = case.subject.logits, case.subject.file
-        if info is None or file is None or not any(info.value in n.output for n in file.proto.graph.node):
+        info, file = case.subject.origin.logits, case.subject.origin.file
+        if not any(info.value in n.output for n in file.proto.graph.node):
             raise OnnxspectError(f"{case.subject.name}: its class scores are no value of the file")
         tried = [_Tried.of(case, trigger_score(case, taps, self.layers[0], self.ridge))]
         for layers in self.layers[1:]:

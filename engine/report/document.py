@@ -37,15 +37,21 @@ def build(
     preset: str,
     seconds: float,
     beyond: Unreached,
+    searched: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """The report of one scan, as plain JSON values."""
+    """The report of one scan, as plain JSON values.
+
+    Args:
+        subject, samples, checked, evidence, verdict, run, preset, seconds: of the scan.
+        searched: the classes that it was narrowed to; none stands for all.
+    """
     names = samples.names
     report: dict[str, Any] = {
         "schema": SCHEMA,
         "tool": {"name": "onnxspect", "version": tool_version()},
         "model": {
             "path": subject.name,
-            "sha256": subject.file.sha256 if subject.file is not None else "",
+            "sha256": subject.sha256,
             "classes": subject.classes,
             "input": {"shape": list(subject.image_shape)},
             "logits": None if subject.logits is None else {"value": subject.logits.value, "found": subject.logits.how},
@@ -73,7 +79,7 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": [*_of_samples(samples, subject.classes), *beyond.limits, *limits(evidence)],
+        "limits": [*_narrowed(searched), *_of_samples(samples, subject.classes), *beyond.limits, *limits(evidence)],
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),
@@ -136,6 +142,10 @@ def _of_samples(samples: Samples, classes: int) -> list[str]:
             "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
         )
     return told
+
+
+def _narrowed(searched: Sequence[int]) -> list[str]:
+    return [f"Only triggers to the classes {', '.join(map(str, searched))} were searched for."] if searched else []
 
 
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:

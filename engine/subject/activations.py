@@ -229,9 +229,7 @@ def penultimate(subject: Subject) -> str:
     Raises:
         OnnxspectError: there is none, or no ONNX file behind the subject.
     """
-    if subject.lowered is None:
-        raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
-    found = [tap.name for tap in cuts(subject.lowered) if tap.operator not in _LINEAR]
+    found = [tap.name for tap in cuts(subject.graph) if tap.operator not in _LINEAR]
     if not found:
         raise OnnxspectError(f"{subject.name}: no tap between the image and the logits", "name one with --tap")
     return found[-1]
@@ -245,11 +243,10 @@ class Session:
     """
 
     def __init__(self, subject: Subject, taps: Sequence[str]) -> None:
-        if subject.file is None or subject.lowered is None or subject.logits is None:
-            raise OnnxspectError(f"{subject.name}: no ONNX file behind this subject", "export it first")
+        origin = subject.origin
         self.subject = subject
-        wanted = [subject.logits.value, *taps]
-        proto = subject.file.proto
+        wanted = [origin.logits.value, *taps]
+        proto = origin.file.proto
         if any(name not in _values(proto) for name in wanted):  # a value that only the simplified graph names
             proto, _ = simplify(proto)
         missing = [name for name in wanted if name not in _values(proto)]
@@ -259,7 +256,7 @@ class Session:
             )
         outputs = list(dict.fromkeys([*(o.name for o in proto.graph.output), *wanted]))
         self._oracle = Oracle(proto, subject.device, torch.get_num_threads(), outputs)
-        self._wanted, self._input = wanted, subject.lowered.inputs[0]
+        self._wanted, self._input = wanted, origin.lowered.inputs[0]
         fixed = self._oracle.inputs[self._input][0]
         self._fixed = fixed[0] if fixed and isinstance(fixed[0], int) and fixed[0] > 0 else None
 

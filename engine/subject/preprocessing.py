@@ -111,9 +111,8 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
             usual preprocessing.
     """
     where = samples.path or "the samples"
-    subject = subject.settled(samples.shape)
-    if subject.size is not None and samples.shape != subject.size:
-        raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.size}")
+    if samples.shape != subject.image_shape:
+        raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}")
     check_labels(samples, subject)
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")

@@ -121,11 +121,18 @@ class Samples:
             raise OnnxspectError(f"{path}: neither a regular file nor a folder")
         else:
             samples = _from_npz(path, keys)
-            if size is not None and samples.shape != size and resize:
-                samples = _resized(samples, size)
+        return samples.fitted(size, resize)
+
+    def fitted(self, size: tuple[int, int, int] | None, resize: bool = False) -> Samples:
+        """These samples in the size (channels, height, width) that a model takes; as they are where it takes any (None).
+
+        Raises:
+            OnnxspectError: they have another size, and are not to be resized (or have other channels).
+        """
+        samples = _resized(self, size) if resize and size is not None and self.shape != size else self
         if size is not None and samples.shape != size:
             raise OnnxspectError(
-                f"{path}: images are {_size_text(samples.shape)}, the model takes {_size_text(size)}",
+                f"{self.path or 'the samples'}: images are {_size_text(samples.shape)}, the model takes {_size_text(size)}",
                 "--resize brings them to the model's size"
                 if samples.shape[0] == size[0]
                 else "the number of colour channels differs: these are not the model's data",
@@ -264,14 +271,28 @@ def read_image(file: Path, size: tuple[int, int, int] | None, resize: bool) -> n
     """
     try:
         with Image.open(file) as opened:
-            channels = size[0] if size is not None else (1 if opened.mode in ("L", "1", "I;16") else 3)
-            image = opened.convert("L" if channels == 1 else "RGB")
+            image = in_channels(opened, size)
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise caused_by(error, f"{file}: not a readable image ({_first_line(error)})") from error
+    return in_size(image, size, resize, str(file))
+
+
+def in_channels(image: Image.Image, size: tuple[int, int, int] | None) -> Image.Image:
+    """An image as grey or colour: what a model of `size` takes, or, where it takes any (None), what it is."""
+    channels = size[0] if size is not None else (1 if image.mode in ("L", "1", "I;16") else 3)
+    return image.convert("L" if channels == 1 else "RGB")
+
+
+def in_size(image: Image.Image, size: tuple[int, int, int] | None, resize: bool, where: str) -> np.ndarray:
+    """A grey or colour image as uint8 ``(height, width, channels)``, in the size that a model takes.
+
+    Raises:
+        OnnxspectError: it has another size, and is not to be resized; `where` names it.
+    """
     if size is not None and (image.height, image.width) != size[1:]:
         if not resize:
             raise OnnxspectError(
-                f"{file}: {image.width}x{image.height}, the model takes {size[2]}x{size[1]}",
+                f"{where}: {image.width}x{image.height}, the model takes {size[2]}x{size[1]}",
                 "--resize brings images to the model's size",
             )
         image = _resize_and_crop(image, size[1], size[2])

@@ -8,6 +8,7 @@ facts kept in `InputSpec` and `logits_how`, and hidden in here: no detector know
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -113,13 +114,28 @@ def as_scores(answers: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a Subject came from.
+
+    Attributes:
+        file: the ONNX file.
+        lowered: its torch graph, with the map of weights.
+        logits: which value of the file holds the logits, and how it was found.
+    """
+
+    file: OnnxFile
+    lowered: LoweredModel
+    logits: LogitsInfo
+
+
+@dataclass(frozen=True)
 class Subject:
-    """A classifier under inspection.
+    """A classifier under inspection; fully made: every size and the number of classes are known.
 
     Attributes:
         module: from the model's own input tensor to logits; evaluation mode, parameters frozen.
         spec: how pixels become that input tensor.
-        image_shape: (channels, height, width) of its images; 0 for a size that the model leaves open.
+        image_shape: (channels, height, width) of its images.
         classes: number of classes.
         device: where the module lives.
         name: path of the file, or the module's class.
@@ -138,11 +154,16 @@ class Subject:
     lowered: LoweredModel | None = field(default=None, repr=False)
     logits: LogitsInfo | None = None
 
+    def __post_init__(self) -> None:
+        if self.classes < 1 or not all(s >= 1 for s in self.image_shape):
+            raise OnnxspectError(
+                f"{self.name or 'the subject'}: {self.classes} classes and images of {self.image_shape}, not all at least 1",
+                "Subject.from_onnx and Subject.from_module find out both",
+            )
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits ``(n, classes)`` of pixels ``(n, channels, height, width)`` in [0, 1], in parts that fit in memory."""
-        return (
-            self.in_one_pass(pixels) if self.size is None else in_parts(self.in_one_pass, pixels, self.images_at_once)
-        )
+        return in_parts(self.in_one_pass, pixels, self.images_at_once)
 
     def in_one_pass(self, pixels: Tensor) -> Tensor:
         """The same, whatever memory it takes."""
@@ -172,9 +193,52 @@ class Subject:
         return replace(self, spec=spec)
 
     @property
-    def size(self) -> tuple[int, int, int] | None:
-        """`image_shape` where it is fixed, else None."""
-        return self.image_shape if all(self.image_shape) else None
+    def origin(self) -> Origin:
+        """The file that it came from, its torch graph and its logits.
+
+        Raises:
+            OnnxspectError: there is no ONNX file behind it: it is a live torch module, or a part of a model.
+        """
+        if self.file is None or self.lowered is None or self.logits is None:
+            raise self._no_file()
+        return Origin(self.file, self.lowered, self.logits)
+
+    @property
+    def graph(self) -> LoweredModel:
+        """The torch graph of the file that it, or the model that it is a part of, came from.
+
+        Raises:
+            OnnxspectError: there is none.
+        """
+        if self.lowered is None:
+            raise self._no_file()
+        return self.lowered
+
+    def _no_file(self) -> OnnxspectError:
+        return OnnxspectError(f"{self.name}: no ONNX file behind this subject", "export it first")
+
+    @cached_property
+    def sha256(self) -> str:
+        """A digest of the model, in hexadecimal: the file's own; without one, of the module's structure and weights.
+
+        A plain function, which has neither, is known by its answers to seeded noise.
+        """
+        if self.file is not None:
+            return self.file.sha256
+        if isinstance(self.module, nn.Module):
+            digest = hashlib.sha256(repr(self.module).encode())
+            for name, value in self.module.state_dict().items():
+                if isinstance(value, Tensor):
+                    array = value.detach().cpu().contiguous()
+                    digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
+                    digest.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+            return digest.hexdigest()
+        return self.answers_digest
+
+    @cached_property
+    def answers_digest(self) -> str:
+        """SHA-256 of its answers to three images of seeded noise, to the last bit: of a function there is nothing else."""
+        return hashlib.sha256(self.predict(_noise(self.image_shape).numpy()).tobytes()).hexdigest()
 
     @classmethod
     def from_module(
@@ -188,50 +252,32 @@ class Subject:
             OnnxspectError: it does not run on such images, or does not answer (n, classes).
         """
         frozen = copy.deepcopy(module).to(device).eval().requires_grad_(False)
-        subject = cls(frozen, spec or InputSpec(), image_shape, 0, device, type(module).__name__)
-        return replace(subject, classes=_count_classes(subject))
+        spec, name = spec or InputSpec(), type(module).__name__
+        return cls(frozen, spec, image_shape, _count_classes(frozen, spec, image_shape, device, name), device, name)
 
     @classmethod
-    def from_onnx(cls, path: str | Path, spec: InputSpec | None = None, device: str = "cpu") -> Subject:
+    def from_onnx(
+        cls,
+        path: str | Path,
+        spec: InputSpec | None = None,
+        device: str = "cpu",
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> Subject:
         """From an ONNX file of any exporter.
 
         The file is first opened, checked and run in a child process; then lowered, and the torch graph is compared
         with onnxruntime on seeded inputs. `spec` is a guess (pixels in [0, 1]) until `preflight` settles it.
 
-        Raises:
-            OnnxspectError: the file is not a usable image classifier; says why.
-        """
-        file = open_file(path)
-        proto, _ = simplify(file.proto)
-        try:
-            info = logits_of(proto)
-        except OnnxspectError as error:
-            raise error.at(str(path)) from error
-        lowered = lower(proto, [info.value])
-        if len(lowered.inputs) != 1:
-            names = ", ".join(map(printable, lowered.inputs[:5]))
-            raise OnnxspectError(
-                f"{path}: the model has {len(lowered.inputs)} inputs ({names}); an image classifier has one"
-            )
-        layout, image_shape = _image_input(file, lowered.inputs[0])
-        spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
-        lowered.module.to(device)
-        module = _LogOf(lowered.module) if info.how == "log_of_probabilities" else lowered.module
-        subject = cls(module, spec, image_shape, 0, device, str(path), file, lowered, info)
-        return subject.settled(image_shape) if subject.size is not None else subject
-
-    def settled(self, image_shape: tuple[int, int, int]) -> Subject:
-        """The same classifier with its open image sizes filled in from real images, checked against onnxruntime.
+        Args:
+            path: the file.
+            spec: how it takes pixels.
+            device: "cpu" or "cuda".
+            image_shape: (channels, height, width), where the file leaves sizes open.
 
         Raises:
-            OnnxspectError: it does not run on such images, is no classifier, or the torch graph differs from the file.
+            OnnxspectError: the file is not a usable image classifier, or leaves its images' size open; says why.
         """
-        if self.classes:
-            return self
-        filled = replace(self, image_shape=image_shape)
-        filled = replace(filled, classes=_count_classes(filled))
-        filled._compare(_seeded_input(filled), batch_sizes=(1, 4))
-        return filled
+        return open_onnx(path, spec, device).subject(image_shape)
 
     def check(self, pixels: np.ndarray) -> None:
         """Compare the torch graph with onnxruntime on real images ``(n, channels, height, width)``, at every tap.
@@ -243,7 +289,7 @@ class Subject:
         self._compare(self.spec.encode(images).numpy(), batch_sizes=())
 
     def _compare(self, batch: np.ndarray, batch_sizes: tuple[int, ...]) -> None:
-        if self.file is None or self.lowered is None:
+        if self.file is None or self.lowered is None:  # nothing to compare a live module with
             return
         produced = {name for node in self.file.proto.graph.node for name in node.output}
         taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
@@ -256,23 +302,100 @@ class Subject:
         Raises:
             OnnxspectError: the subject is a live module without a file.
         """
-        if self.file is None:
-            raise OnnxspectError(f"{self.name}: no ONNX file behind this subject", "export it first")
-        return Oracle(self.file.path, self.device)
+        return Oracle(self.origin.file.path, self.device)
 
 
-def _count_classes(subject: Subject) -> int:
-    channels, height, width = subject.image_shape
+@dataclass(frozen=True)
+class OpenedModel:
+    """An ONNX file that was read, checked, lowered; a Subject as soon as the size of its images is known.
+
+    Attributes:
+        module, spec, device, name, file, lowered, logits: as `Subject` has them.
+        image_shape: (channels, height, width) of its images; 0 for a size that the file leaves open.
+    """
+
+    module: Callable[[Tensor], Tensor]
+    spec: InputSpec
+    image_shape: tuple[int, int, int]
+    device: str
+    name: str
+    file: OnnxFile = field(repr=False)
+    lowered: LoweredModel = field(repr=False)
+    logits: LogitsInfo = field(repr=False)
+
+    @property
+    def size(self) -> tuple[int, int, int] | None:
+        """`image_shape` where the file fixes it, else None."""
+        return self.image_shape if all(self.image_shape) else None
+
+    def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
+        """The classifier, its torch graph compared with onnxruntime on seeded inputs.
+
+        Args:
+            image_shape: of real images, for a file that leaves sizes open; a size that the file fixes stands.
+
+        Raises:
+            OnnxspectError: the size is open and none is given; it does not run on such images, is no classifier, or the torch
+                graph differs from the file.
+        """
+        shape = self.size or image_shape
+        if shape is None:
+            raise OnnxspectError(
+                f"{self.name}: the file leaves the size of its images open",
+                "give image_shape=(channels, height, width)",
+            )
+        classes = _count_classes(self.module, self.spec, shape, self.device, self.name)
+        made = Subject(
+            self.module, self.spec, shape, classes, self.device, self.name, self.file, self.lowered, self.logits
+        )
+        made._compare(made.spec.encode(_noise(shape)).numpy(), batch_sizes=(1, 4))
+        return made
+
+
+def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, device: str = "cpu") -> OpenedModel:
+    """Open an ONNX file of any exporter: checked and run in a child process, then lowered.
+
+    Args:
+        model: path of the file, or what `open_file` made of it.
+        spec: how it takes pixels; the layout is the file's in any case.
+        device: where the module is to live.
+
+    Raises:
+        OnnxspectError: the file is not a usable image classifier; says why.
+    """
+    file, name = (model, str(model.path)) if isinstance(model, OnnxFile) else (open_file(model), str(model))
+    proto, _ = simplify(file.proto)
+    try:
+        info = logits_of(proto)
+    except OnnxspectError as error:
+        raise OnnxspectError(f"{name}: {error.message}", error.hint) from error
+    lowered = lower(proto, [info.value])
+    if len(lowered.inputs) != 1:
+        names = ", ".join(map(printable, lowered.inputs[:5]))
+        raise OnnxspectError(
+            f"{name}: the model has {len(lowered.inputs)} inputs ({names}); an image classifier has one"
+        )
+    layout, image_shape = _image_input(file, lowered.inputs[0])
+    spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
+    lowered.module.to(device)
+    module = _LogOf(lowered.module) if info.how == "log_of_probabilities" else lowered.module
+    return OpenedModel(module, spec, image_shape, device, name, file, lowered, info)
+
+
+def _count_classes(
+    module: Callable[[Tensor], Tensor], spec: InputSpec, shape: tuple[int, int, int], device: str, name: str
+) -> int:
+    _, height, width = shape
     with torch.no_grad():
         try:
-            logits = subject.in_one_pass(torch.full((2, channels, height, width), 0.5, device=subject.device))
+            logits = module(spec.encode(torch.full((2, *shape), 0.5, device=device)))
+            logits = logits.reshape(logits.shape[0], -1)
         except Exception as error:  # whatever the stranger's graph raises on an image is the same finding
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise caused_by(error, f"{subject.name}: does not run on {width}x{height} images: {line}") from error
+            raise caused_by(error, f"{name}: does not run on {width}x{height} images: {line}") from error
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise OnnxspectError(
-            f"{subject.name}: not a classifier of at least two classes: two images give an output of shape "
-            f"{tuple(logits.shape)}"
+            f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}"
         )
     return int(logits.shape[1])
 
@@ -297,10 +420,9 @@ def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
     )
 
 
-def _seeded_input(subject: Subject) -> np.ndarray:
-    """Three images of even noise, as the model takes them."""
-    pixels = torch.rand(3, *subject.image_shape, generator=torch.Generator().manual_seed(0))
-    return subject.spec.encode(pixels).numpy()
+def _noise(shape: tuple[int, ...]) -> Tensor:
+    """Three images of even noise, ``(3, channels, height, width)`` in [0, 1]; the same ones every time."""
+    return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
 
 class _LogOf(nn.Module):

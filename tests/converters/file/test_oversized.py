@@ -107,7 +107,7 @@ def test_patches_are_written_and_proved(tmp_path: Path, monkeypatch: pytest.Monk
     for name in ("whole", "parts"):
         if name == "parts":
             call_large(monkeypatch)
-        subject = Subject.from_onnx(path).settled((1, 8, 8))
+        subject = Subject.from_onnx(path, image_shape=(1, 8, 8))
         assert subject.file is not None
         case = case_of(subject)
         layer = named_layer(layers(subject), "hidden")
@@ -147,7 +147,7 @@ def test_what_was_inside_the_file_is_written_inside(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("all_are_large")
 def test_a_scan_sees_it(tmp_path: Path) -> None:
-    subject = Subject.from_onnx(beside(tmp_path)).settled((1, 8, 8))
+    subject = Subject.from_onnx(beside(tmp_path), image_shape=(1, 8, 8))
     samples = quadrant_images(10, 3)
     subject.check(samples.images)  # every tap, torch against onnxruntime
     assert (subject.predict(samples.images).argmax(1) == samples.labels).all()

@@ -9,7 +9,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import CLASSES, SIDE, make_model, quadrant_images, quadrant_model, quadrant_weights, saved
+from conftest import (
+    CLASSES,
+    SIDE,
+    make_model,
+    quadrant_images,
+    quadrant_model,
+    quadrant_subject,
+    quadrant_weights,
+    saved,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -40,7 +49,7 @@ def test_onnx_agrees_with_onnxruntime(clean_subject: Subject, clean_samples: Sam
     expected = oracle.map(name, images, output)
     np.testing.assert_allclose(clean_subject.predict(images), expected, rtol=1e-4, atol=1e-4)
     assert clean_subject.classes == 10
-    assert clean_subject.size == (1, 28, 28)
+    assert clean_subject.image_shape == (1, 28, 28)
 
 
 def test_module_agrees_with_torch_and_is_not_touched() -> None:
@@ -108,7 +117,7 @@ def test_fixed_batch_of_one(tmp_path: Path, reshape: bool) -> None:
     np.testing.assert_allclose(oracle.map("image", images, "logits"), one_by_one, rtol=1e-6)
 
 
-def test_open_image_size_is_settled_by_the_images(tmp_path: Path) -> None:
+def test_open_image_size_is_the_images(tmp_path: Path) -> None:
     weight = numpy_helper.from_array(np.arange(6, dtype=np.float32).reshape(3, 2), "weight")
     nodes = [
         helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
@@ -116,11 +125,17 @@ def test_open_image_size_is_settled_by_the_images(tmp_path: Path) -> None:
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
     ]
     model = make_model(nodes, [weight], ("N", 3, "H", "W"), ("N", 2))
-    subject = Subject.from_onnx(saved(model, tmp_path / "open.onnx"))
-    assert subject.size is None
-    assert subject.classes == 0
-    settled = subject.settled((3, 12, 9))
-    assert (settled.size, settled.classes) == ((3, 12, 9), 2)
+    path = saved(model, tmp_path / "open.onnx")
+    with pytest.raises(OnnxspectError, match="leaves the size of its images open"):
+        Subject.from_onnx(path)
+    subject = Subject.from_onnx(path, image_shape=(3, 12, 9))
+    assert (subject.image_shape, subject.classes) == ((3, 12, 9), 2)
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((1, 0, 8), 4), ((1, 8, 8), 0)], ids=["size", "classes"])
+def test_there_is_no_half_made_subject(shape: tuple[int, int, int], classes: int) -> None:
+    with pytest.raises(OnnxspectError, match=r"tiny: .* not all at least 1"):
+        Subject(lambda x: x, InputSpec(), shape, classes, name="tiny")
 
 
 def two_inputs() -> onnx.ModelProto:
@@ -203,6 +218,20 @@ def test_no_file_behind_a_live_module() -> None:
         Subject.from_module(small_net(), (1, SIDE, SIDE)).oracle()
 
 
+def test_what_a_live_module_is_known_by() -> None:
+    """Its structure and weights, whoever made it and wherever it lies; of a function, what it answers."""
+    one, same = small_net(), small_net()
+    same.load_state_dict(one.state_dict())
+    digests = [Subject.from_module(net, (1, SIDE, SIDE)).sha256 for net in (one, same)]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == 64
+    with torch.no_grad():
+        next(same.parameters()).view(-1)[0] += 1e-6
+    assert Subject.from_module(same, (1, SIDE, SIDE)).sha256 != digests[0]
+    plain = [quadrant_subject(target).sha256 for target in (2, 2, 1)]
+    assert plain[0] == plain[1] != plain[2]
+
+
 @given(st.floats(0.5, 300), st.floats(-3, 130), st.floats(0.01, 100), st.sampled_from(["RGB", "BGR"]))
 def test_encode_is_scale_mean_std_in_the_models_order(scale: float, mean: float, std: float, order: str) -> None:
     pixels = np.random.default_rng(0).random((2, 3, 4, 5)).astype(np.float32)
@@ -243,10 +272,9 @@ def test_flattened_grey_input(tmp_path: Path) -> None:
     """Rows of pixels: the layout of a Keras MLP; the image size comes from the data."""
     weight = numpy_helper.from_array(quadrant_weights(0), "weight")
     model = make_model([helper.make_node("MatMul", ["image", "weight"], ["logits"])], [weight], ("N", SIDE * SIDE))
-    subject = Subject.from_onnx(saved(model, tmp_path / "flat.onnx"))
+    subject = Subject.from_onnx(saved(model, tmp_path / "flat.onnx"), image_shape=(1, SIDE, SIDE))
     assert subject.spec.layout == "FLAT"
     images = quadrant_images(2).images
-    settled = subject.settled((1, SIDE, SIDE))
     np.testing.assert_allclose(
-        settled.predict(images), images.reshape(8, -1) @ quadrant_weights(0), rtol=1e-4, atol=1e-4
+        subject.predict(images), images.reshape(8, -1) @ quadrant_weights(0), rtol=1e-4, atol=1e-4
     )

@@ -1,0 +1,83 @@
+"""A model and its data, opened together: how every job begins.
+
+The model is opened and checked first, because it says which images it takes; then the data are read in that size; then the
+Subject is made, with the size of the images where the model leaves it open. Nobody outside sees a Subject that is half made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.activations import TrainingSet, open_training_set
+from onnxspect.engine.subject.datasets import Data, samples_from
+from onnxspect.engine.subject.opening import Model, open_model
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+Set = TypeVar("Set", Samples, TrainingSet)
+
+
+@dataclass(frozen=True)
+class Case(Generic[Set]):
+    """What a job works on.
+
+    Attributes:
+        subject: the model.
+        samples: labelled images in its size: clean samples in memory, or a training set on disk.
+        spec: the model's preprocessing where the caller knows it; None where it is to be found out.
+        training: the training set beside clean samples, perhaps poisoned; None where there is none.
+    """
+
+    subject: Subject
+    samples: Set
+    spec: InputSpec | None
+    training: Samples | None = None
+
+
+def open_case(
+    model: Model,
+    data: Data,
+    spec: InputSpec | None = None,
+    run: RunContext | None = None,
+    resize: bool = False,
+    train: Data | None = None,
+) -> Case[Samples]:
+    """Open a model with clean samples.
+
+    Args:
+        model: see `opening.ACCEPTED`.
+        data: see `datasets.ACCEPTED`.
+        spec: the model's preprocessing, where the caller knows it.
+        run: whose device is used.
+        resize: bring images of another size to the model's.
+        train: the training set, in the same forms as `data`.
+
+    Raises:
+        OnnxspectError: no usable image classifier, or samples that do not fit it; says why.
+    """
+    opened = open_model(model, spec, (run or RunContext()).device)
+    samples = samples_from(data, opened.size, resize)
+    training = samples_from(train, opened.size, resize) if train is not None else None
+    return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
+
+
+def open_training_case(
+    model: Model, train: str | Path, spec: InputSpec | None = None, run: RunContext | None = None
+) -> Case[TrainingSet]:
+    """Open a model with the training set that it was trained on, whose images stay on disk.
+
+    Args:
+        model: see `opening.ACCEPTED`.
+        train: npz, or a folder of images by class.
+        spec: the model's preprocessing, where the caller knows it.
+        run: whose device is used.
+
+    Raises:
+        OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
+    """
+    opened = open_model(model, spec, (run or RunContext()).device)
+    training = open_training_set(train, opened.size)
+    return Case(opened.subject(training.shape), training, opened.known_spec)
