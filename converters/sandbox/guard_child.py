@@ -4,6 +4,9 @@ Run as ``python -P -m onnxspect.converters.sandbox.guard_child``; the request is
 guard.py, so trusted), the results are files in the work folder (read by guard.py, which does not trust them). It
 imports nothing heavy until the process may read no foreign file any more.
 
+With ``{"ahead": true}`` it locks its files, imports the job's libraries and waits for the request, which is the next line:
+so this can be done before the file is known, while the parent is busy.
+
 With ``{"serve": true}`` it becomes a warm pool: the libraries of the job are imported once, and every further line
 is done in a forked copy, so each file still meets a process of its own.
 """
@@ -55,7 +58,15 @@ def do(request: dict[str, Any]) -> int:
     missing: list[str] = []
     outcome: dict[str, Any]
     try:
-        outcome = _locked_in(request, folder, applied, missing)
+        stage("sandbox")
+        _lock_files(request, folder, applied, missing)
+        job = _preload(request)
+        if request.get("ahead"):
+            line = sys.stdin.readline()
+            if not line:  # the parent has no use for this process
+                return 0
+            request = json.loads(line)
+        outcome = _locked_in(request, job, folder, applied, missing)
     except OnnxspectError as error:
         outcome = {"error": error.message, "hint": error.hint}
     except MemoryError:
@@ -67,10 +78,9 @@ def do(request: dict[str, Any]) -> int:
     return 0
 
 
-def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> dict[str, Any]:
-    stage("sandbox")
-    _lock_files(request, folder, applied, missing)
-    job = _preload(request)
+def _locked_in(
+    request: dict[str, Any], job: Job, folder: Path, applied: list[str], missing: list[str]
+) -> dict[str, Any]:
     _limit(request["limits"], applied, missing)
     _lock_calls(applied, missing)
     if missing and request["require_sandbox"]:
