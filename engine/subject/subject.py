@@ -23,9 +23,8 @@ from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
 from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.lowering.simplify import simplify
-from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
-from onnxspect.converters.proof.parity import check_parity
+from onnxspect.converters.proof.parity import Comparison
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
@@ -114,6 +113,7 @@ class Subject:
         file: the ONNX file it came from, or None for a live torch module.
         lowered: the torch graph of that file, with its map of weights, or None.
         logits: which value of the file holds the logits, and how it was found, or None.
+        comparison: of that torch graph with onnxruntime, or None.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -125,6 +125,7 @@ class Subject:
     file: OnnxFile | None = field(default=None, repr=False)
     lowered: LoweredModel | None = field(default=None, repr=False)
     logits: LogitsInfo | None = None
+    comparison: Comparison | None = field(default=None, repr=False, compare=False)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Logits ``(n, classes)`` of pixels ``(n, channels, height, width)`` in [0, 1], in parts that fit in memory."""
@@ -187,12 +188,12 @@ class Subject:
             OnnxspectError: the file is not a usable image classifier; says why.
         """
         file = open_file(path)
-        proto, _ = simplify(file.proto)
+        proto, known = simplify(file.proto)
         try:
-            info = logits_of(proto)
+            info = logits_of(proto, known.after)
         except OnnxspectError as error:
             raise OnnxspectError(f"{path}: {error.message}", error.hint) from error
-        lowered = lower(proto, [info.value])
+        lowered = lower(proto, [info.value], known.after)
         if len(lowered.inputs) != 1:
             names = ", ".join(map(printable, lowered.inputs[:5]))
             raise OnnxspectError(
@@ -202,7 +203,8 @@ class Subject:
         spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
         lowered.module.to(device)
         module = _LogOf(lowered.module) if info.how == "log_of_probabilities" else lowered.module
-        subject = cls(module, spec, image_shape, 0, device, str(path), file, lowered, info)
+        comparison = Comparison(file.proto, lowered, knowledge=known.before)
+        subject = cls(module, spec, image_shape, 0, device, str(path), file, lowered, info, comparison)
         return subject.settled(image_shape) if subject.size is not None else subject
 
     def settled(self, image_shape: tuple[int, int, int]) -> Subject:
@@ -226,13 +228,12 @@ class Subject:
         """
         images = torch.from_numpy(np.ascontiguousarray(pixels[:REAL_IMAGES]))
         self._compare(self.spec.encode(images).numpy(), batch_sizes=())
+        if self.comparison is not None:  # opened, preprocessing found: nothing is left to compare
+            self.comparison.release()
 
     def _compare(self, batch: np.ndarray, batch_sizes: tuple[int, ...]) -> None:
-        if self.file is None or self.lowered is None:
-            return
-        produced = {name for node in self.file.proto.graph.node for name in node.output}
-        taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
-        check_parity(self.file.proto, self.lowered, batch, batch_sizes=batch_sizes, taps=taps)
+        if self.comparison is not None:
+            self.comparison.check(batch, batch_sizes=batch_sizes)
 
     def oracle(self) -> Oracle:
         """onnxruntime over the original file.
