@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 from scipy.optimize import nnls
-from sklearn.mixture import GaussianMixture
 
 #: Of the mean eigenvalue of S: how far below that a direction's variance may be before it is not believed.
 RIDGES = (0.1, 0.01, 0.001)
@@ -95,6 +94,8 @@ def matched_filters(d: np.ndarray, natural: np.ndarray, known: Spectrum | None =
 
 def divide(scores: np.ndarray, seed: int) -> Division:
     """Two normal laws fitted to the scores ``(n,)`` of a class, and where the upper one takes over."""
+    from sklearn.mixture import GaussianMixture  # a second to import; a scan without a training set does without
+
     spread = scores.std()
     if not np.isfinite(spread) or spread <= 0:
         return Division(float(np.max(scores, initial=0.0)), 0.0)

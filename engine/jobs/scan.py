@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from onnxspect.converters.lowering.logits import switch_of
+from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
@@ -86,6 +87,7 @@ def scan(
         raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
     prepare_process(run.device)
     started = time.perf_counter()
+    load_ahead(run.device)
     subject = Subject.from_onnx(model, spec, run.device)
     samples = Samples.load(data, subject.size, resize)
     training = Samples.load(train, subject.size, resize) if train is not None else None
