@@ -150,17 +150,20 @@ def _trained(subject: Subject, fit: Samples, generators: Sequence[torch.Generato
     """
     networks = [_new(subject, g) for g in generators]
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
-    left = list(zip(networks, (_batches(len(labels), g) for g in generators), strict=True))
+    left: list[tuple[SmallNetwork, Iterable[Batch]]] = [
+        (network, _batches(len(labels), g)) for network, g in zip(networks, generators, strict=True)
+    ]
     if _side_by_side(subject.device):
-        left = [(network, list(batches)) for network, batches in left]
-        for at_once in (len(left), 1):
-            while left:
-                some, theirs = zip(*left[:at_once], strict=True)
+        waiting = [(network, list(batches)) for network, batches in left]
+        for at_once in (len(waiting), 1):
+            while waiting:
+                some, theirs = zip(*waiting[:at_once], strict=True)
                 try:
                     train_side_by_side(some, images, labels, theirs, subject.device, LEARNING_RATE, WEIGHT_DECAY)
                 except torch.OutOfMemoryError:
                     break
-                left = left[at_once:]
+                waiting = waiting[at_once:]
+        left = list(waiting)
     for network, its in left:
         _train(network, images, labels, its)
     return networks

@@ -93,9 +93,11 @@ class _Together:
         vector = [functional.pad(s, (0, n - len(s))) for s, n in zip(stacked, self._padded, strict=True)]
         self._vector = torch.cat(vector).to(device).requires_grad_(True)
         self._first, self._second = torch.zeros_like(self._vector), torch.zeros_like(self._vector)
-        norms = [[network.norms[i] for network in networks] for i in range(self._blocks)]
-        self._means = [torch.cat([n.running_mean for n in block]).to(device) for block in norms]
-        self._variances = [torch.cat([n.running_var for n in block]).to(device) for block in norms]
+        buffers = [dict(network.named_buffers()) for network in networks]
+        self._means, self._variances = (
+            [torch.cat([b[f"norms.{i}.{kind}"] for b in buffers]).to(device) for i in range(self._blocks)]
+            for kind in ("running_mean", "running_var")
+        )
 
         steps = range(1, len(batches[0]) + 1)
         largest = max(len(rows) for rows, _ in batches[0])
