@@ -30,6 +30,9 @@ COMMANDS = {
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 
+#: Those that open a stranger's ONNX file, in a child process.
+_OPENING = frozenset(("scan", "info", "patch", "verify", "demo"))
+
 
 class _Lazy(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -69,6 +72,11 @@ def run(arguments: list[str] | None = None) -> int:
 
     ONNXSPECT_DEBUG=1 shows the traceback of what no code expected, and of a fault of ours.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] in _OPENING and not {"-h", "--help"} & set(given):
+        from onnxspect.converters.sandbox.guard import start_ahead
+
+        start_ahead("probe")  # the child loads its libraries while torch is imported here
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
         result: Any = cli.main(args=arguments, prog_name="onnxspect", standalone_mode=False)

@@ -105,10 +105,12 @@ def read_onnx(path: Path, limits: Limits | None = None, *, external: bool = True
     limits = limits or Limits()
     path = Path(path)
     content = read_regular(path, limits.file_bytes)
-    return check_onnx(content.data, path, limits, printable(str(path), 200), external=external)
+    return check_onnx(content.data, path, limits, printable(str(path), 200), external=external, sha256=content.sha256)
 
 
-def check_onnx(data: bytes, path: Path, limits: Limits, shown: str, *, external: bool = True) -> OnnxFile:
+def check_onnx(
+    data: bytes, path: Path, limits: Limits, shown: str, *, external: bool = True, sha256: str = ""
+) -> OnnxFile:
     """What `read_onnx` does, for a model whose bytes are already here (a child's output).
 
     Args:
@@ -117,6 +119,7 @@ def check_onnx(data: bytes, path: Path, limits: Limits, shown: str, *, external:
         limits: as for `read_onnx`.
         shown: how errors name it; safe to print.
         external: as for `read_onnx`.
+        sha256: digest of `data` in hexadecimal, where it is known.
     """
     try:
         proto = parse_onnx(data, limits)
@@ -126,7 +129,8 @@ def check_onnx(data: bytes, path: Path, limits: Limits, shown: str, *, external:
     except OnnxspectError as error:
         raise error.at(shown) from None
     opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-    return OnnxFile(path, proto, hashlib.sha256(data).hexdigest(), len(data), opset, cost, pieces, warnings)
+    digest = sha256 or hashlib.sha256(data).hexdigest()
+    return OnnxFile(path, proto, digest, len(data), opset, cost, pieces, warnings)
 
 
 def parse_onnx(data: bytes, limits: Limits) -> onnx.ModelProto:

@@ -45,6 +45,11 @@ class Knowledge:
     file_shapes: dict[str, Shape]
     dtypes: dict[str, int]
 
+    def copy(self) -> Knowledge:
+        """The same facts for whoever refines them, so that one inference serves several."""
+        own = dict(self.file_shapes)
+        return Knowledge(own if self.shapes is self.file_shapes else dict(self.shapes), own, dict(self.dtypes))
+
 
 def learn(model: onnx.ModelProto) -> Knowledge:
     """Infer shapes and types of all values of `model`, whose functions are inlined already.

@@ -53,16 +53,20 @@ class LogitsInfo:
     removed: tuple[str, ...]
 
 
-def logits_of(model: onnx.ModelProto) -> LogitsInfo:
+def logits_of(model: onnx.ModelProto, knowledge: Knowledge | None = None) -> LogitsInfo:
     """Find the logits of a classifier.
 
     The first output that leads back to floating-point scores counts: labels and probabilities of the same scores lead
     to the same place.
 
+    Args:
+        model: the classifier.
+        knowledge: what is inferred of its values, where that is at hand.
+
     Raises:
         OnnxspectError: no output does.
     """
-    knowledge = learn(model)
+    knowledge = knowledge or learn(model)
     producers = {name: node for node in model.graph.node for name in node.output if name}
     for output in model.graph.output:
         found = _walk(output.name, producers, knowledge)

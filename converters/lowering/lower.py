@@ -71,13 +71,16 @@ class LoweredModel:
     values: Mapping[str, str]
 
 
-def lower(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> LoweredModel:
+def lower(
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None, knowledge: Knowledge | None = None
+) -> LoweredModel:
     """Turn `model` into a differentiable torch graph.
 
     Args:
         model: a valid ModelProto whose tensors are inside it (external data already read).
         outputs: ONNX value names to return, internal ones included; the graph's own outputs by default. Nodes that
             none of them needs are not lowered, and so need not be supported.
+        knowledge: what is inferred of the values of `model`, its functions inlined, where that is at hand; not changed.
 
     Raises:
         OnnxspectError: naming *all* unsupported operators, or the output that does not exist.
@@ -85,7 +88,7 @@ def lower(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Lower
     load_operators()
     model = inline_functions(model)
     wanted = tuple(outputs) if outputs is not None else tuple(o.name for o in model.graph.output)
-    knowledge = learn(model)
+    knowledge = learn(model) if knowledge is None else knowledge.copy()
     lowered = _build(model, wanted, knowledge)
     own = knowledge.file_shapes.get(lowered.inputs[0], ()) if len(lowered.inputs) == 1 else ()
     if knowledge.shapes is knowledge.file_shapes or not own or None in own:

@@ -7,7 +7,7 @@ floating-point weight is folded into another (a patch must still reach it). Only
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -33,12 +33,16 @@ class SimplifyReport:
         dropped: values that were copies (of Identity, Dropout, a Cast to the same type), as pairs (value, the value
             that now stands for it).
         unused: how many other nodes went because nothing needs their result.
+        before: what was inferred of the values of the model, its functions inlined.
+        after: what was inferred of the values of the simplified model.
     """
 
     inlined: int
     folded: tuple[str, ...]
     dropped: tuple[tuple[str, str], ...]
     unused: int
+    before: Knowledge = field(repr=False)
+    after: Knowledge = field(repr=False)
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, SimplifyReport]:
@@ -56,12 +60,14 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, SimplifyReport]:
     load_operators()
     result = onnx.ModelProto()
     result.CopyFrom(inline_functions(model))
-    knowledge = learn(result)
+    before = learn(result)
+    knowledge = before.copy()
     folded = _fold(result, knowledge)
     dropped = _drop_copies(result, knowledge)
     unused = _drop_unused(result)
-    _declare(result, learn(result))
-    return result, SimplifyReport(len(model.functions), tuple(folded), tuple(dropped.items()), unused)
+    after = learn(result) if folded or dropped or unused else before
+    _declare(result, after)
+    return result, SimplifyReport(len(model.functions), tuple(folded), tuple(dropped.items()), unused, before, after)
 
 
 def _fold(model: onnx.ModelProto, knowledge: Knowledge) -> list[str]:

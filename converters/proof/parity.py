@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ import torch
 from onnx import TensorProto
 
 from onnxspect.converters.errors import InternalError, OnnxspectError, caused_by
+from onnxspect.converters.file.oversized import weight_bytes
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.lowering.lower import LoweredModel
-from onnxspect.converters.lowering.taps import with_outputs
+from onnxspect.converters.lowering.taps import cuts, with_outputs
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.tolerances import ABSOLUTE, TOLERANCES
 from onnxspect.converters.text import printable
@@ -36,6 +38,8 @@ from onnxspect.converters.text import printable
 GRADIENT_TOLERANCE = 1e-4
 #: Lengths of the steps to either side, in units of the input. Long ones cross kinks; short ones drown in rounding.
 GRADIENT_STEPS = (1e-5, 1e-6, 1e-7)
+#: A session over more bytes of weights than that is not kept from one check to the next.
+KEPT_WEIGHTS = 256 << 20
 
 _QUANTIZED = frozenset(
     ("QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
@@ -124,45 +128,98 @@ def check_parity(
     taps: Sequence[str] = (),
     seed: int = 0,
 ) -> ParityReport:
-    """Compare a torch graph with onnxruntime on the file it came from.
+    """Compare a torch graph with onnxruntime on the file it came from; see `Comparison`."""
+    proto = onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model
+    return Comparison(proto, lowered, taps).check(inputs, batch_sizes=batch_sizes, seed=seed)
+
+
+class Comparison:
+    """A torch graph beside an onnxruntime session over the file it came from, which is made when it is first needed.
 
     Args:
-        model: the original ModelProto, or its bytes.
+        model: the original ModelProto.
         lowered: the torch graph of it, on the CPU or a GPU.
-        inputs: batches for its one input, in the file's own layout and range; compared besides the seeded ones.
-        batch_sizes: of the seeded inputs, uniform in [0, 1]. Where the input leaves sizes other than the batch open,
-            they are taken from `inputs`; without such there are no seeded inputs.
-        taps: ONNX value names inside the graph that are compared as well.
-        seed: of the seeded inputs.
-
-    Raises:
-        OnnxspectError: naming the first tensor, in the graph's order, that differs by more than the tolerance; or
-            saying that onnxruntime or torch cannot run the model.
+        taps: ONNX value names inside the graph that are compared besides its outputs; every cut by default.
+        knowledge: what is inferred of the values of `model`, its functions inlined, where that is at hand.
     """
-    proto = inline_functions(onnx.ModelProto.FromString(model) if isinstance(model, bytes) else model)
-    given = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
-    names = _in_order(proto, [*taps, *lowered.outputs])
-    instrumented = with_outputs(lowered, names)
-    oracle = Oracle(proto, outputs=names)
-    precision = precision_of(proto)
-    tolerance = TOLERANCES[precision]
-    found: list[TensorParity] = []
-    outputs = set(lowered.outputs)
-    for batch in (*given, *_seeded(oracle, lowered.inputs[0], given, batch_sizes, seed)):
-        for row in _compare(oracle, instrumented, lowered.inputs[0], batch, names, outputs, ABSOLUTE[precision]):
-            found.append(row)
-            if not row.relative <= tolerance:  # also where it is not a number
-                raise InternalError(
-                    f"the torch graph differs from onnxruntime at {printable(row.name)} by {row.difference:.3g}, where "
-                    f"values reach {row.scale:.3g} ({precision}: {tolerance:.0e} of that is allowed, n={row.batch})",
-                    "this is a fault of the conversion, not of your model: please report it with the file",
-                )
-    if not found:
-        raise OnnxspectError(
-            "nothing to compare the torch graph with onnxruntime on: the model leaves the sizes of its input open",
-            "give some images",
-        )
-    return ParityReport(precision, tolerance, tuple(found))
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        lowered: LoweredModel,
+        taps: Sequence[str] | None = None,
+        knowledge: Knowledge | None = None,
+    ) -> None:
+        self.lowered = lowered
+        self._proto = inline_functions(model)
+        self._taps, self._knowledge = taps, knowledge
+
+    def check(
+        self,
+        inputs: np.ndarray | Sequence[np.ndarray] = (),
+        *,
+        batch_sizes: Sequence[int] = (1, 2, 5),
+        seed: int = 0,
+    ) -> ParityReport:
+        """Run both and compare.
+
+        Args:
+            inputs: batches for its one input, in the file's own layout and range; compared besides the seeded ones.
+            batch_sizes: of the seeded inputs, uniform in [0, 1]. Where the input leaves sizes other than the batch open,
+                they are taken from `inputs`; without such there are no seeded inputs.
+            seed: of the seeded inputs.
+
+        Raises:
+            OnnxspectError: naming the first tensor, in the graph's order, that differs by more than the tolerance; or
+                saying that onnxruntime or torch cannot run the model.
+        """
+        given = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+        name, smallest, tolerance = self.lowered.inputs[0], ABSOLUTE[self.precision], TOLERANCES[self.precision]
+        outputs = set(self.lowered.outputs)
+        found: list[TensorParity] = []
+        try:
+            for batch in (*given, *_seeded(self._oracle, name, given, batch_sizes, seed)):
+                for row in _compare(
+                    self._oracle, self._instrumented, name, batch, self._instrumented.outputs, outputs, smallest
+                ):
+                    found.append(row)
+                    if not row.relative <= tolerance:  # also where it is not a number
+                        raise InternalError(
+                            f"the torch graph differs from onnxruntime at {printable(row.name)} by {row.difference:.3g}, "
+                            f"where values reach {row.scale:.3g} ({self.precision}: {tolerance:.0e} of that is allowed, "
+                            f"n={row.batch})",
+                            "this is a fault of the conversion, not of your model: please report it with the file",
+                        )
+        finally:
+            if weight_bytes(self._proto) > KEPT_WEIGHTS:
+                self.release()
+        if not found:
+            raise OnnxspectError(
+                "nothing to compare the torch graph with onnxruntime on: the model leaves the sizes of its input open",
+                "give some images",
+            )
+        return ParityReport(self.precision, tolerance, tuple(found))
+
+    def release(self) -> None:
+        """Let the session go, which holds a copy of the weights; the next check makes it again."""
+        self.__dict__.pop("_oracle", None)
+
+    @cached_property
+    def precision(self) -> str:
+        """The row of `TOLERANCES` for the file."""
+        return precision_of(self._proto, self._knowledge)
+
+    @cached_property
+    def _instrumented(self) -> LoweredModel:
+        taps = self._taps
+        if taps is None:
+            produced = {name for node in self._proto.graph.node for name in node.output}
+            taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
+        return with_outputs(self.lowered, _in_order(self._proto, [*taps, *self.lowered.outputs]))
+
+    @cached_property
+    def _oracle(self) -> Oracle:
+        return Oracle(self._proto, outputs=self._instrumented.outputs)
 
 
 def check_gradients(
@@ -302,9 +359,13 @@ def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray,
             f"not {np.asarray(chunks[0]).shape} (batch of {batch})"
         )
     a, b = found.reshape(-1).astype(np.float64), expected.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(a - b)
+    if np.isfinite(apart).all():  # then so are both
+        largest = float(np.abs(b, out=b).max(initial=0.0))
+        return TensorParity(name, batch, float(apart.max(initial=0.0)), largest, smallest)
     same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(a - b))
+    difference = np.where(same, 0.0, apart)
     finite = np.abs(b[np.isfinite(b)])
     return TensorParity(name, batch, float(difference.max(initial=0.0)), float(finite.max(initial=0.0)), smallest)
 

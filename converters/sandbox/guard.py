@@ -8,6 +8,7 @@ like the file itself: no links, no FIFOs, bounded sizes, nothing unpickled.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -22,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from onnxspect.converters.errors import CLASSES, InternalError, MachineError, OnnxspectError, caused_by, writing
 from onnxspect.converters.sandbox.guard_child import MEMORY, RESULT, STAGE
@@ -157,11 +158,97 @@ def guarded(
     Raises:
         OnnxspectError: naming the file and the cause: the job's own error, a crash, a limit.
     """
-    with work_folder() as folder:
+    # One that waits was started with neither of these.
+    waiting = None if readable or environment else _waiting.pop(job, None)
+    with waiting or _Child(environment or {}) as child:
+        folder = child.folder
         _put(files or {}, folder)
         message = full_request(job, request, folder, limits, readable, require_sandbox)
-        code, timed_out, errors = _spawn(message, folder, limits, environment or {})
+        code, timed_out, errors = child.answer(message, limits)
         yield collect(folder, code, timed_out, errors, limits, shown)
+
+
+def start_ahead(job: str) -> None:
+    """Start a child for the next `guarded` run of `job` now, so that its libraries load while this process does other things.
+
+    It is locked in like any other, and sees no file before its request comes; unused, it ends with this process. Does
+    nothing where one is waiting already, or where this interpreter cannot start itself.
+    """
+    if job in _waiting or not child_available():
+        return
+    child = _Child({})
+    with contextlib.suppress(OSError):  # it ended at once: the run that takes it says why
+        child.tell({"ahead": True, "job": job, "folder": str(child.folder), "readable": []})
+    _waiting[job] = child
+
+
+#: Job -> the child that was started ahead and has no request yet.
+_waiting: dict[str, _Child] = {}
+
+
+@atexit.register
+def _end_waiting() -> None:
+    while _waiting:
+        _waiting.popitem()[1].close()
+
+
+class _Child:
+    """A started child, its work folder and what it says on stderr; a context that ends it and removes the folder."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        if not child_available():
+            raise MachineError("this Python cannot start a child process, so an untrusted file cannot be opened safely")
+        self._stack = contextlib.ExitStack()
+        self.folder = self._stack.enter_context(work_folder())
+        self._errors: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # it is closed with the stack
+        try:
+            self._process = subprocess.Popen(
+                child_command(),
+                stdin=subprocess.PIPE,
+                stdout=self._errors,
+                stderr=self._errors,
+                cwd=self.folder,
+                env=child_environment(self.folder, environment),
+                start_new_session=True,
+            )
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> _Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process if it is still there, and remove the folder."""
+        if self._process.returncode is None:
+            kill_tree(self._process)
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+        self._stack.close()
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a line, and leave the pipe open for the next."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def answer(self, message: Mapping[str, Any], limits: GuardLimits) -> tuple[int, bool, str]:
+        """Hand it the request and wait. Returns its exit code, whether it ran out of time, its stderr."""
+        timed_out = False
+        try:
+            # The child's own alarm ends the job in time; this is for a job that undid it, with slack for the start.
+            self._process.communicate(json.dumps(message).encode() + b"\n", timeout=limits.seconds + _START_SECONDS)
+        except subprocess.TimeoutExpired:
+            timed_out = True
+        finally:
+            kill_tree(self._process)
+        self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(self._errors.tell() - 4000, 0))
+        return self._process.returncode, timed_out, self._errors.read().decode("utf-8", "replace")
 
 
 def _put(files: Mapping[str, bytes | Iterable[bytes]], folder: Path) -> None:
@@ -312,35 +399,6 @@ def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> d
         "ORT_DISABLE_TELEMETRY": "1",
     }
     return {**kept, **_ONE_THREAD, **own, **(extra or {})}
-
-
-def _spawn(
-    message: Mapping[str, Any], folder: Path, limits: GuardLimits, environment: Mapping[str, str]
-) -> tuple[int, bool, str]:
-    """Start the child, hand it the request, wait. Returns its exit code, whether it ran out of time, its stderr."""
-    if not child_available():
-        raise MachineError("this Python cannot start a child process, so an untrusted file cannot be opened safely")
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            child_command(),
-            stdin=subprocess.PIPE,
-            stdout=errors,
-            stderr=errors,
-            cwd=folder,
-            env=child_environment(folder, environment),
-            start_new_session=True,
-        )
-        timed_out = False
-        try:
-            # The child's own alarm ends the job in time; this is for a job that undid it, with slack for the start.
-            child.communicate(json.dumps(message).encode() + b"\n", timeout=limits.seconds + _START_SECONDS)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            kill_tree(child)
-        errors.seek(0, os.SEEK_END)
-        errors.seek(max(errors.tell() - 4000, 0))
-        return child.returncode, timed_out, errors.read().decode("utf-8", "replace")
 
 
 def kill_tree(child: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,9 @@ Run as ``python -P -m onnxspect.converters.sandbox.guard_child``; the request is
 guard.py, so trusted), the results are files in the work folder (read by guard.py, which does not trust them). It
 imports nothing heavy until the process may read no foreign file any more.
 
+With ``{"ahead": true}`` it locks its files, imports the job's libraries and waits for the request, which is the next line:
+so this can be done before the file is known, while the parent is busy.
+
 With ``{"serve": true}`` it becomes a warm pool: the libraries of the job are imported once, and every further line
 is done in a forked copy, so each file still meets a process of its own.
 """
@@ -58,7 +61,15 @@ def do(request: dict[str, Any]) -> int:
     outcome: dict[str, Any]
     began = False
     try:
-        job = _locked_in(request, folder, applied, missing)
+        stage("sandbox")
+        _lock_files(request, folder, applied, missing)
+        job = _preload(request)
+        if request.get("ahead"):
+            line = sys.stdin.readline()
+            if not line:  # the parent has no use for this process
+                return 0
+            request = json.loads(line)
+        _lock_in(request, applied, missing)
         began = True
         outcome = _done(job, request, folder)
     except OnnxspectError as error:
@@ -70,11 +81,8 @@ def do(request: dict[str, Any]) -> int:
     return 0
 
 
-def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> Job:
-    """The job, with its libraries loaded, in a process that is locked in; nothing of the file was read."""
-    stage("sandbox")
-    _lock_files(request, folder, applied, missing)
-    job = _preload(request)
+def _lock_in(request: dict[str, Any], applied: list[str], missing: list[str]) -> None:
+    """Limits and a filter of system calls, before anything of the file is read."""
     _limit(request["limits"], applied, missing)
     _lock_calls(applied, missing)
     if missing and request["require_sandbox"]:
@@ -83,7 +91,6 @@ def _locked_in(request: dict[str, Any], folder: Path, applied: list[str], missin
             "files that run code when they are opened, and --require-sandbox, need Linux 5.13 or later on x86-64 or aarch64",
         )
     request["sandbox_missing"] = missing
-    return job
 
 
 def _done(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:

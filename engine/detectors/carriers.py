@@ -26,7 +26,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 from scipy.optimize import nnls
-from sklearn.mixture import GaussianMixture
 
 #: As shares of the mean eigenvalue of S: the ridges that are tried. History: docs/decisions.md.
 RIDGES = (0.1, 0.01, 0.001)
@@ -98,6 +97,8 @@ def matched_filters(d: np.ndarray, natural: np.ndarray, known: Spectrum | None =
 
 def divide(scores: np.ndarray, seed: int) -> Division:
     """Two normal laws fitted to the scores ``(n,)`` of a class, and where the upper one takes over."""
+    from sklearn.mixture import GaussianMixture  # a second to import; a scan without a training set does without
+
     spread = scores.std()
     if not np.isfinite(spread) or spread <= 0:
         return Division(float(np.max(scores, initial=0.0)), 0.0)

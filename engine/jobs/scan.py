@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
@@ -101,6 +102,7 @@ def scan(
         raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
     prepare_process(run.device)
     started = time.perf_counter()
+    load_ahead(run.device)
     case = open_case(model, data, spec, run, resize, train)
     subject, samples, training, spec = case.subject, case.samples, case.training, case.spec
     searched = _searched(classes, subject.classes)

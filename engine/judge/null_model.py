@@ -44,7 +44,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
+from scipy import special
 
 #: Neural Cleanse, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
 MAD_TO_SIGMA = 1.4826
@@ -113,7 +114,7 @@ def mad(values: np.ndarray, tail: str = "low", threshold: float = 2.0) -> Judgem
     index = np.full(len(values), np.nan)
     if known.sum() >= 2:
         index[known] = mad_index(signed[known])
-    log_p = np.log(max(int(known.sum()), 1)) + stats.norm.logsf(np.nan_to_num(index, nan=-np.inf))
+    log_p = np.log(max(int(known.sum()), 1)) + scipy.stats.norm.logsf(np.nan_to_num(index, nan=-np.inf))
     log_p = np.where(known, np.minimum(log_p, 0.0), 0.0)
     return Judgement(index, np.exp(log_p), log_p / np.log(10), known & (index > threshold))
 
@@ -360,7 +361,7 @@ def _log_joint_tail(t: float, log_alone: float, n: int, members: int, prior_df: 
     edges = np.linspace(np.log(1e-3 / max(t, 1.0)), np.log(1 + 8 / np.sqrt(df)), _STEPS + 1)
     log_s = (edges[1:] + edges[:-1]) / 2
     log_density = _log_chi(log_s, df) + np.log(edges[1] - edges[0])
-    inner = stats.norm.logcdf(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
+    inner = scipy.stats.norm.logcdf(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
     joint = float(special.logsumexp(log_density[:, None] + inner + _LOG_WEIGHTS[None, :]))
     return min(log_alone, joint)
 
@@ -375,7 +376,7 @@ def _log_tail(t: float, df: float) -> float:
 
     sf(t) = I_x(df/2, 1/2) / 2 with x = df / (df + t^2), and I_x(a, b) -> x^a / (a B(a, b)) for x -> 0.
     """
-    log_sf = float(stats.t.logsf(t, df=df))
+    log_sf = float(scipy.stats.t.logsf(t, df=df))
     if log_sf > -500:
         return log_sf
     a = df / 2

@@ -5,12 +5,9 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
@@ -19,10 +16,14 @@ from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.samples import Samples
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 #: Classes shown at most in one chart: the most suspicious ones.
 MOST_BARS = 40
 ACCENT, CALM = "#c0392b", "#7f8c8d"
-mpl.rcParams["svg.hashsalt"] = "onnxspect"
+#: Where the title of a small picture stands; left to itself matplotlib makes ticks, which are not shown, to find the same place.
+_ABOVE = 1.0
 
 
 def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path) -> list[Path]:
@@ -81,8 +82,7 @@ def bars(report: dict[str, Any]) -> Figure:
     ]
     if len(rows) > MOST_BARS:
         rows = sorted(sorted(rows, key=lambda r: r[2])[:MOST_BARS])
-    figure = Figure(figsize=(max(5.0, 0.42 * len(rows) + 1.6), 3.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(max(5.0, 0.42 * len(rows) + 1.6), 3.4), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     colours = [ACCENT if r[0] in report["targets"] else CALM for r in rows]
     axes.bar(range(len(rows)), [r[2] for r in rows], color=colours)
@@ -113,8 +113,7 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
     units = sorted([u for u in units if not u.unit.shared] + shared[:1], key=_value)[:MOST_BARS]
     columns = min(10, len(units))
     rows = -(-len(units) // columns)
-    figure = Figure(figsize=(1.3 * columns, 1.7 * rows), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(1.3 * columns, 1.7 * rows), dpi=120)
     grid = figure.subplots(rows, columns, squeeze=False)
     # Placed by hand, which is faster than matplotlib's own layout of many small pictures.
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.4 / (1.7 * rows), wspace=0.08, hspace=0.45)
@@ -125,6 +124,7 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
         k = unit.unit.target
         axes.set_title(
             f"{'to several' if unit.unit.shared else _pair(unit, report)}\n{_value(unit):.3g}",
+            y=_ABOVE,
             fontsize=7,
             color=ACCENT if k in targets else "black",
         )
@@ -141,21 +141,20 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
     if "mask" in unit.trigger:
         panels.append(("mask", unit.trigger["mask"]))
     k = unit.unit.target
-    figure = Figure(figsize=(1.5 * (1 + len(rows)), 3.8), dpi=120)
-    FigureCanvasAgg(figure)
+    figure = _figure(figsize=(1.5 * (1 + len(rows)), 3.8), dpi=120)
     grid = figure.subplots(2, 1 + len(rows), squeeze=False)
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.82, wspace=0.08, hspace=0.18)
     for axes in grid.flat:
         axes.axis("off")
     for axes, (title, image) in zip(grid[:, 0], panels, strict=False):
         _show(axes, image)
-        axes.set_title(title, fontsize=8, color=ACCENT)
+        axes.set_title(title, y=_ABOVE, fontsize=8, color=ACCENT)
     for j, row in enumerate(rows):
         _show(grid[0, 1 + j], before[j])
         _show(grid[1, 1 + j], after[j])
         label = int(samples.labels[row])
-        grid[0, 1 + j].set_title(report["classes"][label]["name"][:16], fontsize=8)
-        grid[1, 1 + j].set_title("with trigger", fontsize=8)
+        grid[0, 1 + j].set_title(report["classes"][label]["name"][:16], y=_ABOVE, fontsize=8)
+        grid[1, 1 + j].set_title("with trigger", y=_ABOVE, fontsize=8)
     rate = "" if unit.held_out_success is None else f": sends {unit.held_out_success:.0%} of unseen images there"
     figure.suptitle(f"trigger to {_label(k, report['classes'][k]['name'])}{rate}", fontsize=9)
     return figure
@@ -176,6 +175,17 @@ def save_image(path: Path, image: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
+
+
+def _figure(**settings: Any) -> Figure:
+    """An empty figure that draws itself into memory."""
+    # Imported here: matplotlib takes a second, and a scan opens and searches before it draws.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(**settings)
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def png(figure: Figure) -> bytes:

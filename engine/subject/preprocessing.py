@@ -7,15 +7,18 @@ could find would mean anything, so the run stops and says what was tried, and wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -121,7 +124,8 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     trial = samples.take(np.sort(rows))
     layout = subject.spec.layout
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
-    scores = [_score(subject.with_spec(option), trial) for option in options]
+    found = _tried(subject, options, trial.images)
+    scores = [_score(logits, trial.labels) for logits in found]
     accuracies = np.array([a for a, _ in scores])
     entropies = np.array([e for _, e in scores])
 
@@ -135,7 +139,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
 
     floor = accuracy_floor(samples.labels, subject.classes)
     if best < floor:
-        raise _near_chance(subject, options, accuracies, trial, floor, where, given=spec is not None)
+        raise _near_chance(subject, options, found, accuracies, trial, floor, where, given=spec is not None)
     answers = settled.predict(samples.images).argmax(1)
     accuracy = float((answers == samples.labels).mean())
     moved = _moved(answers[np.sort(rows)], trial.labels, subject.classes, best + BETTER_MOVED)
@@ -170,18 +174,45 @@ def check_labels(samples: Samples, subject: Subject) -> None:
         )
 
 
-def _score(subject: Subject, trial: Samples) -> tuple[float, float]:
-    """(accuracy, mean cross-entropy) on `trial`; a model that answers NaN scores worst."""
-    logits = subject.predict(trial.images).astype(np.float64)
+def _tried(subject: Subject, options: Sequence[InputSpec], images: np.ndarray) -> list[np.ndarray]:
+    """Logits ``(n, classes)`` float32 of the images under every option."""
+    if not _in_one_pass(subject.device):
+        return [subject.with_spec(option).predict(images) for option in options]
+    return _tried_together(subject, options, images)
+
+
+def _in_one_pass(device: str) -> bool:
+    """Whether all options go through the network together: a GPU is not filled by one."""
+    return device != "cpu"
+
+
+def _tried_together(subject: Subject, options: Sequence[InputSpec], images: np.ndarray) -> list[np.ndarray]:
+    """The same in passes over as many inputs as may be in memory at a time, made of all options' readings of the images."""
+    as_is = subject.with_spec(InputSpec())  # what it is fed is encoded already
+    step = max(1, subject.images_at_once // len(options))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(images), step):
+            pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + step])).to(subject.device)
+            encoded = torch.cat([option.encode(pixels) for option in options])
+            logits = in_parts(as_is.in_one_pass, encoded, subject.images_at_once)
+            parts.append(logits.float().unflatten(0, (len(options), -1)))
+        return list(torch.cat(parts, dim=1).cpu().numpy())
+
+
+def _score(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """(accuracy, mean cross-entropy); a model that answers NaN scores worst."""
+    logits = logits.astype(np.float64)
     if not np.isfinite(logits).all():
         return 0.0, np.inf
-    picked = log_softmax(logits, axis=1)[np.arange(len(trial)), trial.labels]
-    return float((logits.argmax(1) == trial.labels).mean()), float(-picked.mean())
+    picked = log_softmax(logits, axis=1)[np.arange(len(labels)), labels]
+    return float((logits.argmax(1) == labels).mean()), float(-picked.mean())
 
 
 def _near_chance(
     subject: Subject,
-    options: list[InputSpec],
+    options: Sequence[InputSpec],
+    found: Sequence[np.ndarray],
     accuracies: np.ndarray,
     trial: Samples,
     floor: float,
@@ -194,9 +225,8 @@ def _near_chance(
         + ("the given preprocessing" if given else f"the best of {len(options)} usual preprocessings")
         + f" ({options[best].name}): near chance (at least {floor:.1%} is needed)"
     )
-    for option in options:  # consistent answers under other names mean that the label order differs
-        answers = subject.with_spec(option).predict(trial.images).argmax(1)
-        moved = _moved(answers, trial.labels, subject.classes, max(2 * floor, 0.6))
+    for logits in found:  # consistent answers under other names mean that the label order differs
+        moved = _moved(logits.argmax(1), trial.labels, subject.classes, max(2 * floor, 0.6))
         if moved:
             return OnnxspectError(
                 f"{message}, but its answers follow the labels in another order: {moved}",

@@ -13,26 +13,29 @@ planted trigger above 5.
 
 The networks are plain (convolution, BatchNorm, ReLU) and lightly regularised on purpose: with GroupNorm, label smoothing
 and a one-cycle schedule they were as accurate, but the correlation fell to 0.5.
+
+On a CPU they are trained one after the other. On a GPU all of them are trained at once (side_by_side.py), on the same
+draws: the networks are the same up to rounding, which training amplifies.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils import fuse_conv_bn_eval
 from torch.optim.adamw import adamw
 
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.preprocessing import accuracy_floor
 from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.side_by_side import BETA1, BETA2, EPSILON, Batch, train_side_by_side
+from onnxspect.engine.subject.small_network import SmallNetwork
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: Independent networks; the mean of their log statistics is the baseline.
@@ -48,7 +51,7 @@ SHIFT = 2
 def train_references(
     subject: Subject, fit: Samples, check: Samples, run: RunContext, folder: Path | None = None
 ) -> list[Subject]:
-    """Small classifiers of the same classes, trained on clean samples alone.
+    """Small classifiers of the same classes, trained on clean samples alone, on the subject's device.
 
     Args:
         subject: gives image shape, number of classes and device; its weights and answers are not used.
@@ -66,14 +69,12 @@ def train_references(
     floor = accuracy_floor(check.labels, subject.classes)
     references, accuracies = [], []
     run.observer.start("reference networks", COUNT)
-    for i in range(COUNT):
-        kept = None if folder is None else folder / f"reference-{i}.npz"
-        network = _kept(kept, subject) or _train(subject, fit, run.torch_generator("reference", i), kept)
+    for i, network in enumerate(_networks(subject, fit, run, folder)):
         # Convolution and pooling run a quarter faster on a CPU in this layout.
-        network = network.folded().to(subject.device)
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
+        folded = network.folded().to(subject.device)
+        folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the stubs lack it
         reference = Subject(
-            network, InputSpec(), subject.image_shape, subject.classes, subject.device, name=f"reference {i}"
+            folded, InputSpec(), subject.image_shape, subject.classes, subject.device, name=f"reference {i}"
         )
         accuracy = float((reference.predict(check.images).argmax(1) == check.labels).mean())
         accuracies.append(accuracy)
@@ -89,82 +90,95 @@ def train_references(
     return references
 
 
-def _kept(path: Path | None, subject: Subject) -> _Network | None:
+def _networks(subject: Subject, fit: Samples, run: RunContext, folder: Path | None) -> Iterator[SmallNetwork]:
+    """The trained networks, on the CPU, in evaluation mode: found in the folder, or trained and kept there."""
+    files = [None if folder is None else folder / f"reference-{i}.npz" for i in range(COUNT)]
+    networks = {i: found for i, file in enumerate(files) if (found := _kept(file, subject)) is not None}
+    for i in range(COUNT):
+        if i not in networks:
+            missing = [j for j in range(COUNT) if j not in networks]
+            some = missing if _side_by_side(subject.device) else [i]
+            trained = _trained(subject, fit, [run.torch_generator("reference", j) for j in some])
+            for j, network in zip(some, trained, strict=True):
+                _keep(network, files[j])
+                networks[j] = network
+        yield networks[i].eval().requires_grad_(False)
+
+
+def _side_by_side(device: str) -> bool:
+    """Whether networks are trained all at once: a CPU has enough to do with one."""
+    return device != "cpu"
+
+
+def _kept(path: Path | None, subject: Subject) -> SmallNetwork | None:
     """The network that an earlier run trained, or None."""
     if path is None or not path.is_file():
         return None
-    with torch.random.fork_rng(devices=[]):
-        network = _Network(subject.image_shape, subject.classes, torch.Generator())
+    network = _new(subject, torch.Generator())
     with np.load(path, allow_pickle=False) as archive:
         network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
-    return network.eval().requires_grad_(False)
+    return network
 
 
-def _train(subject: Subject, fit: Samples, generator: torch.Generator, kept: Path | None) -> _Network:
+def _keep(network: SmallNetwork, path: Path | None) -> None:
+    if path is not None:
+        stream = io.BytesIO()
+        np.savez(stream, **{k: v.numpy() for k, v in network.state_dict().items()})
+        write_atomically(path, stream.getvalue())
+
+
+def _new(subject: Subject, generator: torch.Generator) -> SmallNetwork:
     with torch.random.fork_rng(devices=[]):  # layers draw their first values from global state before we set them
-        network = _Network(subject.image_shape, subject.classes, generator)
+        return SmallNetwork(subject.image_shape, subject.classes, generator)
+
+
+def _batches(n: int, generator: torch.Generator) -> Iterator[Batch]:
+    """The training steps of one network on `n` images, drawn as they are asked for."""
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(n, generator=generator).split(BATCH):
+            if len(rows) < 2:  # BatchNorm needs two
+                continue
+            down, right = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
+            yield rows, (down, right)
+
+
+def _trained(subject: Subject, fit: Samples, generators: Sequence[torch.Generator]) -> list[SmallNetwork]:
+    """One new network a generator, trained side by side; where memory does not do, one by one, and then on the CPU.
+
+    Training only searches: `train_side_by_side` takes the numerics policy's arithmetic for that. What it led to is judged
+    (`train_references` measures the accuracy of the folded network).
+    """
+    networks = [_new(subject, g) for g in generators]
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
+    left: list[tuple[SmallNetwork, Iterable[Batch]]] = [
+        (network, _batches(len(labels), g)) for network, g in zip(networks, generators, strict=True)
+    ]
+    if _side_by_side(subject.device):
+        waiting = [(network, list(batches)) for network, batches in left]
+        for at_once in (len(waiting), 1):
+            while waiting:
+                some, theirs = zip(*waiting[:at_once], strict=True)
+                try:
+                    train_side_by_side(some, images, labels, theirs, subject.device, LEARNING_RATE, WEIGHT_DECAY)
+                except torch.OutOfMemoryError:
+                    break
+                waiting = waiting[at_once:]
+        left = list(waiting)
+    for network, its in left:
+        _train(network, images, labels, its)
+    return networks
+
+
+def _train(network: SmallNetwork, images: Tensor, labels: Tensor, batches: Iterable[Batch]) -> None:
     parameters: list[Tensor] = list(network.parameters())
     first, second = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
     steps = [torch.tensor(0.0) for _ in parameters]
     network.train()
-    for _ in range(EPOCHS):
-        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
-            if len(rows) < 2:  # BatchNorm needs two
-                continue
-            shift = torch.randint(-SHIFT, SHIFT + 1, (2,), generator=generator).tolist()
-            loss = functional.cross_entropy(network(torch.roll(images[rows], shift, (2, 3))), labels[rows])
-            with torch.no_grad():
-                # The same bits as torch.optim.AdamW, whose class imports torch's compiler: 1.4 seconds of a quick scan.
-                adamw(
-                    parameters, list(torch.autograd.grad(loss, parameters)), first, second, [], steps, foreach=False,
-                    amsgrad=False, maximize=False, beta1=0.9, beta2=0.999, eps=1e-8, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
-                )  # fmt: skip
-    if kept is not None:
-        stream = io.BytesIO()
-        np.savez(stream, **{k: v.numpy() for k, v in network.state_dict().items()})
-        write_atomically(kept, stream.getvalue())
-    return network.eval().requires_grad_(False)
-
-
-class _Network(nn.Module):
-    """Convolution, BatchNorm, ReLU, pooling until at most 8 by 8 are left (at least twice), then one linear layer."""
-
-    def __init__(self, shape: tuple[int, int, int], classes: int, generator: torch.Generator) -> None:
-        super().__init__()
-        channels, height, width = shape
-        blocks, side = 2, max(height, width) // 4
-        while side > 8:
-            blocks, side = blocks + 1, side // 2
-        widths = [channels, 16, *[32] * (blocks - 1)]
-        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(w) for w in widths[1:])
-        self.eval()
+    for rows, shift in batches:
+        loss = functional.cross_entropy(network(torch.roll(images[rows], shift, (2, 3))), labels[rows])
         with torch.no_grad():
-            features = self._features(torch.zeros(1, channels, height, width)).shape[1]
-        self.head = nn.Linear(features, classes)
-        with torch.no_grad():
-            for parameter in self.parameters():  # torch's own initialisation draws from global state
-                if parameter.ndim > 1:
-                    bound = (1.0 / parameter[0].numel()) ** 0.5  # as nn.Conv2d and nn.Linear: U(-1/sqrt(fan_in), ...)
-                    parameter.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * bound)
-            for layer in (*self.convolutions, self.head):
-                layer.bias.zero_()
-
-    def folded(self) -> _Network:
-        """The same function with every BatchNorm folded into the convolution before it: a quarter less to compute."""
-        pairs = zip(self.convolutions, self.norms, strict=True)
-        fused = [fuse_conv_bn_eval(cast(nn.Conv2d, c), cast(nn.BatchNorm2d, n)) for c, n in pairs]
-        self.convolutions, self.norms = nn.ModuleList(fused), nn.ModuleList(nn.Identity() for _ in fused)
-        return self.requires_grad_(False)
-
-    def _features(self, x: Tensor) -> Tensor:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = functional.relu(norm(convolution(x)))
-            if min(x.shape[-2:]) >= 2:
-                x = functional.max_pool2d(x, 2)
-        return x.flatten(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(n, classes)`` of pixels in [0, 1]."""
-        return self.head(self._features(x))
+            # The same bits as torch.optim.AdamW, whose class imports torch's compiler: 1.4 seconds of a quick scan.
+            adamw(
+                parameters, list(torch.autograd.grad(loss, parameters)), first, second, [], steps, foreach=False,
+                amsgrad=False, maximize=False, beta1=BETA1, beta2=BETA2, eps=EPSILON, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY,
+            )  # fmt: skip

@@ -24,9 +24,8 @@ from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
 from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.lowering.simplify import simplify
-from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
-from onnxspect.converters.proof.parity import check_parity
+from onnxspect.converters.proof.parity import Comparison
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
@@ -142,6 +141,7 @@ class Subject:
         file: the ONNX file it came from, or None for a live torch module.
         lowered: the torch graph of that file, with its map of weights, or None.
         logits: which value of the file holds the logits, and how it was found, or None.
+        comparison: of that torch graph with onnxruntime, or None.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -153,6 +153,7 @@ class Subject:
     file: OnnxFile | None = field(default=None, repr=False)
     lowered: LoweredModel | None = field(default=None, repr=False)
     logits: LogitsInfo | None = None
+    comparison: Comparison | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.classes < 1 or not all(s >= 1 for s in self.image_shape):
@@ -287,14 +288,13 @@ class Subject:
         """
         images = torch.from_numpy(np.ascontiguousarray(pixels[:REAL_IMAGES]))
         self._compare(self.spec.encode(images).numpy(), batch_sizes=())
+        if self.comparison is not None:  # opened, preprocessing found: nothing is left to compare
+            self.comparison.release()
 
     def _compare(self, batch: np.ndarray, batch_sizes: tuple[int, ...]) -> None:
-        if self.file is None or self.lowered is None:  # nothing to compare a live module with
-            return
-        produced = {name for node in self.file.proto.graph.node for name in node.output}
-        taps = [tap.name for tap in cuts(self.lowered) if tap.name in produced]
-        with judging():
-            check_parity(self.file.proto, self.lowered, batch, batch_sizes=batch_sizes, taps=taps)
+        if self.comparison is not None:  # a live module has nothing to be compared with
+            with judging():
+                self.comparison.check(batch, batch_sizes=batch_sizes)
 
     def oracle(self) -> Oracle:
         """onnxruntime over the original file.
@@ -310,7 +310,7 @@ class OpenedModel:
     """An ONNX file that was read, checked, lowered; a Subject as soon as the size of its images is known.
 
     Attributes:
-        module, spec, device, name, file, lowered, logits: as `Subject` has them.
+        module, spec, device, name, file, lowered, logits, comparison: as `Subject` has them.
         image_shape: (channels, height, width) of its images; 0 for a size that the file leaves open.
     """
 
@@ -322,6 +322,7 @@ class OpenedModel:
     file: OnnxFile = field(repr=False)
     lowered: LoweredModel = field(repr=False)
     logits: LogitsInfo = field(repr=False)
+    comparison: Comparison = field(repr=False, compare=False)
 
     @property
     def size(self) -> tuple[int, int, int] | None:
@@ -346,7 +347,16 @@ class OpenedModel:
             )
         classes = _count_classes(self.module, self.spec, shape, self.device, self.name)
         made = Subject(
-            self.module, self.spec, shape, classes, self.device, self.name, self.file, self.lowered, self.logits
+            self.module,
+            self.spec,
+            shape,
+            classes,
+            self.device,
+            self.name,
+            self.file,
+            self.lowered,
+            self.logits,
+            self.comparison,
         )
         made._compare(made.spec.encode(_noise(shape)).numpy(), batch_sizes=(1, 4))
         return made
@@ -364,12 +374,12 @@ def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, devic
         OnnxspectError: the file is not a usable image classifier; says why.
     """
     file, name = (model, str(model.path)) if isinstance(model, OnnxFile) else (open_file(model), str(model))
-    proto, _ = simplify(file.proto)
+    proto, known = simplify(file.proto)
     try:
-        info = logits_of(proto)
+        info = logits_of(proto, known.after)
     except OnnxspectError as error:
-        raise OnnxspectError(f"{name}: {error.message}", error.hint) from error
-    lowered = lower(proto, [info.value])
+        raise error.at(name) from error
+    lowered = lower(proto, [info.value], known.after)
     if len(lowered.inputs) != 1:
         names = ", ".join(map(printable, lowered.inputs[:5]))
         raise OnnxspectError(
@@ -379,7 +389,8 @@ def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, devic
     spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
     lowered.module.to(device)
     module = _LogOf(lowered.module) if info.how == "log_of_probabilities" else lowered.module
-    return OpenedModel(module, spec, image_shape, device, name, file, lowered, info)
+    comparison = Comparison(file.proto, lowered, knowledge=known.before)
+    return OpenedModel(module, spec, image_shape, device, name, file, lowered, info, comparison)
 
 
 def _count_classes(

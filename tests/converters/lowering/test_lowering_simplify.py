@@ -13,6 +13,8 @@ from random_graphs import classifiers
 from test_lowering_core import array, model, node
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.lowering.functions import inline_functions
+from onnxspect.converters.lowering.knowledge import learn
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import cuts
@@ -26,7 +28,8 @@ def answers(proto: onnx.ModelProto, x: np.ndarray) -> list[np.ndarray]:
 def same(proto: onnx.ModelProto, x: np.ndarray) -> onnx.ModelProto:
     """The simplified model: valid, answering the same to the bit, its input not mutated, itself simple."""
     before = proto.SerializeToString(deterministic=True)
-    simple, _ = simplify(proto)
+    simple, known = simplify(proto)
+    assert (known.before, known.after) == (learn(inline_functions(proto)), learn(simple))
     assert proto.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(onnx.shape_inference.infer_shapes(simple, strict_mode=True))
     for a, b in zip(answers(proto, x), answers(simple, x), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,9 +19,12 @@ from torch import fx
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.lower import LoweredModel, lower
+from onnxspect.converters.lowering.taps import cuts
+from onnxspect.converters.proof import parity
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.parity import (
     GRADIENT_TOLERANCE,
+    Comparison,
     TensorParity,
     check_gradients,
     check_parity,
@@ -315,3 +319,54 @@ def test_directions_follow_the_seed_alone() -> None:
     lowered = lower(perceptron())
     first, again, other = (check_gradients(lowered, array((2, 4)), seed=seed) for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_one_session_serves_several_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening a model compares on noise and then on images; the session goes when it is let go, or where it is large."""
+    made: list[Oracle] = []
+
+    class Counted(Oracle):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            made.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(parity, "Oracle", Counted)
+    proto = perceptron()
+    once, twice = Comparison(proto, lower(proto)), Comparison(proto, lower(proto))
+    first = once.check(batch_sizes=(1, 3))
+    assert once.check(batch_sizes=(1, 3)) == first
+    assert len(made) == 1
+    once.release()
+    assert once.check(batch_sizes=(1, 3)) == first
+    assert len(made) == 2
+    monkeypatch.setattr(parity, "KEPT_WEIGHTS", -1)
+    assert twice.check(batch_sizes=(1, 3)) == twice.check(batch_sizes=(1, 3)) == first
+    assert len(made) == 4
+
+
+def test_every_cut_is_compared_by_default() -> None:
+    proto = perceptron()
+    named = [tap.name for tap in cuts(lower(proto))]
+    assert named
+    seen = [t.name for t in Comparison(proto, lower(proto)).check(batch_sizes=(2,)).tensors]
+    assert seen == [*named, *lower(proto).outputs]
+    assert [t.name for t in Comparison(proto, lower(proto), ()).check(batch_sizes=(2,)).tensors] == seen[-1:]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference", "scale"),
+    [
+        ([1.0, 2.0], [1.0, -2.5], 4.5, 2.5),
+        ([np.nan, 2.0, np.inf], [np.nan, 3.0, np.inf], 1.0, 3.0),
+        ([np.inf], [1.0], np.inf, 1.0),
+        ([-np.inf, 0.0], [np.inf, 4.0], np.inf, 4.0),
+        ([], [], 0.0, 0.0),
+    ],
+)
+def test_differences_by_hand(found: list[float], expected: list[float], difference: float, scale: float) -> None:
+    row = parity._row("v", 1, [np.array(expected, np.float32)], np.array(found, np.float32), 0.0)
+    assert (row.difference, row.scale) == (difference, scale)
+
+
+def test_what_is_nowhere_a_number_alone_differs() -> None:
+    assert np.isnan(parity._row("v", 1, [np.ones(1, np.float32)], np.full(1, np.nan, np.float32), 0.0).difference)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from onnxspect.converters.errors import CLASSES, InternalError, Kind, OnnxspectError
+from onnxspect.converters.sandbox import guard
 from onnxspect.converters.sandbox import linux as sandbox_linux
 from onnxspect.converters.sandbox.guard import (
     GuardLimits,
@@ -21,6 +22,7 @@ from onnxspect.converters.sandbox.guard import (
     child_environment,
     collect,
     guarded,
+    start_ahead,
 )
 
 LIMITS = GuardLimits(seconds=20, memory_bytes=512 << 20, output_bytes=8 << 20)
@@ -272,6 +274,68 @@ def children() -> set[int]:
     """Processes of this one, dead ones that nobody has waited for among them."""
     tasks = Path("/proc/self/task").iterdir()
     return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> guard._Child:
+    """A child for the hostile job that was started before its request is known."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    start_ahead("hostile_job")
+    return guard._waiting["hostile_job"]
+
+
+def ahead(name: str, **request: Any) -> Mapping[str, Any]:
+    """Let the next child do `name`, the one that waits if there is one."""
+    with guarded("hostile_job", {"deed": name, **request}, shown="evil.bin", limits=LIMITS) as run:
+        return {
+            **run.result,
+            "sandbox": run.sandbox,
+            "folder": run.folder,
+            "bytes": run.read("mine") if name == "own file" else b"",
+        }
+
+
+def test_a_child_started_ahead_does_one_request(waiting: guard._Child) -> None:
+    start_ahead("hostile_job")  # one is enough
+    assert guard._waiting["hostile_job"] is waiting
+    first, second = ahead("own file"), ahead("own file")
+    assert first["folder"] == waiting.folder != second["folder"]
+    assert first["bytes"] == second["bytes"] == b"fine"
+    assert not waiting.folder.exists()
+    assert "hostile_job" not in guard._waiting
+
+
+@needs_sandbox
+@pytest.mark.parametrize("name", ["tcp socket", "program", "raise limits", "read"])
+def test_a_child_started_ahead_is_locked_in(name: str, waiting: guard._Child, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"token")
+    result = ahead(name, path=str(secret))
+    assert result["folder"] == waiting.folder
+    assert "did" not in result
+    assert result["sandbox"].complete
+
+
+def test_a_child_started_ahead_may_crash(waiting: guard._Child) -> None:
+    with pytest.raises(OnnxspectError, match=r"evil.bin: crashed the library that read it \(SIGSEGV"):
+        ahead("segfault")
+    assert not waiting.folder.exists()
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_child_started_ahead_that_was_killed_is_named() -> None:
+    guard.kill_tree(guard._waiting["hostile_job"]._process)
+    with pytest.raises(OnnxspectError, match=r"evil.bin: .*was killed"):
+        ahead("own file")
+
+
+def test_a_run_with_files_of_its_own_gets_its_own_child(waiting: guard._Child) -> None:
+    """The one that waits has locked its files already."""
+    assert deed("own file")["did"]
+    assert guard._waiting["hostile_job"] is waiting
+    guard._end_waiting()
+    assert not waiting.folder.exists()
+    assert waiting._process.returncode is not None
 
 
 @linux

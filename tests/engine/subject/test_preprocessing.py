@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import make_model, quadrant_images, saved
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, Silent
+from onnxspect.engine.subject import preprocessing
 from onnxspect.engine.subject.preprocessing import accuracy_floor, candidates, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -241,3 +243,47 @@ def test_candidates(channels: int) -> None:
     assert len({o.name for o in options}) == len(options)
     assert {o.layout for o in options} == {"NHWC"}
     assert all(len(o.mean) in (1, channels) and len(o.std) in (1, channels) for o in options)
+
+
+class Counting(torch.nn.Module):
+    """Mean channel values as logits; notes how many images come in a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes.append(len(x))
+        return x.mean((2, 3)).exp()
+
+
+@pytest.mark.parametrize("case", ["-1..1", "NHWC, 0..255, softmax"])
+def test_all_ways_in_one_pass_as_on_a_gpu(
+    case: str, tmp_path: Path, some_samples: Samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, constants, shape, softmax, expected = CASES[case]
+    copies = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
+    subject = Subject.from_onnx(saved(shipped_with(copies, constants, shape, softmax), tmp_path / "model.onnx"))
+    alone = preflight(subject, some_samples, RUN)
+    monkeypatch.setattr(preprocessing, "_in_one_pass", lambda _: True)
+    together = preflight(subject, some_samples, RUN)
+    assert together.subject.spec == alone.subject.spec == expected
+    assert together.tried == alone.tried
+    assert together.clean_accuracy == alone.clean_accuracy
+    options = candidates(1, subject.spec.layout)
+    found = preprocessing._tried_together(subject, options, some_samples.images)
+    for option, logits in zip(options, found, strict=True):
+        one = subject.with_spec(option).predict(some_samples.images)
+        np.testing.assert_allclose(logits, one, rtol=1e-4, atol=1e-4 * float(np.abs(one).max()))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 15, 100, 10_000])
+def test_a_pass_holds_no_more_images_than_fit(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, samples, options = Counting(), colours(15), candidates(3, "NCHW")
+    subject = Subject(module, InputSpec(), (3, 6, 6), 3)
+    monkeypatch.setattr(Subject, "images_at_once", at_once)
+    found = preprocessing._tried_together(subject, options, samples.images)
+    assert max(module.passes) <= at_once
+    assert sum(module.passes) == len(options) * len(samples)
+    for option, logits in zip(options, found, strict=True):
+        np.testing.assert_allclose(logits, subject.with_spec(option).predict(samples.images), rtol=1e-5)

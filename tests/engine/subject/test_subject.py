@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from onnxspect.converters.lowering import knowledge
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.samples import Samples
@@ -278,3 +279,27 @@ def test_flattened_grey_input(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         subject.predict(images), images.reshape(8, -1) @ quadrant_weights(0), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("copies", "inferences"), [(0, 1), (1, 2)])
+def test_shapes_are_inferred_once_for_each_graph(
+    copies: int, inferences: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening and the comparison with onnxruntime: once for the file, and once more where it could be simplified."""
+    count = 0
+    infer = knowledge.shape_inference.infer_shapes
+
+    def counted(*args: object, **kwargs: object) -> onnx.ModelProto:
+        nonlocal count
+        count += 1
+        return infer(*args, **kwargs)
+
+    nodes = [
+        *[helper.make_node("Identity", ["image"], ["copy"])] * copies,
+        helper.make_node("Flatten", ["copy" if copies else "image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+    ]
+    path = saved(make_model(nodes, [numpy_helper.from_array(quadrant_weights(), "weight")]), tmp_path / "m.onnx")
+    monkeypatch.setattr(knowledge.shape_inference, "infer_shapes", counted)
+    Subject.from_onnx(path).check(quadrant_images(2).images)
+    assert count == inferences
