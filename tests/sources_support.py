@@ -40,7 +40,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="onnxspect-test-models-")
 
 
 def installed(kind: str) -> bool:
-    """Whether a framework is there; told without importing it."""
+    """Whether a framework is there; found without importing it."""
     return all(importlib.util.find_spec(name) is not None for name in NEEDS[kind])
 
 

@@ -145,7 +145,7 @@ def last_convolutional(candidates: Sequence[Layer]) -> Layer:
         OnnxspectError: there are no layers.
     """
     if not candidates:
-        raise OnnxspectError("no inner layer of this model is a cut whose neurons can be told apart")
+        raise OnnxspectError("no inner layer of this model is a cut whose neurons can be distinguished")
     return next((layer for layer in reversed(candidates) if layer.rank == 4), candidates[-1])
 
 

@@ -15,7 +15,7 @@ from onnxspect.engine.mitigation.ibau import AdversarialUnlearning
 from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Method
 from onnxspect.engine.mitigation.prune import Prune
-from onnxspect.engine.mitigation.settings import find, spelled, with_settings
+from onnxspect.engine.mitigation.settings import find, method_name, with_settings
 from onnxspect.engine.mitigation.unlearn import Unlearn
 from onnxspect.engine.mitigation.withhold import Withhold
 
@@ -44,7 +44,7 @@ METHODS: dict[str, Registered] = {
     "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
     "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
-    "withhold": Registered(Withhold, True, "suppress the target's logit in images that score as stamped"),
+    "withhold": Registered(Withhold, True, "suppress the target's logit in stamped images (also suppress-target)"),
     "ibau": Registered(AdversarialUnlearning, False, "adversarial unlearning: retrain against the worst change"),
     "fine-tune": Registered(FineTune, False, "retrain on clean samples: the control"),
     "fine-prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),
@@ -58,8 +58,11 @@ MAKERS: dict[str, Callable[..., Method]] = {name: entry.make for name, entry in 
 
 
 def canonical(name: str) -> str:
-    """The name of a method, also where it is spelled as it was up to 0.1.0 (``fine_tune``); other texts as they are."""
-    return spelled(name) if spelled(name) in CHOICES else name
+    """The name of a method, also of an alias (``suppress-target``) or in its spelling up to 0.1.0 (``fine_tune``).
+
+    Other texts are returned as they are.
+    """
+    return method_name(name) if method_name(name) in CHOICES else name
 
 
 def _fields(entry: Registered) -> set[str]:
@@ -114,10 +117,11 @@ def _own(settings: Mapping[str, Any], entries: Mapping[str, Registered]) -> dict
     own: dict[str, dict[tuple[str, ...], Any]] = {method: {} for method in entries}
     for full, value in settings.items():
         method, _, key = full.partition(".")
-        setting = find(spelled(method), key, MAKERS, full)
-        if spelled(method) not in own:
-            raise OnnxspectError(f"{full}: {spelled(method)} is not among the methods to try ({', '.join(entries)})")
-        own[spelled(method)][setting.path] = value
+        method = method_name(method)
+        setting = find(method, key, MAKERS, full)
+        if method not in own:
+            raise OnnxspectError(f"{full}: {method} is not among the methods to try ({', '.join(entries)})")
+        own[method][setting.path] = value
     return own
 
 

@@ -21,6 +21,15 @@ def spelled(name: str) -> str:
     return name.strip().replace("_", "-")
 
 
+#: Other names of methods that are understood: the field's name of a method -> the name that runs, files and reports keep.
+ALIASES = {"suppress-target": "withhold", "target-logit-suppression": "withhold"}
+
+
+def method_name(name: str) -> str:
+    """The one name of a method, from any spelling or alias of it; other texts as `spelled` has them."""
+    return ALIASES.get(spelled(name), spelled(name))
+
+
 @dataclasses.dataclass(frozen=True)
 class Setting:
     """One thing that can be set.
@@ -97,8 +106,8 @@ def parsed(texts: Sequence[str], methods: Mapping[str, Any]) -> dict[str, Any]:
         method, dot, key = name.partition(".")
         if not (equals and dot and method.strip() and key.strip()):
             raise OnnxspectError(f"--set {text!r}: not of the form method.key=value", "for example unlearn.rounds=2")
-        setting = find(spelled(method), key, methods, f"--set {name.strip()}")
-        full = f"{spelled(method)}.{setting.key}"
+        setting = find(method_name(method), key, methods, f"--set {name.strip()}")
+        full = f"{method_name(method)}.{setting.key}"
         if full in found:
             raise OnnxspectError(f"--set {full}: given twice")
         found[full] = setting.parse(value, f"--set {full}")

@@ -176,7 +176,7 @@ class Unlearn:
         )
         require(self.reach > 0, "the reach of unlearn is above 0")
         if self.rounds < 1 or not self.lessons:
-            raise OnnxspectError("unlearning needs at least one round and one lesson")
+            raise OnnxspectError("unlearning needs at least one round and one schedule")
 
     def edit(self, case: Case) -> Edit:
         """Unlearn the case's triggers.

@@ -1,4 +1,4 @@
-"""Models too large for one message, on small ones that are told to be: every part sees the same model as in one piece."""
+"""Models too large for one message, on small ones under a lowered limit: every part sees the same model as in one piece."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the logits are: behind every ending that a classifier can have, told by the nodes and proved by their values."""
+"""Where the logits are: behind every ending that a classifier can have, recognised by the nodes and proved by their values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which framework's file it is, told by content; and what is said of files that are none."""
+"""Which framework's file it is, recognised by content; and what is said of files that are none."""
 
 from __future__ import annotations
 

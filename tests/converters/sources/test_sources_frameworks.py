@@ -105,7 +105,7 @@ def test_flax(tmp_path: Path, name: str) -> None:
 
 @needs("jax")
 def test_flax_in_an_orbax_checkpoint(tmp_path: Path) -> None:
-    """The folder is read by the locked-in child; a factory that gives no function is told so."""
+    """The folder is read by the locked-in child; a factory that gives no function is reported."""
     options = {"factory": "framework_factories:takes_and_returns_arrays", "input_shape": IMAGE}
     error = refused(made("jax") / "flax_orbax", tmp_path, **options)
     assert "returned dict with batch_stats, params, not a function" in error.message

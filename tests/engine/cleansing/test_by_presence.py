@@ -1,4 +1,4 @@
-"""Cleansing by presence: samples that carry the difference are told from those that do not, whatever their labels."""
+"""Cleansing by presence: samples that bear the difference are separated from those that do not, whatever their labels."""
 
 from __future__ import annotations
 

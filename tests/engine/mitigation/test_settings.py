@@ -23,6 +23,16 @@ def test_a_name_is_understood_in_both_spellings(name: str) -> None:
     assert chosen(old)[0].name == name
 
 
+@pytest.mark.parametrize("alias", ["suppress-target", "target_logit_suppression"])
+def test_the_fields_name_of_a_method_is_understood(alias: str) -> None:
+    """Target-logit suppression keeps its name `withhold` in files and reports, and is found by the field's name too."""
+    assert canonical(alias) == "withhold"
+    (made,) = chosen(alias, **parsed([f"{alias}.ridge=0.7"], MAKERS))
+    assert (made.name, made.ridge) == ("withhold", 0.7)  # type: ignore[attr-defined]
+    with pytest.raises(OnnxspectError, match="withhold is not among the methods to try"):
+        chosen("clp", **{f"{alias}.ridge": 0.7})
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_can_be_set_to_its_default(name: str) -> None:
     """What `docs/cli.md` lists is what `--set` takes: each default, written and read again, changes nothing."""

@@ -271,7 +271,7 @@ def test_folder_channels(tmp_path: Path) -> None:
 
 
 def test_folder_of_mixed_images(tmp_path: Path) -> None:
-    """A model with open sizes takes what the folder has; a folder that has several sizes or depths is told so."""
+    """A model with open sizes takes what the folder has; a folder that has several sizes or depths is reported."""
     sizes = folder(tmp_path / "sizes", ["a", "b"])
     Image.new("RGB", (7, 7)).save(sizes / "a" / "other.png")
     with pytest.raises(OnnxspectError, match=r"other\.png|size"):
