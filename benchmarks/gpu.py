@@ -38,6 +38,8 @@ from typing import Any
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "scikit-learn")
 #: Seconds of the whole that are kept for the end: the table, the last write.
 RESERVE = 3.0
+#: What a slow processor may take longer with --tiny than a job's limit.
+TINY_PATIENCE = 5
 #: How many scans share the card in the job `sharing`.
 SHARING = 6
 GIB = 1024.0  # MiB
@@ -88,8 +90,8 @@ JOBS = (
     Job(
         "prepare",
         (
-            Row("train_wide", f"training: {WIDE}, backdoor in class 7"),
-            Row("train_signs", f"training: {SIGNS}, backdoor in class 14"),
+            Row("train_wide", f"training: {WIDE}, with a backdoor"),
+            Row("train_signs", f"training: {SIGNS}, with a backdoor"),
         ),
         limit=170,
         least=60,
@@ -135,8 +137,9 @@ JOBS = (
     Job(
         "shipped",
         (Row("shipped", "shipped pair: verdicts or targets that differ from the CPU's", "of 2", goal=0),),
-        150,
-        40,
+        60,
+        8,
+        ("prepare",),
     ),
     Job("patch", (Row("patch", f"patch --method unlearn, {WIDE}", goal=10),), 90, 10, ("standard",)),
     Job(
@@ -195,6 +198,7 @@ JOBS = (
         ("prepare",),
     ),
 )
+SHIPPED = ("fashion_mnist_badnets", "fashion_mnist_clean")
 DETECTORS = {"nc": "neural-cleanse", "re": "reverse-engineering", "cepa": "cepa", "margin": "max-margin"}
 
 
@@ -226,6 +230,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = asked.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxspect-gpu-")))
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(asked.bundle.resolve(), work.resolve(), asked.out, device, asked.minutes, asked.seed, asked.tiny)
+        bench.asked = {j.name for j in jobs}
+        if asked.only:
+            bench.header["jobs"] = sorted(bench.asked)
         bench.begin(asked.installed)
         for job in jobs:
             bench.do(job)
@@ -254,18 +261,19 @@ def chosen(only: str | None) -> list[Job]:
     return [j for j in JOBS if j.name in wanted]
 
 
-def time_for(job: Job, left: float, done: Mapping[str, bool]) -> tuple[float, str]:
+def time_for(job: Job, left: float, done: Mapping[str, bool], patience: float = 1) -> tuple[float, str]:
     """(seconds it may take, "") or (0, why it is skipped).
 
     Args:
         job: the next one.
         left: seconds until everything must have ended.
         done: job -> whether it left what others need, of those that ran or were skipped.
+        patience: the limits of jobs are multiplied by it.
     """
     missing = [n for n in job.needs if not done.get(n)]
     if missing:
         return 0, f"needs {', '.join(missing)}"
-    may = min(job.limit, left - RESERVE)
+    may = min(job.limit * patience, left - RESERVE)
     if may < job.least:
         return 0, f"{max(left, 0):.0f} s left, it may need {job.least:.0f}"
     return may, ""
@@ -312,6 +320,8 @@ class Bench:
         self.deadline = self.started + 60 * minutes
         self.rows: list[dict[str, Any]] = []
         self.done: dict[str, bool] = {}
+        self.asked: set[str] = set()
+        self.on_cpu: list[Ran] = []
         self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.header: dict[str, Any] = {
             "benchmark": "gpu",
@@ -320,13 +330,16 @@ class Bench:
             "tiny": tiny,
             "seed": seed,
             "minutes": minutes,
+            "jobs": "all",
         }
         self._job: Job | None = None
         self._limit = 0.0
         self._began = 0.0
 
     def begin(self, installed: bool) -> None:
-        """Unpack what is missing, and say what this is run on."""
+        """Unpack what is missing, and say what this is run on; what an earlier run left in the folder goes."""
+        for left in ("site", "runs", "logs", "imagenet"):
+            shutil.rmtree(self.work / left, ignore_errors=True)
         unpacked = [] if installed else unpack_wheels(self.bundle / "wheels", self.work / "site")
         if unpacked:
             paths = [str(self.work / "site"), os.environ.get("PYTHONPATH", "")]
@@ -361,7 +374,7 @@ class Bench:
     def do(self, job: Job) -> None:
         """One job, whatever happens to it."""
         self._job, self._began = job, time.monotonic()
-        self._limit, why = time_for(job, self.deadline - self._began, self.done)
+        self._limit, why = time_for(job, self.deadline - self._began, self.done, TINY_PATIENCE if self.tiny else 1)
         self.done[job.name] = False
         if not self._limit:
             for row in job.rows:
@@ -396,13 +409,19 @@ class Bench:
             "outcome": outcome,
             "value": None if value is None else round(value, 4),
             "met": met,
-            "detail": detail,
+            "detail": self._without_paths(detail),
             "at_second": round(time.monotonic() - self.started, 1),
             **more,
         }
         self.rows.append(line)
         self.keep()
         print(in_a_line(line), flush=True)
+
+    def _without_paths(self, text: str) -> str:
+        """Results are for others to read: nothing of this machine's folders."""
+        for folder in (self.work, self.bundle, Path.home()):
+            text = text.replace(f"{folder}/", "")
+        return text
 
     def keep(self) -> None:
         """Write the file, whole or not at all."""
@@ -477,7 +496,7 @@ class Bench:
             *more,
         )
 
-    def jobs_script(self, part: str, tick: Callable[[], None] = lambda: None, *others: Sequence[str]) -> list[Ran]:
+    def jobs_script(self, part: str, *others: Sequence[str]) -> list[Ran]:
         """A part of gpu_jobs.py, beside other commands; its rows are filled as it writes them."""
         told = self.work / f"{part}.jsonl"
         told.unlink(missing_ok=True)
@@ -491,7 +510,6 @@ class Bench:
                     break
                 seen += 1
                 self.fill(**json.loads(line))
-            tick()
 
         command = [
             sys.executable,
@@ -519,7 +537,8 @@ class Bench:
     # Jobs: _do_<name>
 
     def _do_prepare(self) -> None:
-        self.jobs_script("prepare")
+        beside = [self._shipped_scan(model, "cpu") for model in SHIPPED] if "shipped" in self.asked else []
+        self.on_cpu = self.jobs_script("prepare", *beside)[1:]
 
     def _do_steps(self) -> None:
         self.jobs_script("steps")
@@ -527,25 +546,28 @@ class Bench:
     def _do_opens(self) -> None:
         self.jobs_script("opens")
 
-    def _scanned(self, row: str, command: Sequence[str], planted: int | None) -> tuple[dict[str, Any], float]:
+    def _scanned(self, row: str, command: Sequence[str], trained: str) -> tuple[dict[str, Any], float]:
         """One scan's report and peak memory in MiB; its row filled with the command's wall time."""
         (ran,), peak = self.run([command])
         report = report_of(ran)
+        planted = next((r["target"] for r in self.rows if r["name"] == trained), None)
         self.fill(row, ran.seconds, "measured", verdict_in_words(report, planted), **told_by(report, peak))
         return report, peak
 
     def _do_quick(self) -> None:
         # --tiny: the one whole preset, reference networks and all
         more = ("--detector", "max-margin", "--detector", "neural-cleanse") if self.tiny else ()
-        self._scanned("quick", self.scan("wide.onnx", "wide.npz", "quick", "runs/quick", *more), 7)
+        self._scanned("quick", self.scan("wide.onnx", "wide.npz", "quick", "runs/quick", *more), "train_wide")
 
     def _do_again(self) -> None:
         more = ("--detector", "max-margin", "--detector", "neural-cleanse") if self.tiny else ()
-        self._scanned("again", self.scan("wide.onnx", "wide.npz", "quick", "runs/quick", *more), 7)
+        self._scanned("again", self.scan("wide.onnx", "wide.npz", "quick", "runs/quick", *more), "train_wide")
 
     def _do_standard(self) -> None:
         more = tuple(a for d in ("max-margin", "cepa") for a in ("--detector", d)) if self.tiny else ()
-        report, _ = self._scanned("standard", self.scan("wide.onnx", "wide.npz", "standard", "runs/standard", *more), 7)
+        report, _ = self._scanned(
+            "standard", self.scan("wide.onnx", "wide.npz", "standard", "runs/standard", *more), "train_wide"
+        )
         for short, detector in DETECTORS.items():
             found = next((d for d in report["detectors"] if d["name"] == detector), None)
             if found is None or found["status"] != "ran":
@@ -555,10 +577,10 @@ class Bench:
                 self.fill(f"{short}_inside", found["seconds"], "measured", budget_in_words(found))
 
     def _do_thorough(self) -> None:
-        self._scanned("thorough", self.scan("wide.onnx", "wide.npz", "thorough", "runs/thorough"), 7)
+        self._scanned("thorough", self.scan("wide.onnx", "wide.npz", "thorough", "runs/thorough"), "train_wide")
 
     def _do_signs(self) -> None:
-        self._scanned("signs", self.scan("signs.onnx", "signs.npz", "standard", "runs/signs"), 14)
+        self._scanned("signs", self.scan("signs.onnx", "signs.npz", "standard", "runs/signs"), "train_signs")
 
     def _do_alone(self) -> None:
         assert self._job is not None
@@ -575,46 +597,54 @@ class Bench:
 
     def _do_shipped(self) -> None:
         differ, words, pairs = 0, [], []
-        data = str(self._shipped("fashion_mnist_test.npz"))
-        for model in ("fashion_mnist_badnets", "fashion_mnist_clean"):
-            reports = []
-            for device in (self.device, "cpu"):
-                file = str(self._shipped(f"{model}.onnx"))
-                (ran,), _ = self.run([self.scan(file, data, "quick", f"runs/{model}-{len(reports)}", device=device)])
-                reports.append(report_of(ran))
-            there, here = ((r["verdict"], r["targets"]) for r in reports)
-            differ += there != here
+        for model, on_cpu in zip(SHIPPED, self.on_cpu, strict=True):
+            (ran,), _ = self.run([self._shipped_scan(model, self.device)])
+            there, here = report_of(ran), report_of(on_cpu)
+            said = [(r["verdict"], r["targets"]) for r in (there, here)]
+            differ += said[0] != said[1]
             words.append(
-                f"{model}: {in_words(*there)} in {reports[0]['seconds']:.1f} s, CPU {in_words(*here)} in {reports[1]['seconds']:.1f} s"
+                f"{model}: {in_words(*said[0])} in {ran.seconds:.1f} s, CPU: {in_words(*said[1])} in {on_cpu.seconds:.1f} s"
             )
-            pairs.append({"model": model, self.device: there, "cpu": here, "p": [r["p_value"] for r in reports]})
+            kept = ("verdict", "targets", "p_value", "digest")
+            pairs.append({"model": model, "device": {k: there[k] for k in kept}, "cpu": {k: here[k] for k in kept}})
         self.fill("shipped", differ, "measured", "; ".join(words), verdicts=pairs)
 
-    def _shipped(self, file: str) -> Path:
-        """A file of the installed package's zoo."""
-        code = "import onnxspect.models.zoo as zoo; print(zoo._FOLDER)"
+    def _shipped_scan(self, model: str, device: str) -> list[str]:
+        """A scan of a shipped model, on the shipped images."""
+        code = "import onnxspect.models.zoo as zoo, sys; print(*map(zoo.path, sys.argv[1:]), sep='\\n')"
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=self.work, env=self.environment
+            [sys.executable, "-c", code, model, "fashion_mnist_test"],
+            capture_output=True,
+            text=True,
+            cwd=self.work,
+            env=self.environment,
+            check=False,
         )
         if done.returncode:
             raise Failed(f"no shipped models: {(done.stderr.splitlines() or ['?'])[-1]}")
-        return Path(done.stdout.splitlines()[-1]) / file
+        file, data = done.stdout.splitlines()[-2:]
+        # the device asked for may be the CPU too (--tiny): two folders all the same
+        folder = f"runs/{model}-{device}-{len(self.done)}"
+        return self.scan(file, data, "quick", folder, device=device)
 
     def _do_patch(self) -> None:
         options = ["--run", "runs/standard", "--data", "wide.npz", "-o", "patched.onnx", "--method", "unlearn"]
         if self.tiny:  # max-margin convicts nobody
             options += ["--target", "1", "--rounds", "1", "--max-success", "1", "--max-accuracy-lost", "1"]
         (ran,), peak = self.run([self.tool("patch", "wide.onnx", *options, "--device", self.device)])
-        if ran.status != 0:
-            missed = ran.status == 3
-            self.fill("patch", ran.seconds if missed else None, "goals missed" if missed else "failed", ran.complaint)
-            return
-        self.fill("patch", ran.seconds, "measured", "patched and proven", peak_mib=peak)
+        if ran.status == 3:
+            self.fill("patch", ran.seconds, "goals missed", ran.complaint)
+        elif ran.status != 0:
+            raise Failed(ran.complaint)
+        else:
+            self.fill("patch", ran.seconds, "measured", "patched and proven", **({"peak_mib": peak} if peak else {}))
 
     def _do_lite0(self) -> None:
         folder = self.bundle / "imagenet"
         if not folder.is_dir():
-            raise Failed("not in the bundle (make gpu-bundle IMAGENET=DIR)")
+            for name in ("lite0", "lite0_memory"):
+                self.fill(name, None, "skipped", "not in the bundle (make gpu-bundle IMAGENET=DIR)")
+            return
         with zipfile.ZipFile(folder / "lite0.zip") as archive:
             model = archive.extract(archive.namelist()[0], self.work)
         with zipfile.ZipFile(folder / "images.zip") as archive:

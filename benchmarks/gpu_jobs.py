@@ -106,12 +106,12 @@ FULL = Sizes(
 )
 TINY = Sizes(
     networks=(
-        Network("wide", "cifar10", "resnet10_tiny", 2, True, 2, 0.1),
-        Network("signs", "gtsrb", "resnet10_tiny", 2, False, 8, 0.1),
+        Network("wide", "cifar10", "resnet10_tiny", 2, True, 3, 0.05),
+        Network("signs", "gtsrb", "compact_cnn", 2, False, 20, 0.05),
     ),
-    classes=3,
+    classes=4,
     shrink=2,
-    batch=64,
+    batch=32,
     units=3,
     samples=8,
     steps=(2, 12),
@@ -172,7 +172,7 @@ class Images:
 
 
 def unpack(file: Path, part: str, classes: int, shrink: int) -> Images:
-    """One part ("train", "clean", "measure") of a packed data set (gpu_bundle.py), its first `classes` classes."""
+    """One part ("train", "clean", "measure") of a packed data set (gpu_bundle.py); of more than `classes` classes so many, evenly drawn."""
     from PIL import Image
 
     with np.load(file, allow_pickle=False) as archive:
@@ -183,8 +183,9 @@ def unpack(file: Path, part: str, classes: int, shrink: int) -> Images:
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
     tiles = picture.reshape(rows, height, columns, width, channels).transpose(0, 2, 1, 3, 4)
     images = tiles.reshape(rows * columns, height, width, channels)[: len(labels)]
-    kept = labels < classes
-    images, labels = images[kept], labels[kept]
+    stride = max(1, (int(labels.max()) + 1) // classes)
+    kept = (labels % stride == 0) & (labels // stride < classes)
+    images, labels = images[kept], labels[kept] // stride
     if shrink > 1:
         n, height, width = len(images), height // shrink, width // shrink
         images = images.reshape(n, height, shrink, width, shrink, channels).mean((2, 4)).round().astype(np.uint8)
@@ -217,7 +218,9 @@ def prepare(asked: Asked) -> None:
             f"{network.architecture}, {weights / 1e6:.1f} M weights, {len(parts['train'].labels)} images, {network.epochs} epochs: "
             f"accuracy {accuracy:.1%}, attack success {success:.1%}; {len(clean.labels)} clean samples"
         )
-        asked.tell(f"train_{network.name}", seconds, words, accuracy=accuracy, attack_success=success)
+        asked.tell(
+            f"train_{network.name}", seconds, words, accuracy=accuracy, attack_success=success, target=network.target
+        )
 
 
 def stamped(pixels: Tensor) -> Tensor:
