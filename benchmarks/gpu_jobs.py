@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,9 +61,9 @@ class Sizes:
         classes: at most so many of a data set.
         shrink: images are averaged over so many pixels a side.
         batch: images a training step.
-        images: of a bare pass (units times samples a unit).
-        units: of a search step.
-        steps: lengths of the two searches.
+        clean: at most so many clean samples a class.
+        units, samples: of a search step; a bare pass is over units times samples images.
+        steps, profiled: lengths of the two searches that are timed, and of those that are profiled.
         repeats: of a bare pass.
         opened: architectures.
     """
@@ -71,6 +72,7 @@ class Sizes:
     classes: int
     shrink: int
     batch: int
+    clean: int
     units: int
     samples: int
     steps: tuple[int, int]
@@ -87,11 +89,12 @@ FULL = Sizes(
     classes=1000,
     shrink=1,
     batch=512,
+    clean=1000,
     units=10,
     samples=48,
-    steps=(40, 240),
+    steps=(20, 120),
     profiled=(10, 40),
-    repeats=40,
+    repeats=20,
     opened=(
         "lenet5",
         "cifar_cnn",
@@ -112,6 +115,7 @@ TINY = Sizes(
     classes=4,
     shrink=2,
     batch=32,
+    clean=30,
     units=3,
     samples=8,
     steps=(2, 12),
@@ -156,6 +160,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("torch sees no CUDA device (--tiny runs on a CPU)", file=sys.stderr)
         return 4
     asked = Asked(given.work, given.bundle, given.device, given.told, TINY if given.tiny else FULL, given.seed)
+    # as engine/run.py sets it for a scan; cuBLAS reads it once, when it is first used
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     {"prepare": prepare, "steps": steps, "opens": opens}[given.part](asked)
     return 0
 
@@ -169,6 +175,11 @@ class Images:
 
     images: np.ndarray
     labels: np.ndarray
+
+    def at_most(self, n: int) -> Images:
+        """The first n of every class."""
+        kept = np.concatenate([np.flatnonzero(self.labels == c)[:n] for c in np.unique(self.labels)])
+        return Images(self.images[kept], self.labels[kept])
 
 
 def unpack(file: Path, part: str, classes: int, shrink: int) -> Images:
@@ -211,7 +222,7 @@ def prepare(asked: Asked) -> None:
         module = module.to("cpu", memory_format=torch.contiguous_format).eval()
         torch.save(module.state_dict(), asked.work / f"{network.name}.pt")
         export_torch(module, shape, asked.work / f"{network.name}.onnx", dynamo=False)
-        clean = parts["clean"]
+        clean = parts["clean"].at_most(asked.sizes.clean)
         np.savez(asked.work / f"{network.name}.npz", images=clean.images, labels=clean.labels)
         weights = sum(p.numel() for p in module.parameters())
         words = (
@@ -332,7 +343,8 @@ def steps(asked: Asked) -> None:
     sizes, device = asked.sizes, asked.device
     passes = bare_passes(asked)
     best = min(passes, key=lambda name: passes[name])
-    step = search_step(asked)
+    seconds = searcher(asked)
+    step = search_step(seconds, sizes.steps)
     asked.tell(
         "step",
         step,
@@ -343,7 +355,7 @@ def steps(asked: Asked) -> None:
         for name in ("launches", "kernels", "busy"):
             asked.tell(name, None, "no GPU", "skipped")
         return
-    launches, kernels, chip = profiled(asked)
+    launches, kernels, chip = profiled(seconds, sizes.profiled)
     words = ", ".join(f"{n:.1f} {name}" for name, n in launches.items() if n)
     asked.tell("launches", sum(launches.values()), words)
     asked.tell("kernels", kernels)
@@ -459,24 +471,21 @@ def searcher(asked: Asked) -> Callable[[int], float]:
     return seconds
 
 
-def search_step(asked: Asked) -> float:
+def search_step(seconds: Callable[[int], float], lengths: tuple[int, int]) -> float:
     """Milliseconds of one step: what a longer search takes more than a shorter one, by the step; the best of three."""
-    seconds = searcher(asked)
-    short, long = asked.sizes.steps
+    short, long = lengths
     seconds(short)
-    best = {n: min(seconds(n) for _ in range(3)) for n in (short, long)}
+    best = {n: min(seconds(n) for _ in range(3)) for n in lengths}
     return 1000 * max(best[long] - best[short], 1e-9) / (long - short)
 
 
-def profiled(asked: Asked) -> tuple[dict[str, float], float, float]:
+def profiled(seconds: Callable[[int], float], lengths: tuple[int, int]) -> tuple[dict[str, float], float, float]:
     """(calls that launch work, by kind; kernels on the chip; milliseconds that these take), each a step."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
-    seconds = searcher(asked)
-    seconds(asked.sizes.profiled[0])
     counted = []
-    for n in asked.sizes.profiled:
+    for n in lengths:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as watched:
             seconds(n)
         events = watched.events()
@@ -490,7 +499,7 @@ def profiled(asked: Asked) -> tuple[dict[str, float], float, float]:
         ]
         counted.append((launches, len(on_chip), sum(e.time_range.elapsed_us() for e in on_chip) / 1000))
     (a, kernels_a, chip_a), (b, kernels_b, chip_b) = counted
-    more = asked.sizes.profiled[1] - asked.sizes.profiled[0]
+    more = lengths[1] - lengths[0]
     return {k: (b[k] - a[k]) / more for k in a}, (kernels_b - kernels_a) / more, (chip_b - chip_a) / more
 
 
