@@ -11,7 +11,8 @@ This file is the supervisor: it imports nothing but the standard library and sta
 (commands of the tool, or gpu_jobs.py), so that a crash, a full card or a time limit is one row's result. Jobs run in the order of their
 importance; what no longer fits into --minutes is skipped and says so. FILE is written anew after every row.
 
---tiny runs all of it on a CPU in about two minutes, on small networks and images, to show that it works; its figures mean nothing.
+--tiny runs all of it on a CPU in four minutes of processor time, on small networks and images, to show that it works; its figures mean
+nothing.
 """
 
 from __future__ import annotations
