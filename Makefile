@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench-large demo test test-converters zoo-small zoo-full bench clean
+.PHONY: bench-large demo test test-converters zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -52,6 +52,18 @@ bench: $(VENV)/.test
 # A model beyond protobuf's 2 GiB: 15 GiB of memory, 8 GiB of disk.
 bench-large: $(VENV)/.test
 	$(BIN)/python benchmarks/large_model.py --folder build/large --out benchmarks/results/large_model.json
+
+# All that a CUDA machine without network needs, in one folder (docs/gpu.md); IMAGENET is a folder with the 1,000-class network.
+gpu-bundle: $(VENV)/.demo
+	$(BIN)/python benchmarks/gpu_bundle.py --out bundle --data-root $(DATA) $(if $(IMAGENET),--imagenet $(IMAGENET))
+
+# There, with a Python that has torch for CUDA: `make gpu PYTHON=python3`.
+gpu:
+	$(PYTHON) benchmarks/gpu.py --bundle bundle --out benchmarks/results/gpu.json
+
+# Everything in it once on this machine's CPU.
+gpu-tiny: $(VENV)/.demo
+	$(BIN)/python benchmarks/gpu.py --tiny --bundle bundle --minutes 15 --out build/gpu-tiny.json
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

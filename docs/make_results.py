@@ -35,6 +35,7 @@ def page() -> str:
         ("kill_resume.json", _kills),
         ("large_model.json", _large),
         ("preset_times.json", _preset_times),
+        ("gpu.json", _gpu),
     )
     for file, section in sections:
         path = RESULTS / file
@@ -355,6 +356,31 @@ def _preset_times(r: dict[str, Any]) -> str:
         f"## What the presets take\n\n`benchmarks/preset_times.py`, {r['date']}: {r['model']}, {r['samples']} samples, reference "
         f"networks trained anew in each scan.\n\n| preset | CPU seconds | of thorough's | gradient steps on the model | verdict |\n"
         f"|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _gpu(r: dict[str, Any]) -> str:
+    """The table that benchmarks/gpu.py printed, from its file."""
+
+    def cells(row: dict[str, Any]) -> list[str]:
+        unit = f" {row['unit']}" if row["unit"] else ""
+        goal = "-" if row["goal"] is None else f"{row['goal']:g}{unit}"
+        value = row["outcome"] if row["value"] is None else f"{row['value']:.3g}{unit}"
+        if row["value"] is not None and row["outcome"] != "measured":
+            value += f" ({row['outcome']})"
+        met = "-" if row["goal"] is None or row["outcome"] == "skipped" else "no"
+        met = "yes" if row["met"] and row["outcome"] == "measured" else met
+        peak = f"{row['peak_mib'] / 1024:.1f} GiB" if row.get("peak_mib") else "-"
+        return [row["what"], row["before"] or "-", goal, value, met, peak, row["detail"].replace("|", "/")]
+
+    rows = "\n".join("| " + " | ".join(cells(row)) + " |" for row in r["rows"])
+    cards = "; ".join(r["hardware"]["cards"]) or "no card"
+    cut = "" if r.get("ended") else " It was cut off."
+    cut += " With --tiny: the figures mean nothing." if r["tiny"] else ""
+    return (
+        f"## On a GPU\n\n`benchmarks/gpu.py`, {r['date']}: {cards}; {r['hardware']['processor']}, {r['hardware']['threads']} threads; torch "
+        f"{r['versions'].get('torch')}, commit {r['bundle_commit']}, seed {r['seed']}, {r['seconds']:.0f} s in all.{cut} What the rows are: "
+        f"[gpu.md](gpu.md).\n\n| what | before | goal | measured | met | memory | notes |\n|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
 
