@@ -64,7 +64,8 @@ def samples_from(data: Data, size: tuple[int, int, int] | None = None, resize: b
     if _is_loader(data):
         return _of_batches(data, size, resize)
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        items = (data[i] for i in range(len(data)))
+        indexed: Any = data
+        items = (indexed[i] for i in range(len(indexed)))
         return _of_items(items, _names(getattr(data, "classes", ())), size, resize)
     if isinstance(data, Iterable):
         return _of_items(iter(data), _names(getattr(data, "classes", ())), size, resize)
