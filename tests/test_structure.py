@@ -26,14 +26,10 @@ def test_imports_run_one_way(tmp_path: Path) -> None:
         *(ROOT / top for top in ("cli", "converters", "engine", "models")),
     ):
         (package / source.name).symlink_to(source)
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from importlinter.cli import lint_imports_command; lint_imports_command()",
-            "--no-cache",
-        ],
-        cwd=ROOT,
+        [sys.executable, "-c", code, "--no-cache", "--config", str(ROOT / "pyproject.toml")],
+        cwd=tmp_path,  # Python looks in the current folder first
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
