@@ -17,20 +17,10 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_imports_run_one_way(tmp_path: Path) -> None:
-    """On the package as it is installed, with the front door and the rooms in one folder."""
-    package = tmp_path / "onnxspect"
-    package.mkdir()
-    for source in (
-        *(ROOT / "onnxspect").glob("*.py"),
-        *(ROOT / top for top in ("cli", "converters", "engine", "models")),
-    ):
-        (package / source.name).symlink_to(source)
-    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+def test_imports_run_one_way() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", code, "--no-cache", "--config", str(ROOT / "pyproject.toml")],
-        cwd=tmp_path,  # Python looks in the current folder first
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )

@@ -137,7 +137,8 @@ def searching(detectors: Sequence[Detector], search: SearchConfig | Mapping[str,
         known = getattr(detector, "search", None)
         if isinstance(known, SearchConfig):
             config = search if isinstance(search, SearchConfig) else replace(known, **search)
-            detector = replace(detector, search=config)  # type: ignore[type-var]  # it has fields: it is a dataclass
+            changed: Any = detector  # a frozen dataclass, which the base class cannot say
+            detector = replace(changed, search=config)
         found.append(detector)
     if not any(isinstance(getattr(d, "search", None), SearchConfig) for d in found):
         raise OnnxspectError(f"search is given, and {', '.join(d.name for d in found)} searches nothing")
