@@ -147,7 +147,7 @@ def scan(
         text = document.as_json(report)
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
-    return Report(report, folder, resumed)
+        return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:

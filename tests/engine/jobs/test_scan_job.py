@@ -51,6 +51,7 @@ class Planted(Detector):
 
     name: ClassVar[str] = "planted-patch"
     uses_references: ClassVar[bool] = False
+    pair: tuple[float, float] = (0.5, 0.9)  # a setting that JSON knows in another form
 
     def run(self, at_hand: AtHand) -> Evidence:
         mask, pattern = np.zeros((2, 1, SIDE, SIDE), np.float32)
