@@ -453,7 +453,7 @@ def searcher(asked: Asked) -> Callable[[int], float]:
     torch.backends.cudnn.benchmark = False
     engine_run.prepare_process(asked.device)
     subject = Subject.from_onnx(asked.work / "wide.onnx", device=asked.device)
-    samples = Samples.load(asked.work / "wide.npz", subject.size)
+    samples = Samples.load(asked.work / "wide.npz", subject.image_shape)
     units = tuple(Unit(t) for t in range(sizes.units))
 
     def seconds(n: int) -> float:

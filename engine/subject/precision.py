@@ -169,7 +169,8 @@ def _set(values: dict[str, Any]) -> None:
     if "deterministic" in values:
         torch.backends.cudnn.benchmark = values["benchmark"]
         enabled, warn_only = values["deterministic"]
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        # What torch.use_deterministic_algorithms calls, after it has imported torch's compiler: six seconds of a scan, for nothing.
+        torch._C._set_deterministic_algorithms(enabled, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = values["fill"]  # type: ignore[attr-defined]
 
 

@@ -19,10 +19,10 @@ from patch_support import (
     written,
 )
 
-from onnxspect.engine.jobs.patch import _shared, stamps
 from onnxspect.engine.judge.evidence import UNTARGETED, Unit, UnitEvidence
 from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.mitigation.recovered import _shared, stamps
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.training import Retraining, success_rate
 from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn

@@ -108,7 +108,7 @@ def test_the_preprocessing_of_a_subject_is_the_callers() -> None:
     assert opened.known_spec == opened.subject().spec == given
 
 
-@pytest.mark.parametrize("wrong", [None, 3, [1, 2], object(), nn.Module], ids=str)
+@pytest.mark.parametrize("wrong", [None, 3, [1, 2], object(), nn.Module], ids=lambda w: type(w).__name__)
 def test_what_is_no_model_is_told_what_is(wrong: Any) -> None:
     with pytest.raises(OnnxspectError, match=r"is no model.*accepted are the path") as caught:
         open_model(wrong)
