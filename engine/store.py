@@ -6,7 +6,8 @@ folder, and their SHA-256 in the row. An array is named by its hash, so writing 
 whose array is missing or damaged counts as not finished.
 
 A ledger belongs to one *fingerprint*: model, data, settings, seed, device and tool version. Opening the folder with
-another one is refused once anything was found, so results never mix; where the files lie does not count.
+another one is refused once anything was found, so results never mix; where the files lie does not count. An unfinished run
+may go on on another device (a GPU was lost): `devices` then says on which it was, and so does the report.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ FILE = "run.sqlite"
 FORMAT = "1"
 
 
+#: What of a fingerprint may change while a run is unfinished: a GPU that was lost is no reason to lose what it found.
+ELSEWHERE = frozenset({"device", "threads"})
+_DEVICES = "devices"
 #: The name under which the units of a finished detector are kept, beside those of its stages.
 _EVIDENCE_OF = "evidence of {}"
 
@@ -76,12 +80,13 @@ class Ledger:
     Args:
         folder: created if it does not exist.
         fingerprint: everything the results depend on; None opens whatever is there, for reading.
+        movable: an unfinished run may go on on another device.
 
     Raises:
         OnnxspectError: the folder holds another run, is in use, is damaged, or cannot be written.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None, movable: bool = False) -> None:
         self.folder = folder
         self._lock: IO[bytes] | None = None
         if fingerprint is None and not (folder / FILE).is_file():
@@ -103,9 +108,9 @@ class Ledger:
                 f"{folder / FILE}: damaged, or not a run of onnxspect ({error})", "scan again into another --out"
             ) from error
         if fingerprint is not None:
-            self._claim(fingerprint)
+            self._claim(fingerprint, movable)
 
-    def _claim(self, fingerprint: Mapping[str, Any]) -> None:
+    def _claim(self, fingerprint: Mapping[str, Any], movable: bool) -> None:
         text = json.dumps(fingerprint, sort_keys=True)
         with self._transaction():
             known = self.fact("fingerprint")
@@ -118,6 +123,13 @@ class Ledger:
             old, new = dict(json.loads(known)), json.loads(text)
         # Where a file lies is told, but what it holds is what counts.
         differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not k.endswith(" path"))
+        if differing and movable and set(differing) <= ELSEWHERE and self.fact("report") is None:
+            moved = json.loads(self.fact(_DEVICES) or "[]") or [old["device"]]
+            if moved[-1] != new["device"]:
+                moved.append(new["device"])
+            self.set_fact(_DEVICES, json.dumps(moved))
+            self.set_fact("fingerprint", text)
+            return
         if differing and self._started():
             self.close()
             raise OnnxspectError(
@@ -125,6 +137,11 @@ class Ledger:
             )
         if differing:  # a scan that was refused before it found anything: mended, it may use the folder
             self.set_fact("fingerprint", text)
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices that an unfinished run was moved over, in order; none where it stayed on one."""
+        return [str(d) for d in json.loads(self.fact(_DEVICES) or "[]")]
 
     def _started(self) -> bool:
         """Whether anything was found here."""

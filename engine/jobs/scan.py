@@ -110,7 +110,7 @@ def scan(
     if searched:
         fingerprint["searched classes"] = list(searched)
     folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"
-    with Ledger(folder, fingerprint) as ledger:
+    with Ledger(folder, fingerprint, movable=True) as ledger:
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
@@ -126,7 +126,8 @@ def scan(
         baseline = _reference_folder(folder, references)
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
-        with Ledger(baseline, _baseline_fingerprint(fingerprint, checked.subject, able)) as reference_ledger:
+        of_references = _baseline_fingerprint(fingerprint, checked.subject, able)
+        with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
             at_hand = AtHand(
@@ -141,7 +142,7 @@ def scan(
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         report = document.build(
-            checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond, searched
+            checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond, searched, ledger.devices
         )
         pictures.draw(report, evidence, samples, folder)
         text = document.as_json(report)

@@ -38,12 +38,15 @@ def build(
     seconds: float,
     beyond: Unreached,
     searched: Sequence[int] = (),
+    devices: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report of one scan, as plain JSON values.
 
     Args:
         subject, samples, checked, evidence, verdict, run, preset, seconds: of the scan.
+        beyond: what no search could reach.
         searched: the classes that it was narrowed to; none stands for all.
+        devices: those that an interrupted scan was moved over; none where it stayed on one.
     """
     names = samples.names
     report: dict[str, Any] = {
@@ -79,7 +82,13 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
-        "limits": [*_narrowed(searched), *_of_samples(samples, subject.classes), *beyond.limits, *limits(evidence)],
+        "limits": [
+            *_narrowed(searched),
+            *_moved(devices),
+            *_of_samples(samples, subject.classes),
+            *beyond.limits,
+            *limits(evidence),
+        ],
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),
@@ -142,6 +151,12 @@ def _of_samples(samples: Samples, classes: int) -> list[str]:
             "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
         )
     return told
+
+
+def _moved(devices: Sequence[str]) -> list[str]:
+    """An interrupted scan that went on elsewhere is no scan that can be repeated to the last bit."""
+    where = ", then on ".join(devices)
+    return [f"Searched on {where}: on one device alone the last digits would be others."] if devices else []
 
 
 def _narrowed(searched: Sequence[int]) -> list[str]:

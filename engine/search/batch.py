@@ -1,9 +1,9 @@
 """The loop over gradient steps for one batch of units, on whatever device.
 
 All that a step reads and writes are tensors that stay where they are (`_Loop`), so that the same step can be run by the host,
-operation by operation, or be recorded once as a CUDA graph and replayed (stepper.py). A step asks the host nothing: the host
-looks every so many steps which units are done (`Pace`). A unit that is done changes no more, and when enough are, the others
-are packed together. On a CPU, where asking costs nothing, the host looks after every step.
+operation by operation, or be recorded once as a CUDA graph and replayed (engine/subject/stepper.py). A step asks the host
+nothing: the host looks every so many steps which units are done (`Pace`). A unit that is done changes no more, and when enough
+are, the others are packed together. On a CPU, where asking costs nothing, the host looks after every step.
 
 Searched in a fast format (engine/subject/precision.py), a batch ends with `judge`: cost and success of every best state are
 measured again in IEEE float32, and only that counts. A state that no longer satisfies the constraint has at most `WIN_BACK`
@@ -24,7 +24,7 @@ from torch import Tensor
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.search.objective import Measured, Memory, Objective
 from onnxspect.engine.search.perturbation import State
-from onnxspect.engine.search.stepper import make_stepper
+from onnxspect.engine.subject.stepper import make_stepper
 from onnxspect.engine.subject.subject import Subject
 
 #: Steps in float32 that a best state, found in a fast format, has to satisfy the constraint again.
@@ -118,6 +118,11 @@ class Pace:
     def of(cls, device: str) -> Pace:
         """After every step on a CPU; on a GPU, whose queue a look empties, after sixteen."""
         return cls(1, 1.0) if device == "cpu" else cls(16, 0.5)
+
+    @classmethod
+    def of_few(cls, device: str) -> Pace:
+        """For a few steps that may end at once, and are slow beside a look: in float32 on a GPU."""
+        return cls(1, 1.0) if device == "cpu" else cls(2, 0.75)
 
 
 @dataclass
@@ -272,7 +277,7 @@ class Batch:
 
     def run(self) -> None:
         """All steps of all units."""
-        self._loop = self._run(self._loop, self.config)
+        self._loop = self._run(self._loop, self.config, self.pace)
 
     def judge(self) -> None:
         """Measure every best state again in the precision that holds now; win back those that fall short."""
@@ -297,7 +302,9 @@ class Batch:
             end.pool, short.index, short.targets, short.best, short.constants, self.objective.memory(short.best)
         )
         restarted.multiplier.copy_(short.multiplier / config.raise_by**1.5)
-        won = self._run(restarted, replace(config, steps=WIN_BACK, stop_at_success=True))
+        won = self._run(
+            restarted, replace(config, steps=WIN_BACK, stop_at_success=True), Pace.of_few(self.subject.device)
+        )
         end.best_cost[lost], end.best_success[lost] = won.best_cost, won.best_success
         end.last_success[lost] = won.last_success
         end.steps[lost] += won.steps
@@ -329,21 +336,21 @@ class Batch:
             for i, unit in enumerate(self.units)
         ]
 
-    def _run(self, loop: _Loop, config: SearchConfig) -> _Loop:
+    def _run(self, loop: _Loop, config: SearchConfig, pace: Pace) -> _Loop:
         """The loop's units when all are done, in their order."""
         ended: list[_Loop] = []
         taken = 0
         while True:
             images = loop.images() if self.subject.device == "cpu" else None
             step = make_stepper(
-                partial(self._step, loop, config, images),
+                partial(self._step, loop, config, pace, images),
                 self.subject.module,
                 self.subject.device,
                 config.steps - taken,
             )
             units = left = len(loop.active)
-            while taken < config.steps and (left == units or left > self.pace.pack_at * units):
-                for _ in range(min(self.pace.look_every, config.steps - taken)):
+            while taken < config.steps and (left == units or left > pace.pack_at * units):
+                for _ in range(min(pace.look_every, config.steps - taken)):
                     step()
                     taken += 1
                 left = int(loop.active.sum())
@@ -358,7 +365,7 @@ class Batch:
         pixels = loop.images() if images is None else images
         return self.objective.measure(self.subject, state, loop.constants, pixels, loop.targets, loop.multiplier)
 
-    def _step(self, loop: _Loop, config: SearchConfig, images: Tensor | None) -> None:
+    def _step(self, loop: _Loop, config: SearchConfig, pace: Pace, images: Tensor | None) -> None:
         """One gradient step of every unit that is not done; asks the host nothing."""
         leaves = {k: v.detach().requires_grad_(True) for k, v in loop.state.items()}
         found = self._measure(loop, leaves, images)
@@ -366,7 +373,7 @@ class Batch:
         gradients = torch.autograd.grad(losses.sum(), list(leaves.values()))
         with torch.no_grad():
             loop.step.add_(1)
-            active = None if self.pace.at_once else loop.active
+            active = None if pace.at_once else loop.active
             finite = torch.isfinite(losses)
             _put(loop.broken, torch.where(finite, torch.zeros_like(loop.broken), loop.broken + 1), active)
             _remember(loop, config, found, finite, active)

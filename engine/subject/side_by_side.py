@@ -5,7 +5,7 @@ apart; BatchNorm works channel by channel anyway; the last layer is a batched ma
 batches and gets its own gradients, and differs from one that is trained alone by the order of floating-point sums only.
 
 A step reads its batch out of the training images, which lie on the device, by the step's number, which lies there too: it
-takes nothing from the host, so that it can be recorded (cuda_graph.py). Parameters of all networks are views of one
+takes nothing from the host, so that it can be recorded (stepper.py). Parameters of all networks are views of one
 vector, and AdamW (Loshchilov, Hutter, 2019, arXiv:1711.05101) is seven operations on it.
 """
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.engine.subject.cuda_graph import repeatable
 from onnxspect.engine.subject.small_network import SmallNetwork
+from onnxspect.engine.subject.stepper import make_stepper
 
 #: Of one training step: rows of the images ``(batch,)`` int64, and by how many pixels they are rolled (down, right).
 Batch = tuple[Tensor, tuple[int, int]]
@@ -62,7 +62,10 @@ def train_side_by_side(
     if not sizes:
         return
     together = _Together(networks, images, labels, batches, device, learning_rate, weight_decay, arithmetic)
-    run = {size: repeatable(partial(together.step, size), together.state, device) for size in dict.fromkeys(sizes)}
+    run = {
+        size: make_stepper(partial(together.step, size), together, device, sizes.count(size))
+        for size in dict.fromkeys(sizes)
+    }
     for size in sizes:
         run[size]()
     together.hand_back(networks, len(sizes))
@@ -116,7 +119,7 @@ class _Together:
 
     @property
     def state(self) -> list[Tensor]:
-        """What a step changes."""
+        """What a step changes: always at the same addresses."""
         return [self._vector, self._first, self._second, self._now, *self._means, *self._variances]
 
     def step(self, size: int) -> None:

@@ -343,3 +343,24 @@ def test_where_a_file_lies_is_not_what_it_is(tmp_path: Path) -> None:
         ledger.commit("nc", [unit(0)])
     with Ledger(tmp_path / "run", FINGERPRINT | {"model path": "b.onnx"}) as ledger:
         assert len(ledger.units("nc")) == 1
+
+
+def test_an_unfinished_run_may_go_on_on_another_device(tmp_path: Path) -> None:
+    """A GPU that was lost takes nothing with it that was found; which devices there were is kept."""
+    on_gpu = {"model": "abc", "device": "cuda", "threads": 0}
+    on_cpu = on_gpu | {"device": "cpu", "threads": 2}
+    with Ledger(tmp_path / "run", on_gpu, movable=True) as ledger:
+        ledger.commit("nc", [unit(0)])
+        assert ledger.devices == []
+    with pytest.raises(OnnxspectError, match="other device, threads"):
+        Ledger(tmp_path / "run", on_cpu)
+    with Ledger(tmp_path / "run", on_cpu, movable=True) as ledger:
+        assert len(ledger.units("nc")) == 1
+        assert ledger.devices == ["cuda", "cpu"]
+    with Ledger(tmp_path / "run", on_cpu, movable=True) as ledger:
+        assert ledger.devices == ["cuda", "cpu"]
+        ledger.set_fact("report", "{}")
+    with pytest.raises(OnnxspectError, match="other device"):
+        Ledger(tmp_path / "run", on_gpu, movable=True)
+    with pytest.raises(OnnxspectError, match="other model"):
+        Ledger(tmp_path / "run", on_cpu | {"model": "def"}, movable=True)

@@ -190,7 +190,7 @@ def test_references_trained_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     alone = train_references(quadrant_subject(), FIT, CHECK, RunContext())
     assert len(found) == len(alone) == COUNT
     for a, b in zip(found, alone, strict=True):
-        assert a.size == (1, SIDE, SIDE)
+        assert a.image_shape == (1, SIDE, SIDE)
         assert a.classes == CLASSES
         np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=0.05, atol=0.05)
 
@@ -255,7 +255,7 @@ def test_the_recording_is_the_eager_step(monkeypatch: pytest.MonkeyPatch) -> Non
     networks = []
     for recorded in (True, False):
         if not recorded:
-            monkeypatch.setattr(side_by_side, "repeatable", eager)
+            monkeypatch.setattr(side_by_side, "make_stepper", eager)
         found, images, labels, batches = material((3, 12, 10), 61)
         train_side_by_side(found, images, labels, batches, "cuda", LEARNING_RATE, WEIGHT_DECAY)
         networks.append(found)

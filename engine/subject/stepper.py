@@ -1,7 +1,7 @@
-"""How a step of the search is run: by the host, operation by operation, or as a CUDA graph that was recorded once.
+"""How a step that is repeated many times is run: by the host, operation by operation, or as a CUDA graph recorded once.
 
-A step of the search launches hundreds of small kernels; launched one by one, a small network's step is the host's time and
-not the chip's. `Recorded` runs the first steps by the host (they are steps like any other, and let libraries choose their
+A step of a search, or of training a small network, launches hundreds of small kernels; launched one by one, it is the host's
+time and not the chip's. `Recorded` runs the first steps by the host (they are steps like any other, and let libraries choose their
 algorithms and allocate their work spaces), records one step without running it, and replays it from then on. What a step
 reads and writes must therefore be tensors that stay where they are, and it must ask the host nothing.
 
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 #: A recorded step pays from about so many steps on: recording costs the host what a few steps cost it.
-WORTH_RECORDING = 24
+WORTH_RECORDING = 48
 #: Steps that the host runs before one is recorded.
 WARM_UP = 3
 
@@ -36,7 +36,7 @@ def make_stepper(body: Callable[[], None], network: object, device: str, steps: 
     """
     if not device.startswith("cuda") or steps < WORTH_RECORDING or network in _unrecordable:
         return body
-    return Recorded(body, network)
+    return Recorded(body, network, device)
 
 
 class Recorded:
@@ -45,13 +45,14 @@ class Recorded:
     Args:
         body: one step.
         network: whose step it is.
+        device: "cuda" or "cuda:1".
     """
 
-    def __init__(self, body: Callable[[], None], network: object) -> None:
-        self._body, self._network = body, network
+    def __init__(self, body: Callable[[], None], network: object, device: str) -> None:
+        self._body, self._network, self._device = body, network, torch.device(device)
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._stream = torch.cuda.Stream()
+        self._stream = torch.cuda.Stream(self._device)
 
     def __call__(self) -> None:
         """One step."""
@@ -68,7 +69,7 @@ class Recorded:
 
     def _beside(self, work: Callable[[], None]) -> None:
         """Run `work` on the stream that is recorded on later, after what is under way and before what comes."""
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             work()
@@ -94,7 +95,7 @@ class Recorded:
                 except RuntimeError as error:
                     refused.append(error)
 
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         self._beside(record)
         if not refused:
             return graph
