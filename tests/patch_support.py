@@ -17,12 +17,12 @@ from onnx import helper, numpy_helper
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger
-from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import Aimed, Trigger
 
 TARGET = 2
 #: Where the checkerboard is planted.
@@ -148,7 +148,6 @@ def proven(
     return verify(out, subject.file.path, UNSEEN, InputSpec(), true, goals, opened=opened_both)
 
 
-def planted(trigger: Trigger | None = None) -> dict[str, tuple[int, Stamp]]:
+def planted(trigger: Trigger | None = None) -> dict[str, Aimed]:
     """The true trigger, as `verify` takes it."""
-    arrays = dict((trigger or patch_trigger()).arrays)
-    return {"planted": (TARGET, lambda images: stamp(images, arrays))}
+    return {"planted": trigger or patch_trigger()}

@@ -96,6 +96,5 @@ class Finding:
 
 def _carried(unit: UnitEvidence, usual: np.ndarray) -> Found:
     """A trigger with what it changes in a usual image."""
-    trigger = unit.trigger
-    change = trigger["delta"] if "delta" in trigger else trigger["mask"] * (trigger["pattern"] - usual)
-    return replace(as_found(unit), difference=np.asarray(change))
+    found = as_found(unit)
+    return replace(found, difference=found.trigger.changed_in(usual))

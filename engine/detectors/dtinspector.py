@@ -62,10 +62,11 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
 from onnxspect.engine.search.objective import Measured, Objective
-from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State, stamp
+from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import stamp
 
 NAME = "dtinspector"
 #: 001, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
@@ -458,7 +459,7 @@ def _with_paper_rule(units: Sequence[UnitEvidence], group: int) -> tuple[UnitEvi
 def leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int) -> np.ndarray:
     """Which images ``(n, channels, height, width)`` are not of class `label` with the patch on ``(n,)``; their share is the
     transfer ratio of sec. 3.3."""
-    left: np.ndarray = subject.predict(stamp(images, dict(patch))).argmax(1) != label
+    left: np.ndarray = subject.predict(stamp(images, patch)).argmax(1) != label
     return left
 
 

@@ -37,17 +37,18 @@ from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.jobs.patch import stamps
-from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
+from onnxspect.engine.jobs.patch import named
+from onnxspect.engine.mitigation.training import trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import Session, TrainingSet, activations, open_training_set, penultimate
-from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that use the triggers of a scan.
@@ -148,7 +149,9 @@ def cleanse(
     subject = Subject.from_onnx(model, chosen, run.device)
     training = open_training_set(train, subject.size)
     subject = subject.settled(training.shape)
-    notes = check_labels(training, subject.classes)
+    check_labels(training, subject)
+    sizes = np.bincount(training.labels, minlength=subject.classes)
+    notes = [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
     part = _part(training, run)
     if finding is not None:
         finding.check(subject, Path(run_folder or ""))
@@ -187,7 +190,11 @@ def cleanse(
         "removed": int(removed.sum()),
         "kept": int((~removed).sum()),
         "rates": vars(rates(removed, training.labels, poisoned)) if poisoned is not None else None,
-        "triggers": [{"method": m, "target": t.target, "source": t.source} for m, ts in by_method.items() for t in ts],
+        "triggers": [
+            {"method": m, "target": t.trigger.target, "source": t.trigger.source}
+            for m, ts in by_method.items()
+            for t in ts
+        ],
         "notes": notes,
         "seed": run.seed,
     }
@@ -209,22 +216,6 @@ def cleanse(
         }
     write_atomically(folder / "cleansing.json", as_json(report).encode())
     return Cleansed(report, folder, scores, removed, proof)
-
-
-def check_labels(training: TrainingSet, classes: int) -> list[str]:
-    """Notes on classes without samples.
-
-    Raises:
-        OnnxspectError: a label that the model does not have.
-    """
-    most = int(training.labels.max())
-    if most >= classes:
-        raise OnnxspectError(
-            f"{training.path}: label {most}, but the model has {classes} classes",
-            "this is not the model's training set, or its labels do not count from 0",
-        )
-    sizes = np.bincount(training.labels, minlength=classes)
-    return [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
 
 
 def _triggers(
@@ -305,9 +296,10 @@ def _score(
             nothing = np.full(len(training), np.nan)
             return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
         if method == CARRIERS:
-            return by_found([(t.target, t.difference) for t in found if t.difference is not None], training, seed, run)
+            carried = [(f.trigger.target, f.difference) for f in found if f.difference is not None]
+            return by_found(carried, training, seed, run)
         if method == PRESENCE:
-            differences = {t.target: t.difference for t in found if t.difference is not None}
+            differences = {t.trigger.target: t.difference for t in found if t.difference is not None}
             return by_presence(differences, training, seed, run)
         return by_trigger(
             method,
@@ -394,18 +386,18 @@ def _retrained(
     values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)
-    named = stamps(tuple(Trigger(t.target, t.arrays) for t in patterns))
-    return verify(out, file.path, apart, subject.spec, named, Goals(), run.device)
+    to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
+    return verify(out, file.path, apart, subject.spec, named(to_all), Goals(), run.device)
 
 
 def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:
     """The removed samples as they are, labelled by what they are taken for without their trigger."""
     labels = removed.labels.copy()
     background = removed.images.mean(0)
-    for pattern in patterns:
-        rows = np.flatnonzero(removed.labels == pattern.target)
+    for trigger in (p.trigger for p in patterns):
+        rows = np.flatnonzero(removed.labels == trigger.target)
         if len(rows):
-            answers = subject.predict(without(removed.images[rows], pattern.arrays, background)).argmax(1)
-            labels[rows] = np.where(answers != pattern.target, answers, labels[rows])
+            answers = subject.predict(without(removed.images[rows], trigger.arrays, background)).argmax(1)
+            labels[rows] = np.where(answers != trigger.target, answers, labels[rows])
     changed = np.flatnonzero(labels != removed.labels)
     return replace(removed.take(changed), labels=labels[changed])

@@ -32,26 +32,25 @@ from onnxspect.engine.detectors.dtinspector import NAME as DTINSPECTOR
 from onnxspect.engine.detectors.training_difference import NAME as TRAINING_DIFFERENCE
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
-from onnxspect.engine.judge.evidence import UNTARGETED, UnitEvidence, foremost
+from onnxspect.engine.judge.evidence import UnitEvidence, foremost
 from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
-from onnxspect.engine.mitigation.method import Case, Method, Trigger
+from onnxspect.engine.mitigation.method import Case, Method
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
-from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.preprocessing import check_labels
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.
 FIT_SHARE = 0.8
 #: A patch is judged on at least so many samples: even none of twenty leaves one in seven possible (95 %).
 FEWEST_JUDGES = 20
-#: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
-JUDGED_ON_FEW = 1.645
 #: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
 #: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
 LOST_OF_CHANGED = 0.25
@@ -129,9 +128,8 @@ def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> li
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
     for unit in foremost(able, statistic):
-        trigger = as_trigger(unit)
-        if trigger is not None:
-            return [trigger]
+        if unit.stampable is not None:
+            return [unit.stampable]
     return []
 
 
@@ -144,16 +142,8 @@ def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigg
     rows = [u for u in units if u.unit.shared and u.unit.target in targets]
     if len({u.unit.target for u in rows}) < 2:
         return []
-    trigger = as_trigger(rows[0])
+    trigger = rows[0].stampable
     return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
-
-
-def as_trigger(unit: UnitEvidence) -> Trigger | None:
-    """A unit's trigger, where it is one change of the pixels of any image."""
-    if not unit.in_pixels:
-        return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
-    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
-    return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
 
 
 @dataclass(frozen=True)
@@ -339,8 +329,7 @@ def patch(
     check_writable(file, Path(out))
     samples = Samples.load(data, subject.size, resize)
     subject = subject.settled(samples.shape)
-    if samples.labels.max() >= subject.classes:
-        raise OnnxspectError(f"{data}: label {samples.labels.max()}, but the model has {subject.classes} classes")
+    check_labels(samples, subject)
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:
         raise OnnxspectError(
@@ -429,7 +418,7 @@ def _try(
         judges = case.guard if method.trains else case.clean
         opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
         proof = verify(
-            trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
+            trial, file.path, judges, subject.spec, named(case.triggers), wanted, case.run.device, opened=opened
         )
         left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
     attempt = Attempt(
@@ -458,14 +447,13 @@ def _reachable(report: Mapping[str, Any]) -> list[int]:
     return [c["index"] for c in report["classes"] if any(v is not None for v in c["statistic"].values())]
 
 
-def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | None]]:
-    """Recovered triggers as `verify` takes them."""
-    named: dict[str, tuple[int, Stamp, int | None]] = {}
+def named(triggers: Sequence[Trigger]) -> dict[str, Aimed]:
+    """Recovered triggers as `verify` takes them: each under a name of its own."""
+    by_name: dict[str, Aimed] = {}
     for t in triggers:
         aim = "other" if t.target == UNTARGETED else t.target
         name = f"recovered-{aim}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
-        while name in named:
+        while name in by_name:
             name += "'"
-        arrays = dict(t.arrays)
-        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays), t.source)  # type: ignore[misc]
-    return named
+        by_name[name] = t
+    return by_name

@@ -14,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.patch import read_finding, stamps
-from onnxspect.engine.judge.evidence import UNTARGETED
-from onnxspect.engine.mitigation.method import Trigger
+from onnxspect.engine.jobs.patch import named, read_finding
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
+from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
 def prove(
@@ -65,12 +64,12 @@ def prove(
     samples = Samples.load(data, subject.size, resize)
     subject = subject.settled(samples.shape)
     check_labels(samples, subject)
-    triggers: dict[str, tuple[int, Stamp, int | None]] = {}
+    triggers: dict[str, Aimed] = {}
     finding = read_finding(Path(run_folder)) if run_folder is not None else None
     if finding is not None:
         if subject.file is None or finding.report["model"]["sha256"] != subject.file.sha256:
             raise OnnxspectError(f"{run_folder}: the run belongs to another model ({finding.report['model']['path']})")
-        triggers |= stamps(finding.triggers)
+        triggers |= named(finding.triggers)
         if not triggers and not trigger and rescan is None:
             raise OnnxspectError(
                 f"{run_folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
@@ -84,7 +83,7 @@ def prove(
         name = path.stem
         while name in triggers:
             name += "'"
-        triggers[name] = next(iter(stamps((own,)).values()))
+        triggers[name] = own
     if spec is None and finding is not None:
         chosen = finding.spec
     else:
@@ -113,7 +112,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise OnnxspectError(f"{path}: not a readable npz file") from error
-    if "target" not in arrays or not ({"mask", "pattern"} <= set(arrays) or "delta" in arrays):
+    if "target" not in arrays or not in_pixels(arrays):
         raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
     names = ("mask", "pattern") if "mask" in arrays else ("delta",)
     kept = {}

@@ -24,11 +24,10 @@ from torch.nn import functional
 from onnxspect.converters.lowering.ops.normalization import batch_normalization
 from onnxspect.converters.proof.writeback import TRAINABLE, roles
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
 from onnxspect.engine.run import Observer
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Changes a batch of images ``(n, channels, height, width)`` before the student sees them, given the student's frozen
 #: present state and a generator to draw from.
@@ -139,9 +138,9 @@ class Guard:
 def _stronger(trigger: Trigger) -> Iterator[Trigger]:
     """Those that `Epoch.stronger` is of."""
     if trigger.smallest:
-        yield replace(trigger, arrays=strengthened(trigger, STRONGER))
-    if "mask" in trigger.arrays:
-        yield replace(trigger, arrays=hardened(trigger, HARD))
+        yield trigger.strengthened(STRONGER)
+    if trigger.masked:
+        yield trigger.hardened(HARD)
 
 
 def retrain(
@@ -289,7 +288,7 @@ def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: n
     rows = np.flatnonzero(trigger.counts_on(samples.labels, before.argmax(1)))
     if not len(rows):
         raise OnnxspectError(f"no samples of any class but {trigger.target} to measure the trigger on")
-    answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
+    answers = subject.predict(trigger.apply(samples.images[rows])).argmax(1)
     return float(trigger.leads(answers, samples.labels[rows]).mean())
 
 

@@ -7,7 +7,7 @@ share of clean images that it rejects must stay under the promised false-positiv
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,18 +24,15 @@ from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.converters.proof.oracle import Oracle, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
-from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, open_file
+from onnxspect.engine.trigger import UNTARGETED, Aimed
 
-#: Standard errors by which the share of rejected clean images may miss its goal: one-sided 95 %.
-_CHANCE = 1.645
-#: Applies a trigger to pixels ``(n, channels, height, width)`` in [0, 1].
-Stamp = Callable[[np.ndarray], np.ndarray]
+#: Standard errors by which what is measured on a few samples may miss its goal by chance: one-sided 95 %.
+JUDGED_ON_FEW = 1.645
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class Goals:
         success: the most that any trigger may still succeed (ASR).
         accuracy_lost: the most clean accuracy that may be lost, as a share (0.01 is one point).
         errors: standard errors of the measurement by which either may miss its goal. 0 takes the measured figures as they
-            are; a patch is judged on few samples before it is written, and there one-sided 95 % (1.645) is fair.
+            are; a patch is judged on few samples before it is written, and there one-sided 95 % (JUDGED_ON_FEW) is fair.
         rejected: the most clean images that a guarded file may reject.
     """
 
@@ -183,7 +180,7 @@ class Verification:
         if self.rejected is not None:
             error = (self.rejected * (1 - self.rejected) / self.samples) ** 0.5
             # A threshold calibrated to a share is above it on half of all fresh samples: chance alone is no miss.
-            if self.rejected > self.goals.rejected + max(0.5 / self.samples, _CHANCE * error):
+            if self.rejected > self.goals.rejected + max(0.5 / self.samples, JUDGED_ON_FEW * error):
                 missed.append(
                     f"{self.rejected:.1%} of clean images are rejected (at most {self.goals.rejected:.1%} is allowed)"
                 )
@@ -237,7 +234,7 @@ def verify(
     original: Path,
     samples: Samples,
     spec: InputSpec,
-    triggers: Mapping[str, tuple[int, Stamp] | tuple[int, Stamp, int | None]],
+    triggers: Mapping[str, Aimed],
     goals: Goals | None = None,
     device: str = "cpu",
     timed: bool = False,
@@ -251,8 +248,7 @@ def verify(
         patched, original: the files.
         samples: clean samples, best those that neither the search nor the patch has seen.
         spec: how pixels are fed to both.
-        triggers: name -> (target class, how it is stamped), and perhaps the class whose images it is stamped on (all
-            but the target by default).
+        triggers: by name; recovered ones (Trigger) or an attacker's own (KnownChange).
         goals: what must hold.
         device: "cpu" or "cuda".
         timed: measure the latency of both files too.
@@ -275,12 +271,12 @@ def verify(
     (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
-    for name, (target, apply, *sources) in triggers.items():
-        trigger = Trigger(target, {}, sources[0] if sources else None)
+    for name, trigger in triggers.items():
+        target = trigger.target
         rows = np.flatnonzero(trigger.counts_on(samples.labels, clean_old if target == UNTARGETED else None))
         if not len(rows):
             raise OnnxspectError(f"no samples of any class but {target} to measure trigger {name} on")
-        stamped = apply(samples.images[rows])
+        stamped = trigger.apply(samples.images[rows])
         if stamped.shape != samples.images[rows].shape:
             raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")
         stamped_images[name] = stamped

@@ -28,7 +28,6 @@ from onnxspect.engine.mitigation.graph_edit import Filter, Reading
 from onnxspect.engine.mitigation.input_filter import FORMS, InputFilter
 from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.mitigation.verify import Goals, verify
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
@@ -57,7 +56,7 @@ def test_the_file_runs_at_any_batch_size_and_keeps_its_outputs(tmp_path: Path) -
     before, after = Oracle(subject.file.path), Oracle(out)
     assert list(after.outputs) == [*before.outputs, "backdoor_score", "rejected"]
     assert [after.outputs[n][1] for n in ("backdoor_score", "rejected")] == ["tensor(float)", "tensor(bool)"]
-    images = stamp(UNSEEN.images, dict(patch_trigger().arrays))
+    images = patch_trigger().apply(UNSEEN.images)
     whole = after.run({"image": images})
     for n in (1, 2, 7):
         logits, score, rejected = after.run({"image": images[:n]})

@@ -14,16 +14,15 @@ from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
 from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Lesson, Unlearn, Unlearned, _of_sources
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import KnownChange, Trigger, stamp
 
 TARGET = 2
 SHORT = Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2, shift=0)
@@ -63,7 +62,7 @@ def test_the_patched_file_holds(planted: Subject, planted_file: Path, outcome: U
     out = tmp_path / "patched.onnx"
     write_model(model, planted.file, out)
     arrays = dict(patch_trigger().arrays)
-    stamps = {"planted": (TARGET, lambda images: stamp(images, arrays))}
+    stamps = {"planted": KnownChange(TARGET, lambda images: stamp(images, arrays))}
     proof = verify(out, planted_file, UNSEEN, InputSpec(), stamps)
     assert proof.holds, proof.failures
     (effect,) = proof.triggers

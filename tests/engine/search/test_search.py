@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import cross_entropy, laid_out
-from onnxspect.engine.search.perturbation import MaskPattern, stamp
+from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import (
     SearchConfig,
     Unit,
@@ -28,6 +28,7 @@ from onnxspect.engine.search.search import (
 )
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import stamp
 
 SHAPE = (1, SIDE, SIDE)
 CONFIG = SearchConfig(steps=250, samples=24, settle=40)
