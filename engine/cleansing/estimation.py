@@ -18,7 +18,7 @@ from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.run import RunContext, tool_version
 from onnxspect.engine.search.search import search
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject.activations import Session, TrainingSet
+from onnxspect.engine.subject.activations import TrainingSet, file_classifier
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
@@ -51,9 +51,9 @@ def chooser(subject: Subject, training: TrainingSet, part: Samples, as_written: 
         return best if as_written else estimate_again(best, judged, subject, part, classify, run)
 
     def classify(images: np.ndarray) -> np.ndarray:
-        return session.run(images)[0]
+        return asked.run(images)[0]
 
-    session = Session(subject, [])
+    asked = file_classifier(subject)
     return choose
 
 

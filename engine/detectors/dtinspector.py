@@ -52,7 +52,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.converters.lowering.taps import cuts, with_outputs
+from onnxspect.converters.lowering.taps import cuts
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.carriers import foreign, shared_pixels
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
@@ -61,6 +61,7 @@ from onnxspect.engine.detectors.training_set import check_agreement, check_train
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
+from onnxspect.engine.search.embedding import embed
 from onnxspect.engine.search.objective import Measured, Objective
 from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult
@@ -314,7 +315,7 @@ class _Groups:
         self.pool = at_hand.found_on
         rows = at_hand.run.numpy_generator(NAME, "held out").permutation(len(at_hand.held_out))
         self.clean = at_hand.held_out.take(np.sort(rows[: settings.held_out]))
-        self._features = penultimate(at_hand.subject) if settings.data_inspection else None
+        self._features = features_of(at_hand.subject) if settings.data_inspection else None
         self._confident: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def confident(self, z: int) -> tuple[np.ndarray, np.ndarray]:
@@ -362,7 +363,7 @@ class _Groups:
         return float((softmax(high) * (log_softmax(high) - log_softmax(low))).sum())
 
 
-def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
+def features_of(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
     """Pixels ``(n, channels, height, width)`` to the values ``(n, features)`` float64 at the last cut before the last layer.
 
     None where the subject is a live module without a graph, or its graph has no such cut.
@@ -372,12 +373,12 @@ def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
     before = [tap for tap in cuts(subject.lowered) if tap.depth < 1]
     if not before:
         return None
-    module = with_outputs(subject.lowered, [before[-1].name]).module
+    embedding = embed(subject, before[-1].name)
 
     def features(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             given = torch.from_numpy(np.ascontiguousarray(pixels)).to(subject.device)
-            return np.asarray(module(subject.spec.encode(given)).flatten(1).double().cpu().numpy())
+            return np.asarray(embedding(given).double().cpu().numpy())
 
     return features
 

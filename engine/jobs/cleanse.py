@@ -31,20 +31,28 @@ from onnxspect.engine.cleansing.by_activation import (
 from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
-from onnxspect.engine.cleansing.from_scan import Finding
+from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.jobs.patch import named
-from onnxspect.engine.mitigation.training import trainable_copy
+from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
-from onnxspect.engine.subject.activations import Session, TrainingSet, activations, open_training_set, penultimate
+from onnxspect.engine.subject.activations import (
+    TrainingSet,
+    activations,
+    file_classifier,
+    open_training_set,
+    penultimate,
+)
+from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -144,7 +152,7 @@ def cleanse(
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
     prepare_process(run.device)
     folder = made_folder(Path(out))
-    finding = Finding.read(Path(run_folder)) if run_folder is not None else None
+    finding = FinishedScan.read(Path(run_folder)) if run_folder is not None else None
     chosen = spec or (finding.spec if finding is not None else None)
     subject = Subject.from_onnx(model, chosen, run.device)
     training = open_training_set(train, subject.size)
@@ -169,7 +177,7 @@ def cleanse(
     name = (tap or penultimate(subject)) if inside else None
     values = activations(subject, training, [name] if name else [], folder / "cache", run)
     logits = np.asarray(values["logits"])
-    session = Session(subject, [])
+    session = file_classifier(subject)
     scores = tuple(
         _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
@@ -222,7 +230,7 @@ def _triggers(
     subject: Subject,
     training: TrainingSet,
     part: Samples,
-    finding: Finding | None,
+    finding: FinishedScan | None,
     detectors: Sequence[str],
     known: Help,
     as_written: bool,
@@ -254,7 +262,7 @@ def _triggers(
         def usual(target: int) -> np.ndarray:
             return np.asarray(part.images[part.labels != target].mean(0))
 
-        found = finding.triggers(targets, choose if wanted else None, usual)
+        found = triggers_of(finding, targets, choose if wanted else None, usual)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
@@ -281,7 +289,7 @@ def _part(training: TrainingSet, run: RunContext) -> Samples:
 def _score(
     method: str,
     training: TrainingSet,
-    session: Session,
+    session: FileClassifier,
     logits: np.ndarray,
     values: np.ndarray,
     triggers: Mapping[str, Sequence[Found]],
@@ -361,11 +369,7 @@ def _retrained(
     if how.restored and patterns and removed.any():
         fit = fit.joined(_restored(subject, training.take(np.flatnonzero(removed)), patterns))
     student, parameters = trainable_copy(subject)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters.values(), lr=how.learning_rate)
-    steps = how.epochs * -(-len(fit) // how.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descent = Descent(parameters, how.learning_rate, how.epochs * -(-len(fit) // how.batch_size))
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
     run.observer.start("retrain", how.epochs)
     for epoch in range(how.epochs):
@@ -373,10 +377,8 @@ def _retrained(
         total = 0.0
         for rows in order.split(how.batch_size):
             loss = functional.cross_entropy(student(images[rows].to(subject.device)), labels[rows].to(subject.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descent.step(loss)
+            descent.anneal()
             total += float(loss.detach()) * len(rows)
         run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
     run.observer.finish("retrain")

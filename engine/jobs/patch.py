@@ -40,7 +40,8 @@ from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
-from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.store import write_atomically
+from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.subject.preprocessing import check_labels
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -88,35 +89,34 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     Raises:
         OnnxspectError: no run there, not finished, or a class is asked for to which no search led.
     """
-    with Ledger(folder) as ledger:
-        report = ledger.report()
-        spec = InputSpec.described(report["preprocessing"]["chosen"])
-        wanted = list(report["targets"] if targets is None else targets)
-        unknown = [t for t in wanted if t >= len(report["classes"])]
-        if unknown:
-            raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
-        triggers: list[Trigger] = []
-        ids = []
-        for detector in report["detectors"]:
-            if detector["status"] != "ran":
-                continue
-            ids.append(detector["evidence"])
-            units = ledger.evidence(detector["name"])
-            if detector["name"] in READ_OFF:  # it looks at every class; what leads nowhere is no trigger
-                units = [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
-            speaking = [
-                t
-                for t in wanted
-                if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
-            ]
-            # What the scan named may be one trigger to many classes; what the user names is every class for itself.
-            shared = _shared(units, speaking) if targets is None else []
-            found = shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
-            triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
+    scan = FinishedScan.read(folder)
+    report = dict(scan.report)
+    wanted = list(scan.targets if targets is None else targets)
+    unknown = [t for t in wanted if t >= len(report["classes"])]
+    if unknown:
+        raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
+    triggers: list[Trigger] = []
+    ids = []
+    for detector in report["detectors"]:
+        if detector["status"] != "ran":
+            continue
+        ids.append(detector["evidence"])
+        units = scan.units[detector["name"]]
+        if detector["name"] in READ_OFF:  # it looks at every class; what leads nowhere is no trigger
+            units = [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
+        speaking = [
+            t
+            for t in wanted
+            if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
+        ]
+        # What the scan named may be one trigger to many classes; what the user names is every class for itself.
+        shared = _shared(units, speaking) if targets is None else []
+        found = shared or [t for k in speaking for t in _of_target(units, k, detector["statistic"])]
+        triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return Finding(report, spec, tuple(triggers), "+".join(ids))
+    return Finding(report, scan.spec, tuple(triggers), "+".join(ids))
 
 
 def _of_target(units: Sequence[UnitEvidence], target: int, statistic: str) -> list[Trigger]:

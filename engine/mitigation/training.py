@@ -143,6 +143,32 @@ def _stronger(trigger: Trigger) -> Iterator[Trigger]:
         yield trigger.hardened(HARD)
 
 
+class Descent:
+    """Adam on a model's parameters, its learning rate falling to zero by a cosine.
+
+    Args:
+        parameters: made trainable.
+        learning_rate: at the start.
+        length: calls of `anneal` until it is zero.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], learning_rate: float, length: int) -> None:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        self._optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, length)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of a loss."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+
+    def anneal(self) -> None:
+        """The next learning rate."""
+        self._schedule.step()
+
+
 def retrain(
     student: Subject,
     parameters: Mapping[str, torch.nn.Parameter],
@@ -180,10 +206,7 @@ def retrain(
     Returns:
         one row an epoch.
     """
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    descent = Descent(parameters, settings.learning_rate, settings.epochs)
     averaged = [p.detach().clone() for p in parameters.values()]
     best: Epoch | None = None
     best_values: list[Tensor] = []
@@ -193,15 +216,12 @@ def retrain(
             for images, hard, soft in _batches(teacher, fit, settings, generator, leading):
                 if corrupt is not None:
                     images = corrupt(images, student, generator)
-                loss = _loss(student(images.to(student.device)), hard, soft, settings)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                descent.step(_loss(student(images.to(student.device)), hard, soft, settings))
                 if after_step is not None:
                     after_step()
                 for mean, parameter in zip(averaged, parameters.values(), strict=True):
                     mean.lerp_(parameter.detach(), 1 - settings.average)
-            schedule.step()
+            descent.anneal()
             trained = [p.detach().clone() for p in parameters.values()]
             _set(parameters, averaged)
             now = guard.measure(epoch, student)

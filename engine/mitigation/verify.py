@@ -27,12 +27,15 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed
 
 #: Standard errors by which what is measured on a few samples may miss its goal by chance: one-sided 95 %.
 JUDGED_ON_FEW = 1.645
+#: Images a call.
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -266,8 +269,8 @@ def verify(
     if interface:
         raise OnnxspectError(f"{patched}: not a patch of {original}: {interface[0]}")
     filter_outputs = added_outputs(before.proto, after.proto)
-    old = _Classifier(before, spec, device)
-    new = _Classifier(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
+    old = _Judged(before, spec, device)
+    new = _Judged(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
     (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
@@ -308,7 +311,7 @@ def verify(
 
 
 def _strip_effect(
-    strip: Strip, model: _Classifier, samples: Samples, stamped: Mapping[str, np.ndarray], run: RunContext
+    strip: Strip, model: _Judged, samples: Samples, stamped: Mapping[str, np.ndarray], run: RunContext
 ) -> StripEffect:
     """Calibrated on one half of the clean samples, measured on the other and on stamped images."""
     order = run.numpy_generator("strip", "measured").permutation(len(samples))
@@ -343,35 +346,27 @@ def _latency(
     return tuple(found)
 
 
-class _Classifier:
-    """Pixels to predicted classes and refusals, by onnxruntime, through the file's own class-score output."""
+class _Judged:
+    """A file as it is used: pixels to predicted classes and refusals, through its own class-score output."""
 
     def __init__(
         self, file: OnnxFile, spec: InputSpec, device: str, output: str | None = None, refusal: str | None = None
     ) -> None:
-        self._oracle = Oracle(file.path, device)
-        self._spec = spec
-        self._input = next(iter(self._oracle.inputs))
-        self.output = output or _score_output(self._oracle, file)
-        self._refusal = refusal
+        oracle = Oracle(file.path, device)
+        self.output = output or _score_output(oracle, file)
+        self._asked = FileClassifier(oracle, spec, [self.output, *([refusal] if refusal is not None else [])])
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predicted classes int64 ``(n,)``, and which images the file rejects, bool ``(n,)``."""
-        encoded = self._encode(pixels)
-        scores = self._oracle.map(self._input, encoded, self.output)
-        refused = np.zeros(len(pixels), bool)
-        if self._refusal is not None:
-            refused = self._oracle.map(self._input, encoded, self._refusal).astype(bool)
-        return scores.reshape(len(scores), -1).argmax(1), refused
+        scores, *refused = self._asked.run(pixels, _BATCH)
+        rejected = refused[0].astype(bool) if refused else np.zeros(len(pixels), bool)
+        return scores.reshape(len(scores), -1).argmax(1), rejected
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """Logits ``(n, classes)``; the logarithm where the file answers probabilities."""
-        scores = self._oracle.map(self._input, self._encode(pixels), self.output).reshape(len(pixels), -1)
+        scores = self._asked.run(pixels, _BATCH)[0].reshape(len(pixels), -1)
         whole = scores.min() >= 0 and np.allclose(scores.sum(1), 1, atol=1e-3)
         return np.log(np.maximum(scores, 1e-30)) if whole else scores
-
-    def _encode(self, pixels: np.ndarray) -> np.ndarray:
-        return self._spec.encode(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))).numpy()
 
 
 def _score_output(oracle: Oracle, file: OnnxFile) -> str:
