@@ -48,6 +48,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy import stats
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional
@@ -437,7 +438,7 @@ def paper_rule(ratios: np.ndarray, group: int) -> PaperRule:
     index = np.full(len(ratios), np.nan)
     if known.any():
         median = np.median(ratios[known])
-        deviation = MAD_TO_SIGMA * max(float(np.median(np.abs(ratios[known] - median))), 0.5 / group)
+        deviation = MAD_TO_SIGMA * max(float(stats.median_abs_deviation(ratios[known])), 0.5 / group)
         index[known] = (median - ratios[known]) / deviation
     if not known.any() or ratios[known].min() > ALL_LEAVE:
         return PaperRule(index, ())

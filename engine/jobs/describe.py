@@ -6,17 +6,28 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onnxspect.converters.lowering.taps import cuts
+from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.subject import Subject
 
+#: Channels, height and width that a second opinion takes where the file leaves them open.
+_OPEN = (3, 64, 64)
 
-def describe(model: str | Path) -> dict[str, Any]:
+
+def describe(model: str | Path, second: bool = False) -> dict[str, Any]:
     """Facts of an ONNX file as plain JSON values; names from the file are made safe to print.
 
+    Args:
+        model: the file.
+        second: ask onnx2torch for a second opinion (`second_opinion` in the answer).
+
     Raises:
-        OnnxspectError: the file is not a usable image classifier; says why.
+        OnnxspectError: the file is not a usable image classifier; says why. Or a second opinion is asked for and onnx2torch
+            is not installed.
     """
     subject = Subject.from_onnx(model)
     file, lowered, logits = subject.file, subject.lowered, subject.logits
@@ -24,7 +35,7 @@ def describe(model: str | Path) -> dict[str, Any]:
         raise OnnxspectError(f"{model}: no ONNX file")
     channels, height, width = (size or "any" for size in subject.image_shape)
     operators = Counter(node.op_type for node in file.proto.graph.node)
-    return {
+    facts = {
         "path": str(model),
         "sha256": file.sha256,
         "opset": file.opset,
@@ -45,3 +56,12 @@ def describe(model: str | Path) -> dict[str, Any]:
             for tap in cuts(lowered)
         ],
     }
+    if second:
+        facts["second_opinion"] = second_opinion(file.proto, lowered, _sizes(subject)).describe()
+    return facts
+
+
+def _sizes(subject: Subject) -> tuple[int, ...]:
+    """Of one input in the file's layout; what the file leaves open is as `_OPEN` says."""
+    channels, height, width = (size or other for size, other in zip(subject.image_shape, _OPEN, strict=True))
+    return tuple(subject.spec.encode(torch.zeros(1, channels, height, width)).shape[1:])
