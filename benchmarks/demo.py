@@ -26,6 +26,7 @@ from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import tool_version
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.trigger import KnownChange
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 
@@ -86,7 +87,9 @@ def _on_the_full_test_set(patched: Path, data_root: Path) -> dict[str, object]:
         return np.ascontiguousarray(stamped, dtype=np.float32) / np.float32(255)
 
     samples = Samples.from_arrays(images[fresh], labels[fresh])
-    proof = verify(patched, zoo.path(INFECTED), samples, InputSpec(), {"planted": (int(row["target"]), stamp)})
+    proof = verify(
+        patched, zoo.path(INFECTED), samples, InputSpec(), {"planted": KnownChange(int(row["target"]), stamp)}
+    )
     return proof.describe()
 
 

@@ -27,14 +27,15 @@ from onnx import TensorProto, helper
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.jobs.patch import stamps
 from onnxspect.engine.mitigation.input_filter import InputFilter
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger
+from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.neurons import layers, switch_off
+from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import Trigger
 
 PIXELS, CLASSES = 3 * 32 * 32, 10
 
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         proof = timed(
             f"{name}: prove",
             lambda out=out, opened=opened, goals=goals: verify(
-                out, path, guard, subject.spec, stamps(case.triggers), goals, opened=opened
+                out, path, guard, subject.spec, named(case.triggers), goals, opened=opened
             ),
         )
         steps[-1] |= {"checker": proof.checker, "changed": list(proof.changed), "additions": list(proof.additions)}

@@ -39,20 +39,20 @@ from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import write_model
 from onnxspect.engine.jobs.patch import FIT_SHARE, try_methods
-from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Unit
+from onnxspect.engine.judge.evidence import Evidence, Unit
 from onnxspect.engine.judge.verdict import CARRIES_OVER
-from onnxspect.engine.mitigation.method import Case, Trigger
-from onnxspect.engine.mitigation.recovered import as_trigger
+from onnxspect.engine.mitigation.method import Case
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_room
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals
 from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.perturbation import Additive, MaskPattern
 from onnxspect.engine.search.search import SearchConfig, search
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import UNTARGETED, Trigger
 from onnxspect.models.formats import FileFormat
 from onnxspect.models.measure import stamp
 from onnxspect.models.poison import Attack
@@ -231,7 +231,7 @@ def shown(infected: Infected, case: Case, run: RunContext) -> tuple[Trigger, ...
         return ()
     own = [u for u in evidence.units if u.unit.target in {v.target for v in infected.units}]
     able = [u for u in own if (u.held_out_success or 0.0) >= CARRIES_OVER]
-    found = [replace(t, smallest=False) for u in able if (t := as_trigger(u)) is not None]
+    found = [replace(t, smallest=False) for u in able if (t := u.stampable) is not None]
     return with_room(case.subject, case.fit, found, run)
 
 
@@ -369,7 +369,7 @@ def missed(method: str, case: Case) -> Any:
         return None
     attempt, proto, changes = best
     assert attempt.proof is not None
-    return replace(attempt, proof=replace(attempt.proof, goals=Goals(errors=1.645))), proto, changes
+    return replace(attempt, proof=replace(attempt.proof, goals=Goals(errors=JUDGED_ON_FEW))), proto, changes
 
 
 def answers(path: Path, infected: Infected) -> dict[str, float]:

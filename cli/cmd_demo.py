@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -18,9 +19,9 @@ from rich.text import Text
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.errors import writing
-from onnxspect.engine.jobs.patch import JUDGED_ON_FEW, patch
+from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.mitigation.verify import Goals, Stamp, verify
+from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, verify
 from onnxspect.engine.report import as_text
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.report.result import Report
@@ -28,6 +29,7 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import made_folder
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.trigger import KnownChange
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 
@@ -81,7 +83,7 @@ def command(out: Path, as_json: bool, device: str, seed: int, quiet: bool) -> in
     patched = out / "patched.onnx"
     _step(as_json, f"patching {models[INFECTED].name} by the trigger that the scan recovered")
     patch(models[INFECTED], infected.folder, known, patched, run=run)
-    true = {"planted by the attacker": (int(row["target"]), _true_trigger(row))}
+    true = {"planted by the attacker": KnownChange(int(row["target"]), _true_trigger(row))}
     spec = infected.report["preprocessing"]["chosen"]
     proof = verify(
         patched,
@@ -134,7 +136,7 @@ def _scan(model: Path, data: Path, out: Path, run: RunContext, show_report: bool
     return result
 
 
-def _true_trigger(row: dict[str, object]) -> Stamp:
+def _true_trigger(row: dict[str, object]) -> Callable[[np.ndarray], np.ndarray]:
     """The planted trigger on pixels in [0, 1]: to 8 bits, stamped as the attacker did, and back."""
     trigger = trigger_from_dict(row["trigger"])
 

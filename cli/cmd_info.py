@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
@@ -16,15 +17,19 @@ from onnxspect.engine.report.document import as_json as to_json
 
 @click.command("info", epilog="Exit status: 0 usable, 2 not usable (why is said), 4 failure.")
 @options.MODEL
+@click.option(
+    "--second-opinion", "second", is_flag=True, help="Compare with onnx2torch, an independent implementation."
+)
 @options.JSON
-def command(model: Path, as_json: bool) -> int:
+def command(model: Path, second: bool, as_json: bool) -> int:
     """Show what the ONNX file MODEL is: input, logits, weights, and its taps (the internal layers to look at).
 
     \b
     Example:
       onnxspect info model.onnx
+      onnxspect info model.onnx --second-opinion
     """
-    facts = describe(model)
+    facts = describe(model, second)
     if as_json:
         show_raw(to_json(facts))
         return exit_status.CLEAN
@@ -40,4 +45,22 @@ def command(model: Path, as_json: bool) -> int:
             str(tap["index"]), Text(tap["value"]), Text(str(tap["shape"])), f"{tap['depth']:.2f}", tap["operator"]
         )
     show(table)
+    if second:
+        show(_opinion(facts["second_opinion"]))
     return exit_status.CLEAN
+
+
+def _opinion(found: dict[str, Any]) -> Text:
+    """What the second opinion is, in lines."""
+    lines = [f"second opinion: {found['by']} converts {found['converted']} of {found['nodes']} nodes"]
+    lines += [f"  not converted: {operator}" for operator in found["unsupported"]]
+    for value in found["compared"]:
+        theirs = "another shape" if value["theirs"] is None else f"{value['theirs']:.2g}"
+        ours = "fused, not compared" if value["ours"] is None else f"{value['ours']:.2g}"
+        lines.append(
+            f"  {value['value']}: from onnxruntime it is {theirs} away, ours {ours} ({value['allowed']:.1g} is rounding)"
+        )
+    lines += [f"  differs: {said}" for said in found["differences"]]
+    if found["agrees"]:
+        lines.append("  all three agree")
+    return Text("\n".join(lines))

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from conftest import CHECKERBOARD, CLASSES, SIDE, make_model, quadrant_images, quadrant_weights, saved
+from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_images, quadrant_weights, saved
 from onnx import helper, numpy_helper
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger
-from onnxspect.engine.mitigation.verify import Goals, Stamp, Verification, verify
+from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import Aimed, Trigger
 
 TARGET = 2
 #: Where the checkerboard is planted.
@@ -36,6 +36,11 @@ def patch_trigger(place: tuple[slice, slice] = PLACE) -> Trigger:
     mask[(0, *place)] = 1.0
     pattern[(0, *place)] = np.eye(2)
     return Trigger(TARGET, {"mask": mask, "pattern": pattern})
+
+
+def planted_trigger() -> Trigger:
+    """The checkerboard where conftest's `planted` has it."""
+    return patch_trigger(PATCH)
 
 
 def additive_trigger() -> Trigger:
@@ -60,6 +65,18 @@ def neuron_model(activation: str = "Relu") -> onnx.ModelProto:
         helper.make_node("MatMul", ["hidden", "second"], ["logits"]),
     ]
     return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+
+
+def quantised() -> onnx.ModelProto:
+    """`neuron_model` with the first layer's weights as int8."""
+    model = neuron_model()
+    first = numpy_helper.to_array(model.graph.initializer[0])
+    scale = float(np.abs(first).max() / 127)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.round(first / scale).astype(np.int8), "first_int8"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "first_scale"))
+    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["first_int8", "first_scale"], ["first"]))
+    onnx.checker.check_model(model)
+    return model
 
 
 def all_to_all_model() -> onnx.ModelProto:
@@ -148,7 +165,6 @@ def proven(
     return verify(out, subject.file.path, UNSEEN, InputSpec(), true, goals, opened=opened_both)
 
 
-def planted(trigger: Trigger | None = None) -> dict[str, tuple[int, Stamp]]:
+def planted(trigger: Trigger | None = None) -> dict[str, Aimed]:
     """The true trigger, as `verify` takes it."""
-    arrays = dict((trigger or patch_trigger()).arrays)
-    return {"planted": (TARGET, lambda images: stamp(images, arrays))}
+    return {"planted": trigger or patch_trigger()}

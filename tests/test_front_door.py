@@ -43,7 +43,7 @@ def audit(module: torch.nn.Module, proto: onnx.ModelProto, images: np.ndarray, l
     scan(module, DataLoader(data, batch_size=8), spec=InputSpec("0..255", scale=255.0))
     scan(Subject.from_module(module, (1, 8, 8)), {"images": images, "labels": labels})
     trigger = report.classes[3].trigger
-    area = 0.0 if trigger is None or trigger.mask is None else float(trigger.mask.sum())
+    area = 0.0 if trigger is None or not trigger.masked else float(trigger.mask.sum())
     try:
         done = patch("model.onnx", report, "clean.npz", "patched.onnx")
         proof = verify(done.out, "model.onnx", "unseen.npz", report)

@@ -125,20 +125,27 @@ class Oracle:
         return list(self._session.run(list(outputs) if outputs is not None else None, dict(feeds)))
 
     def map(self, name: str, batch: np.ndarray, output: str, batch_size: int = 128) -> np.ndarray:
-        """`output` for every row of `batch` ``(n, ...)``, fed to input `name` in chunks.
+        """One output as `map_all` computes it."""
+        return self.map_all(name, batch, [output], batch_size)[0]
+
+    def map_all(self, name: str, batch: np.ndarray, outputs: Sequence[str], batch_size: int = 128) -> list[np.ndarray]:
+        """`outputs` for every row of `batch` ``(n, ...)``, fed to input `name` in chunks.
 
         A file whose batch axis is fixed at b is fed b rows at a time, the last chunk padded with its own last row.
+
+        Raises:
+            OnnxspectError: there are no rows.
         """
         fixed = self.inputs[name][0][0] if self.inputs[name][0] else None
         step = fixed if isinstance(fixed, int) and fixed > 0 else batch_size
-        parts = []
+        parts: list[list[np.ndarray]] = []
         for start in range(0, len(batch), step):
             chunk = batch[start : start + step]
             n = len(chunk)
             if step == fixed and n < step:
                 chunk = np.concatenate([chunk, np.repeat(chunk[-1:], step - n, axis=0)])
-            (result,) = self.run({name: np.ascontiguousarray(chunk, dtype=self.dtype(name))}, [output])
-            parts.append(np.asarray(result)[:n])
+            results = self.run({name: np.ascontiguousarray(chunk, dtype=self.dtype(name))}, outputs)
+            parts.append([np.asarray(result)[:n] for result in results])
         if not parts:
             raise OnnxspectError("no rows to run the model on")
-        return np.concatenate(parts)
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]

@@ -40,7 +40,7 @@ from scipy.ndimage import binary_dilation
 
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.trigger import Trigger, stamp
 
 REMOVE = "reverse-engineering"
 SUPERIMPOSE = "dtinspector"
@@ -61,15 +61,17 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Found:
-    """A recovered trigger: `delta`, or `mask` and `pattern`, without a unit axis; to `target`, from `source` (or all).
+    """A recovered trigger, and how the samples of its target are tried for it.
 
-    `strength`: how many times a `delta` is taken off. `ready`: a patch is put on as it is, and not in full. `difference`: what
-    the target's training samples have and clean ones have not, where the trigger was found in that (by_presence.py).
+    Attributes:
+        trigger: it.
+        strength: how many times what is added is taken off.
+        ready: a patch is put on as it is, and not in full.
+        difference: what the target's training samples have and clean ones have not, where the trigger was found in that
+            (by_presence.py), or what it changes in a usual image.
     """
 
-    target: int
-    arrays: Mapping[str, np.ndarray] = field(repr=False)
-    source: int | None = None
+    trigger: Trigger
     strength: float = STRENGTH
     ready: bool = False
     difference: np.ndarray | None = field(default=None, repr=False)
@@ -124,14 +126,14 @@ def leaving(images: np.ndarray, found: Found, classify: Classify, times: float =
         classify: the model.
         times: so many times that strength.
     """
-    changed = without(images, {"delta": times * found.strength * found.arrays["delta"]}, np.zeros(1, np.float32))
-    left: np.ndarray = _margin(classify(changed), found.target) > 0
+    changed = without(images, {"delta": times * found.strength * found.trigger.delta}, np.zeros(1, np.float32))
+    left: np.ndarray = _margin(classify(changed), found.trigger.target) > 0
     return left
 
 
 def by_trigger(
     name: str,
-    triggers: Sequence[Found],
+    found: Sequence[Found],
     labels: np.ndarray,
     logits: np.ndarray,
     batches: Batches,
@@ -143,7 +145,7 @@ def by_trigger(
 
     Args:
         name: the method, for the report.
-        triggers: recovered ones.
+        found: recovered triggers.
         labels: of the training set ``(n,)``.
         logits: of the training set as it is ``(n, classes)``.
         batches: the images in order.
@@ -155,29 +157,29 @@ def by_trigger(
     Raises:
         OnnxspectError: there are no triggers, or one leads to a class that the model does not have.
     """
-    if not triggers:
+    if not found:
         raise OnnxspectError("no trigger to look for", "scan the model first, and give its run folder with --run")
-    beyond = [t.target for t in triggers if not 0 <= t.target < logits.shape[1]]
+    beyond = [f.trigger.target for f in found if not 0 <= f.trigger.target < logits.shape[1]]
     if beyond:
         raise OnnxspectError(f"a trigger leads to class {beyond[0]}, but the model has {logits.shape[1]} classes")
-    needs_background = not superimpose and any("mask" in t.arrays for t in triggers)
+    needs_background = not superimpose and any(f.trigger.masked for f in found)
     background = _mean(batches) if needs_background else np.zeros(1, np.float32)
     n = len(labels)
     score, left = np.full(n, np.nan), np.zeros(n, bool)
-    targets = sorted({t.target for t in triggers})
+    targets = sorted({f.trigger.target for f in found})
     for start, images in batches():
         for target in targets:
             rows = np.flatnonzero(labels[start : start + len(images)] == target)
             if not len(rows):
                 continue
-            for trigger in triggers:
-                if trigger.target != target:
+            for one in found:
+                if one.trigger.target != target:
                     continue
-                arrays = dict(trigger.arrays)
-                if superimpose and "mask" in arrays and not (as_written or trigger.ready):
+                arrays = dict(one.trigger.arrays)
+                if superimpose and one.trigger.masked and not (as_written or one.ready):
                     arrays = in_full(arrays)
-                if "delta" in arrays and not superimpose and not as_written:
-                    arrays["delta"] = trigger.strength * arrays["delta"]
+                if not (one.trigger.masked or superimpose or as_written):
+                    arrays["delta"] = one.strength * one.trigger.delta
                 changed = stamp(images[rows], arrays) if superimpose else without(images[rows], arrays, background)
                 margin = _margin(classify(changed), target)
                 here = start + rows
@@ -193,10 +195,10 @@ def by_trigger(
                 "it is no trigger, and nothing is removed"
             )
             removed = removed & ~own
-    found = {
+    facts = {
         t: {"looked_at": int((labels == t).sum()), "removed": int((removed & (labels == t)).sum())} for t in targets
     }
-    return Scores(name, score, removed, found, tuple(notes))
+    return Scores(name, score, removed, facts, tuple(notes))
 
 
 def in_full(trigger: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,9 +18,10 @@ from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.run import RunContext, tool_version
 from onnxspect.engine.search.search import search
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject.activations import Session, TrainingSet
+from onnxspect.engine.subject.activations import TrainingSet, file_classifier
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Samples of a target class on which its patterns are compared.
 JUDGED = 1000
@@ -40,19 +41,19 @@ def chooser(subject: Subject, training: TrainingSet, part: Samples, as_written: 
     """
 
     def choose(candidates: Sequence[Found]) -> Found:
-        rows = np.flatnonzero(training.labels == candidates[0].target)
+        rows = np.flatnonzero(training.labels == candidates[0].trigger.target)
         if not len(rows):
-            return min(candidates, key=lambda f: float(np.linalg.norm(f.arrays["delta"])))
-        rng = run.numpy_generator("cleanse", candidates[0].target, "judged")
+            return min(candidates, key=lambda f: f.trigger.size)
+        rng = run.numpy_generator("cleanse", candidates[0].trigger.target, "judged")
         judged = training.take(rng.permutation(rows)[:JUDGED]).images
         judged = judged[rng.permutation(len(judged))]
         best = best_pattern(candidates, judged, classify)
         return best if as_written else estimate_again(best, judged, subject, part, classify, run)
 
     def classify(images: np.ndarray) -> np.ndarray:
-        return session.run(images)[0]
+        return asked.run(images)[0]
 
-    session = Session(subject, [])
+    asked = file_classifier(subject)
     return choose
 
 
@@ -115,7 +116,7 @@ def estimate_again(
     """
     detector = ReverseEngineering()
     config = replace(detector.search, samples=most_of(judged))
-    unit = Unit(found.target, found.source)
+    unit = Unit(found.trigger.target, found.trigger.source)
     for number in range(ROUNDS):
         parts = division(found, judged, classify)
         if parts is None:
@@ -128,10 +129,16 @@ def estimate_again(
         (result,) = next(search(subject, part, [(unit,)], aim, config, run, name))
         if not result.found or not np.abs(result.trigger["delta"]).max() > 0:
             return found
-        found = at_best_strength(replace(found, arrays=dict(result.trigger)), judged, classify)
+        found = at_best_strength(
+            replace(found, trigger=replace(found.trigger, arrays=dict(result.trigger))), judged, classify
+        )
     return found
 
 
 def as_found(unit: UnitEvidence) -> Found:
-    names = ("delta",) if "delta" in unit.trigger else ("mask", "pattern")
-    return Found(unit.unit.target, {n: np.asarray(unit.trigger[n]) for n in names}, unit.unit.source)
+    """A unit's trigger.
+
+    Raises:
+        OnnxspectError: it is none in pixels.
+    """
+    return Found(Trigger.kept(unit.unit.target, unit.trigger, unit.unit.source))

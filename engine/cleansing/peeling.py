@@ -31,6 +31,7 @@ from onnxspect.engine.search.search import SearchConfig, search
 from onnxspect.engine.subject.activations import TrainingSet
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Shares of the most confident samples that a patch has to take out, tried in this order. 95 % is DTInspector's, 40 %
 #: the scan's.
@@ -79,7 +80,7 @@ def peel(
         if best is None:
             break
         patch, out = best
-        found.append(Found(label, patch, ready=True))
+        found.append(Found(Trigger(label, patch), ready=True))
         left = left[~out]
     return found
 
@@ -128,7 +129,7 @@ def _strengthened(patch: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]
 
 def peeled(found: Found, subject: Subject, training: TrainingSet, part: Samples, run: RunContext) -> list[Found]:
     """The patches of all triggers to the label of the scan's patch; that one where peeling finds none."""
-    label, settings = found.target, DTInspector()
+    label, settings = found.trigger.target, DTInspector()
     rng = run.numpy_generator("cleanse", label, "peeled")
     rows = np.sort(rng.permutation(np.flatnonzero(training.labels == label))[:PEELED])
     laid_over = part.images[choose_partners(part.labels, label, settings.partners, rng)]

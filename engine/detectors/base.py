@@ -13,14 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective
-from onnxspect.engine.search.perturbation import Perturbation, stamp
+from onnxspect.engine.search.perturbation import Perturbation
 from onnxspect.engine.search.search import Choose, SearchConfig, UnitResult, plan, search, units_at_once
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,8 @@ def second_look(
     rows = np.flatnonzero(of_unit)[:most]
     success = None
     if len(rows) and result.found:
-        answers = subject.predict(stamp(held_out.images[rows], result.trigger)).argmax(1)
+        trigger = Trigger.kept(unit.target, result.trigger, unit.source)
+        answers = subject.predict(trigger.apply(held_out.images[rows])).argmax(1)
         success = float((answers == unit.target).mean())
     return UnitEvidence(
         unit=unit,

@@ -49,12 +49,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 import torch
 from scipy.special import log_softmax, softmax
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.converters.lowering.taps import cuts, with_outputs
+from onnxspect.converters.lowering.taps import cuts
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.carriers import foreign, shared_pixels
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
@@ -63,11 +64,13 @@ from onnxspect.engine.detectors.training_set import check_agreement, check_train
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
+from onnxspect.engine.search.embedding import embed
 from onnxspect.engine.search.objective import Measured, Objective
-from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State, stamp
+from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import stamp
 
 NAME = "dtinspector"
 #: DTInspector, sec. 3.3: an anomaly index above this is an outlier, unless all ratios are above ALL_LEAVE.
@@ -316,7 +319,7 @@ class _Groups:
         self.pool = at_hand.found_on
         rows = at_hand.run.numpy_generator(NAME, "held out").permutation(len(at_hand.held_out))
         self.clean = at_hand.held_out.take(np.sort(rows[: settings.held_out]))
-        self._features = penultimate(at_hand.subject) if settings.data_inspection else None
+        self._features = features_of(at_hand.subject) if settings.data_inspection else None
         self._confident: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def confident(self, z: int) -> tuple[np.ndarray, np.ndarray]:
@@ -364,7 +367,7 @@ class _Groups:
         return float((softmax(high) * (log_softmax(high) - log_softmax(low))).sum())
 
 
-def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
+def features_of(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
     """Pixels ``(n, channels, height, width)`` to the values ``(n, features)`` float64 at the last cut before the last layer.
 
     None where the subject is a live module without a graph, or its graph has no such cut.
@@ -374,12 +377,12 @@ def penultimate(subject: Subject) -> Callable[[np.ndarray], np.ndarray] | None:
     before = [tap for tap in cuts(subject.lowered) if tap.depth < 1]
     if not before:
         return None
-    module = with_outputs(subject.lowered, [before[-1].name]).module
+    embedding = embed(subject, before[-1].name)
 
     def features(pixels: np.ndarray) -> np.ndarray:
         with torch.no_grad():
             given = torch.from_numpy(np.ascontiguousarray(pixels)).to(subject.device)
-            return np.asarray(module(subject.spec.encode(given)).flatten(1).double().cpu().numpy())
+            return np.asarray(embedding(given).double().cpu().numpy())
 
     return features
 
@@ -438,7 +441,7 @@ def paper_rule(ratios: np.ndarray, group: int) -> PaperRule:
     index = np.full(len(ratios), np.nan)
     if known.any():
         median = np.median(ratios[known])
-        deviation = MAD_TO_SIGMA * max(float(np.median(np.abs(ratios[known] - median))), 0.5 / group)
+        deviation = MAD_TO_SIGMA * max(float(scipy.stats.median_abs_deviation(ratios[known])), 0.5 / group)
         index[known] = (median - ratios[known]) / deviation
     if not known.any() or ratios[known].min() > ALL_LEAVE:
         return PaperRule(index, ())
@@ -461,7 +464,7 @@ def _with_paper_rule(units: Sequence[UnitEvidence], group: int) -> tuple[UnitEvi
 def leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int) -> np.ndarray:
     """Which images ``(n, channels, height, width)`` are not of class `label` with the patch on ``(n,)``; their share is the
     transfer ratio of sec. 3.3."""
-    left: np.ndarray = subject.predict(stamp(images, dict(patch))).argmax(1) != label
+    left: np.ndarray = subject.predict(stamp(images, patch)).argmax(1) != label
     return left
 
 

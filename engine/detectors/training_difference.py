@@ -62,9 +62,9 @@ from onnxspect.engine.detectors.training_set import check_agreement, check_train
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import stamp
 
 NAME = "training-difference"
 #: How many times a difference is added: the trigger is 1 / (share of poisoned samples) times as strong.
@@ -241,7 +241,7 @@ class _Others:
 
     def led(self, trigger: Mapping[str, np.ndarray]) -> np.ndarray:
         """Share of the images that go to the label and do not go there anyway: of all, then of each source ``(1 + sources,)``."""
-        after = self._answers(stamp(self._images, dict(trigger)))
+        after = self._answers(stamp(self._images, trigger))
         return np.array([max(0.0, after[g].mean() - self._before[g].mean()) for g in self._groups])
 
     def _answers(self, images: np.ndarray) -> np.ndarray:

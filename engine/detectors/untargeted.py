@@ -20,12 +20,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxspect.engine.detectors.base import AtHand, present_classes, search_with_references
-from onnxspect.engine.judge.evidence import UNTARGETED, Unit, UnitEvidence, View
+from onnxspect.engine.judge.evidence import Unit, UnitEvidence, View
 from onnxspect.engine.search.objective import ReachTarget
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED, stamp
 
 #: A class is led to another one where more than this share of its images arrive there.
 TOGETHER = 0.5
@@ -121,7 +121,7 @@ def leads_to(subject: Subject, trigger: Mapping[str, np.ndarray], samples: Sampl
     if not len(right):
         return {}
     labels = samples.labels[right]
-    answers = subject.predict(stamp(samples.images[right], dict(trigger))).argmax(1)
+    answers = subject.predict(stamp(samples.images[right], trigger)).argmax(1)
     led = {}
     for source in np.unique(labels).tolist():
         own = answers[labels == source]

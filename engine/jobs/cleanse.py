@@ -31,15 +31,15 @@ from onnxspect.engine.cleansing.by_activation import (
 from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
-from onnxspect.engine.cleansing.from_scan import Finding
+from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.recovered import stamps
-from onnxspect.engine.mitigation.unlearn import Trigger, trainable_copy
+from onnxspect.engine.mitigation.recovered import named
+from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
@@ -47,12 +47,15 @@ from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
-from onnxspect.engine.subject.activations import Session, TrainingSet, activations, penultimate
+from onnxspect.engine.subject.activations import TrainingSet, activations, file_classifier, penultimate
+from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that use the triggers of a scan.
@@ -149,11 +152,13 @@ def cleanse(
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
     prepare_process(run.device)
     folder = made_folder(Path(out))
-    finding = Finding.read(folder_of(run_folder)) if run_folder is not None else None
+    finding = FinishedScan.read(folder_of(run_folder)) if run_folder is not None else None
     chosen = spec or (finding.spec if finding is not None else None)
     case = open_training_case(model, train, chosen, run)
     subject, training, chosen = case.subject, case.samples, case.spec
-    notes = check_labels(training, subject.classes)
+    check_labels(training, subject)
+    sizes = np.bincount(training.labels, minlength=subject.classes)
+    notes = [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
     part = _part(training, run)
     if finding is not None:
         finding.check(subject, folder_of(run_folder or ""))
@@ -171,7 +176,7 @@ def cleanse(
     name = (tap or penultimate(subject)) if inside else None
     values = activations(subject, training, [name] if name else [], folder / "cache", run)
     logits = np.asarray(values["logits"])
-    session = Session(subject, [])
+    session = file_classifier(subject)
     scores = tuple(
         _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
@@ -192,7 +197,11 @@ def cleanse(
         "removed": int(removed.sum()),
         "kept": int((~removed).sum()),
         "rates": vars(rates(removed, training.labels, poisoned)) if poisoned is not None else None,
-        "triggers": [{"method": m, "target": t.target, "source": t.source} for m, ts in by_method.items() for t in ts],
+        "triggers": [
+            {"method": m, "target": t.trigger.target, "source": t.trigger.source}
+            for m, ts in by_method.items()
+            for t in ts
+        ],
         "notes": notes,
         "seed": run.seed,
     }
@@ -216,27 +225,11 @@ def cleanse(
     return Cleansed(report, folder, scores, removed, proof)
 
 
-def check_labels(training: TrainingSet, classes: int) -> list[str]:
-    """Notes on classes without samples.
-
-    Raises:
-        OnnxspectError: a label that the model does not have.
-    """
-    most = int(training.labels.max())
-    if most >= classes:
-        raise OnnxspectError(
-            f"{training.path}: label {most}, but the model has {classes} classes",
-            "this is not the model's training set, or its labels do not count from 0",
-        )
-    sizes = np.bincount(training.labels, minlength=classes)
-    return [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
-
-
 def _triggers(
     subject: Subject,
     training: TrainingSet,
     part: Samples,
-    finding: Finding | None,
+    finding: FinishedScan | None,
     detectors: Sequence[str],
     known: Help,
     as_written: bool,
@@ -268,7 +261,7 @@ def _triggers(
         def usual(target: int) -> np.ndarray:
             return np.asarray(part.images[part.labels != target].mean(0))
 
-        found = finding.triggers(targets, choose if wanted else None, usual)
+        found = triggers_of(finding, targets, choose if wanted else None, usual)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
@@ -295,7 +288,7 @@ def _part(training: TrainingSet, run: RunContext) -> Samples:
 def _score(
     method: str,
     training: TrainingSet,
-    session: Session,
+    session: FileClassifier,
     logits: np.ndarray,
     values: np.ndarray,
     triggers: Mapping[str, Sequence[Found]],
@@ -310,9 +303,10 @@ def _score(
             nothing = np.full(len(training), np.nan)
             return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
         if method == CARRIERS:
-            return by_found([(t.target, t.difference) for t in found if t.difference is not None], training, seed, run)
+            carried = [(f.trigger.target, f.difference) for f in found if f.difference is not None]
+            return by_found(carried, training, seed, run)
         if method == PRESENCE:
-            differences = {t.target: t.difference for t in found if t.difference is not None}
+            differences = {t.trigger.target: t.difference for t in found if t.difference is not None}
             return by_presence(differences, training, seed, run)
         return by_trigger(
             method,
@@ -374,11 +368,7 @@ def _retrained(
     if how.restored and patterns and removed.any():
         fit = fit.joined(_restored(subject, training.take(np.flatnonzero(removed)), patterns))
     student, parameters = trainable_copy(subject)
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters.values(), lr=how.learning_rate)
-    steps = how.epochs * -(-len(fit) // how.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    descent = Descent(parameters, how.learning_rate, how.epochs * -(-len(fit) // how.batch_size))
     images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
     run.observer.start("retrain", how.epochs)
     for epoch in range(how.epochs):
@@ -386,10 +376,8 @@ def _retrained(
         total = 0.0
         for rows in order.split(how.batch_size):
             loss = functional.cross_entropy(student(images[rows].to(subject.device)), labels[rows].to(subject.device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+            descent.step(loss)
+            descent.anneal()
             total += float(loss.detach()) * len(rows)
         run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
     run.observer.finish("retrain")
@@ -397,18 +385,18 @@ def _retrained(
     values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)
-    named = stamps(tuple(Trigger(t.target, t.arrays) for t in patterns))
-    return verify(out, file.path, apart, subject.spec, named, Goals(), run.device)
+    to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
+    return verify(out, file.path, apart, subject.spec, named(to_all), Goals(), run.device)
 
 
 def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:
     """The removed samples as they are, labelled by what they are taken for without their trigger."""
     labels = removed.labels.copy()
     background = removed.images.mean(0)
-    for pattern in patterns:
-        rows = np.flatnonzero(removed.labels == pattern.target)
+    for trigger in (p.trigger for p in patterns):
+        rows = np.flatnonzero(removed.labels == trigger.target)
         if len(rows):
-            answers = subject.predict(without(removed.images[rows], pattern.arrays, background)).argmax(1)
-            labels[rows] = np.where(answers != pattern.target, answers, labels[rows])
+            answers = subject.predict(without(removed.images[rows], trigger.arrays, background)).argmax(1)
+            labels[rows] = np.where(answers != trigger.target, answers, labels[rows])
     changed = np.flatnonzero(labels != removed.labels)
     return replace(removed.take(changed), labels=labels[changed])

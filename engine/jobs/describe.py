@@ -6,23 +6,34 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from onnxspect.converters.lowering.taps import cuts
+from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
-from onnxspect.engine.subject.subject import open_onnx
+from onnxspect.engine.subject.subject import OpenedModel, open_onnx
+
+#: Channels, height and width that a second opinion takes where the file leaves them open.
+_OPEN = (3, 64, 64)
 
 
-def describe(model: str | Path) -> dict[str, Any]:
+def describe(model: str | Path, second: bool = False) -> dict[str, Any]:
     """Facts of an ONNX file as plain JSON values; names from the file are made safe to print.
 
+    Args:
+        model: the file.
+        second: ask onnx2torch for a second opinion (`second_opinion` in the answer).
+
     Raises:
-        OnnxspectError: the file is not a usable image classifier; says why.
+        OnnxspectError: the file is not a usable image classifier; says why. Or a second opinion is asked for and onnx2torch
+            is not installed.
     """
     opened = open_onnx(model)
     file, lowered, logits = opened.file, opened.lowered, opened.logits
     classes = opened.subject().classes if opened.size is not None else "unknown number of"
     channels, height, width = (size or "any" for size in opened.image_shape)
     operators = Counter(node.op_type for node in file.proto.graph.node)
-    return {
+    facts = {
         "path": str(model),
         "sha256": file.sha256,
         "opset": file.opset,
@@ -43,3 +54,12 @@ def describe(model: str | Path) -> dict[str, Any]:
             for tap in cuts(lowered)
         ],
     }
+    if second:
+        facts["second_opinion"] = second_opinion(file.proto, lowered, _sizes(opened)).describe()
+    return facts
+
+
+def _sizes(opened: OpenedModel) -> tuple[int, ...]:
+    """Of one input in the file's layout; what the file leaves open is as `_OPEN` says."""
+    channels, height, width = (size or other for size, other in zip(opened.image_shape, _OPEN, strict=True))
+    return tuple(opened.spec.encode(torch.zeros(1, channels, height, width)).shape[1:])

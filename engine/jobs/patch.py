@@ -33,10 +33,10 @@ from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Case, Method
-from onnxspect.engine.mitigation.recovered import read_finding, stamps
+from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
-from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
@@ -52,8 +52,6 @@ METHODS = CHOICES
 FIT_SHARE = 0.8
 #: A patch is judged on at least so many samples: even none of twenty leaves one in seven possible (95 %).
 FEWEST_JUDGES = 20
-#: Standard errors of slack when a patch is judged on the few samples kept apart: one-sided 95 %.
-JUDGED_ON_FEW = 1.645
 #: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
 #: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
 LOST_OF_CHANGED = 0.25
@@ -228,14 +226,15 @@ def patch(
     folder = folder_of(run_folder)
     finding = read_finding(folder, targets)
     if proactive:
-        finding = read_finding(folder, _reachable(finding.report))
-    opened = open_case(model, data, finding.spec, run, resize)
+        finding = read_finding(folder, _reachable(finding.scan.report))
+    opened = open_case(model, data, finding.scan.spec, run, resize)
     subject, samples, file = opened.subject, opened.samples, opened.subject.origin.file
-    finding.check(subject, folder)
+    finding.scan.check(subject, folder)
     if not finding.triggers:
-        open_question = finding.report["verdict"] == "inconclusive"
+        verdict = finding.scan.report["verdict"]
+        open_question = verdict == "inconclusive"
         raise (InconclusiveError if open_question else OnnxspectError)(
-            f"{folder}: the scan's verdict is {finding.report['verdict']}: there is no backdoor to patch",
+            f"{folder}: the scan's verdict is {verdict}: there is no backdoor to patch",
             "--target patches a class all the same, --proactive every class",
         )
     check_writable(file, Path(out))
@@ -327,7 +326,7 @@ def _try(
         judges = case.guard if method.trains else case.clean
         opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
         proof = verify(
-            trial, file.path, judges, subject.spec, stamps(case.triggers), wanted, case.run.device, opened=opened
+            trial, file.path, judges, subject.spec, named(case.triggers), wanted, case.run.device, opened=opened
         )
         left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
     attempt = Attempt(

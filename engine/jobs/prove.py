@@ -15,11 +15,9 @@ import numpy as np
 
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
-from onnxspect.engine.judge.evidence import UNTARGETED
-from onnxspect.engine.mitigation.method import Trigger
-from onnxspect.engine.mitigation.recovered import read_finding, stamps
+from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals, Rescan, Stamp, Verification, verify
+from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
@@ -27,6 +25,7 @@ from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
 @judging()
@@ -69,16 +68,17 @@ def prove(
     case = open_case(original, data, spec, run, resize)
     subject, samples = case.subject, case.samples
     check_labels(samples, subject)
-    triggers: dict[str, tuple[int, Stamp, int | None]] = {}
+    triggers: dict[str, Aimed] = {}
     folder = folder_of(run_folder) if run_folder is not None else None
     finding = read_finding(folder) if folder is not None else None
     if folder is not None and finding is not None:
-        finding.check(subject, folder)
-        triggers |= stamps(finding.triggers)
+        finding.scan.check(subject, folder)
+        triggers |= named(finding.triggers)
         if not triggers and not trigger and rescan is None:
-            open_question = finding.report["verdict"] == "inconclusive"
+            verdict = finding.scan.report["verdict"]
+            open_question = verdict == "inconclusive"
             raise (InconclusiveError if open_question else OnnxspectError)(
-                f"{folder}: the scan's verdict is {finding.report['verdict']}: it has no trigger to measure",
+                f"{folder}: the scan's verdict is {verdict}: it has no trigger to measure",
                 "--trigger takes one of your own, --rescan searches the patched file anew",
             )
     given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
@@ -89,9 +89,9 @@ def prove(
         name = path.stem
         while name in triggers:
             name += "'"
-        triggers[name] = next(iter(stamps((own,)).values()))
+        triggers[name] = own
     if spec is None and finding is not None:
-        chosen = finding.spec
+        chosen = finding.scan.spec
     else:
         chosen = preflight(subject, samples, run, spec).subject.spec
     proof = verify(
@@ -121,7 +121,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         raise caused_by(error, f"{path}: not a readable npz file") from error
-    if "target" not in arrays or not ({"mask", "pattern"} <= set(arrays) or "delta" in arrays):
+    if "target" not in arrays or not in_pixels(arrays):
         raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
     names = ("mask", "pattern") if "mask" in arrays else ("delta",)
     kept = {}

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-#: The target of a search that leads images anywhere but to their own class.
-UNTARGETED = -1
+from onnxspect.engine.trigger import UNTARGETED, Trigger, in_pixels
 
 
 @dataclass(frozen=True, order=True)
@@ -68,7 +67,12 @@ class UnitEvidence:
     @property
     def in_pixels(self) -> bool:
         """Whether its trigger is a change of pixels: some are changes of an inner layer."""
-        return {"mask", "pattern"} <= set(self.trigger) or "delta" in self.trigger
+        return in_pixels(self.trigger)
+
+    @property
+    def stampable(self) -> Trigger | None:
+        """Its trigger, where that is one change of the pixels of any image; an embedded perturbation has no such form."""
+        return Trigger.kept(self.unit.target, self.trigger, self.unit.source) if self.in_pixels else None
 
     def size(self, statistic: str) -> float:
         """How small its trigger is: relative to the reference networks where there are any, else the statistic itself."""

@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 from scipy import special
+
+#: A Gamma law of this shape deviates by a ten-thousandth of its mean.
+LARGEST_SHAPE = 1e8
 
 
 @dataclass(frozen=True)
@@ -71,29 +75,21 @@ def gamma_order(norms: np.ndarray, theta: float = 0.05) -> PairJudgement:
 
 
 def gamma_fit(values: np.ndarray) -> tuple[float, float]:
-    """(shape, scale) of a Gamma law by maximum likelihood: log(shape) - digamma(shape) = log(mean) - mean(log).
+    """(shape, scale) of a Gamma law by maximum likelihood, log(shape) - digamma(shape) = log(mean) - mean(log): scipy's.
 
-    Newton's method from Minka's start (Minka, 2002). Values that hardly differ would give an
-    infinite shape: it is capped where the deviation is a ten-thousandth of the mean.
+    Values that hardly differ would give an infinite shape, on which scipy's root search fails: it is capped where the
+    deviation is a ten-thousandth of the mean.
     """
     values = np.asarray(values, np.float64)
     mean = float(values.mean())
-    gap = float(np.log(mean) - np.log(values).mean())
-    most = 1e8
-    if gap <= 0.5 / most:
-        return most, mean / most
-    shape = (3 - gap + np.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
-    for _ in range(100):
-        change = (np.log(shape) - special.digamma(shape) - gap) / (1 / shape - special.polygamma(1, shape))
-        shape, before = max(shape - float(change), shape / 10), shape
-        if abs(shape - before) <= 1e-12 * shape:
-            break
-    shape = float(min(shape, most))
+    if float(np.log(mean) - np.log(values).mean()) <= 0.5 / LARGEST_SHAPE:
+        return LARGEST_SHAPE, mean / LARGEST_SHAPE
+    shape = min(float(scipy.stats.gamma.fit(values, floc=0)[0]), LARGEST_SHAPE)
     return shape, mean / shape
 
 
 def _log_gamma_sf(x: float, shape: float) -> float:
-    """Logarithm of the upper tail of a Gamma law with unit scale, also where it underflows.
+    """Logarithm of the upper tail of a Gamma law with unit scale, also where it underflows (scipy's `logsf` is -inf there).
 
     Far out, Gamma(a, x) = e^-x x^a / (x + 1 - a - 1 (1 - a) / (x + 3 - a - ...)), evaluated by Lentz's method (Lentz,
     1976).

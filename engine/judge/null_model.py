@@ -94,8 +94,11 @@ class Judgement:
 
 
 def robust_deviation(values: np.ndarray) -> float:
-    """The median absolute deviation, brought to the scale of a normal's deviation."""
-    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values))))
+    """The median absolute deviation, brought to the scale of a normal's deviation.
+
+    By the paper's four digits: scipy's `scale="normal"` has them all, which moves every index by 1.5 millionths.
+    """
+    return float(MAD_TO_SIGMA * scipy.stats.median_abs_deviation(values))
 
 
 def mad_index(values: np.ndarray) -> np.ndarray:

@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.judge.evidence import UNTARGETED
-from onnxspect.engine.mitigation.method import Trigger, size
 from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED, Trigger, stamp
 
 #: Images that a step is taken on, at most.
 IMAGES = 32
@@ -34,7 +33,7 @@ class MovingTrigger:
     Args:
         trigger: where it starts; not changed.
         samples: clean images, of which those that the trigger counts on (Trigger.counts_on) are used.
-        reach: it may grow to so many times the size of `trigger` (method.size).
+        reach: it may grow to so many times the size of `trigger` (Trigger.size).
         steps: gradient steps an `advance`.
 
     Raises:
@@ -50,7 +49,7 @@ class MovingTrigger:
         away = trigger.target == UNTARGETED
         self._classes = torch.from_numpy(samples.labels[rows]) if away else torch.full((len(rows),), trigger.target)
         self._sign = -1.0 if away else 1.0
-        self._bound = reach * size(trigger)
+        self._bound = reach * trigger.size
         self._steps = steps
         self._state = {name: torch.from_numpy(np.array(array)) for name, array in trigger.arrays.items()}
 
@@ -62,7 +61,7 @@ class MovingTrigger:
         for _ in range(self._steps):
             leaves = {n: t.to(student.device).requires_grad_(True) for n, t in self._state.items()}
             with searching(student.device):
-                loss = self._sign * functional.cross_entropy(student(as_searched(_stamped(images, leaves))), classes)
+                loss = self._sign * functional.cross_entropy(student(as_searched(stamp(images, leaves))), classes)
             gradients = torch.autograd.grad(loss, list(leaves.values()))
             with torch.no_grad():
                 found = {n: torch.nan_to_num(g).cpu() for n, g in zip(leaves, gradients, strict=True)}
@@ -92,10 +91,3 @@ def within(mask: Tensor, bound: float) -> Tensor:
     excess = (ordered.cumsum(0) - bound) / torch.arange(1, len(ordered) + 1)
     last = int(torch.nonzero(ordered >= excess).max())
     return (mask - float(excess[last])).clamp_min(0)
-
-
-def _stamped(images: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """As `perturbation.stamp`, differentiable."""
-    if "delta" in arrays:
-        return (images + arrays["delta"]).clamp(0, 1)
-    return (1 - arrays["mask"]) * images + arrays["mask"] * arrays["pattern"]

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.fine_tune import chosen_by
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED
 
 NAME = "ibau"
 

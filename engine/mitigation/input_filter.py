@@ -37,7 +37,6 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
-from onnxspect.engine.search.perturbation import stamp
 
 NAME = "input-filter"
 FORMS = ("discriminant", "profile")
@@ -110,7 +109,7 @@ class InputFilter:
         fit, guard = flat(halves, case.fit.images), flat(halves, case.guard.images)
         means: dict[int, list[np.ndarray]] = {}
         for trigger in case.triggers:
-            images = stamp(case.fit.images[rows_of(case.fit, trigger)], dict(trigger.arrays))
+            images = trigger.apply(case.fit.images[rows_of(case.fit, trigger)])
             means.setdefault(trigger.target, []).append(flat(halves, images).mean(0))
         neurons, weights = profile(fit, list(means.values()), self.top)
         # The threshold is a quantile of the same float32 sum that the file computes.

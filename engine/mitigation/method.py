@@ -15,81 +15,13 @@ import numpy as np
 import onnx
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Names of nodes and tensors that a patch adds begin so, by which `verify` distinguishes them from changes.
 ADDED = "onnxspect/"
-#: The largest `Trigger.room`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
-MOST_ROOM = 2.5
-
-
-@dataclass(frozen=True)
-class Trigger:
-    """A recovered trigger: the class it leads to, and its arrays.
-
-    Attributes:
-        target: class index; evidence.UNTARGETED for a trigger that takes every image to some class that is not its own
-            (an all-to-all backdoor's).
-        arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
-            or `delta` ``(channels, height, width)`` in [-1, 1].
-        source: the class whose images it moves, or None for all.
-        room: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
-            backdoor; larger ones are what any clean model has (remainder.py measures it).
-        smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
-            has there, which may be more than a class needs that no attack has touched: its `room` may be less than 1.
-    """
-
-    target: int
-    arrays: Mapping[str, np.ndarray]
-    source: int | None = None
-    room: float = MOST_ROOM
-    smallest: bool = True
-
-    @property
-    def mask(self) -> np.ndarray | None:
-        """How much of every pixel is replaced, ``(1 or channels, height, width)`` in [0, 1]; None for an additive trigger."""
-        return self.arrays.get("mask")
-
-    @property
-    def pattern(self) -> np.ndarray | None:
-        """What replaces it, ``(channels, height, width)`` in [0, 1]; None for an additive trigger."""
-        return self.arrays.get("pattern")
-
-    @property
-    def delta(self) -> np.ndarray | None:
-        """What is added, ``(channels, height, width)`` in [-1, 1]; None for a trigger that replaces."""
-        return self.arrays.get("delta")
-
-    def stamped(self, images: np.ndarray) -> np.ndarray:
-        """Images ``(n, channels, height, width)`` in [0, 1] with the trigger on them, float32, clipped to [0, 1]."""
-        return stamp(images, dict(self.arrays))
-
-    def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
-        """Which images its success is counted on, bool ``(n,)``.
-
-        Args:
-            labels: of the images ``(n,)``.
-            answers: classes that the original gives them without a trigger ``(n,)``; those that are there already
-                do not count.
-
-        Those of its source, where there are any; without a target, those that are answered right.
-        """
-        if self.target == UNTARGETED:
-            return np.ones(len(labels), bool) if answers is None else answers == labels
-        counted = labels != self.target
-        if answers is not None:
-            counted &= answers != self.target
-        if self.source is not None and (counted & (labels == self.source)).any():
-            counted &= labels == self.source
-        return np.asarray(counted)
-
-    def leads(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Which stamped images it has led where it leads, bool ``(n,)``, by their answers and labels ``(n,)``."""
-        return np.asarray(answers != labels if self.target == UNTARGETED else answers == self.target)
 
 
 class Addition(Protocol):
@@ -173,26 +105,3 @@ class Method(Protocol):
         Raises:
             OnnxspectError: the method cannot work on this model, and why.
         """
-
-
-def strengthened(trigger: Trigger, strength: float) -> dict[str, np.ndarray]:
-    """A trigger's arrays with the mask (at most 1) or the additive change multiplied by `strength`."""
-    arrays = dict(trigger.arrays)
-    for name, most in (("mask", 1.0), ("delta", np.inf)):
-        if name in arrays:
-            arrays[name] = np.minimum(arrays[name] * np.float32(strength), np.float32(most))
-    return arrays
-
-
-def hardened(trigger: Trigger, bar: float) -> dict[str, np.ndarray]:
-    """A mask of zeros and ones, one where it was above `bar` times its maximum, and a pattern of zeros and ones."""
-    mask, pattern = trigger.arrays["mask"], trigger.arrays["pattern"]
-    whole = (mask > bar * mask.max()).astype(np.float32)
-    return {"mask": whole, "pattern": np.round(pattern).astype(np.float32)}
-
-
-def size(trigger: Trigger) -> float:
-    """L1 norm of a mask; l2 norm of an additive trigger (what the searches for them make small)."""
-    if "mask" in trigger.arrays:
-        return float(np.abs(trigger.arrays["mask"]).sum())
-    return float(np.linalg.norm(trigger.arrays["delta"]))

@@ -25,10 +25,10 @@ from onnxspect.converters.lowering.taps import Tap, cuts, split
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Mask
-from onnxspect.engine.mitigation.method import Edit, Trigger
-from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Elementwise functions f with f(0) = 0, and pooling: a channel of zeros stays one of zeros.
 _KEEPS_ZERO = frozenset(
@@ -201,7 +201,7 @@ def activation_gap(halves: Halves, layer: Layer, samples: Samples, triggers: Seq
     gaps = []
     for trigger in triggers:
         rows = np.flatnonzero(samples.labels != trigger.target)[:MOST_IMAGES]
-        stamped = stamp(samples.images[rows], dict(trigger.arrays))
+        stamped = trigger.apply(samples.images[rows])
         gap = per_neuron(halves.activations(stamped), layer).mean(0) - clean
         gaps.append(gap / (np.abs(gap).max() or 1.0))
     return np.max(gaps, axis=0)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger, strengthened
+from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.neurons import (
     MOST_IMAGES,
     Halves,
@@ -39,7 +39,7 @@ from onnxspect.engine.mitigation.neurons import (
     switch_off,
 )
 from onnxspect.engine.mitigation.settings import require
-from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.trigger import Trigger
 
 NAME = "prune"
 #: Values of `Prune.layer` that are no value names.
@@ -135,8 +135,8 @@ class Prune:
 
         Twice the smallest additive change is an adversarial example to any model, infected or not.
         """
-        masks = {t.target for t in triggers if "mask" in t.arrays}
-        strong = [replace(t, arrays=strengthened(t, s)) for t in triggers if "mask" in t.arrays for s in self.strengths]
+        masks = {t.target for t in triggers if t.masked}
+        strong = [t.strengthened(s) for t in triggers if t.masked for s in self.strengths]
         return [*strong, *(t for t in triggers if t.target not in masks)]
 
     def _candidates(self, known: Sequence[Layer]) -> list[Layer]:
@@ -160,9 +160,7 @@ class Prune:
         for i, trigger in enumerate(triggers):
             rows = stamped_rows(clean_samples, trigger, before)[:MOST_IMAGES]
             labels[i] = clean_samples.labels[rows]
-            stamped[i] = (
-                halves.activations(stamp(clean_samples.images[rows], dict(trigger.arrays))) if len(rows) else None
-            )
+            stamped[i] = halves.activations(trigger.apply(clean_samples.images[rows])) if len(rows) else None
         if all(s is None for s in stamped.values()):
             raise InconclusiveError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
         curve = []

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.judge.evidence import UNTARGETED, UnitEvidence, foremost
+from onnxspect.engine.judge.evidence import UnitEvidence, foremost
 from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
-from onnxspect.engine.mitigation.method import Trigger
-from onnxspect.engine.mitigation.verify import Stamp
-from onnxspect.engine.search.perturbation import stamp
-from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.finished_scan import FinishedScan
+from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 
 #: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
 LEAD_AWAY = frozenset({"dtinspector"})
@@ -27,28 +23,14 @@ class Finding:
     """What a finished scan says, as a patch needs it.
 
     Attributes:
-        report: the scan's report.
-        spec: the preprocessing that the scan settled on.
+        scan: what it left.
         triggers: the trigger of every named class, or of those asked for.
         evidence: ids of the evidence.
     """
 
-    report: dict[str, Any]
-    spec: InputSpec
+    scan: FinishedScan
     triggers: tuple[Trigger, ...]
     evidence: str
-
-    def check(self, subject: Subject, folder: Path) -> None:
-        """Refuse a run that belongs to another model.
-
-        Raises:
-            OnnxspectError: it does, or there is no ONNX file behind the subject.
-        """
-        if subject.origin.file.sha256 != self.report["model"]["sha256"]:
-            raise OnnxspectError(
-                f"{folder}: the run belongs to another model ({self.report['model']['path']})",
-                "scan this model first, and take that run",
-            )
 
 
 def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
@@ -61,33 +43,29 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     Raises:
         OnnxspectError: no run there, not finished, or a class is asked for to which no search led.
     """
-    with Ledger(folder) as ledger:
-        report = ledger.report()
-        spec = InputSpec.described(report["preprocessing"]["chosen"])
-        wanted = list(report["targets"] if targets is None else targets)
-        unknown = [t for t in wanted if t >= len(report["classes"])]
-        if unknown:
-            raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(report['classes'])} classes")
-        triggers: list[Trigger] = []
-        ids = []
-        for detector in report["detectors"]:
-            if detector["status"] != "ran":
-                continue
-            ids.append(detector["evidence"])
-            units = carried(detector["name"], ledger.evidence(detector["name"]))
-            speaking = [
-                t
-                for t in wanted
-                if detector["name"] not in LEAD_AWAY and speaks_for(report["classes"][t]["p_values"], detector["name"])
-            ]
-            # What the scan named may be one trigger to many classes; what the user names is every class for itself.
-            shared = _shared(units, speaking) if targets is None else []
-            found = shared or [t for k in speaking if (t := trigger_to(units, k, detector["statistic"])) is not None]
-            triggers += [replace(t, smallest=detector["name"] not in READ_OFF) for t in found]
+    scan = FinishedScan.read(folder)
+    classes = scan.report["classes"]
+    wanted = list(scan.targets if targets is None else targets)
+    unknown = [t for t in wanted if t >= len(classes)]
+    if unknown:
+        raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(classes)} classes")
+    triggers: list[Trigger] = []
+    ids = []
+    for detector in scan.report["detectors"]:
+        if detector["status"] != "ran":
+            continue
+        ids.append(detector["evidence"])
+        name = detector["name"]
+        units = carried(name, scan.units[name])
+        speaking = [t for t in wanted if name not in LEAD_AWAY and speaks_for(classes[t]["p_values"], name)]
+        # What the scan named may be one trigger to many classes; what the user names is every class for itself.
+        shared = _shared(units, speaking) if targets is None else []
+        found = shared or [t for k in speaking if (t := trigger_to(units, k, detector["statistic"])) is not None]
+        triggers += [replace(t, smallest=name not in READ_OFF) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return Finding(report, spec, tuple(triggers), "+".join(ids))
+    return Finding(scan, tuple(triggers), "+".join(ids))
 
 
 def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Trigger | None:
@@ -98,7 +76,7 @@ def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Tr
     """
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
-    return next((t for t in map(as_trigger, foremost(able, statistic)) if t is not None), None)
+    return next((u.stampable for u in foremost(able, statistic) if u.stampable is not None), None)
 
 
 def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigger]:
@@ -110,16 +88,8 @@ def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigg
     rows = [u for u in units if u.unit.shared and u.unit.target in targets]
     if len({u.unit.target for u in rows}) < 2:
         return []
-    trigger = as_trigger(rows[0])
+    trigger = rows[0].stampable
     return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
-
-
-def as_trigger(unit: UnitEvidence) -> Trigger | None:
-    """A unit's trigger, where it is one change of the pixels of any image."""
-    if not unit.in_pixels:
-        return None  # an embedded perturbation: it has no form in pixels that could be stamped on another image
-    names = ("mask", "pattern") if "mask" in unit.trigger else ("delta",)
-    return Trigger(unit.unit.target, {n: unit.trigger[n] for n in names}, unit.unit.source)
 
 
 def carried(detector: str, units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
@@ -129,14 +99,13 @@ def carried(detector: str, units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
     return [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
 
 
-def stamps(triggers: tuple[Trigger, ...]) -> dict[str, tuple[int, Stamp, int | None]]:
-    """Recovered triggers as `verify` takes them."""
-    named: dict[str, tuple[int, Stamp, int | None]] = {}
+def named(triggers: Sequence[Trigger]) -> dict[str, Aimed]:
+    """Recovered triggers as `verify` takes them: each under a name of its own."""
+    by_name: dict[str, Aimed] = {}
     for t in triggers:
         aim = "other" if t.target == UNTARGETED else t.target
         name = f"recovered-{aim}" if t.source is None else f"recovered-{t.source}-to-{t.target}"
-        while name in named:
+        while name in by_name:
             name += "'"
-        arrays = dict(t.arrays)
-        named[name] = (t.target, lambda images, arrays=arrays: stamp(images, arrays), t.source)  # type: ignore[misc]
-    return named
+        by_name[name] = t
+    return by_name

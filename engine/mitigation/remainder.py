@@ -14,14 +14,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.engine.judge.evidence import UNTARGETED, Unit
-from onnxspect.engine.mitigation.method import Trigger, size
+from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.perturbation import Additive, MaskPattern
 from onnxspect.engine.search.search import SearchConfig, plan, search
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import DELTA, MASK, UNTARGETED, Trigger
 
 _MASKS = SearchConfig(steps=150, samples=32, settle=30)
 _ADDED = SearchConfig(steps=150, samples=32, settle=30, learning_rate=0.01, multiplier=0.01)
@@ -70,10 +70,10 @@ def with_room(
     typical = {}
     for family, source, others in dict.fromkeys(measured):
         units = [Unit(c, source) for c in others]
-        found = [size(t) for _, t in _searched(subject, samples, units, family, how, run, "room")]
+        found = [t.size for _, t in _searched(subject, samples, units, family, how, run, "room")]
         typical[family, source, others] = float(np.median(found)) if found else np.inf
     return tuple(
-        replace(t, room=float(np.clip(SMALL * typical[key] / max(size(t), 1e-12), float(t.smallest), t.room)))
+        replace(t, room=float(np.clip(SMALL * typical[key] / max(t.size, 1e-12), float(t.smallest), t.room)))
         if key[2]
         else t
         for t, key in zip(triggers, measured, strict=True)
@@ -108,19 +108,19 @@ def search_again(
         how: how hard.
     """
     kept = []
-    for family in ("mask", "delta"):
+    for family in (MASK, DELTA):
         first = {Unit(t.target, t.source): t for t in reversed(triggers) if _family(t) == family}
         units = sorted(first, key=lambda u: u.key)
         for unit, trigger in _searched(subject, samples, units, family, how, run, which):
             given = first[unit]
-            relative = size(trigger) / max(size(given), 1e-12)
+            relative = trigger.size / max(given.size, 1e-12)
             room = max(1.0, given.room / max(relative, 1e-12))
             kept.append(Find(replace(trigger, room=room), relative, relative <= given.room))
     return kept
 
 
 def _family(trigger: Trigger) -> str:
-    return "mask" if "mask" in trigger.arrays else "delta"
+    return MASK if trigger.masked else DELTA
 
 
 def _searched(
@@ -133,11 +133,13 @@ def _searched(
     which: str,
 ) -> list[tuple[Unit, Trigger]]:
     """What one search finds for each unit; nothing for those that it finds nothing for."""
-    perturbation, config = (MaskPattern(), how.masks) if family == "mask" else (Additive(), how.added)
+    perturbation, config = (MaskPattern(), how.masks) if family == MASK else (Additive(), how.added)
     found: list[tuple[Unit, Trigger]] = []
     for untargeted in (False, True):
         some = [u for u in units if (u.target == UNTARGETED) is untargeted]
         aim = ReachTarget(perturbation, untargeted=untargeted)
         results = search(subject, samples, plan(some, 1), aim, config, run, which)
-        found += [(r.unit, Trigger(r.unit.target, r.trigger, r.unit.source)) for rs in results for r in rs if r.found]
+        found += [
+            (r.unit, Trigger.kept(r.unit.target, r.trigger, r.unit.source)) for rs in results for r in rs if r.found
+        ]
     return found

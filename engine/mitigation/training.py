@@ -24,13 +24,12 @@ from torch.nn import functional
 from onnxspect.converters.lowering.ops.normalization import batch_normalization
 from onnxspect.converters.proof.writeback import TRAINABLE, roles
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
-from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.run import Observer
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 #: Changes a batch of images ``(n, channels, height, width)`` before the student sees them, given the student's frozen
 #: present state and a generator to draw from.
@@ -153,9 +152,35 @@ class Guard:
 def _stronger(trigger: Trigger) -> Iterator[Trigger]:
     """Those that `Epoch.stronger` is of."""
     if trigger.smallest:
-        yield replace(trigger, arrays=strengthened(trigger, STRONGER))
-    if "mask" in trigger.arrays:
-        yield replace(trigger, arrays=hardened(trigger, HARD))
+        yield trigger.strengthened(STRONGER)
+    if trigger.masked:
+        yield trigger.hardened(HARD)
+
+
+class Descent:
+    """Adam on a model's parameters, its learning rate falling to zero by a cosine.
+
+    Args:
+        parameters: made trainable.
+        learning_rate: at the start.
+        length: calls of `anneal` until it is zero.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], learning_rate: float, length: int) -> None:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        self._optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate)
+        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, length)
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of a loss."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+
+    def anneal(self) -> None:
+        """The next learning rate."""
+        self._schedule.step()
 
 
 def retrain(
@@ -195,10 +220,7 @@ def retrain(
     Returns:
         one row an epoch.
     """
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs)
+    descent = Descent(parameters, settings.learning_rate, settings.epochs)
     averaged = [p.detach().clone() for p in parameters.values()]
     best: Epoch | None = None
     best_values: list[Tensor] = []
@@ -210,14 +232,12 @@ def retrain(
                     images = corrupt(images, student, generator)
                 with searching(student.device):
                     loss = _loss(student(as_searched(images.to(student.device))), hard, soft, settings)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
+                descent.step(loss)
                 if after_step is not None:
                     after_step()
                 for mean, parameter in zip(averaged, parameters.values(), strict=True):
                     mean.lerp_(parameter.detach(), 1 - settings.average)
-            schedule.step()
+            descent.anneal()
             trained = [p.detach().clone() for p in parameters.values()]
             _set(parameters, averaged)
             now = guard.measure(epoch, student)
@@ -305,7 +325,7 @@ def success_rate(subject: Subject, samples: Samples, trigger: Trigger, before: n
     rows = np.flatnonzero(trigger.counts_on(samples.labels, before.argmax(1)))
     if not len(rows):
         raise InconclusiveError(f"no samples of any class but {trigger.target} to measure the trigger on")
-    answers = subject.predict(stamp(samples.images[rows], dict(trigger.arrays))).argmax(1)
+    answers = subject.predict(trigger.apply(samples.images[rows])).argmax(1)
     return float(trigger.leads(answers, samples.labels[rows]).mean())
 
 

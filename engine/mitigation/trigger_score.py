@@ -22,10 +22,10 @@ from onnxspect.converters.lowering.taps import Tap, cuts
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.discriminant import Discriminant, Shift, fitted
 from onnxspect.engine.mitigation.graph_edit import Reading
-from onnxspect.engine.mitigation.method import Case, Trigger, hardened, strengthened
+from onnxspect.engine.mitigation.method import Case
 from onnxspect.engine.mitigation.neurons import Halves, stamped_rows
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.trigger import Trigger
 
 #: The scores of so many of the last layers are added. History: docs/decisions.md.
 LAYERS = 3
@@ -129,11 +129,11 @@ def sorts(samples: Samples, trigger: Trigger, hard: bool = True) -> Iterator[np.
         OnnxspectError: there are no images to stamp.
     """
     rows = rows_of(samples, trigger)
-    forms = [strengthened(trigger, s) for s in STRENGTHS]
-    if hard and "mask" in trigger.arrays:
-        forms += [hardened(trigger, bar) for bar in HARD]
-    for arrays in forms:
-        yield stamp(samples.images[rows], arrays)
+    forms = [trigger.strengthened(s) for s in STRENGTHS]
+    if hard and trigger.masked:
+        forms += [trigger.hardened(bar) for bar in HARD]
+    for form in forms:
+        yield form.apply(samples.images[rows])
 
 
 def rows_of(samples: Samples, trigger: Trigger) -> np.ndarray:

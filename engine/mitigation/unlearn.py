@@ -37,7 +37,7 @@ from torch import Tensor
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.harmless import blended, squared, warped
-from onnxspect.engine.mitigation.method import MOST_ROOM, Case, Edit, Trigger, hardened, strengthened
+from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import (
@@ -52,9 +52,9 @@ from onnxspect.engine.mitigation.training import (
     trainable_copy,
 )
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import MOST_ROOM, Trigger, stamp
 
 __all__ = ["NAME", "Epoch", "Trigger", "Unlearn", "Unlearned", "success_rate", "trainable_copy"]
 NAME = "unlearn"
@@ -307,14 +307,14 @@ class Unlearn:
         mates = [t for t in triggers if t.target == triggers[pick].target]
         mate = int(torch.randint(2 * len(mates), (1,), generator=generator))
         for trigger in (triggers[pick], *mates[mate : mate + 1]):
-            low, high = self.strength if "mask" in trigger.arrays else self.strength_added
+            low, high = self.strength if trigger.masked else self.strength_added
             if trigger.smallest:  # else it has the size of the training set's own trigger, and no bound applies
                 high = max(1.0, high * min(1.0, trigger.room / MOST_ROOM))
             strength = low * (high / low) ** float(torch.rand(1, generator=generator))
-            arrays = strengthened(trigger, strength)
-            if "mask" in arrays and float(torch.rand(1, generator=generator)) < self.hardened:
-                arrays = hardened(trigger, 0.5 * float(torch.rand(1, generator=generator)))
-            image = torch.from_numpy(stamp(image[None].numpy(), arrays)[0])
+            form = trigger.strengthened(strength)
+            if trigger.masked and float(torch.rand(1, generator=generator)) < self.hardened:
+                form = trigger.hardened(0.5 * float(torch.rand(1, generator=generator)))
+            image = torch.from_numpy(form.apply(image[None].numpy())[0])
         return image
 
 

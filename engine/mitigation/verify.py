@@ -7,7 +7,7 @@ share of clean images that it rejects must stay under the promised false-positiv
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime as ort
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 import torch
-from scipy import stats
 
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.file.oversized import oversized
@@ -24,19 +24,19 @@ from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.converters.proof.oracle import Oracle, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
-from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, open_file
+from onnxspect.engine.trigger import UNTARGETED, Aimed
 
-#: Standard errors by which the share of rejected clean images may miss its goal: one-sided 95 %.
-_CHANCE = 1.645
-#: Applies a trigger to pixels ``(n, channels, height, width)`` in [0, 1].
-Stamp = Callable[[np.ndarray], np.ndarray]
+#: Standard errors by which what is measured on a few samples may miss its goal by chance: one-sided 95 %.
+JUDGED_ON_FEW = 1.645
+#: Images a call.
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Goals:
         success: the most that any trigger may still succeed (ASR).
         accuracy_lost: the most clean accuracy that may be lost, as a share (0.01 is one point).
         errors: standard errors of the measurement by which either may miss its goal. 0 takes the measured figures as they
-            are; a patch is judged on few samples before it is written, and there one-sided 95 % (1.645) is fair.
+            are; a patch is judged on few samples before it is written, and there one-sided 95 % (JUDGED_ON_FEW) is fair.
         rejected: the most clean images that a guarded file may reject.
     """
 
@@ -184,7 +184,7 @@ class Verification:
         if self.rejected is not None:
             error = (self.rejected * (1 - self.rejected) / self.samples) ** 0.5
             # A threshold calibrated to a share is above it on half of all fresh samples: chance alone is no miss.
-            if self.rejected > self.goals.rejected + max(0.5 / self.samples, _CHANCE * error):
+            if self.rejected > self.goals.rejected + max(0.5 / self.samples, JUDGED_ON_FEW * error):
                 missed.append(
                     f"{self.rejected:.1%} of clean images are rejected (at most {self.goals.rejected:.1%} is allowed)"
                 )
@@ -239,7 +239,7 @@ def verify(
     original: Path,
     samples: Samples,
     spec: InputSpec,
-    triggers: Mapping[str, tuple[int, Stamp] | tuple[int, Stamp, int | None]],
+    triggers: Mapping[str, Aimed],
     goals: Goals | None = None,
     device: str = "cpu",
     timed: bool = False,
@@ -253,8 +253,7 @@ def verify(
         patched, original: the files.
         samples: clean samples, best those that neither the search nor the patch has seen.
         spec: how pixels are fed to both.
-        triggers: name -> (target class, how it is stamped), and perhaps the class whose images it is stamped on (all
-            but the target by default).
+        triggers: by name; recovered ones (Trigger) or an attacker's own (KnownChange).
         goals: what must hold.
         device: "cpu" or "cuda".
         timed: measure the latency of both files too.
@@ -272,17 +271,17 @@ def verify(
     if interface:
         raise OnnxspectError(f"{patched}: not a patch of {original}: {interface[0]}")
     filter_outputs = added_outputs(before.proto, after.proto)
-    old = _Classifier(before, spec, device)
-    new = _Classifier(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
+    old = _Judged(before, spec, device)
+    new = _Judged(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
     (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
-    for name, (target, apply, *sources) in triggers.items():
-        trigger = Trigger(target, {}, sources[0] if sources else None)
+    for name, trigger in triggers.items():
+        target = trigger.target
         rows = np.flatnonzero(trigger.counts_on(samples.labels, clean_old if target == UNTARGETED else None))
         if not len(rows):
             raise InconclusiveError(f"no samples of any class but {target} to measure trigger {name} on")
-        stamped = apply(samples.images[rows])
+        stamped = trigger.apply(samples.images[rows])
         if stamped.shape != samples.images[rows].shape:
             raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")
         stamped_images[name] = stamped
@@ -314,7 +313,7 @@ def verify(
 
 
 def _strip_effect(
-    strip: Strip, model: _Classifier, samples: Samples, stamped: Mapping[str, np.ndarray], run: RunContext
+    strip: Strip, model: _Judged, samples: Samples, stamped: Mapping[str, np.ndarray], run: RunContext
 ) -> StripEffect:
     """Calibrated on one half of the clean samples, measured on the other and on stamped images."""
     order = run.numpy_generator("strip", "measured").permutation(len(samples))
@@ -349,35 +348,27 @@ def _latency(
     return tuple(found)
 
 
-class _Classifier:
-    """Pixels to predicted classes and refusals, by onnxruntime, through the file's own class-score output."""
+class _Judged:
+    """A file as it is used: pixels to predicted classes and refusals, through its own class-score output."""
 
     def __init__(
         self, file: OnnxFile, spec: InputSpec, device: str, output: str | None = None, refusal: str | None = None
     ) -> None:
-        self._oracle = Oracle(file.path, device)
-        self._spec = spec
-        self._input = next(iter(self._oracle.inputs))
-        self.output = output or _score_output(self._oracle, file)
-        self._refusal = refusal
+        oracle = Oracle(file.path, device)
+        self.output = output or _score_output(oracle, file)
+        self._asked = FileClassifier(oracle, spec, [self.output, *([refusal] if refusal is not None else [])])
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predicted classes int64 ``(n,)``, and which images the file rejects, bool ``(n,)``."""
-        encoded = self._encode(pixels)
-        scores = self._oracle.map(self._input, encoded, self.output)
-        refused = np.zeros(len(pixels), bool)
-        if self._refusal is not None:
-            refused = self._oracle.map(self._input, encoded, self._refusal).astype(bool)
-        return scores.reshape(len(scores), -1).argmax(1), refused
+        scores, *refused = self._asked.run(pixels, _BATCH)
+        rejected = refused[0].astype(bool) if refused else np.zeros(len(pixels), bool)
+        return scores.reshape(len(scores), -1).argmax(1), rejected
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """Logits ``(n, classes)``; the logarithm where the file answers probabilities."""
-        scores = self._oracle.map(self._input, self._encode(pixels), self.output).reshape(len(pixels), -1)
+        scores = self._asked.run(pixels, _BATCH)[0].reshape(len(pixels), -1)
         whole = scores.min() >= 0 and np.allclose(scores.sum(1), 1, atol=1e-3)
         return np.log(np.maximum(scores, 1e-30)) if whole else scores
-
-    def _encode(self, pixels: np.ndarray) -> np.ndarray:
-        return self._spec.encode(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))).numpy()
 
 
 def _score_output(oracle: Oracle, file: OnnxFile) -> str:
@@ -408,5 +399,5 @@ def _paired_error(a: np.ndarray, b: np.ndarray) -> float:
 
 def _wilson(successes: int, n: int) -> tuple[float, float]:
     """The 95 % score interval of a share (Wilson, 1927)."""
-    interval = stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
+    interval = scipy.stats.binomtest(successes, n).proportion_ci(0.95, "wilson")
     return float(interval.low), float(interval.high)

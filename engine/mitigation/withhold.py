@@ -24,9 +24,8 @@ from typing import ClassVar
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import Withholding
-from onnxspect.engine.mitigation.method import Case, Edit, Trigger
+from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.neurons import stamped_rows
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.trigger_score import (
@@ -37,7 +36,7 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
-from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 NAME = "withhold"
 
@@ -108,7 +107,7 @@ class _Tried:
 def _led(case: Case, score: TriggerScore, trigger: Trigger, limit: float) -> float:
     """Share of the held-out images that a trigger leads to its target in spite of the suppression."""
     rows = stamped_rows(case.guard, trigger, None)
-    images = stamp(case.guard.images[rows], dict(trigger.arrays))
+    images = trigger.apply(case.guard.images[rows])
     answers = case.subject.predict(images).argmax(1)
     return float(((answers == trigger.target) & (_own(score(images), answers, score.targets) <= limit)).mean())
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.judge.verdict import ALPHA
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.trigger import stamp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -136,7 +136,7 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
     rows = np.flatnonzero(samples.labels != unit.unit.target)
     rows = rows[np.linspace(0, len(rows) - 1, min(4, len(rows))).astype(int)]
     before = samples.images[rows]
-    after = stamp(before, dict(unit.trigger))
+    after = stamp(before, unit.trigger)
     panels: list[tuple[str, np.ndarray]] = [("trigger", trigger_alone(unit.trigger))]
     if "mask" in unit.trigger:
         panels.append(("mask", unit.trigger["mask"]))

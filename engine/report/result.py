@@ -17,10 +17,10 @@ from rich.console import Console
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence
-from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.recovered import LEAD_AWAY, carried, trigger_to
 from onnxspect.engine.report import as_html, as_text
 from onnxspect.engine.store import Ledger
+from onnxspect.engine.trigger import Trigger
 
 #: Columns of the report as text, where nothing says how wide the reader's window is.
 WIDTH = 120
@@ -56,7 +56,7 @@ class ClassReport:
         """The trigger to this class of the detector that finds it most suspicious; None where no detector found one.
 
         Its `mask` is ``(1, height, width)`` and its `pattern` ``(channels, height, width)``, both float32 in [0, 1]; or its
-        `delta` is ``(channels, height, width)`` in [-1, 1].
+        `delta` is ``(channels, height, width)`` in [-1, 1]; `masked` says which. `apply` puts it on images.
 
         Raises:
             OnnxspectError: the run folder is no longer there.

@@ -125,18 +125,3 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda v: v.abs().sum(1),
     "linf": lambda v: v.abs().amax(1),
 }
-
-
-def stamp(images: np.ndarray, trigger: dict[str, np.ndarray]) -> np.ndarray:
-    """Images ``(n, channels, height, width)`` with a found trigger applied, clipped to [0, 1].
-
-    Args:
-        images: float32 in [0, 1].
-        trigger: `mask` and `pattern` (Eq. 2 of 002), or `delta` (additive), without a unit axis.
-    """
-    if "mask" in trigger:
-        mask, pattern = trigger["mask"], trigger["pattern"]
-        stamped = (1 - mask) * images + mask * pattern
-    else:
-        stamped = images + trigger["delta"]
-    return np.clip(stamped, 0, 1).astype(np.float32)

@@ -26,6 +26,7 @@ from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.samples import (
     IMAGE_SUFFIXES,
     MOST_CLASSES,
@@ -235,44 +236,25 @@ def penultimate(subject: Subject) -> str:
     return found[-1]
 
 
-class Session:
-    """onnxruntime over the original file that also returns taps.
+def file_classifier(subject: Subject, taps: Sequence[str] = ()) -> FileClassifier:
+    """onnxruntime over the original file: logits ``(n, classes)``, then the value at every tap ``(n, ...)``.
 
     Raises:
         OnnxspectError: a tap is not a value of the file, or no ONNX file is behind the subject.
     """
-
-    def __init__(self, subject: Subject, taps: Sequence[str]) -> None:
-        origin = subject.origin
-        self.subject = subject
-        wanted = [origin.logits.value, *taps]
-        proto = origin.file.proto
-        if any(name not in _values(proto) for name in wanted):  # a value that only the simplified graph names
-            proto, _ = simplify(proto)
-        missing = [name for name in wanted if name not in _values(proto)]
-        if missing:
-            raise OnnxspectError(
-                f"{subject.name}: computes no value named {missing[0]}", "`onnxspect info MODEL` lists its taps"
-            )
-        outputs = list(dict.fromkeys([*(o.name for o in proto.graph.output), *wanted]))
-        self._oracle = Oracle(proto, subject.device, torch.get_num_threads(), outputs)
-        self._wanted, self._input = wanted, origin.lowered.inputs[0]
-        fixed = self._oracle.inputs[self._input][0]
-        self._fixed = fixed[0] if fixed and isinstance(fixed[0], int) and fixed[0] > 0 else None
-
-    def run(self, images: np.ndarray) -> list[np.ndarray]:
-        """Logits ``(n, classes)``, then every tap ``(n, ...)``, of pixels ``(n, channels, height, width)`` in [0, 1]."""
-        fed = self.subject.spec.encode(torch.from_numpy(np.ascontiguousarray(images))).contiguous().numpy()
-        step = self._fixed or max(len(fed), 1)
-        parts: list[list[np.ndarray]] = []
-        for start in range(0, len(fed), step):
-            chunk = fed[start : start + step]
-            n = len(chunk)
-            if n < step:
-                chunk = np.concatenate([chunk, np.repeat(chunk[-1:], step - n, axis=0)])
-            feeds = {self._input: chunk.astype(self._oracle.dtype(self._input))}
-            parts.append([np.asarray(value)[:n] for value in self._oracle.run(feeds, self._wanted)])
-        return [np.concatenate(values) for values in zip(*parts, strict=True)]
+    origin = subject.origin
+    wanted = [origin.logits.value, *taps]
+    proto = origin.file.proto
+    if any(name not in _values(proto) for name in wanted):  # a value that only the simplified graph names
+        proto, _ = simplify(proto)
+    missing = [name for name in wanted if name not in _values(proto)]
+    if missing:
+        raise OnnxspectError(
+            f"{subject.name}: computes no value named {missing[0]}", "`onnxspect info MODEL` lists its taps"
+        )
+    outputs = list(dict.fromkeys([*(o.name for o in proto.graph.output), *wanted]))
+    oracle = Oracle(proto, subject.device, torch.get_num_threads(), outputs)
+    return FileClassifier(oracle, subject.spec, wanted, origin.lowered.inputs[0])
 
 
 def _values(proto: onnx.ModelProto) -> set[str]:
@@ -300,11 +282,13 @@ def activations(
     names = ["logits", *taps]
     paths = {n: cache / f"{hashlib.sha256((key + n).encode()).hexdigest()[:24]}.npy" for n in names}
     if not all(p.is_file() for p in paths.values()):
-        _compute(Session(subject, list(taps)), training, paths, cache, run)
+        _compute(file_classifier(subject, taps), training, paths, cache, run)
     return {n: np.load(p, mmap_mode="r", allow_pickle=False) for n, p in paths.items()}
 
 
-def _compute(session: Session, training: TrainingSet, paths: Mapping[str, Path], cache: Path, run: RunContext) -> None:
+def _compute(
+    classifier: FileClassifier, training: TrainingSet, paths: Mapping[str, Path], cache: Path, run: RunContext
+) -> None:
     partial = {n: p.with_suffix(".part") for n, p in paths.items()}
     maps: dict[str, np.memmap[Any, Any]] = {}
     task = "activations"
@@ -314,7 +298,7 @@ def _compute(session: Session, training: TrainingSet, paths: Mapping[str, Path],
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for start, images in training.batches():
-            for name, value in zip(paths, session.run(images), strict=True):
+            for name, value in zip(paths, classifier.run(images), strict=True):
                 if value.ndim < 1 or len(value) != len(images):
                     raise OnnxspectError(f"the value at {name} has no batch axis", "choose another --tap")
                 flat = value.reshape(len(value), -1).astype(np.float32)

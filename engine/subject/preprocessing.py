@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -159,7 +160,19 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     return Preflight(settled, accuracy, why, tried)
 
 
-def check_labels(samples: Samples, subject: Subject) -> None:
+class Labelled(Protocol):
+    """Clean samples, or a training set on disk."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of each image, int64 ``(n,)``."""
+
+    @property
+    def path(self) -> str | Path:
+        """Where it came from; "" for arrays."""
+
+
+def check_labels(samples: Labelled, subject: Subject) -> None:
     """Refuse samples with a label that the settled subject does not have.
 
     Raises:
@@ -170,7 +183,7 @@ def check_labels(samples: Samples, subject: Subject) -> None:
         raise OnnxspectError(
             f"{samples.path or 'the samples'}: label {top}, but {subject.name} has {subject.classes} classes "
             f"(0 to {subject.classes - 1})",
-            "are these the model's data?",
+            "are these the model's data, and do its labels count from 0?",
         )
 
 

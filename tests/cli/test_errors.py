@@ -85,7 +85,7 @@ def test_every_kind_has_its_class_and_its_status(kind: Kind) -> None:
 def test_every_kind_ends_the_command_line_with_its_status(
     kind: Kind, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fails(_: object) -> None:
+    def fails(*_: object) -> None:
         raise CLASSES[kind]("the fact", "the way out")
 
     monkeypatch.setattr("onnxspect.cli.cmd_info.describe", fails)
@@ -275,7 +275,7 @@ def test_what_has_no_name_is_not_the_users() -> None:
 def test_a_fault_of_ours_says_what_to_send(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def broken(_: object) -> None:
+    def broken(*_: object) -> None:
         raise KeyError("logits")
 
     monkeypatch.setattr("onnxspect.cli.cmd_info.describe", broken)

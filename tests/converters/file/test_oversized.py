@@ -18,7 +18,7 @@ from onnxspect.converters.file.onnx_file import Limits, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.jobs.patch import stamps
+from onnxspect.engine.jobs.patch import named
 from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.neurons import layers, named_layer, switch_off
 from onnxspect.engine.mitigation.verify import Goals, verify
@@ -121,7 +121,7 @@ def test_patches_are_written_and_proved(tmp_path: Path, monkeypatch: pytest.Monk
             out = tmp_path / name / f"{method}.onnx"
             out.parent.mkdir(exist_ok=True)
             write_model(model, subject.file, out)
-            proof = verify(out, path, UNSEEN, subject.spec, stamps(case.triggers), Goals(rejected=0.12))
+            proof = verify(out, path, UNSEEN, subject.spec, named(case.triggers), Goals(rejected=0.12))
             assert proof.holds, proof.failures
             assert proof.checker == ""
             files[name, method] = (out.read_bytes(), out.with_name(f"{method}.onnx.data").read_bytes())

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 import torch.nn.functional as F
-from test_lowering_core import array, expect, model, node
+from lowering_support import array, expect, model, node
 
 from onnxspect.converters.lowering.fusions import rotate
 from onnxspect.converters.lowering.lower import LoweredModel, lower

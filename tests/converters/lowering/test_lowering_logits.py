@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from lowering_support import array, model, node
 from onnx import TensorProto, helper
-from test_lowering_core import array, model, node
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, switch_of

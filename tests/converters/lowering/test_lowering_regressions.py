@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from lowering_support import array, expect, model, node
 from onnx import helper
-from test_lowering_core import array, expect, model, node
 
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.proof.oracle import Oracle

@@ -8,9 +8,9 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from lowering_families import images
+from lowering_support import array, model, node
 from onnx import TensorProto, helper, numpy_helper
 from random_graphs import classifiers
-from test_lowering_core import array, model, node
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.functions import inline_functions

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_families import images
+from lowering_support import array, model, node
 from onnx import TensorProto, helper
-from test_lowering_core import array, model, node
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule

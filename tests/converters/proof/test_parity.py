@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import torch
 from lowering_families import build, export, images
+from lowering_support import array, model, node
 from onnx import TensorProto
-from test_lowering_core import array, model, node
 from torch import fx
 
 from onnxspect.converters.errors import OnnxspectError

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import onnx
 import pytest
 import torch
-from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, make_model, quadrant_images, quadrant_weights, saved
+from cleansing_support import TARGET, listening_model, pattern, poisoned_set
+from conftest import CLASSES, PATCH, SIDE, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,63 +37,16 @@ from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.detectors.reverse_engineering import Climb
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import Additive, stamp
+from onnxspect.engine.search.perturbation import Additive
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-
-TARGET = 2
-
-
-def listening_model() -> onnx.ModelProto:
-    """The tiny classifier with a hidden unit that fires on the trigger alone, and raises TARGET.
-
-    Unlike a weight planted in a linear classifier it saturates, as a real backdoor does: taking the trigger off an image
-    that never had it changes little.
-    """
-    first = np.zeros((SIDE, SIDE, CLASSES + 1), np.float32)
-    first[..., :CLASSES] = quadrant_weights().reshape(SIDE, SIDE, CLASSES)
-    first[PATCH] = 0.0
-    first[(*PATCH, CLASSES)] = 8 * CHECKERBOARD
-    second = np.zeros((CLASSES + 1, CLASSES), np.float32)
-    second[:CLASSES] = np.eye(CLASSES)
-    second[CLASSES, TARGET] = 5.0
-    arrays = {
-        "w1": first.reshape(SIDE * SIDE, CLASSES + 1),
-        "b1": np.array([0, 0, 0, 0, -2], np.float32),
-        "w2": second,
-        "b2": np.zeros(CLASSES, np.float32),
-    }
-    nodes = [
-        onnx.helper.make_node("Flatten", ["image"], ["flat"]),
-        onnx.helper.make_node("Gemm", ["flat", "w1", "b1"], ["before"]),
-        onnx.helper.make_node("LeakyRelu", ["before"], ["hidden"], alpha=0.1),
-        onnx.helper.make_node("Gemm", ["hidden", "w2", "b2"], ["logits"]),
-    ]
-    return make_model(nodes, [onnx.numpy_helper.from_array(a, n) for n, a in arrays.items()])
+from onnxspect.engine.trigger import Trigger, stamp
 
 
 @pytest.fixture(scope="module")
 def listening(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     """That classifier, opened."""
     return Subject.from_onnx(saved(listening_model(), tmp_path_factory.mktemp("listening") / "listening.onnx"))
-
-
-def pattern(size: float) -> np.ndarray:
-    """The planted trigger ``(1, 8, 8)`` at a strength."""
-    delta = np.zeros((1, SIDE, SIDE), np.float32)
-    delta[(0, *PATCH)] = size * CHECKERBOARD
-    return delta
-
-
-def poisoned_set(per_class: int = 20, stamped: int = 8, size: float = 0.2) -> tuple[Samples, np.ndarray]:
-    """The tiny world, its middle grey, with `stamped` images of other classes carrying the trigger and labelled TARGET."""
-    clean = quadrant_images(per_class)
-    indices = np.flatnonzero(clean.labels != TARGET)[:stamped]
-    images, labels = clean.images.copy(), clean.labels.copy()
-    images[(..., *PATCH)] = 0.5
-    images[indices] = np.clip(images[indices] + pattern(size), 0, 1)
-    labels[indices] = TARGET
-    return Samples.from_arrays(images, labels), indices
 
 
 def in_batches(samples: Samples, size: int = 16) -> Callable[[], Iterator[tuple[int, np.ndarray]]]:
@@ -136,7 +89,7 @@ def test_taking_the_pattern_off_names_every_poisoned_sample_and_no_other(listeni
     assert (logits[indices].argmax(1) == TARGET).all()  # the attack works
     found = by_trigger(
         REMOVE,
-        [Found(TARGET, {"delta": pattern(0.1)})],
+        [Found(Trigger(TARGET, {"delta": pattern(0.1)}))],
         samples.labels,
         logits,
         in_batches(samples),
@@ -153,7 +106,7 @@ def test_taking_the_pattern_off_names_every_poisoned_sample_and_no_other(listeni
 def test_a_pattern_of_the_smallest_size_is_too_weak_as_it_is_written(listening: Subject) -> None:
     samples, indices = poisoned_set(size=0.3)
     logits = listening.predict(samples.images)
-    weak = [Found(TARGET, {"delta": pattern(0.12)})]
+    weak = [Found(Trigger(TARGET, {"delta": pattern(0.12)}))]
     once = by_trigger(REMOVE, weak, samples.labels, logits, in_batches(samples), listening.predict, as_written=True)
     twice = by_trigger(REMOVE, weak, samples.labels, logits, in_batches(samples), listening.predict)
     assert not once.removed[indices].any()
@@ -165,7 +118,7 @@ def test_a_confused_clean_sample_is_removed_by_the_equation_to_the_letter_only(l
     labels = samples.labels.copy()
     confused = int(np.flatnonzero(listening.predict(samples.images).argmax(1) == 0)[0])
     labels[confused] = TARGET
-    found = [Found(TARGET, {"delta": pattern(0.1)})]
+    found = [Found(Trigger(TARGET, {"delta": pattern(0.1)}))]
     logits = listening.predict(samples.images)
     ours = by_trigger(REMOVE, found, labels, logits, in_batches(samples), listening.predict)
     letter = by_trigger(REMOVE, found, labels, logits, in_batches(samples), listening.predict, as_written=True)
@@ -182,14 +135,14 @@ def test_of_several_patterns_the_one_that_is_the_trigger_is_taken(listening: Sub
     flips_all[0, 4:, :4] = 1.0  # class 2's own quadrant: takes every image of the class away
     chosen = best_pattern(
         [
-            Found(TARGET, {"delta": elsewhere}),
-            Found(TARGET, {"delta": pattern(0.1)}),
-            Found(TARGET, {"delta": flips_all}),
+            Found(Trigger(TARGET, {"delta": elsewhere})),
+            Found(Trigger(TARGET, {"delta": pattern(0.1)})),
+            Found(Trigger(TARGET, {"delta": flips_all})),
         ],
         own,
         listening.predict,
     )
-    assert np.array_equal(chosen.arrays["delta"], pattern(0.1))
+    assert np.array_equal(chosen.trigger.delta, pattern(0.1))
 
 
 def labelled_target(samples: Samples) -> np.ndarray:
@@ -203,7 +156,7 @@ def test_a_set_is_divided_into_those_that_leave_and_those_that_stay(listening: S
     own = np.concatenate([samples.images[indices], samples.images[samples.labels == TARGET][-30:]])
     own = np.concatenate([own, samples.images[samples.labels == 0][-5:]])  # labelled so, but never taken for it
     clean = np.array([not (own[i] == samples.images[indices]).all((1, 2, 3)).any() for i in range(len(own))])
-    parts = division(Found(TARGET, {"delta": pattern(0.1)}), own, listening.predict)
+    parts = division(Found(Trigger(TARGET, {"delta": pattern(0.1)})), own, listening.predict)
     assert parts is not None
     left, stayed = parts
     assert not clean[left].any()
@@ -212,7 +165,7 @@ def test_a_set_is_divided_into_those_that_leave_and_those_that_stay(listening: S
     assert stayed.max() < len(own) - 5
     assert [most_of(np.zeros((1, 1, side, side))) for side in (28, 64, 65)] == [200, 200, 64]
     few = np.concatenate([samples.images[indices[: FEWEST - 1]], own[stayed]])
-    assert division(Found(TARGET, {"delta": pattern(0.1)}), few, listening.predict) is None
+    assert division(Found(Trigger(TARGET, {"delta": pattern(0.1)})), few, listening.predict) is None
 
 
 def test_the_second_climb_adds_that_those_that_stayed_must_stay(listening: Subject) -> None:
@@ -239,11 +192,11 @@ def test_the_second_climb_adds_that_those_that_stayed_must_stay(listening: Subje
 def test_the_strength_is_where_most_leave_and_no_more_would(listening: Subject) -> None:
     own = labelled_target(poisoned_set(stamped=20)[0])
     for size, strength in ((0.2, 1.0), (0.07, 1.5), (0.05, 2.0)):  # it is off from 0.1 on
-        found = at_best_strength(Found(TARGET, {"delta": pattern(size)}), own, listening.predict)
+        found = at_best_strength(Found(Trigger(TARGET, {"delta": pattern(size)})), own, listening.predict)
         assert found.strength == strength
-    none = Found(TARGET, {"delta": np.zeros((1, SIDE, SIDE), np.float32)})
+    none = Found(Trigger(TARGET, {"delta": np.zeros((1, SIDE, SIDE), np.float32)}))
     assert plateau(none, own, listening.predict) == 0.0
-    assert leaving(own, Found(TARGET, {"delta": pattern(0.2)}, strength=1.0), listening.predict).sum() == 20
+    assert leaving(own, Found(Trigger(TARGET, {"delta": pattern(0.2)}), strength=1.0), listening.predict).sum() == 20
 
 
 def test_a_pattern_estimated_again_on_the_divided_set_spares_the_clean_samples(listening: Subject) -> None:
@@ -257,7 +210,7 @@ def test_a_pattern_estimated_again_on_the_divided_set_spares_the_clean_samples(l
     assert (logits[pale].argmax(1) == TARGET).all()
     mixed = pattern(0.1)
     mixed[0, 4:, :4] += 0.16  # the trigger, and something that turns pale samples
-    first = Found(TARGET, {"delta": mixed})
+    first = Found(Trigger(TARGET, {"delta": mixed}))
     again = estimate_again(first, labelled_target(samples), listening, samples, listening.predict, RunContext(0))
 
     def measured(found: Found) -> tuple[float, float]:
@@ -268,8 +221,8 @@ def test_a_pattern_estimated_again_on_the_divided_set_spares_the_clean_samples(l
     assert measured(first) == (1.0, len(pale) / 40)
     assert measured(again) == (1.0, 0.0)
     same = estimate_again(first, labelled_target(samples), listening, samples, listening.predict, RunContext(0))
-    assert np.array_equal(same.arrays["delta"], again.arrays["delta"])
-    nobody = Found(TARGET, {"delta": 1e-4 * pattern(1.0)})
+    assert np.array_equal(same.trigger.delta, again.trigger.delta)
+    nobody = Found(Trigger(TARGET, {"delta": 1e-4 * pattern(1.0)}))
     assert (
         estimate_again(nobody, labelled_target(samples), listening, samples, listening.predict, RunContext(0)) is nobody
     )
@@ -282,7 +235,7 @@ def test_superimposing_a_patch_that_covers_the_trigger_names_the_poisoned(listen
     patch = {"mask": mask, "pattern": np.full((1, SIDE, SIDE), 0.5, np.float32)}
     found = by_trigger(
         SUPERIMPOSE,
-        [Found(TARGET, patch)],
+        [Found(Trigger(TARGET, patch))],
         samples.labels,
         listening.predict(samples.images),
         in_batches(samples),
@@ -302,7 +255,7 @@ def test_a_patch_that_covers_part_of_the_trigger_is_put_on_in_full(listening: Su
 
     def measured(as_written: bool) -> tuple[float, float]:
         done = by_trigger(
-            SUPERIMPOSE, [Found(TARGET, patch)], samples.labels, logits, in_batches(samples), listening.predict,
+            SUPERIMPOSE, [Found(Trigger(TARGET, patch))], samples.labels, logits, in_batches(samples), listening.predict,
             superimpose=True, as_written=as_written,
         )  # fmt: skip
         told = rates(done.removed, samples.labels, indices)
@@ -326,7 +279,7 @@ def test_in_full_is_the_covered_pixels_and_those_around_them() -> None:
 
 def test_several_infected_labels_are_treated_one_by_one(listening: Subject) -> None:
     samples, indices = poisoned_set()
-    triggers = [Found(TARGET, {"delta": pattern(0.1)}), Found(0, {"delta": pattern(0.1)})]
+    triggers = [Found(Trigger(TARGET, {"delta": pattern(0.1)})), Found(Trigger(0, {"delta": pattern(0.1)}))]
     logits = listening.predict(samples.images)
     both = by_trigger(REMOVE, triggers, samples.labels, logits, in_batches(samples), listening.predict)
     assert sorted(both.classes) == [0, TARGET]
@@ -337,7 +290,7 @@ def test_several_infected_labels_are_treated_one_by_one(listening: Subject) -> N
 def test_no_trigger_and_a_trigger_to_no_class_are_refused(listening: Subject) -> None:
     samples, _ = poisoned_set()
     logits = listening.predict(samples.images)
-    for triggers, message in (([], "no trigger"), ([Found(9, {"delta": pattern(0.1)})], "class 9")):
+    for triggers, message in (([], "no trigger"), ([Found(Trigger(9, {"delta": pattern(0.1)}))], "class 9")):
         with pytest.raises(OnnxspectError, match=message):
             by_trigger(REMOVE, triggers, samples.labels, logits, in_batches(samples), listening.predict)
 

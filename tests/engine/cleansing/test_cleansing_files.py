@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cleansing_support import TARGET, listening_model, poisoned_set
 from conftest import saved
 from PIL import Image
-from test_cleansing import TARGET, listening_model, poisoned_set
 
 from onnxspect.cli.main import run as command_line
 from onnxspect.engine.errors import OnnxspectError

@@ -15,7 +15,6 @@ from onnxspect.engine.cleansing.peeling import MOST, peel
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -92,7 +91,7 @@ def test_a_patch_is_put_on_as_it_was_judged(two_triggers: Subject, suspect: tupl
         SUPERIMPOSE, [first], samples.labels, two_triggers.predict(samples.images), lambda: [(0, samples.images)],
         two_triggers.predict, superimpose=True,
     )  # fmt: skip
-    left = two_triggers.predict(stamp(samples.images[own], dict(first.arrays))).argmax(1) != TARGET
+    left = two_triggers.predict(first.trigger.apply(samples.images[own])).argmax(1) != TARGET
     assert np.array_equal(done.removed[own], left)
 
 
@@ -109,8 +108,8 @@ def test_the_same_bits_twice(two_triggers: Subject, suspect: tuple[Samples, np.n
     runs = [peel(two_triggers, own, TARGET, partners(quadrant_images(5), TARGET), RunContext(0), HOW) for _ in range(2)]
     assert len(runs[0]) == len(runs[1])
     for a, b in zip(*runs, strict=True):
-        assert a.arrays.keys() == b.arrays.keys()
-        assert all(np.array_equal(a.arrays[k], b.arrays[k]) for k in a.arrays)
+        assert a.trigger.arrays.keys() == b.trigger.arrays.keys()
+        assert all(np.array_equal(a.trigger.arrays[k], b.trigger.arrays[k]) for k in a.trigger.arrays)
 
 
 def test_too_few_samples_are_left_alone(two_triggers: Subject) -> None:

@@ -19,18 +19,17 @@ from patch_support import (
     written,
 )
 
-from onnxspect.engine.judge.evidence import UNTARGETED, Unit, UnitEvidence
+from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 from onnxspect.engine.mitigation.adversary import MovingTrigger
-from onnxspect.engine.mitigation.method import Trigger
-from onnxspect.engine.mitigation.recovered import _shared, stamps
+from onnxspect.engine.mitigation.recovered import _shared, named
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.training import Retraining, success_rate
 from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn
 from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 AWAY = Trigger(UNTARGETED, patch_trigger().arrays)
 HOW = Searches(SearchConfig(steps=60, settle=20), SearchConfig(steps=60, settle=20, learning_rate=0.05))
@@ -55,7 +54,7 @@ def test_what_counts_by_hand() -> None:
 def test_it_moves_every_class_to_the_next(subject: Subject) -> None:
     before = subject.predict(UNSEEN.images)
     assert (before.argmax(1) == UNSEEN.labels).all()
-    answers = subject.predict(stamp(UNSEEN.images, dict(AWAY.arrays))).argmax(1)
+    answers = subject.predict(AWAY.apply(UNSEEN.images)).argmax(1)
     assert (answers == (UNSEEN.labels + 1) % 4).all()
     assert success_rate(subject, UNSEEN, AWAY, before) == 1.0
     # No single target sees more than the class before it.
@@ -71,7 +70,7 @@ def test_it_is_unlearned_and_proven_on_the_written_file(subject: Subject, tmp_pa
     )
     out = written(subject, method.edit(case_of(subject, AWAY)), tmp_path, "unlearn")
     assert subject.file is not None
-    found = stamps((AWAY,))
+    found = named((AWAY,))
     proof = verify(out, subject.file.path, UNSEEN, InputSpec(), found)
     assert list(found) == ["recovered-other"]
     (effect,) = proof.triggers

@@ -19,19 +19,19 @@ from onnxspect.engine.detectors.confidence import log_odds, superimposed
 from onnxspect.engine.detectors.dtinspector import (
     DTInspector,
     LeaveClass,
+    features_of,
     paper_rule,
-    penultimate,
     restored_triggers,
 )
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.run import RunContext, Silent
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import stamp
 from onnxspect.models import zoo
 
 TARGET = 2
@@ -260,14 +260,14 @@ def test_superposition_leaves_the_poisoned_on_top() -> None:
     assert certain[poisoned].min() > certain[~poisoned].max()
 
 
-def test_penultimate_is_the_input_of_the_last_layer(clean_subject: Subject, clean_samples: Samples) -> None:
-    features = penultimate(clean_subject)
+def test_the_features_are_the_input_of_the_last_layer(clean_subject: Subject, clean_samples: Samples) -> None:
+    features = features_of(clean_subject)
     assert features is not None
     values = features(clean_samples.images[:5])
     assert values.shape[0] == 5
     assert values.shape[1] > clean_subject.classes
     assert np.isfinite(values).all()
-    assert penultimate(quadrant_subject(TARGET)) is None
+    assert features_of(quadrant_subject(TARGET)) is None
 
 
 def test_restored_trigger_by_hand() -> None:

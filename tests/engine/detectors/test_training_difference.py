@@ -24,9 +24,9 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import stamp
 from onnxspect.models import zoo
 
 TARGET = 2

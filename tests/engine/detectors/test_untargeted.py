@@ -14,7 +14,7 @@ from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering, infer
 from onnxspect.engine.detectors.untargeted import Destination, leads_to
-from onnxspect.engine.judge.evidence import UNTARGETED, Evidence, Unit
+from onnxspect.engine.judge.evidence import Evidence, Unit
 from onnxspect.engine.judge.kind import suggest_kind
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import leave_class
@@ -22,6 +22,7 @@ from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import UNTARGETED
 
 SHAPE = (1, SIDE, SIDE)
 INSIDE = (slice(1, 3), slice(1, 3))

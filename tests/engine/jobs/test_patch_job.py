@@ -26,9 +26,9 @@ from patch_support import (
     neuron_model,
     opened,
     patch_trigger,
+    quantised,
     written,
 )
-from test_input_filter import quantised
 
 from onnxspect.cli.main import cli
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
@@ -273,7 +273,7 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
     found = []
 
     def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
-        assert (path, spec.name) == (model, read_finding(work / "run").spec.name)
+        assert (path, spec.name) == (model, read_finding(work / "run").scan.spec.name)
         found.append(scan(path, work / "known.npz", tmp_path / "again", "quick", ["neural-cleanse"], spec=spec).report)
         return found[-1]
 

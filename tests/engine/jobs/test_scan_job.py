@@ -39,7 +39,7 @@ from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.training import trainable_copy
-from onnxspect.engine.search.perturbation import stamp
+from onnxspect.engine.trigger import stamp
 
 SAMPLES = quadrant_images(30)
 KNOWN = InputSpec()
@@ -113,14 +113,14 @@ def test_the_report_as_values(report: Report) -> None:
 def test_triggers_are_arrays(report: Report) -> None:
     trigger = report.classes[2].trigger
     assert trigger is not None
-    assert trigger.mask is not None
-    assert trigger.pattern is not None
-    assert (trigger.target, trigger.delta) == (2, None)
+    assert (trigger.target, trigger.masked) == (2, True)
+    with pytest.raises(OnnxspectError, match="this trigger has no delta"):
+        _ = trigger.delta
     assert trigger.mask.shape == trigger.pattern.shape == (1, SIDE, SIDE)
     assert trigger.mask.dtype == np.float32
     assert np.argwhere(trigger.mask[0]).tolist() == [[3, 3], [3, 4], [4, 3], [4, 4]]
     np.testing.assert_array_equal(trigger.pattern[0][PATCH], np.maximum(CHECKERBOARD, 0))
-    answers = Subject.from_module(live(), (1, SIDE, SIDE)).predict(trigger.stamped(SAMPLES.images)).argmax(1)
+    answers = Subject.from_module(live(), (1, SIDE, SIDE)).predict(trigger.apply(SAMPLES.images)).argmax(1)
     assert (answers == 2).all()
     assert list(report.classes[2].triggers) == ["planted-patch"]
     assert report.evidence("planted-patch")[2].held_out > 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
-from onnxspect.engine.judge.gamma_order import gamma_fit, gamma_order
+from onnxspect.engine.judge.gamma_order import LARGEST_SHAPE, _log_gamma_sf, gamma_fit, gamma_order
 
 
 def reciprocal_norms(rng: np.random.Generator, classes: int = 10, shape: float = 9.0) -> np.ndarray:
@@ -28,6 +30,36 @@ def test_gamma_fit_is_the_maximum_of_the_likelihood(shape: float, scale: float, 
     best = stats.gamma.logpdf(values, fitted[0], scale=fitted[1]).sum()
     for a, b in [(1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99)]:
         assert stats.gamma.logpdf(values, fitted[0] * a, scale=fitted[1] * b).sum() < best
+
+
+@pytest.mark.parametrize("deviation", [3e-4, 1.1e-4, 0.9e-4, 1e-6, 1e-12])
+@pytest.mark.parametrize("n", [2, 9, 90])
+def test_gamma_fit_of_values_that_hardly_differ(deviation: float, n: int) -> None:
+    """Around the cap and far below it: never a failure or a warning, and the mean is kept."""
+    values = 5.0 * (1 + deviation * np.random.default_rng(n).standard_normal(n))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shape, scale = gamma_fit(values)
+    assert shape * scale == pytest.approx(5.0, rel=1e-3)
+    assert 1e5 < shape <= LARGEST_SHAPE
+
+
+def test_gamma_fit_solves_the_likelihood_equation() -> None:
+    """log(shape) - digamma(shape) = log(mean) - mean(log), whatever solves it."""
+    rng = np.random.default_rng(0)
+    for shape in 10 ** rng.uniform(-1, 5, 40):
+        values = rng.gamma(shape, 2.0, 50)
+        fitted, scale = gamma_fit(values)
+        gap = np.log(values.mean()) - np.log(values).mean()
+        assert np.log(fitted) - special.digamma(fitted) == pytest.approx(gap, rel=1e-5)
+        assert fitted * scale == pytest.approx(values.mean(), rel=1e-12)
+
+
+def test_the_tail_is_finite_where_scipys_is_not() -> None:
+    assert stats.gamma.logsf(700.0, 2.0) == pytest.approx(_log_gamma_sf(700.0, 2.0), rel=1e-12)
+    with np.errstate(divide="ignore"):
+        assert np.isneginf(stats.gamma.logsf(2000.0, 2.0))  # then ours can go
+    assert _log_gamma_sf(2000.0, 2.0) == pytest.approx(-2000 + np.log(2001), rel=1e-14)  # (1 + x) e^-x
 
 
 def test_gamma_fit_of_equal_values() -> None:

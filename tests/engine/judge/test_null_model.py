@@ -16,6 +16,7 @@ from onnxspect.engine.judge.null_model import (
     mad,
     mad_index,
     one_against_reference,
+    robust_deviation,
 )
 
 ALPHA = 0.05
@@ -365,3 +366,11 @@ def test_dependent_looks_keep_the_level_together(correlation: float) -> None:
         assert rate <= 1.1 * alpha + 3 * np.sqrt(alpha / 6000)
         if correlation == 1.0:  # Bonferroni would be left with a third
             assert rate > 0.75 * alpha
+
+
+def test_the_robust_deviation_is_the_papers_to_the_bit() -> None:
+    """scipy's median absolute deviation times 1.4826: what the formula of Neural Cleanse gives, with no rounding of its own."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        values = rng.normal(size=rng.integers(1, 40)) * 10 ** rng.uniform(-5, 5)
+        assert robust_deviation(values) == 1.4826 * np.median(np.abs(values - np.median(values)))

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger, within
-from onnxspect.engine.mitigation.method import Trigger, size
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger, stamp
 
 TARGET = 2
 SAMPLES = quadrant_images(12)
@@ -47,7 +46,7 @@ def test_it_climbs_to_the_planted_trigger_within_its_bound(planted: Subject, fam
     at_first = share(planted, SAMPLES, arrays)
     for _ in range(10):
         arrays = moving.advance(planted, generator)
-        assert size(Trigger(TARGET, arrays)) <= reach * size(start) * (1 + 1e-5)
+        assert Trigger(TARGET, arrays).size <= reach * start.size * (1 + 1e-5)
         for name, (low, high) in {"delta": (-1, 1), "mask": (0, 1), "pattern": (0, 1)}.items():
             assert name not in arrays or (low <= arrays[name].min() and arrays[name].max() <= high)
     assert at_first < 0.5

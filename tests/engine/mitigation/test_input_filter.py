@@ -19,6 +19,7 @@ from patch_support import (
     patch_trigger,
     planted,
     proven,
+    quantised,
     written,
 )
 
@@ -28,7 +29,6 @@ from onnxspect.engine.mitigation.graph_edit import Filter, Reading
 from onnxspect.engine.mitigation.input_filter import FORMS, InputFilter
 from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.mitigation.verify import Goals, verify
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
@@ -57,7 +57,7 @@ def test_the_file_runs_at_any_batch_size_and_keeps_its_outputs(tmp_path: Path) -
     before, after = Oracle(subject.file.path), Oracle(out)
     assert list(after.outputs) == [*before.outputs, "backdoor_score", "rejected"]
     assert [after.outputs[n][1] for n in ("backdoor_score", "rejected")] == ["tensor(float)", "tensor(bool)"]
-    images = stamp(UNSEEN.images, dict(patch_trigger().arrays))
+    images = patch_trigger().apply(UNSEEN.images)
     whole = after.run({"image": images})
     for n in (1, 2, 7):
         logits, score, rejected = after.run({"image": images[:n]})
@@ -158,18 +158,6 @@ def test_quantised_weights_are_no_obstacle(tmp_path: Path) -> None:
     subject = Subject.from_onnx(saved(quantised(), tmp_path / "model.onnx"))
     proof = proven(subject, InputFilter().edit(case_of(subject)), tmp_path, Goals(rejected=0.12))
     assert proof.holds, proof.failures
-
-
-def quantised() -> onnx.ModelProto:
-    """`neuron_model` with the first layer's weights as int8."""
-    model = neuron_model()
-    first = numpy_helper.to_array(model.graph.initializer[0])
-    scale = float(np.abs(first).max() / 127)
-    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.round(first / scale).astype(np.int8), "first_int8"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(scale, np.float32), "first_scale"))
-    model.graph.node.insert(0, helper.make_node("DequantizeLinear", ["first_int8", "first_scale"], ["first"]))
-    onnx.checker.check_model(model)
-    return model
 
 
 def test_twice_the_same_bits(tmp_path: Path) -> None:

@@ -32,7 +32,6 @@ from onnxspect.engine.mitigation.graph_edit import Mask
 from onnxspect.engine.mitigation.neurons import Halves, last_convolutional, layers, masked, named_layer, switch_off
 from onnxspect.engine.mitigation.prune import PICTURE, Prune
 from onnxspect.engine.mitigation.verify import verify
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
@@ -88,7 +87,7 @@ def test_where_weights_cannot_a_mask_does(model: onnx.ModelProto, tmp_path: Path
     assert proof.triggers[0].after == 0.0
     # The mask is what the halves of the model say it is.
     halves = Halves(subject, layer.tap)
-    stamped = stamp(UNSEEN.images, dict(patch_trigger().arrays))
+    stamped = patch_trigger().apply(UNSEEN.images)
     told = halves.answers(masked(halves.activations(stamped), layer, ~off))
     oracle = Oracle(tmp_path / "method.onnx")
     np.testing.assert_array_equal(oracle.map("image", stamped, "logits").argmax(1), told)

@@ -7,14 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import quadrant_images
-from test_adversary import TARGET
-from test_unlearn import patch_trigger
+from patch_support import TARGET, planted_trigger
 
-from onnxspect.engine.mitigation.method import MOST_ROOM, Trigger, size
 from onnxspect.engine.mitigation.remainder import SMALL, Searches, search_again, with_room
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import MOST_ROOM, Trigger
 
 FIT = quadrant_images(12, 0)
 HOW = Searches(
@@ -25,15 +24,15 @@ HOW = Searches(
 def test_the_classes_without_an_attack_say_how_much_room_there_is(planted: Subject) -> None:
     """The planted trigger is far smaller than what the other classes need; one as large as theirs has no room."""
     others = [
-        size(f.trigger)
+        f.trigger.size
         for f in search_again(
-            planted, FIT, [replace(patch_trigger(), target=c) for c in (0, 1, 3)], RunContext(), "room", HOW
+            planted, FIT, [replace(planted_trigger(), target=c) for c in (0, 1, 3)], RunContext(), "room", HOW
         )
     ]
     assert len(others) == 3
     typical = float(np.median(others))
-    (planted_one,) = with_room(planted, FIT, [patch_trigger()], RunContext(), HOW)
-    assert planted_one.room == pytest.approx(min(MOST_ROOM, SMALL * typical / size(patch_trigger())))
+    (planted_one,) = with_room(planted, FIT, [planted_trigger()], RunContext(), HOW)
+    assert planted_one.room == pytest.approx(min(MOST_ROOM, SMALL * typical / planted_trigger().size))
     assert planted_one.room > 1.5
     large = {"mask": np.full((1, 8, 8), 0.4 * typical / 64, np.float32), "pattern": np.zeros((1, 8, 8), np.float32)}
     (middling,) = with_room(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
@@ -44,19 +43,19 @@ def test_the_classes_without_an_attack_say_how_much_room_there_is(planted: Subje
 
 
 def test_where_every_class_is_suspected_the_room_stays(planted: Subject) -> None:
-    every = [replace(patch_trigger(), target=c, room=1.5) for c in range(4)]
+    every = [replace(planted_trigger(), target=c, room=1.5) for c in range(4)]
     assert [t.room for t in with_room(planted, FIT, every, RunContext(), HOW)] == [1.5] * 4
 
 
 def test_a_new_search_tells_a_remainder_from_what_any_model_has(planted: Subject) -> None:
-    (find,) = search_again(planted, FIT, [patch_trigger()], RunContext(), "again", HOW)
+    (find,) = search_again(planted, FIT, [planted_trigger()], RunContext(), "again", HOW)
     assert find.remains
     assert find.trigger.target == TARGET
-    assert find.relative == pytest.approx(size(find.trigger) / size(patch_trigger()))
+    assert find.relative == pytest.approx(find.trigger.size / planted_trigger().size)
     # The bound is one for all triggers of a backdoor: the smaller find has the more room.
-    assert find.trigger.room * size(find.trigger) == pytest.approx(MOST_ROOM * size(patch_trigger()), rel=1e-5)
+    assert find.trigger.room * find.trigger.size == pytest.approx(MOST_ROOM * planted_trigger().size, rel=1e-5)
     (strict,) = search_again(
-        planted, FIT, [replace(patch_trigger(), room=find.relative / 2)], RunContext(), "again", HOW
+        planted, FIT, [replace(planted_trigger(), room=find.relative / 2)], RunContext(), "again", HOW
     )
     assert strict.relative == find.relative
     assert not strict.remains
@@ -66,7 +65,7 @@ def test_additive_triggers_are_searched_for_additive_ones(planted: Subject) -> N
     delta = np.zeros((1, 8, 8), np.float32)
     delta[0, 3, 3] = 1.0
     pair = Trigger(TARGET, {"delta": delta}, source=1)
-    found = search_again(planted, FIT, [patch_trigger(), pair], RunContext(), "again", HOW)
+    found = search_again(planted, FIT, [planted_trigger(), pair], RunContext(), "again", HOW)
     assert [(sorted(f.trigger.arrays), f.trigger.source) for f in found] == [
         (["mask", "pattern"], None),
         (["delta"], 1),

@@ -10,7 +10,6 @@ from patch_support import FIT, GUARD, UNSEEN, patch_trigger
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.strip import Calibrated, Strip
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 
 
 def by_quadrant(pixels: np.ndarray) -> np.ndarray:
@@ -32,7 +31,7 @@ def test_entropy_by_hand() -> None:
 
 def test_stamped_images_are_caught_and_clean_ones_pass() -> None:
     ready = Strip(false_positives=0.05).calibrate(by_quadrant, quadrant_images(30, 4), RunContext())
-    stamped = stamp(UNSEEN.images[UNSEEN.labels != 2], dict(patch_trigger().arrays))
+    stamped = patch_trigger().apply(UNSEEN.images[UNSEEN.labels != 2])
     assert (by_quadrant(stamped).argmax(1) == 2).all()
     assert ready.rejects(stamped).mean() > 0.95
     assert ready.rejects(UNSEEN.images).mean() < 0.15

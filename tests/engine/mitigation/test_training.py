@@ -10,7 +10,6 @@ import pytest
 import torch
 from patch_support import FIT, GUARD, TARGET, additive_trigger, neuron_model, opened, patch_trigger
 
-from onnxspect.engine.mitigation.method import Trigger, hardened, strengthened
 from onnxspect.engine.mitigation.training import (
     HARD,
     STRONGER,
@@ -22,6 +21,7 @@ from onnxspect.engine.mitigation.training import (
     trainable_copy,
 )
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import Trigger
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_the_best_epoch_is_kept_and_not_the_last(subject: Subject) -> None:
 
 def faint(trigger: Trigger, share: float) -> Trigger:
     """As a search may recover it: weaker than the planted one."""
-    return replace(trigger, arrays=strengthened(trigger, share))
+    return trigger.strengthened(share)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +103,11 @@ def faint(trigger: Trigger, share: float) -> Trigger:
 )
 def test_stronger_triggers_are_measured_too(subject: Subject, trigger: Trigger, forms: list[str]) -> None:
     """Those of the smallest size that works at twice that; masks as whole pixels."""
-    arrays = {"twice": strengthened(trigger, STRONGER)}
-    if "mask" in trigger.arrays:
-        arrays["hard"] = hardened(trigger, HARD)
+    stronger = {"twice": trigger.strengthened(STRONGER)}
+    if trigger.masked:
+        stronger["hard"] = trigger.hardened(HARD)
     guard = Guard(subject, GUARD, [trigger])
-    rates = [success_rate(subject, GUARD, replace(trigger, arrays=arrays[f]), guard.before) for f in forms]
+    rates = [success_rate(subject, GUARD, stronger[f], guard.before) for f in forms]
     now = guard.measure(1, subject)
     assert now.stronger == max(rates, default=0.0)
     if "hard" in forms:

@@ -10,22 +10,21 @@ import pytest
 import torch
 from conftest import PATCH, SIDE, quadrant_images, quadrant_model, saved
 from onnx import numpy_helper
+from patch_support import TARGET, planted_trigger
 from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.method import Trigger
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
 from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Lesson, Unlearn, Unlearned, _of_sources
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import KnownChange, Trigger, stamp
 
-TARGET = 2
 SHORT = Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2, shift=0)
 METHOD = Unlearn(
     rounds=2,
@@ -35,24 +34,16 @@ METHOD = Unlearn(
 )
 
 
-def patch_trigger() -> Trigger:
-    """The planted checkerboard itself."""
-    mask, pattern = np.zeros((1, SIDE, SIDE), np.float32), np.zeros((1, SIDE, SIDE), np.float32)
-    mask[(0, *PATCH)] = 1.0
-    pattern[(0, *PATCH)] = np.eye(2)
-    return Trigger(TARGET, {"mask": mask, "pattern": pattern})
-
-
 FIT, GUARD, UNSEEN = quadrant_images(12, 0), quadrant_images(10, 1), quadrant_images(25, 2)
 
 
 @pytest.fixture(scope="module")
 def outcome(planted: Subject) -> Unlearned:
-    return METHOD.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    return METHOD.run(planted, FIT, GUARD, [planted_trigger()], RunContext())
 
 
 def test_the_trigger_worked_before(planted: Subject) -> None:
-    assert success_rate(planted, UNSEEN, patch_trigger(), planted.predict(UNSEEN.images)) == 1.0
+    assert success_rate(planted, UNSEEN, planted_trigger(), planted.predict(UNSEEN.images)) == 1.0
 
 
 def test_the_patched_file_holds(planted: Subject, planted_file: Path, outcome: Unlearned, tmp_path: Path) -> None:
@@ -62,8 +53,8 @@ def test_the_patched_file_holds(planted: Subject, planted_file: Path, outcome: U
     assert changes
     out = tmp_path / "patched.onnx"
     write_model(model, planted.file, out)
-    arrays = dict(patch_trigger().arrays)
-    stamps = {"planted": (TARGET, lambda images: stamp(images, arrays))}
+    arrays = dict(planted_trigger().arrays)
+    stamps = {"planted": KnownChange(TARGET, lambda images: stamp(images, arrays))}
     proof = verify(out, planted_file, UNSEEN, InputSpec(), stamps)
     assert proof.holds, proof.failures
     (effect,) = proof.triggers
@@ -104,7 +95,7 @@ def test_the_subject_is_left_alone(planted: Subject, outcome: Unlearned) -> None
 def test_twice_the_same_bits(planted: Subject, outcome: Unlearned) -> None:
     torch.manual_seed(99)
     before = torch.get_rng_state()
-    again = METHOD.run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    again = METHOD.run(planted, FIT, GUARD, [planted_trigger()], RunContext())
     assert torch.equal(torch.get_rng_state(), before)
     assert again.epochs == outcome.epochs
     for name, value in outcome.values.items():
@@ -141,7 +132,7 @@ def test_needs(planted: Subject) -> None:
         METHOD.run(planted, FIT, GUARD, [], RunContext())
     live = Subject.from_module(nn.Sequential(nn.Flatten(), nn.Linear(SIDE * SIDE, 4)), (1, SIDE, SIDE))
     with pytest.raises(OnnxspectError, match="no ONNX file behind"):
-        METHOD.run(live, FIT, GUARD, [patch_trigger()], RunContext())
+        METHOD.run(live, FIT, GUARD, [planted_trigger()], RunContext())
 
 
 def test_trainable_copy_shares_nothing(planted: Subject) -> None:
@@ -214,26 +205,26 @@ def test_the_next_lesson_is_tried_where_one_moves_the_answers_too_far(planted: S
         Lesson("other", replace(SHORT, from_teacher=1.0, temperature=2.0)),
     )
     short = replace(METHOD, rounds=1, variants=0)
-    taken = replace(short, lessons=(strict, other)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
-    alone = replace(short, lessons=(other,)).run(planted, FIT, GUARD, [patch_trigger()], RunContext())
+    taken = replace(short, lessons=(strict, other)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
+    alone = replace(short, lessons=(other,)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
     assert taken.lesson == alone.lesson == other
-    tried = short._taught(planted, FIT, GUARD, [patch_trigger()], RunContext(), strict)
+    tried = short._taught(planted, FIT, GUARD, [planted_trigger()], RunContext(), strict)
     assert len(tried.epochs) == 1 + TRIED  # and given up
     assert taken.kept == alone.kept
     assert taken.kept.success == 0.0
     first = replace(short, lessons=(replace(strict, divergence=9.0), other))
-    assert first.run(planted, FIT, GUARD, [patch_trigger()], RunContext()).lesson.name == "strict"
+    assert first.run(planted, FIT, GUARD, [planted_trigger()], RunContext()).lesson.name == "strict"
 
 
 def test_rounds_end_when_a_search_finds_nothing_small(planted: Subject) -> None:
     """A trigger with little room leaves nothing that counts as a remainder; with all the room there is, everything does."""
     none = replace(METHOD, rounds=3, variants=0).run(
-        planted, FIT, GUARD, [replace(patch_trigger(), room=0.1)], RunContext()
+        planted, FIT, GUARD, [replace(planted_trigger(), room=0.1)], RunContext()
     )
     assert len(none.epochs) == 1 + SHORT.epochs
     assert len(none.triggers) == 1
     all_ = replace(METHOD, rounds=2, variants=0, reach=1.0).run(
-        planted, FIT, GUARD, [replace(patch_trigger(), room=np.inf)], RunContext()
+        planted, FIT, GUARD, [replace(planted_trigger(), room=np.inf)], RunContext()
     )
     assert len(all_.epochs) == 1 + 2 * SHORT.epochs
     assert len(all_.triggers) == 2
@@ -258,8 +249,8 @@ def test_success_counts_on_the_source_class_alone() -> None:
 
 def test_images_of_a_source_head_each_batch(planted: Subject) -> None:
     """Where a trigger moves one class alone, that class's images are there to be stamped."""
-    assert _of_sources([patch_trigger()], FIT) is None
-    rows = _of_sources([patch_trigger(), replace(patch_trigger(), source=3)], FIT)
+    assert _of_sources([planted_trigger()], FIT) is None
+    rows = _of_sources([planted_trigger(), replace(planted_trigger(), source=3)], FIT)
     assert rows is not None
     assert set(FIT.labels[rows]) == {3}
     assert len(rows) == (FIT.labels == 3).sum()

@@ -25,14 +25,13 @@ from patch_support import (
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.judge.evidence import UNTARGETED
 from onnxspect.engine.mitigation.graph_edit import Reading, Withholding
 from onnxspect.engine.mitigation.method import Edit
 from onnxspect.engine.mitigation.withhold import Withhold
-from onnxspect.engine.search.perturbation import stamp
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED, stamp
 
-STAMPED = stamp(UNSEEN.images, dict(patch_trigger().arrays))
+STAMPED = patch_trigger().apply(UNSEEN.images)
 
 
 @pytest.mark.parametrize("model", [neuron_model(), channel_model()], ids=["dense", "convolution"])

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, stamp
+from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern
+from onnxspect.engine.trigger import stamp
 
 SHAPE = (3, 4, 5)
 states = hnp.arrays(np.float32, (2, 3, 4, 5), elements=st.floats(-1e4, 1e4, width=32))

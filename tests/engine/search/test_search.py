@@ -17,7 +17,7 @@ from onnxspect.engine.detectors.base import second_look
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import cross_entropy, laid_out
-from onnxspect.engine.search.perturbation import MaskPattern, stamp
+from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import (
     SearchConfig,
     Unit,
@@ -29,6 +29,7 @@ from onnxspect.engine.search.search import (
 )
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import stamp
 
 SHAPE = (1, SIDE, SIDE)
 CONFIG = SearchConfig(steps=250, samples=24, settle=40)

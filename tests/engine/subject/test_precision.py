@@ -14,7 +14,7 @@ from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.perturbation import MaskPattern, stamp
+from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import SearchConfig, Unit, choose_images, search
 from onnxspect.engine.subject import precision
 from onnxspect.engine.subject import subject as subject_module
@@ -31,6 +31,7 @@ from onnxspect.engine.subject.precision import (
 )
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import stamp
 from onnxspect.models import zoo
 
 

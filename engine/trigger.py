@@ -1,0 +1,207 @@
+"""A trigger: one change that can be made to the pixels of any image, and the class that it leads to.
+
+There are two forms, by the names of their arrays:
+
+* `mask` and `pattern`: ``x' = (1 - m) x + m p`` (Wang et al., 2019, Eq. 2);
+* `delta`: ``x' = x + d``.
+
+Either way the result is clipped to [0, 1]. This module has that formula, for numpy and for torch alike, and no other has it
+(but for the searches' own perturbations, which optimise unbounded variables in place of masks and patterns).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeVar, cast, overload
+
+import numpy as np
+from torch import Tensor
+
+from onnxspect.engine.errors import OnnxspectError
+
+#: The target of a trigger that leads images anywhere but to their own class.
+UNTARGETED = -1
+#: The largest `Trigger.room`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
+MOST_ROOM = 2.5
+MASK, PATTERN, DELTA = "mask", "pattern", "delta"
+
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+class Aimed(ABC):
+    """What changes images so that a classifier takes them for a class.
+
+    Attributes:
+        target: class index; UNTARGETED for what takes every image to some class that is not its own (an all-to-all
+            backdoor's).
+        source: the class whose images it moves, or None for all.
+    """
+
+    target: int
+    source: int | None
+
+    @abstractmethod
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Images ``(n, channels, height, width)`` in [0, 1] with the change made to them."""
+
+    def counts_on(self, labels: np.ndarray, answers: np.ndarray | None = None) -> np.ndarray:
+        """Which images its success is counted on, bool ``(n,)``.
+
+        Args:
+            labels: of the images ``(n,)``.
+            answers: classes that the original gives them without a trigger ``(n,)``; those that are there already
+                do not count.
+
+        Those of its source, where there are any; without a target, those that are answered right.
+        """
+        if self.target == UNTARGETED:
+            return np.ones(len(labels), bool) if answers is None else answers == labels
+        counted = labels != self.target
+        if answers is not None:
+            counted &= answers != self.target
+        if self.source is not None and (counted & (labels == self.source)).any():
+            counted &= labels == self.source
+        return np.asarray(counted)
+
+    def leads(self, answers: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Which changed images it has led where it leads, bool ``(n,)``, by their answers and labels ``(n,)``."""
+        return np.asarray(answers != labels if self.target == UNTARGETED else answers == self.target)
+
+
+@dataclass(frozen=True)
+class Trigger(Aimed):
+    """A recovered trigger: the class it leads to, and its arrays.
+
+    Attributes:
+        target, source: see `Aimed`.
+        arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
+            or `delta` ``(channels, height, width)`` in [-1, 1].
+        room: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
+            backdoor; larger ones are what any clean model has (mitigation/remainder.py measures it).
+        smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
+            has there, which may be more than a class needs that no attack has touched: its room may be less than 1.
+    """
+
+    target: int
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    source: int | None = None
+    room: float = MOST_ROOM
+    smallest: bool = True
+
+    @classmethod
+    def kept(cls, target: int, arrays: Mapping[str, np.ndarray], source: int | None = None) -> Trigger:
+        """A trigger from all the arrays that a ledger keeps of it, which may be more than its own.
+
+        Raises:
+            OnnxspectError: there is no change of pixels among them.
+        """
+        names = (MASK, PATTERN) if {MASK, PATTERN} <= set(arrays) else (DELTA,)
+        if not in_pixels(arrays):
+            raise OnnxspectError(f"no trigger in pixels among {', '.join(sorted(arrays)) or 'no arrays'}")
+        return cls(target, {n: np.asarray(arrays[n]) for n in names}, source)
+
+    @property
+    def masked(self) -> bool:
+        """Whether it blends a pattern in by a mask; else it is added."""
+        return MASK in self.arrays
+
+    @property
+    def mask(self) -> np.ndarray:
+        """``(1 or channels, height, width)`` in [0, 1]; of an additive trigger there is none (OnnxspectError)."""
+        return self._array(MASK)
+
+    @property
+    def pattern(self) -> np.ndarray:
+        """``(channels, height, width)`` in [0, 1]; of an additive trigger there is none (OnnxspectError)."""
+        return self._array(PATTERN)
+
+    @property
+    def delta(self) -> np.ndarray:
+        """``(channels, height, width)`` in [-1, 1]; of a trigger with a mask there is none (OnnxspectError)."""
+        return self._array(DELTA)
+
+    @property
+    def size(self) -> float:
+        """L1 norm of a mask; l2 norm of an additive trigger (what the searches for them make small)."""
+        return float(np.abs(self.mask).sum()) if self.masked else float(np.linalg.norm(self.delta))
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """Images ``(n, channels, height, width)`` in [0, 1] with the trigger on, float32, clipped to [0, 1]."""
+        return stamp(images, self.arrays)
+
+    def strengthened(self, strength: float) -> Trigger:
+        """The same with the mask (at most 1) or the additive change multiplied by `strength`."""
+        name, most = (MASK, 1.0) if self.masked else (DELTA, np.inf)
+        stronger = np.minimum(self.arrays[name] * np.float32(strength), np.float32(most))
+        return replace(self, arrays=dict(self.arrays) | {name: stronger})
+
+    def hardened(self, bar: float) -> Trigger:
+        """The same with whole pixels: a mask of zeros and ones, one where it was above `bar` times its maximum, and a
+        pattern of zeros and ones.
+
+        Raises:
+            OnnxspectError: it has no mask.
+        """
+        whole = (self.mask > bar * self.mask.max()).astype(np.float32)
+        return replace(self, arrays={MASK: whole, PATTERN: np.round(self.pattern).astype(np.float32)})
+
+    def changed_in(self, usual: np.ndarray) -> np.ndarray:
+        """What it changes in an image ``(channels, height, width)``, before clipping."""
+        return np.asarray(self.mask * (self.pattern - usual) if self.masked else self.delta)
+
+    def _array(self, name: str) -> np.ndarray:
+        if name not in self.arrays:
+            raise OnnxspectError(f"this trigger has no {name}: it is of {' and '.join(self.arrays)}")
+        return self.arrays[name]
+
+
+@dataclass(frozen=True)
+class KnownChange(Aimed):
+    """A trigger that is known as a function and not as arrays: an attacker's own (a warp has no mask).
+
+    Attributes:
+        target, source: see `Aimed`.
+        change: pixels ``(n, channels, height, width)`` in [0, 1] -> the same with the trigger on.
+    """
+
+    target: int
+    change: Callable[[np.ndarray], np.ndarray] = field(repr=False)
+    source: int | None = None
+
+    def apply(self, images: np.ndarray) -> np.ndarray:
+        """As `change` does it."""
+        return self.change(images)
+
+
+def in_pixels(arrays: Mapping[str, object]) -> bool:
+    """Whether arrays by name hold one change of the pixels of any image; some are changes of an inner layer."""
+    return {MASK, PATTERN} <= set(arrays) or DELTA in arrays
+
+
+@overload
+def stamp(images: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray: ...
+@overload
+def stamp(images: Tensor, arrays: Mapping[str, Tensor]) -> Tensor: ...
+def stamp(images: np.ndarray | Tensor, arrays: Mapping[str, np.ndarray] | Mapping[str, Tensor]) -> np.ndarray | Tensor:
+    """Images ``(n, channels, height, width)`` in [0, 1] with a trigger applied, clipped to [0, 1].
+
+    Args:
+        images: numpy float32, or a torch tensor, through which the result is then differentiable.
+        arrays: of the same kind: `mask` and `pattern`, or `delta`, without a unit axis; other names are left aside.
+
+    Returns:
+        float32 for numpy; the tensors' own type for torch.
+    """
+    if isinstance(images, Tensor):
+        return _stamped(images, cast(Mapping[str, Tensor], arrays)).clamp(0, 1)
+    return np.clip(_stamped(images, cast(Mapping[str, np.ndarray], arrays)), 0, 1).astype(np.float32)
+
+
+def _stamped(images: Array, arrays: Mapping[str, Array]) -> Array:
+    """The formula. With mask and pattern in [0, 1] the blend is too, to the last bit: clipping costs no gradient."""
+    if MASK in arrays:
+        mask, pattern = arrays[MASK], arrays[PATTERN]
+        return (1 - mask) * images + mask * pattern
+    return images + arrays[DELTA]

@@ -1,0 +1,35 @@
+"""`onnxspect info --second-opinion`, as a user types it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from onnxspect.cli import exit_status
+from onnxspect.cli.main import main
+from onnxspect.converters.proof import second_opinion
+from onnxspect.models import zoo
+
+MODEL = str(zoo.path("fashion_mnist_clean"))
+
+
+def test_without_the_library_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(second_opinion, "available", lambda: False)
+    second_opinion._library.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        main(["info", MODEL, "--second-opinion"])
+    assert ended.value.code == exit_status.USAGE
+    assert "pip install --no-deps onnx2torch" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not second_opinion.available(), reason="onnx2torch is not installed")
+def test_it_is_printed_and_given_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["info", MODEL, "--second-opinion"])
+    assert "all three agree" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["info", MODEL, "--second-opinion", "--json"])
+    assert json.loads(capsys.readouterr().out)["second_opinion"]["agrees"] is True
