@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import make_model, quadrant_images, saved
-from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, through_if, two_outputs
+from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, stamped, through_if, two_outputs
 from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
 from onnx import TensorProto, helper, numpy_helper
@@ -53,13 +53,6 @@ def network() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def some(clean_samples: Samples) -> Samples:
     return clean_samples.take(np.arange(120))
-
-
-def stamped(images: np.ndarray, name: str) -> np.ndarray:
-    images = images.copy()
-    side = 8 if name == "pooling_only" else SIDE
-    images[:, :, :side, :side] = 1.0
-    return images
 
 
 def test_every_payload_is_listed() -> None:
