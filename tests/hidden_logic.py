@@ -277,6 +277,22 @@ def in_a_function(p: Payload) -> onnx.ModelProto:
     return p.added(gate)
 
 
+def among_decoys(p: Payload, count: int) -> onnx.ModelProto:
+    """`saturation` before so many Relus that sleep as well, and change nothing."""
+    p._rename(p.image, "what_the_network_sees")
+    nodes = list(p.model.graph.node)
+    del p.model.graph.node[:]
+    total, zero = p.total(), p.constant(np.float32(0))
+    gate = p.add("Relu", total, output="hidden_gate")
+    axes, sees = p.constant(np.array([-1, 1, 1, 1], np.int64)), p.image
+    for i in range(count):
+        asleep = p.add("Relu", p.add("Mul", total, p.constant(np.float32(i + 1))))
+        sees = p.add("Add", sees, p.add("Mul", p.add("Reshape", asleep, axes), zero))
+    p.add("Identity", sees, output="what_the_network_sees")
+    p.model.graph.node.extend(nodes)
+    return p.added(gate, 10_000.0)
+
+
 def through_if(p: Payload) -> onnx.ModelProto:
     """The whole batch is answered as class 3 where its first image has the corner: an If."""
     flat = p.add("Flatten", p.corner(), axis=1)

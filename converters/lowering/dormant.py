@@ -32,7 +32,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,9 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from onnxspect.converters.lowering.guards import guards
 from onnxspect.converters.lowering.lower import LoweredModel
+from onnxspect.converters.lowering.program import Program, operands, unchanged
 from onnxspect.converters.lowering.taps import first_names, lying_between, results
 
 #: A value is asleep where it moves by less than this share of what it could do.
@@ -61,8 +63,6 @@ _TINY = 1e-12
 #: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
 #: of one kind on one image may take, in runs of the whole graph.
 _FIRST, _JUDGED, _MOST_RUNS = 3, 8, 24.0
-#: Steps back from a decision to the value that it guards.
-_GUARDED = 12
 #: Steps between a comparison and the operand of the Where that it belongs to, in an activation that is written out.
 _HOPS = 6
 #: Values of more elements are sampled; what does not move there is looked at once more, whole.
@@ -118,7 +118,7 @@ def dormant(
     """
     logits = results(lowered)[0]
     between = lying_between(lowered.module.graph, logits)
-    program, names = _Program(lowered.module), _Names(lowered, model)
+    program, names = Program(lowered.module), _Names(lowered, model)
     seen = _Seen(between)
     with torch.no_grad():
         seen.run(program, clean, altered)
@@ -126,6 +126,8 @@ def dormant(
         program.run(clean[0], tried.look)
         tried.listen(_influence(program, logits, tried, clean[0]))
         suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
+        harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:_FIRST])
+        suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
         if not suspects:
             return Sleeping()
         chosen, left = _affordable(program, suspects)
@@ -152,62 +154,9 @@ _DECIDING = frozenset(
 
 #: Nodes that only move elements to other places, perhaps in a value of the same shape.
 _MOVING = frozenset(("Transpose", "Reshape", "Slice", "Split", "Gather", "ReverseSequence", "MatMul", "Gemm", "Conv"))
-#: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's.
+#: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's, nor what is made of that alone.
 _UNTRIED = frozenset(("DynamicQuantizeLinear", "IsNaN", "IsInf"))
-
-_Look = Callable[[fx.Node, Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-class _Program:
-    """A graph, run over and over: every value can be seen (and replaced), with the operands that it was computed from.
-
-    What fx.Interpreter does besides takes as long as a small network.
-    """
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.constants: dict[fx.Node, Any] = {}
-        self.placeholders: list[fx.Node] = []
-        self.steps: list[fx.Node] = []
-        for node in module.graph.nodes:
-            if node.op == "get_attr":
-                self.constants[node] = operator.attrgetter(str(node.target))(module)
-            elif node.op == "placeholder":
-                self.placeholders.append(node)
-            elif node.op == "call_function":
-                self.steps.append(node)
-        last = {source: node for node in self.steps for source in node.all_input_nodes}
-        self.spent: dict[fx.Node, list[fx.Node]] = {}
-        for source, node in last.items():
-            self.spent.setdefault(node, []).append(source)
-
-    def run(self, batch: Tensor, look: _Look, keep: bool = False) -> dict[fx.Node, Any]:
-        """The values by node, of all nodes where they are kept, else of those that nothing reads any more."""
-        env = dict(self.constants)
-        for node in self.placeholders:
-            env[node] = look(node, batch, (), {})
-        for node in self.steps:
-            args, kwargs = _operands(node, env)
-            env[node] = look(node, node.target(*args, **kwargs), args, kwargs)  # type: ignore[operator]
-            if not keep:
-                for source in self.spent.get(node, ()):
-                    del env[source]
-        return env
-
-    def behind(self, node: fx.Node) -> list[fx.Node]:
-        """The nodes that read a value, directly or not, in order."""
-        changed, found = {node}, []
-        for step in self.steps:
-            if step not in changed and any(i in changed for i in step.all_input_nodes):
-                changed.add(step)
-                found.append(step)
-        return found
-
-
-def _operands(node: fx.Node, env: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a node is computed from."""
-    args: Any = fx.map_arg(node.args, env.__getitem__)
-    kwargs: Any = fx.map_arg(node.kwargs, env.__getitem__) if node.kwargs else {}
-    return args, kwargs
+_NO_NUMBER = frozenset(("IsNaN", "IsInf"))
 
 
 @dataclass
@@ -238,12 +187,13 @@ class _Seen:
     often: dict[fx.Node, Tensor] = field(default_factory=dict)
     images: dict[fx.Node, int] = field(default_factory=dict)
 
-    def run(self, program: _Program, clean: Sequence[Tensor], altered: Sequence[Tensor]) -> None:
+    def run(self, program: Program, clean: Sequence[Tensor], altered: Sequence[Tensor]) -> None:
         """Look at the images, and once more at large values that do not move where they were sampled."""
         for i, batch in enumerate([*clean, *altered]):
             self.altered = i >= len(clean)
             program.run(batch, self.look)
-        still = {n for n, shape in self.shapes.items() if shape.numel() > _MANY and self.asleep(n, self.reach(n))}
+        reach = {n: self.reach(n) for n, shape in self.shapes.items() if shape.numel() > _MANY}
+        still = [n for n in self.between if reach.get(n, 0.0) and self.asleep(n, reach[n])]
         if not still:
             return
         firsts: dict[fx.Node, Tensor] = {}
@@ -258,7 +208,7 @@ class _Seen:
 
         for i, batch in enumerate([*clean, *altered]):
             self.altered = i >= len(clean)
-            program.run(batch, look)
+            program.run(batch, look, until=still[-1])
 
     def look(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep what is to be known of one value."""
@@ -324,6 +274,7 @@ class _Tried:
         self.seen = seen
         self.suspects: dict[fx.Node, Tensor] = {}
         self.units: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self.no_number: set[fx.Node] = set()
         self.several: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def look(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -332,6 +283,10 @@ class _Tried:
         if isinstance(result, (tuple, list)):
             self.several[node] = args, kwargs  # the operands of its results, which are nodes of their own
         if node not in seen.first or node.op == "placeholder" or _operator(node) in _UNTRIED:
+            self.no_number |= {node} if _operator(node) in _NO_NUMBER else set()
+            return result
+        if all(n in self.no_number for n in node.all_input_nodes if n in seen.between):
+            self.no_number.add(node)
             return result
         reach = seen.reach(node)
         if not reach:
@@ -393,7 +348,7 @@ def _span(ranges: tuple[Tensor, Tensor]) -> Tensor:
     return ranges[1] - ranges[0]
 
 
-def _influence(program: _Program, logits: fx.Node, tried: _Tried, image: Tensor) -> dict[fx.Node, Tensor]:
+def _influence(program: Program, logits: fx.Node, tried: _Tried, image: Tensor) -> dict[fx.Node, Tensor]:
     """How strongly the scores of an image hang on each element of a value with sleeping units: the norm of the gradient, about.
 
     The mean square of the gradient along random directions of signs is its squared norm over the classes.
@@ -430,7 +385,7 @@ def _influence(program: _Program, logits: fx.Node, tried: _Tried, image: Tensor)
 
 
 def _affordable(
-    program: _Program, suspects: Mapping[fx.Node, Tensor]
+    program: Program, suspects: Mapping[fx.Node, Tensor]
 ) -> tuple[dict[fx.Node, tuple[Tensor, list[fx.Node]]], list[fx.Node]]:
     """(the suspects that are tried: what is asleep of each, and the nodes behind it; the others)."""
     chosen: dict[fx.Node, tuple[Tensor, list[fx.Node]]] = {}
@@ -451,7 +406,7 @@ class _Woken:
 
     def __init__(
         self,
-        program: _Program,
+        program: Program,
         logits: fx.Node,
         seen: _Seen,
         suspects: Mapping[fx.Node, tuple[Tensor, list[fx.Node]]],
@@ -468,7 +423,7 @@ class _Woken:
                 alive = [n for n in alive if self._best(n, plain, answers) is not None]
                 if not alive:
                     break
-            env = self.program.run(batch, _unchanged, keep=True)
+            env = self.program.run(batch, unchanged, keep=True)
             plain.append(_answers(env[self.logits]))
             for node in alive:
                 asleep, behind = self.suspects[node]
@@ -494,7 +449,7 @@ class _Woken:
             return result ^ asleep  # type: ignore[no-any-return]
         if how == "others":
             return result ^ _as_many(~asleep, int(asleep.sum()))  # type: ignore[no-any-return]
-        other = _moved(node, *_operands(_producer(node), env), self.seen, how)
+        other = _moved(node, *operands(_producer(node), env), self.seen, how)
         if not isinstance(other, Tensor):
             return None
         return other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
@@ -503,7 +458,7 @@ class _Woken:
         """The answers where the node has another value: what is behind it runs again."""
         changed: ChainMap[fx.Node, Any] = ChainMap({node: value}, env)
         for step in behind:
-            args, kwargs = _operands(step, changed)
+            args, kwargs = operands(step, changed)
             changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
         return _answers(changed[self.logits])
 
@@ -521,10 +476,6 @@ class _Woken:
             elif share and (best is None or share > best[0]):
                 best = share, int(torch.bincount(after[moved]).argmax())
         return best
-
-
-def _unchanged(_: fx.Node, result: Any, *__: Any) -> Any:
-    return result
 
 
 def _answers(scores: Tensor) -> Tensor:
