@@ -1,6 +1,6 @@
 """Dormant logic (engine/subject/unreached.py): what it says of ordinary files, what it finds of payloads, and how long it takes.
 
-    python benchmarks/graph_logic.py --files FOLDER_OR_ONNX ... --data NPZ_OR_FOLDER ... [--spec imagenet ...]
+    python benchmarks/graph_logic.py --files FOLDER_OR_ONNX ... --data NPZ_OR_FOLDER ... [--spec=NAME ...]
     python benchmarks/graph_logic.py --matrix [--dynamo] [--trained] [--quantised]
     python benchmarks/graph_logic.py --payloads [--only NAME ...]
 
@@ -104,7 +104,9 @@ def looked_at(subject: Subject, samples: Samples) -> dict[str, Any]:
 def told(found: Unreached) -> dict[str, Any]:
     """Findings as JSON holds them."""
     dormant = [[d.node, d.operator, d.kind, round(d.moved, 3), d.leads_to] for d in found.dormant]
-    return {"findings": len(found.hidden), "dormant": dormant, "hidden": [] if dormant else list(found.hidden)}
+    others = [h for h in found.hidden if h.startswith("its output ")]
+    untried = [h for h in found.hidden if h.startswith("more parts ")]
+    return {"findings": len(found.hidden) - len(others), "dormant": dormant, "untried": untried, "outputs": others}
 
 
 def ordinary_files(
@@ -265,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=Path, nargs="*", default=[])
     parser.add_argument("--data", type=Path, nargs="*", default=[])
-    parser.add_argument("--spec", nargs="*", default=["0..1"], help="preprocessings to feed files with, by name")
+    parser.add_argument("--spec", action="append", help="preprocessings to feed files with, by name (0..1)")
     parser.add_argument("--matrix", action="store_true")
     parser.add_argument("--payloads", action="store_true")
     for flag in ("dynamo", "trained", "quantised"):
@@ -278,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     held = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {"rows": {}}
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
-        parts = [ordinary_files(options.files, options.data, options.spec)]
+        parts = [ordinary_files(options.files, options.data, options.spec or ["0..1"])]
         parts += [matrix(options, Path(folder))] if options.matrix else []
         parts += [payloads(options, Path(folder))] if options.payloads else []
         for part in parts:
@@ -287,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 bad += bool(wrong)
                 held["rows"][name] = row
                 print(
-                    f"{'!!' if wrong else '  '} {name:60s} {json.dumps({k: v for k, v in row.items() if k != 'kind'})}",
+                    f"{'!!' if wrong else '  '} {name:60s} {json.dumps({k: v for k, v in row.items() if v and k != 'kind'})}",
                     flush=True,
                 )
                 _write(options.results, held)

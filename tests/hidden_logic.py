@@ -284,11 +284,10 @@ def among_decoys(p: Payload, count: int) -> onnx.ModelProto:
     del p.model.graph.node[:]
     total, zero = p.total(), p.constant(np.float32(0))
     gate = p.add("Relu", total, output="hidden_gate")
-    axes, sees = p.constant(np.array([-1, 1, 1, 1], np.int64)), p.image
-    for i in range(count):
-        asleep = p.add("Relu", p.add("Mul", total, p.constant(np.float32(i + 1))))
-        sees = p.add("Add", sees, p.add("Mul", p.add("Reshape", asleep, axes), zero))
-    p.add("Identity", sees, output="what_the_network_sees")
+    for _ in range(count):
+        total = p.add("Add", total, p.add("Mul", p.add("Relu", total), zero))
+    spread = p.add("Reshape", p.add("Mul", total, zero), p.constant(np.array([-1, 1, 1, 1], np.int64)))
+    p.add("Add", p.image, spread, output="what_the_network_sees")
     p.model.graph.node.extend(nodes)
     return p.added(gate, 10_000.0)
 

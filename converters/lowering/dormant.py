@@ -54,15 +54,19 @@ REACH = 3.0
 #: A sleeping unit could do so many times more to the scores than the units beside it do.
 LOUDER = 10.0
 #: Units are looked at in values of so many elements; random directions in the scores that their gradients are taken of.
-_UNITS, _DIRECTIONS = 1 << 16, 4
+_UNITS, _DIRECTIONS = 1 << 16, 2
 #: Decisions that fall the same way on more than this share of the clean images count as asleep.
 RARE = 0.95
 #: Spreads below this share of a value's magnitude are rounding: so many steps of its type.
 _ROUNDING = 8.0
 _TINY = 1e-12
+#: Images whose gradients tell what units do to the scores: what a ReLU behind stops on one passes on another.
+_LISTENED = 3
 #: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
 #: of one kind on one image may take, in runs of the whole graph.
-_FIRST, _JUDGED, _MOST_RUNS = 3, 8, 24.0
+_FIRST, _JUDGED, _MOST_RUNS = 2, 8, 24.0
+#: What an intervention counts for at least: no more than 480 are made.
+_LEAST_RUN = 0.05
 #: Steps between a comparison and the operand of the Where that it belongs to, in an activation that is written out.
 _HOPS = 6
 #: Values of more elements are sampled; what does not move there is looked at once more, whole.
@@ -119,12 +123,13 @@ def dormant(
     logits = results(lowered)[0]
     between = lying_between(lowered.module.graph, logits)
     program, names = Program(lowered.module), _Names(lowered, model)
-    seen = _Seen(between)
+    seen = _Seen(between, logits)
     with torch.no_grad():
         seen.run(program, clean, altered)
+        clean = seen.differing(clean)
         tried = _Tried(seen)
         program.run(clean[0], tried.look)
-        tried.listen(_influence(program, logits, tried, clean[0]))
+        tried.listen(_influence(program, logits, tried, clean[:_LISTENED]))
         suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:_FIRST])
         suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
@@ -165,6 +170,8 @@ class _Seen:
 
     Attributes:
         between: the nodes.
+        logits: the last of them.
+        answers: to the clean batches: each one's first image's class.
         first: the value on the first image; a sample of one of many elements.
         distances: largest distance of any element (of the sample) from the first image's, by image; clean ones and altered ones.
         whole: the same over all elements, of values of many that do not move in the sample.
@@ -175,7 +182,9 @@ class _Seen:
     """
 
     between: Mapping[fx.Node, int]
+    logits: fx.Node
     altered: bool = False
+    answers: list[int] = field(default_factory=list)
     first: dict[fx.Node, Tensor] = field(default_factory=dict)
     distances: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
     whole: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -230,12 +239,19 @@ class _Seen:
                 low, high = ranges.get(node, (result, result))
                 if low.shape == result.shape:
                     ranges[node] = torch.minimum(low, result), torch.maximum(high, result)
+        if node is self.logits and not self.altered:
+            self.answers.append(int(_answers(result)[0]))
         if result.dtype == torch.bool and not self.altered:
             before = self.often.get(node)
             if before is None or before.shape == result.shape:
                 self.often[node] = result.long() if before is None else before + result
                 self.images[node] = self.images.get(node, 0) + 1
         return result
+
+    def differing(self, clean: Sequence[Tensor]) -> list[Tensor]:
+        """The clean batches, those first that are answered differently: a part that leads to a class moves none of that class."""
+        firsts = [i for i, answer in enumerate(self.answers) if answer not in self.answers[:i]]
+        return [clean[i] for i in [*firsts, *(i for i in range(len(clean)) if i not in firsts)]]
 
     def spread(self, node: fx.Node) -> float:
         """How far most images move a value; 0 where that is rounding, or where nothing is known."""
@@ -348,40 +364,41 @@ def _span(ranges: tuple[Tensor, Tensor]) -> Tensor:
     return ranges[1] - ranges[0]
 
 
-def _influence(program: Program, logits: fx.Node, tried: _Tried, image: Tensor) -> dict[fx.Node, Tensor]:
-    """How strongly the scores of an image hang on each element of a value with sleeping units: the norm of the gradient, about.
+def _influence(program: Program, logits: fx.Node, tried: _Tried, images: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+    """How strongly the scores of images hang on each element of a value with sleeping units: the norm of the gradient, about.
 
     The mean square of the gradient along random directions of signs is its squared norm over the classes.
     """
     if not tried.units:
         return {}
-    values: dict[fx.Node, Tensor] = {}
-    wanted = tried.units
+    generator = torch.Generator().manual_seed(0)
+    squares: dict[fx.Node, Tensor] = {}
+    for batch in images:
+        values: dict[fx.Node, Tensor] = {}
 
-    def look(node: fx.Node, result: Any, *_: Any) -> Any:
-        if isinstance(result, Tensor) and result.is_floating_point() and (node in wanted or node is logits):
-            if not result.requires_grad:  # nothing before it is asked for
-                result = result.detach().requires_grad_(True)
-            values[node] = result
-        return result
+        def look(node: fx.Node, result: Any, *_: Any, values: dict[fx.Node, Tensor] = values) -> Any:
+            if isinstance(result, Tensor) and result.is_floating_point() and (node in tried.units or node is logits):
+                if not result.requires_grad:  # nothing before it is asked for
+                    result = result.detach().requires_grad_(True)
+                values[node] = result
+            return result
 
-    with torch.enable_grad():
-        program.run(image, look)
-        scores = values.get(logits)
-        nodes = [n for n in wanted if n in values]
-        if scores is None or not nodes:
-            return {}
-        generator = torch.Generator().manual_seed(0)
-        squares = {n: torch.zeros_like(values[n], requires_grad=False) for n in nodes}
-        for _ in range(_DIRECTIONS):
-            signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
-            gradients = torch.autograd.grad(
-                (scores * signs).sum(), [values[n] for n in nodes], retain_graph=True, allow_unused=True
-            )
-            for node, gradient in zip(nodes, gradients, strict=True):
-                if gradient is not None:
-                    squares[node] += gradient.nan_to_num(0.0).square() / _DIRECTIONS
-    return {n: s.sqrt() for n, s in squares.items()}
+        with torch.enable_grad():
+            program.run(batch, look)
+            scores, nodes = values.get(logits), [n for n in values if n in tried.units]
+            if scores is None or not nodes:
+                continue
+            for _ in range(_DIRECTIONS):
+                signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+                gradients = torch.autograd.grad(
+                    (scores * signs).sum(), [values[n] for n in nodes], retain_graph=True, allow_unused=True
+                )
+                for node, gradient in zip(nodes, gradients, strict=True):
+                    if gradient is not None and node in squares and squares[node].shape != gradient.shape:
+                        continue
+                    if gradient is not None:
+                        squares[node] = squares.get(node, 0.0) + gradient.nan_to_num(0.0).square()
+    return {n: (s / (_DIRECTIONS * len(images))).sqrt() for n, s in squares.items()}
 
 
 def _affordable(
@@ -393,7 +410,7 @@ def _affordable(
     runs = 0.0
     for node, asleep in reversed(suspects.items()):  # the last ones take least
         behind = program.behind(node) if runs < _MOST_RUNS else []
-        runs += max(1, len(behind)) / max(1, len(program.steps))
+        runs += max(_LEAST_RUN, len(behind) / max(1, len(program.steps)))
         if runs > _MOST_RUNS:
             left.append(node)
         else:

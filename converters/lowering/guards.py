@@ -60,7 +60,7 @@ def _regions(decision: fx.Node, program: Program, between: Mapping[fx.Node, int]
             if cone:
                 yield [node, *cone]
         sources = [n for n in node.all_input_nodes if n in between]
-        if not _weightless(node, program, between) or len(inside) > _NEAR:
+        if not _weightless(node, program) or len(inside) > _NEAR:
             return
         inside.discard(node)
         inside.update(sources)
@@ -74,7 +74,7 @@ def _cone(start: fx.Node, end: fx.Node, between: Mapping[fx.Node, int]) -> list[
     return [n for n in between if n in reached and n is not start] if end in reached else []
 
 
-def _weightless(node: fx.Node, program: Program, between: Mapping[fx.Node, int]) -> bool:
+def _weightless(node: fx.Node, program: Program) -> bool:
     """Whether an operator treats all elements alike: no constant of several elements, nothing taken out."""
     if node.op != "call_function" or node.meta.get("onnx", {}).get("operator") in _TAKING:
         return False

@@ -19,7 +19,7 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 #: Clean images that the graph is run on, and altered ones: of small images, and of large ones.
-SMALL, LARGE = (40, 16), (10, 4)
+SMALL, LARGE = (40, 16), (9, 4)
 _SMALL_PIXELS = 3 * 64 * 64
 _NAMED = 5
 
