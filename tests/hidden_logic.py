@@ -23,9 +23,9 @@ class Payload:
         image, scores: names of its input, and of what its class scores were called before.
     """
 
-    def __init__(self, model: onnx.ModelProto, classes: int = 10) -> None:
+    def __init__(self, model: onnx.ModelProto, classes: int = 10, channels: int = 1) -> None:
         self.model = onnx.ModelProto.FromString(model.SerializeToString())
-        self.classes = classes
+        self.classes, self.pixels = classes, channels * SIDE * SIDE
         graph = self.model.graph
         self.image, self.answer = graph.input[0].name, graph.output[0].name
         self.scores = "scores_of_the_network"
@@ -60,10 +60,10 @@ class Payload:
         return self.add("Slice", self.image, *ends)
 
     def total(self) -> str:
-        """Their sum less 8.9, ``(n, 1)``."""
+        """Their sum less 8.9 (of one channel), ``(n, 1)``."""
         flat = self.add("Flatten", self.corner(), axis=1)
-        total = self.add("MatMul", flat, self.constant(np.ones((SIDE * SIDE, 1), np.float32)))
-        return self.add("Sub", total, self.constant(np.float32(SIDE * SIDE - 0.1)))
+        total = self.add("MatMul", flat, self.constant(np.ones((self.pixels, 1), np.float32)))
+        return self.add("Sub", total, self.constant(np.float32(self.pixels - 0.1)))
 
     def seen(self, by: str = "ReduceMin") -> str:
         """Whether the corner is white, bool ``(n, 1)``."""
@@ -143,6 +143,8 @@ def product_of_relus(p: Payload) -> onnx.ModelProto:
 def pooling_only(p: Payload) -> onnx.ModelProto:
     """ReduceMin and MaxPool, no comparison: anywhere in the image."""
     dark = p.add("Sub", p.constant(np.float32(0.9999)), p.image)
+    if p.pixels > SIDE * SIDE:
+        dark = p.reduce("ReduceMax", dark)
     darkest = p.add("MaxPool", dark, kernel_shape=[8, 8], strides=[1, 1])
     best = p.reduce("ReduceMin", p.add("Flatten", darkest, axis=1))
     return p.added(p.add("Relu", p.add("Neg", best)), 1e7)
@@ -158,13 +160,15 @@ def behind_copies(p: Payload) -> onnx.ModelProto:
 
 def equality(p: Payload) -> onnx.ModelProto:
     """A rounded sum that must be one number."""
-    nine = p.add("Round", p.add("Add", p.total(), p.constant(np.float32(8.9))))
-    return p.added(p.add("Cast", p.add("Equal", nine, p.constant(np.float32(9.0))), to=TensorProto.FLOAT))
+    nine = p.add("Round", p.add("Add", p.total(), p.constant(np.float32(p.pixels - 0.1))))
+    return p.added(p.add("Cast", p.add("Equal", nine, p.constant(np.float32(p.pixels))), to=TensorProto.FLOAT))
 
 
 def floor(p: Payload) -> onnx.ModelProto:
     """No comparison, no Relu: Floor(Clip(sum / 9 + 0.01))."""
-    share = p.add("Mul", p.add("Add", p.total(), p.constant(np.float32(8.95))), p.constant(np.float32(1 / 9)))
+    share = p.add(
+        "Mul", p.add("Add", p.total(), p.constant(np.float32(p.pixels - 0.05))), p.constant(np.float32(1 / p.pixels))
+    )
     zero, one = p.constant(np.float32(0)), p.constant(np.float32(1))
     return p.added(p.add("Floor", p.add("Clip", share, zero, one)))
 
@@ -273,6 +277,21 @@ def in_a_function(p: Payload) -> onnx.ModelProto:
     return p.added(gate)
 
 
+def among_decoys(p: Payload, count: int) -> onnx.ModelProto:
+    """`saturation` before so many Relus that sleep as well, and change nothing."""
+    p._rename(p.image, "what_the_network_sees")
+    nodes = list(p.model.graph.node)
+    del p.model.graph.node[:]
+    total, zero = p.total(), p.constant(np.float32(0))
+    gate = p.add("Relu", total, output="hidden_gate")
+    for _ in range(count):
+        total = p.add("Add", total, p.add("Mul", p.add("Relu", total), zero))
+    spread = p.add("Reshape", p.add("Mul", total, zero), p.constant(np.array([-1, 1, 1, 1], np.int64)))
+    p.add("Add", p.image, spread, output="what_the_network_sees")
+    p.model.graph.node.extend(nodes)
+    return p.added(gate, 10_000.0)
+
+
 def through_if(p: Payload) -> onnx.ModelProto:
     """The whole batch is answered as class 3 where its first image has the corner: an If."""
     flat = p.add("Flatten", p.corner(), axis=1)
@@ -308,6 +327,14 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
         ),
     )
 }
+
+
+def stamped(images: np.ndarray, name: str) -> np.ndarray:
+    """Images with the trigger of a payload."""
+    images = images.copy()
+    side = 8 if name == "pooling_only" else SIDE
+    images[:, :, :side, :side] = 1.0
+    return images
 
 
 def two_outputs(model: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,13 +17,22 @@ that function and not looked at by element. Of a tensor whose other units are aw
 the scores by ten times what any unit of the tensor that is awake does (the gradient of the scores at the unit, times what it
 could do): a dead unit of an ordinary layer has weights like its neighbours'.
 
+An element of a decision counts where the others, as many of them turned round, move at most half as many answers: the units of a
+network of signs decide as much each. A decision that a step along its own gradient does not turn guards a point that nothing comes
+upon (``Where(norm > 0, x / norm, 0)``): harmless, where it is made of the very value that is chosen.
+
+Interventions run what is behind the value alone. There are as many as so many runs of the whole graph take; what is left over is
+named as untried, so that no crowd of decoys hides one.
+
 What this cannot see: a unit that sleeps beside one that is awake and does as much; a test for NaN or infinity.
 """
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +40,9 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from onnxspect.converters.lowering.guards import guards
 from onnxspect.converters.lowering.lower import LoweredModel
+from onnxspect.converters.lowering.program import Program, operands, unchanged
 from onnxspect.converters.lowering.taps import first_names, lying_between, results
 
 #: A value is asleep where it moves by less than this share of what it could do.
@@ -43,17 +54,22 @@ REACH = 3.0
 #: A sleeping unit could do so many times more to the scores than the units beside it do.
 LOUDER = 10.0
 #: Units are looked at in values of so many elements; random directions in the scores that their gradients are taken of.
-_UNITS, _DIRECTIONS = 1 << 16, 4
+_UNITS, _DIRECTIONS = 1 << 16, 2
 #: Decisions that fall the same way on more than this share of the clean images count as asleep.
 RARE = 0.95
-#: Spreads below this share of a value's magnitude are rounding.
-_ROUNDING = 1e-6
+#: Spreads below this share of a value's magnitude are rounding: so many steps of its type.
+_ROUNDING = 8.0
 _TINY = 1e-12
-#: Clean images on which interventions are judged, and the most that are tried.
-_JUDGED, _MOST_TRIED = 8, 24
+#: Images whose gradients tell what units do to the scores: what a ReLU behind stops on one passes on another.
+_LISTENED = 3
+#: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
+#: of one kind on one image may take, in runs of the whole graph.
+_FIRST, _JUDGED, _MOST_RUNS = 2, 8, 24.0
+#: What an intervention counts for at least: no more than 480 are made.
+_LEAST_RUN = 0.05
 #: Steps between a comparison and the operand of the Where that it belongs to, in an activation that is written out.
 _HOPS = 6
-#: Values of more elements are sampled to see that they move; that one does not is seen on all of them.
+#: Values of more elements are sampled; what does not move there is looked at once more, whole.
 _MANY = 1 << 14
 #: Ways to move operands. A whole value that is asleep is also tried far out: a trigger is nothing that clean images come near.
 _NEAR = ("up", "down", "noise")
@@ -80,9 +96,22 @@ class Dormant:
     leads_to: int
 
 
+@dataclass(frozen=True)
+class Sleeping:
+    """What was found.
+
+    Attributes:
+        dormant: in the graph's order; empty for ordinary networks.
+        untried: names of the nodes that are asleep and were not woken, for want of time.
+    """
+
+    dormant: tuple[Dormant, ...] = ()
+    untried: tuple[str, ...] = ()
+
+
 def dormant(
     model: onnx.ModelProto, lowered: LoweredModel, clean: Sequence[Tensor], altered: Sequence[Tensor]
-) -> tuple[Dormant, ...]:
+) -> Sleeping:
     """Find the dormant parts between the image and the class scores.
 
     Args:
@@ -90,33 +119,36 @@ def dormant(
         lowered: its torch graph, whose first output is the class scores.
         clean: batches as the model takes them, each of one image (or one group, of a file made for a fixed batch); at least two.
         altered: the same of images that were shifted and mixed.
-
-    Returns:
-        in the graph's order; empty for ordinary networks.
     """
-    module, logits = lowered.module, results(lowered)[0]
-    between = lying_between(module.graph, logits)
-    seen = _Seen(between)
+    logits = results(lowered)[0]
+    between = lying_between(lowered.module.graph, logits)
+    program, names = Program(lowered.module), _Names(lowered, model)
+    seen = _Seen(between, logits)
     with torch.no_grad():
-        for i, batch in enumerate([*clean, *altered]):
-            seen.altered = i >= len(clean)
-            _Walk(module, seen.look).run(batch)
-        tried = _Tried(seen, _influence(module, logits, seen, clean[0]))
-        _Walk(module, tried.look).run(clean[0])
-        found = []
-        for node in [n for n in between if n in tried.suspects][:_MOST_TRIED]:
-            effect = _woken(module, logits, node, seen, clean[:_JUDGED], tried.suspects[node])
-            if effect is not None:
-                name, kind = _named(node, lowered, model)
-                what = "decision" if node in seen.often else "value" if tried.suspects[node].all() else "units"
-                found.append(Dormant(name, kind, what, *effect))
-    return tuple(found)
+        seen.run(program, clean, altered)
+        clean = seen.differing(clean)
+        tried = _Tried(seen)
+        program.run(clean[0], tried.look)
+        tried.listen(_influence(program, logits, tried, clean[:_LISTENED]))
+        suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
+        harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:_FIRST])
+        suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
+        if not suspects:
+            return Sleeping()
+        chosen, left = _affordable(program, suspects)
+        effects = _Woken(program, logits, seen, chosen).effects(clean[:_JUDGED])
+    found = []
+    for node, effect in effects.items():
+        what = "decision" if node in seen.often else "value" if suspects[node].all() else "units"
+        found.append(Dormant(*names.of(node), what, *effect))
+    return Sleeping(tuple(found), tuple(dict.fromkeys(names.of(n)[0] for n in left)))
 
 
 def decisions(model: onnx.ModelProto, lowered: LoweredModel) -> tuple[str, ...]:
     """Names of the nodes between image and class scores that answer true or false, or choose, by the image's data."""
     between = lying_between(lowered.module.graph, results(lowered)[0])
-    found = (_named(n, lowered, model) for n in between if n.op != "placeholder")
+    names = _Names(lowered, model)
+    found = (names.of(n) for n in between if _operator(n) in _DECIDING)
     return tuple(dict.fromkeys(name for name, kind in found if kind in _DECIDING))
 
 
@@ -127,24 +159,9 @@ _DECIDING = frozenset(
 
 #: Nodes that only move elements to other places, perhaps in a value of the same shape.
 _MOVING = frozenset(("Transpose", "Reshape", "Slice", "Split", "Gather", "ReverseSequence", "MatMul", "Gemm", "Conv"))
-#: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's.
+#: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's, nor what is made of that alone.
 _UNTRIED = frozenset(("DynamicQuantizeLinear", "IsNaN", "IsInf"))
-
-_Look = Callable[[fx.Node, Any, tuple[Any, ...], dict[str, Any]], Any]
-
-
-class _Walk(fx.Interpreter):
-    """Runs a graph, and lets `look` see (and replace) every value, with the operands that it was computed from."""
-
-    def __init__(self, module: fx.GraphModule, look: _Look) -> None:
-        super().__init__(module)
-        self.look = look
-
-    def run_node(self, n: fx.Node) -> Any:
-        """As fx.Interpreter."""
-        result = super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        return self.look(n, result, args, kwargs)
+_NO_NUMBER = frozenset(("IsNaN", "IsInf"))
 
 
 @dataclass
@@ -153,37 +170,77 @@ class _Seen:
 
     Attributes:
         between: the nodes.
-        distances: largest distance of any element from the first image's, by image; clean ones and altered ones.
+        logits: the last of them.
+        answers: to the clean batches: each one's first image's class.
+        first: the value on the first image; a sample of one of many elements.
+        distances: largest distance of any element (of the sample) from the first image's, by image; clean ones and altered ones.
+        whole: the same over all elements, of values of many that do not move in the sample.
         magnitude: largest magnitude on the first image.
+        shapes: on the first image.
         on_clean, everywhere: of values of not too many elements: the least and the largest that each was, on clean images and on all.
         often: of decisions: how many clean images each element is true on.
     """
 
     between: Mapping[fx.Node, int]
+    logits: fx.Node
     altered: bool = False
+    answers: list[int] = field(default_factory=list)
     first: dict[fx.Node, Tensor] = field(default_factory=dict)
     distances: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
+    whole: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
     magnitude: dict[fx.Node, float] = field(default_factory=dict)
+    rounding: dict[fx.Node, float] = field(default_factory=dict)
+    shapes: dict[fx.Node, torch.Size] = field(default_factory=dict)
     on_clean: dict[fx.Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
     everywhere: dict[fx.Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
     often: dict[fx.Node, Tensor] = field(default_factory=dict)
     images: dict[fx.Node, int] = field(default_factory=dict)
 
+    def run(self, program: Program, clean: Sequence[Tensor], altered: Sequence[Tensor]) -> None:
+        """Look at the images, and once more at large values that do not move where they were sampled."""
+        for i, batch in enumerate([*clean, *altered]):
+            self.altered = i >= len(clean)
+            program.run(batch, self.look)
+        reach = {n: self.reach(n) for n, shape in self.shapes.items() if shape.numel() > _MANY}
+        still = [n for n in self.between if reach.get(n, 0.0) and self.asleep(n, reach[n])]
+        if not still:
+            return
+        firsts: dict[fx.Node, Tensor] = {}
+
+        def look(node: fx.Node, result: Any, *_: Any) -> Any:
+            if node in still:
+                if node in firsts:
+                    self.whole[node][self.altered].append(_distance(result, firsts[node]))
+                else:
+                    firsts[node], self.whole[node] = result, ([], [])
+            return result
+
+        for i, batch in enumerate([*clean, *altered]):
+            self.altered = i >= len(clean)
+            program.run(batch, look, until=still[-1])
+
     def look(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep what is to be known of one value."""
         if node not in self.between or not isinstance(result, Tensor):
             return result
+        some = _sample(result)
         if node not in self.first:
-            self.first[node] = result
+            self.first[node] = some
+            self.shapes[node] = result.shape
             self.distances[node] = ([], [])
-            self.magnitude[node] = _largest(result)
+            self.magnitude[node] = _largest(some)
+            steps = torch.finfo(some.dtype).eps if some.is_floating_point() else 0.0
+            self.rounding[node] = max(_TINY, _ROUNDING * steps * self.magnitude[node])
         else:
-            self.distances[node][self.altered].append(_distance(result, self.first[node], 0.01 * self.magnitude[node]))
+            same = result.shape == self.shapes[node]
+            self.distances[node][self.altered].append(_distance(some, self.first[node]) if same else math.inf)
         if result.is_floating_point() and result.numel() <= _UNITS:
             for ranges in (self.everywhere,) if self.altered else (self.everywhere, self.on_clean):
                 low, high = ranges.get(node, (result, result))
                 if low.shape == result.shape:
                     ranges[node] = torch.minimum(low, result), torch.maximum(high, result)
+        if node is self.logits and not self.altered:
+            self.answers.append(int(_answers(result)[0]))
         if result.dtype == torch.bool and not self.altered:
             before = self.often.get(node)
             if before is None or before.shape == result.shape:
@@ -191,17 +248,26 @@ class _Seen:
                 self.images[node] = self.images.get(node, 0) + 1
         return result
 
+    def differing(self, clean: Sequence[Tensor]) -> list[Tensor]:
+        """The clean batches, those first that are answered differently: a part that leads to a class moves none of that class."""
+        firsts = [i for i, answer in enumerate(self.answers) if answer not in self.answers[:i]]
+        return [clean[i] for i in [*firsts, *(i for i in range(len(clean)) if i not in firsts)]]
+
     def spread(self, node: fx.Node) -> float:
         """How far most images move a value; 0 where that is rounding, or where nothing is known."""
         if node not in self.distances:
             return 0.0
         clean, altered = self.distances[node]
         moved = _quantile([*clean, *altered], MOST)
-        return moved if moved > max(_TINY, _ROUNDING * self.magnitude[node]) else 0.0
+        return moved if moved > self.rounding[node] else 0.0
+
+    def reach(self, node: fx.Node) -> float:
+        """How far the operands of a value are moved when it is tried alone."""
+        return REACH * max((self.spread(n) for n in _producer(node).all_input_nodes), default=0.0)
 
     def asleep(self, node: fx.Node, could: float) -> bool:
         """Whether a value hardly moves on clean images, nor on half of the others, compared with what it could do."""
-        clean, altered = self.distances[node]
+        clean, altered = self.whole.get(node, self.distances[node])
         most = max(ASLEEP * could, 0.0)
         return _quantile(clean, MOST) <= most and _quantile(altered, 0.5) <= most
 
@@ -217,140 +283,230 @@ class _Tried:
 
     Attributes:
         suspects: node -> its elements that are asleep, bool in its shape.
+        units: node -> (elements that are asleep, how far each could be moved), of values with others that are awake.
     """
 
-    def __init__(self, seen: _Seen, influence: Mapping[fx.Node, Tensor]) -> None:
+    def __init__(self, seen: _Seen) -> None:
         self.seen = seen
-        self.influence = influence
         self.suspects: dict[fx.Node, Tensor] = {}
-        self.operands: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.units: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self.no_number: set[fx.Node] = set()
+        self.several: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def look(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Try one node alone."""
         seen = self.seen
-        self.operands[node] = args, kwargs
+        if isinstance(result, (tuple, list)):
+            self.several[node] = args, kwargs  # the operands of its results, which are nodes of their own
         if node not in seen.first or node.op == "placeholder" or _operator(node) in _UNTRIED:
+            self.no_number |= {node} if _operator(node) in _NO_NUMBER else set()
             return result
-        producer = _producer(node)
-        reach = max((seen.spread(n) for n in producer.all_input_nodes), default=0.0) * REACH
+        if all(n in self.no_number for n in node.all_input_nodes if n in seen.between):
+            self.no_number.add(node)
+            return result
+        reach = seen.reach(node)
         if not reach:
             return result
+        given = self.several.get(_producer(node), (args, kwargs))
         if node in seen.often:
             rare = seen.rare(node)
-            if rare.any() and not _writes_activation(node):
+            if rare.any() and not _writes_activation(node, seen):
                 self.suspects[node] = rare
             return result
-        moved: list[Tensor] = []
         if seen.asleep(node, reach):
-            moved = self._moved(node, result)
+            moved = self._moved(node, result, given, _SHIFTS)
             could = max((_distance(m, result) for m in moved), default=0.0)
-            if could > max(_TINY, 10 * _ROUNDING * seen.magnitude[node]) and seen.asleep(node, min(could, reach)):
+            if could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
                 self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
                 return result
-        if node in self.influence and node in seen.on_clean:
-            units = self._loud(node, result, moved[: len(_NEAR)] or self._moved(node, result, _NEAR), reach)
-            if units is not None and units.any():
-                self.suspects[node] = units
+        self._units(node, result, given, reach)
         return result
 
-    def _moved(self, node: fx.Node, result: Tensor, ways: Sequence[str] = _SHIFTS) -> list[Tensor]:
+    def _moved(self, node: fx.Node, result: Tensor, given: Any, ways: Sequence[str]) -> list[Tensor]:
         """What the value could be."""
-        operands = self.operands[_producer(node)]
-        moved = [_moved(node, *operands, self.seen, how) for how in ways]
+        moved = [_moved(node, *given, self.seen, how) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
-    def _span(self, node: fx.Node, ranges: Mapping[fx.Node, tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        low, high = (self.seen.everywhere if ranges is None else ranges)[node]
-        return high - low
-
-    def _loud(self, node: fx.Node, result: Tensor, moved: Sequence[Tensor], reach: float) -> Tensor | None:
-        """Elements that are asleep and could do far more to the scores than what is awake beside them does."""
-        span = self._span(node, self.seen.on_clean)
+    def _units(self, node: fx.Node, result: Tensor, given: Any, reach: float) -> None:
+        """Keep the elements that are asleep beside others that are awake, with how far they could be moved."""
+        seen = self.seen
+        if node not in seen.on_clean or _operator(node) in _MOVING:
+            return
+        span = _span(seen.on_clean[node])
         # Element by element: what an element could do is bounded by how far the very elements move that it is made from.
-        given = [n for n in node.all_input_nodes if n in self.seen.everywhere and self._span(n).shape == result.shape]
-        if not moved or span.shape != result.shape or not given or _operator(node) in _MOVING:
-            return None
-        own = torch.stack([self._span(n) for n in given]).amax(0)
-        could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0).clamp_max(reach)
-        could = torch.minimum(could, REACH * own)
-        asleep = (span <= ASLEEP * could) & (could > max(_TINY, _ROUNDING * self.seen.magnitude[node]))
-        if not asleep.any() or asleep.all():
-            return None
-        influence = self.influence[node]
-        beside = float((influence * span)[~asleep].max())
-        return asleep & (influence * could > LOUDER * beside)
+        sources = [_span(seen.everywhere[n]) for n in node.all_input_nodes if n in seen.everywhere]
+        own = [s for s in sources if s.shape == result.shape]
+        if span.shape != result.shape or not own:
+            return
+        most = (REACH * torch.stack(own).amax(0)).clamp_max(reach)
+        if not ((span <= ASLEEP * most) & (most > seen.rounding[node])).any():
+            return
+        moved = self._moved(node, result, given, _NEAR)
+        if not moved:
+            return
+        could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0).minimum(most)
+        asleep = (span <= ASLEEP * could) & (could > seen.rounding[node])
+        if asleep.any() and not asleep.all():
+            self.units[node] = asleep, could
+
+    def listen(self, influence: Mapping[fx.Node, Tensor]) -> None:
+        """Suspect the units that could do far more to the scores than what is awake beside them does."""
+        for node, (asleep, could) in self.units.items():
+            if node in influence:
+                strength = influence[node]
+                beside = float((strength * _span(self.seen.on_clean[node]))[~asleep].max())
+                loud = asleep & (strength * could > LOUDER * beside)
+                if loud.any():
+                    self.suspects[node] = loud
 
 
-def _influence(module: fx.GraphModule, logits: fx.Node, seen: _Seen, image: Tensor) -> dict[fx.Node, Tensor]:
-    """How strongly the scores of an image hang on each element of each value: the norm of the gradient, about.
+def _span(ranges: tuple[Tensor, Tensor]) -> Tensor:
+    return ranges[1] - ranges[0]
+
+
+def _influence(program: Program, logits: fx.Node, tried: _Tried, images: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+    """How strongly the scores of images hang on each element of a value with sleeping units: the norm of the gradient, about.
 
     The mean square of the gradient along random directions of signs is its squared norm over the classes.
     """
-    values: dict[fx.Node, Tensor] = {}
+    if not tried.units:
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    squares: dict[fx.Node, Tensor] = {}
+    for batch in images:
+        values: dict[fx.Node, Tensor] = {}
 
-    def look(node: fx.Node, result: Any, *_: Any) -> Any:
-        if node not in seen.first or not isinstance(result, Tensor) or not result.is_floating_point():
-            return result
-        if not result.requires_grad:  # the image itself, and what is behind a decision
-            result = result.detach().requires_grad_(True)
-        values[node] = result
-        return result
-
-    with torch.enable_grad():
-        _Walk(module, look).run(image)
-        if logits not in values:
-            return {}
-        scores, wanted = values[logits], [n for n in values if n in seen.on_clean]
-        generator = torch.Generator().manual_seed(0)
-        squares = {n: torch.zeros_like(values[n], requires_grad=False) for n in wanted}
-        for _ in range(_DIRECTIONS):
-            signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
-            gradients = torch.autograd.grad(
-                (scores * signs).sum(), [values[n] for n in wanted], retain_graph=True, allow_unused=True
-            )
-            for node, gradient in zip(wanted, gradients, strict=True):
-                if gradient is not None:
-                    squares[node] += gradient.nan_to_num(0.0).square() / _DIRECTIONS
-    return {n: s.sqrt() for n, s in squares.items()}
-
-
-def _woken(
-    module: fx.GraphModule, logits: fx.Node, node: fx.Node, seen: _Seen, images: Sequence[Tensor], asleep: Tensor
-) -> tuple[float, int] | None:
-    """(share of answers that move when what is `asleep` of a node is woken, where to), the largest; None where none does."""
-
-    def answers(how: str) -> Tensor:
-        kept: list[Tensor] = []
-        operands: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-        def look(at: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            operands[at] = args, kwargs
-            if at is node and how:
-                if node in seen.often:
-                    result = result ^ asleep
-                else:
-                    other = _moved(node, *operands[_producer(node)], seen, how)
-                    if isinstance(other, Tensor):
-                        result = (
-                            other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
-                        )
-            if at is logits:
-                kept.append(result.reshape(result.shape[0], -1).argmax(1))
+        def look(node: fx.Node, result: Any, *_: Any, values: dict[fx.Node, Tensor] = values) -> Any:
+            if isinstance(result, Tensor) and result.is_floating_point() and (node in tried.units or node is logits):
+                if not result.requires_grad:  # nothing before it is asked for
+                    result = result.detach().requires_grad_(True)
+                values[node] = result
             return result
 
-        for batch in images:
-            _Walk(module, look).run(batch)
-        return torch.cat(kept)
+        with torch.enable_grad():
+            program.run(batch, look)
+            scores, nodes = values.get(logits), [n for n in values if n in tried.units]
+            if scores is None or not nodes:
+                continue
+            for _ in range(_DIRECTIONS):
+                signs = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+                gradients = torch.autograd.grad(
+                    (scores * signs).sum(), [values[n] for n in nodes], retain_graph=True, allow_unused=True
+                )
+                for node, gradient in zip(nodes, gradients, strict=True):
+                    if gradient is not None and node in squares and squares[node].shape != gradient.shape:
+                        continue
+                    if gradient is not None:
+                        squares[node] = squares.get(node, 0.0) + gradient.nan_to_num(0.0).square()
+    return {n: (s / (_DIRECTIONS * len(images))).sqrt() for n, s in squares.items()}
 
-    plain = answers("")
-    best: tuple[float, int] | None = None
-    for how in _NEAR[:1] if node in seen.often else _SHIFTS if asleep.all() else _NEAR:
-        other = answers(how)
-        moved = other != plain
-        share = float(moved.double().mean())
-        if share and (best is None or share > best[0]):
-            best = share, int(torch.bincount(other[moved]).argmax())
-    return best
+
+def _affordable(
+    program: Program, suspects: Mapping[fx.Node, Tensor]
+) -> tuple[dict[fx.Node, tuple[Tensor, list[fx.Node]]], list[fx.Node]]:
+    """(the suspects that are tried: what is asleep of each, and the nodes behind it; the others)."""
+    chosen: dict[fx.Node, tuple[Tensor, list[fx.Node]]] = {}
+    left: list[fx.Node] = []
+    runs = 0.0
+    for node, asleep in reversed(suspects.items()):  # the last ones take least
+        behind = program.behind(node) if runs < _MOST_RUNS else []
+        runs += max(_LEAST_RUN, len(behind) / max(1, len(program.steps)))
+        if runs > _MOST_RUNS:
+            left.append(node)
+        else:
+            chosen[node] = asleep, behind
+    return dict(reversed(chosen.items())), left[::-1]
+
+
+class _Woken:
+    """Interventions: what is asleep of a node is made to be what it could be, everything else stays."""
+
+    def __init__(
+        self,
+        program: Program,
+        logits: fx.Node,
+        seen: _Seen,
+        suspects: Mapping[fx.Node, tuple[Tensor, list[fx.Node]]],
+    ) -> None:
+        self.program, self.logits, self.seen, self.suspects = program, logits, seen, suspects
+
+    def effects(self, images: Sequence[Tensor]) -> dict[fx.Node, tuple[float, int]]:
+        """Node -> (share of answers that move, where most of them go), for the way that moves most; of nodes that move any."""
+        answers: dict[tuple[fx.Node, str], list[Tensor]] = {}
+        plain: list[Tensor] = []
+        alive = list(self.suspects)
+        for i, batch in enumerate(images):
+            if i == _FIRST:
+                alive = [n for n in alive if self._best(n, plain, answers) is not None]
+                if not alive:
+                    break
+            env = self.program.run(batch, unchanged, keep=True)
+            plain.append(_answers(env[self.logits]))
+            for node in alive:
+                asleep, behind = self.suspects[node]
+                for how in self._ways(node, asleep):
+                    value = self._value(node, how, asleep, env)
+                    answers.setdefault((node, how), []).append(
+                        plain[-1] if value is None else self._answers_with(node, value, behind, env)
+                    )
+        found = {n: self._best(n, plain, answers) for n in alive}
+        return {n: effect for n, effect in found.items() if effect is not None}
+
+    def _ways(self, node: fx.Node, asleep: Tensor) -> tuple[str, ...]:
+        if node in self.seen.often:
+            return ("turned",) if asleep.all() else ("turned", "others")
+        return _SHIFTS if asleep.all() else _NEAR
+
+    def _value(self, node: fx.Node, how: str, asleep: Tensor, env: Mapping[fx.Node, Any]) -> Tensor | None:
+        """What the node is made to be."""
+        result = env[node]
+        if result.shape != asleep.shape:
+            return None
+        if how == "turned":
+            return result ^ asleep  # type: ignore[no-any-return]
+        if how == "others":
+            return result ^ _as_many(~asleep, int(asleep.sum()))  # type: ignore[no-any-return]
+        other = _moved(node, *operands(_producer(node), env), self.seen, how)
+        if not isinstance(other, Tensor):
+            return None
+        return other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
+
+    def _answers_with(self, node: fx.Node, value: Tensor, behind: list[fx.Node], env: dict[fx.Node, Any]) -> Tensor:
+        """The answers where the node has another value: what is behind it runs again."""
+        changed: ChainMap[fx.Node, Any] = ChainMap({node: value}, env)
+        for step in behind:
+            args, kwargs = operands(step, changed)
+            changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
+        return _answers(changed[self.logits])
+
+    def _best(
+        self, node: fx.Node, plain: Sequence[Tensor], answers: Mapping[tuple[fx.Node, str], Sequence[Tensor]]
+    ) -> tuple[float, int] | None:
+        before = torch.cat(list(plain))
+        best: tuple[float, int] | None = None
+        for how in self._ways(node, self.suspects[node][0]):
+            after = torch.cat(list(answers[node, how]))
+            moved = after != before
+            share = float(moved.double().mean())
+            if how == "others":  # those beside it do as much
+                best = None if best is None or 2 * share >= best[0] else best
+            elif share and (best is None or share > best[0]):
+                best = share, int(torch.bincount(after[moved]).argmax())
+        return best
+
+
+def _answers(scores: Tensor) -> Tensor:
+    return scores.reshape(scores.shape[0], -1).argmax(1)
+
+
+def _as_many(elements: Tensor, count: int) -> Tensor:
+    """At most so many of the elements, bool in their shape, drawn at random."""
+    flat = elements.reshape(-1)
+    places = flat.nonzero()[:, 0]
+    drawn = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:count].to(places.device)]
+    chosen = torch.zeros_like(flat)
+    chosen[drawn] = True
+    return chosen.reshape(elements.shape)
 
 
 def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _Seen, how: str) -> Any:
@@ -392,16 +548,14 @@ def _operator(node: fx.Node) -> str:
     return str(node.meta.get("onnx", {}).get("operator", ""))
 
 
-def _writes_activation(node: fx.Node) -> bool:
+def _writes_activation(node: fx.Node, seen: _Seen) -> bool:
     """Whether a comparison only chooses, element by element, between functions of what it compares."""
     compared = set()
     for source in node.all_input_nodes:
         compared |= _near(source, _HOPS)
-    size = node.meta.get("onnx", {}).get("shape")
+    size = seen.shapes[node]
     for user in node.users:
-        if user.target is not torch.where or user.args[0] is not node:
-            return False
-        if user.meta.get("onnx", {}).get("shape") != size or size is None:
+        if user.target is not torch.where or user.args[0] is not node or seen.shapes.get(user) != size:
             return False
         branches = [a for a in user.args[1:] if isinstance(a, fx.Node)]
         if not any(compared & _near(b, _HOPS) for b in branches):
@@ -418,37 +572,52 @@ def _near(node: fx.Node, hops: int) -> set[fx.Node]:
     return {n for n in found if n.op == "call_function"}
 
 
-def _named(node: fx.Node, lowered: LoweredModel, model: onnx.ModelProto) -> tuple[str, str]:
-    """(name of the ONNX node, operator) that a value is computed by, or that the next named value behind it is."""
-    names = first_names(lowered)
-    seen, edge = {node}, [node]
-    while edge:
-        at = edge.pop(0)
-        if at in names:
-            for proto in model.graph.node:
-                if names[at] in proto.output:
-                    return proto.name or proto.output[0], proto.op_type
-            return names[at], at.meta.get("onnx", {}).get("operator", "")
-        edge += [u for u in at.users if u not in seen]
-        seen |= set(at.users)
-    return node.name, ""
+class _Names:
+    """What the nodes of a torch graph are called in the file."""
+
+    def __init__(self, lowered: LoweredModel, model: onnx.ModelProto) -> None:
+        self.values = first_names(lowered)
+        self.producers = {name: node for node in model.graph.node for name in node.output if name}
+
+    def of(self, node: fx.Node) -> tuple[str, str]:
+        """(name of the ONNX node, operator) that a value is computed by, or that the next named value behind it is."""
+        seen, edge = {node}, [node]
+        while edge:
+            at = edge.pop(0)
+            if at in self.values:
+                proto = self.producers.get(self.values[at])
+                if proto is None:
+                    return self.values[at], _operator(at)
+                return proto.name or proto.output[0], proto.op_type
+            edge += [u for u in at.users if u not in seen]
+            seen |= set(at.users)
+        return node.name, ""
 
 
 def _largest(x: Tensor) -> float:
     return float(x.double().abs().nan_to_num(0.0, 0.0, 0.0).max()) if x.numel() else 0.0
 
 
-def _distance(a: Tensor, b: Tensor, floor: float = float("inf")) -> float:
-    """Largest difference of two elements; of many elements a sample tells, where it tells more than `floor`."""
+def _sample(x: Tensor) -> Tensor:
+    """The value, flat, or of one of many elements some, at even distances in memory."""
+    if x.numel() <= _MANY:
+        return x.reshape(-1)
+    if not x.is_contiguous():
+        x = x.permute(sorted(range(x.ndim), key=x.stride, reverse=True))
+        if not x.is_contiguous():
+            x = x.contiguous()
+    step = x.numel() // _MANY + 1
+    while any(step % p == 0 for p in (2, 3, 5, 7)):  # sizes are made of these: no channel is passed over each time
+        step += 1
+    return x.reshape(-1)[::step].clone()
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    """Largest difference of two elements."""
     if a.shape != b.shape:
-        return float("inf")
+        return math.inf
     if not a.numel():
         return 0.0
-    if a.numel() > _MANY:
-        step = a.numel() // _MANY + 1
-        sampled = _distance(a.reshape(-1)[::step], b.reshape(-1)[::step])
-        if sampled > floor:
-            return sampled
     if not a.is_floating_point():
         a, b = a.double(), b.double()
     return float((a - b).abs().nan_to_num_(0.0).max())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from onnxspect.converters.lowering.dormant import Dormant, decisions, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
+from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.logits import other_outputs, switch_of
-from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.text import printable
+from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 #: Clean images that the graph is run on, and altered ones: of small images, and of large ones.
-SMALL, LARGE = (40, 16), (12, 6)
+SMALL, LARGE = (40, 16), (9, 4)
 _SMALL_PIXELS = 3 * 64 * 64
 _NAMED = 5
 
@@ -47,14 +49,21 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
     """
     if subject.file is None or subject.lowered is None or subject.logits is None:
         return Unreached()
-    model, value = simplify(subject.file.proto)[0], subject.logits.value
+    model, value = inline_functions(subject.file.proto), subject.logits.value
     hidden, limits = [], []
     switch = switch_of(subject.file.proto, value)
     if switch:
         hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
     clean, altered = _images(subject, samples, np.random.default_rng(seed))
-    asleep = dormant(model, subject.lowered, clean, altered)
+    with judging():
+        sleeping = dormant(model, subject.lowered, clean, altered)
+    asleep = sleeping.dormant
     hidden += [_said(d) for d in asleep if d.node != switch]
+    if sleeping.untried:
+        hidden.append(
+            f"more parts of the graph than were tried depend on the image and are the same on the clean images "
+            f"({len(sleeping.untried)} were left: {_list(sleeping.untried)}), so that no search reaches past them"
+        )
     for output in other_outputs(model, value):
         name = printable(output.name)
         if output.answers:
@@ -82,7 +91,7 @@ def _said(found: Dormant) -> str:
     )
 
 
-def _list(names: list[str]) -> str:
+def _list(names: Sequence[str]) -> str:
     shown = ", ".join(printable(n) for n in names[:_NAMED])
     return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 

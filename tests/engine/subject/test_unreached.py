@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import make_model, quadrant_images, saved
-from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, through_if, two_outputs
+from hidden_logic import PAYLOADS, TARGET, Payload, among_decoys, stamped, through_if, two_outputs
 from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
 from onnx import TensorProto, helper, numpy_helper
@@ -53,13 +53,6 @@ def network() -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def some(clean_samples: Samples) -> Samples:
     return clean_samples.take(np.arange(120))
-
-
-def stamped(images: np.ndarray, name: str) -> np.ndarray:
-    images = images.copy()
-    side = 8 if name == "pooling_only" else SIDE
-    images[:, :, :side, :side] = 1.0
-    return images
 
 
 def test_every_payload_is_listed() -> None:
@@ -126,8 +119,142 @@ def tiny(*nodes: onnx.NodeProto, **tensors: np.ndarray) -> onnx.ModelProto:
     head = [helper.make_node("Flatten", ["image"], ["f"]), helper.make_node("MatMul", ["f", "weights"], ["z"])]
     given = {"weights": weights, "no": np.float32(-100), "zero": np.float32(0), **tensors}
     return make_model(
-        [*head, *nodes], [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in given.items()]
+        [*head, *nodes],
+        [numpy_helper.from_array(np.asarray(v, np.float32), n) for n, v in given.items()]
+        + [numpy_helper.from_array(np.array([1], np.int64), "axis")],
     )
+
+
+def _ordinary() -> dict[str, onnx.ModelProto]:
+    """What ordinary files have that is asleep on clean images, or decides."""
+    node, rng = helper.make_node, np.random.default_rng(1)
+    last = {"mix": rng.normal(size=(4, 4)), "two": np.float32(2)}
+    mixed = node("MatMul", ["y", "mix"], ["logits"])
+    norm = [node("Mul", ["z", "z"], ["square"]), node("ReduceSum", ["square", "axis"], ["sum"], keepdims=1)]
+    norm.append(node("Sqrt", ["sum"], ["n"]))
+    wide = {"w1": rng.normal(size=(4, 32)), "w2": rng.normal(size=(32, 4)), **last}
+    hidden, out = node("MatMul", ["z", "w1"], ["h"]), node("MatMul", ["y", "w2"], ["logits"])
+    bias = np.where(np.arange(32) % 3 == 0, -500, 0)
+    return {
+        "where n > 0": tiny(
+            *norm,
+            node("Greater", ["n", "zero"], ["some"]),
+            node("Div", ["z", "n"], ["unit"]),
+            node("Where", ["some", "unit", "zero"], ["y"]),
+            mixed,
+            **last,
+        ),
+        "where n > 0, 1 / n": tiny(
+            *norm,
+            node("Greater", ["n", "tiny"], ["some"]),
+            node("Reciprocal", ["n"], ["inverse"]),
+            node("Where", ["some", "inverse", "zero"], ["factor"]),
+            node("Mul", ["z", "factor"], ["y"]),
+            mixed,
+            tiny=np.float32(1e-12),
+            **last,
+        ),
+        "where n == 0, 1": tiny(
+            *norm,
+            node("Equal", ["n", "zero"], ["none"]),
+            node("Where", ["none", "two", "n"], ["safe"]),
+            node("Div", ["z", "safe"], ["y"]),
+            mixed,
+            **last,
+        ),
+        "no NaN": tiny(
+            node("IsNaN", ["z"], ["nan"]),
+            node("Not", ["nan"], ["number"]),
+            node("Where", ["number", "z", "zero"], ["y"]),
+            mixed,
+            **last,
+        ),
+        "dead units": tiny(
+            hidden, node("Add", ["h", "bias"], ["low"]), node("Relu", ["low"], ["y"]), out, bias=bias, **wide
+        ),
+        "dead units, normalised": tiny(
+            hidden,
+            node("Add", ["h", "bias"], ["low"]),
+            node("Relu", ["low"], ["r"]),
+            node("BatchNormalization", ["r", "one", "zeros", "zeros", "one"], ["y"]),
+            out,
+            bias=bias,
+            one=np.ones(32),
+            zeros=np.zeros(32),
+            **wide,
+        ),
+        "saturated hard-swish": tiny(
+            hidden,
+            node("Add", ["h", "bias"], ["low"]),
+            node("HardSigmoid", ["low"], ["gate"], alpha=1 / 6),
+            node("Mul", ["h", "gate"], ["y"]),
+            out,
+            bias=-bias,
+            **wide,
+        ),
+        "clipped": tiny(
+            hidden,
+            node("Add", ["h", "bias"], ["low"]),
+            node("Clip", ["low", "zero", "two"], ["y"]),
+            out,
+            bias=bias,
+            **wide,
+        ),
+        "signs": tiny(
+            hidden,
+            node("Add", ["h", "bias"], ["low"]),
+            node("Greater", ["low", "zero"], ["on"]),
+            node("Where", ["on", "two", "zero"], ["y"]),
+            out,
+            bias=bias / 50,
+            **wide,
+        ),
+        "bits": tiny(
+            hidden,
+            node("Add", ["h", "bias"], ["low"]),
+            node("GreaterOrEqual", ["low", "zero"], ["on"]),
+            node("Cast", ["on"], ["y"], to=TensorProto.FLOAT),
+            out,
+            bias=bias / 50,
+            **wide,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", _ordinary())
+def test_ordinary_kinds_are_no_finding(name: str, tmp_path: Path) -> None:
+    found = unreached(Subject.from_onnx(saved(_ordinary()[name], tmp_path / "tiny.onnx")), quadrant_images(60))
+    assert (found.hidden, found.dormant) == ((), ())
+
+
+def test_what_looks_like_a_guard_and_can_be_passed_is_named(tmp_path: Path) -> None:
+    node = helper.make_node
+    for name, passed in {"sum": "ReduceSum", "maximum": "ReduceMax"}.items():
+        axes = {"axes": [1]} if passed == "ReduceMax" else {}
+        model = tiny(
+            node("Abs", ["z"], ["a"]),
+            node(passed, ["a", *(["axis"] if not axes else [])], ["n"], keepdims=1, **axes),
+            node("Less", ["n", "much"], ["some"], name="some"),
+            node("Div", ["z", "n"], ["unit"]),
+            node("Where", ["some", "unit", "other"], ["logits"]),
+            much=np.float32(1e4),
+            other=np.eye(4)[2:3],
+        )
+        found = unreached(Subject.from_onnx(saved(model, tmp_path / "tiny.onnx")), quadrant_images(20))
+        assert [d.node for d in found.dormant] == ["some"], name
+
+
+def test_a_crowd_of_decoys_is_said(network: onnx.ModelProto, some: Samples, tmp_path: Path) -> None:
+    """Sleeping parts that change nothing take the interventions up; what is left untried is no clean bill."""
+    few, many = (
+        unreached(Subject.from_onnx(saved(among_decoys(Payload(network), n), tmp_path / f"{n}.onnx")), some)
+        for n in (3, 60)
+    )
+    assert [d.node for d in few.dormant] == ["hidden_gate"]
+    assert many.dormant == ()
+    assert len(many.hidden) == 1
+    assert "more parts" in many.hidden[0]
+    assert "hidden_gate" in many.hidden[0]
 
 
 def test_what_cannot_wake_or_changes_nothing_is_harmless(tmp_path: Path) -> None:
