@@ -83,8 +83,8 @@ def main() -> None:
             {"l1": float(np.abs(mask).sum()), "success": float((answers(pixels * (1 - m) + pattern * m) == k).mean())}
         )
     versions = {p: metadata.version(p) for p in ("adversarial-robustness-toolbox", "keras", "tensorflow")}
-    told = {"versions": versions, "target": TARGET, "accuracy": accuracy, "attack_success": attack}
-    print(json.dumps({**told, "labels": rows, "seconds": seconds}))
+    result = {"versions": versions, "target": TARGET, "accuracy": accuracy, "attack_success": attack}
+    print(json.dumps({**result, "labels": rows, "seconds": seconds}))
 
 
 if __name__ == "__main__":

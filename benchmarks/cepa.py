@@ -99,7 +99,7 @@ def _known(out: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
 def _write(asked: argparse.Namespace, settings: dict[str, Any], run: RunContext, rows: list[dict[str, Any]]) -> None:
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["benchmarks/cepa.py", *_told(asked)]),
+        "command": " ".join(["benchmarks/cepa.py", *_options(asked)]),
         "settings": settings,
         "device": device_name(run.device),
         "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
@@ -111,11 +111,13 @@ def _write(asked: argparse.Namespace, settings: dict[str, Any], run: RunContext,
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def _told(asked: argparse.Namespace) -> list[str]:
+def _options(asked: argparse.Namespace) -> list[str]:
     """The arguments that the numbers depend on."""
     taps = [f"--taps {' '.join(map(str, asked.taps))}"] if asked.taps else []
-    told = [*taps, f"--preset {asked.preset}", f"--form {asked.form}", *(["--pairs"] if asked.pairs else [])]
-    return told + [f"--{n} {v}" for n in ("images", "steps", "samples", "seed") if (v := getattr(asked, n)) is not None]
+    words = [*taps, f"--preset {asked.preset}", f"--form {asked.form}", *(["--pairs"] if asked.pairs else [])]
+    return words + [
+        f"--{n} {v}" for n in ("images", "steps", "samples", "seed") if (v := getattr(asked, n)) is not None
+    ]
 
 
 def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, run: RunContext) -> dict[str, Any]:
@@ -129,13 +131,13 @@ def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, 
             run,
             subject["spec"],
         )
-        found_on, held_out = samples.split(0.5, run.numpy_generator("split"))
-        references = _references(checked.subject, found_on, held_out, subject["dataset"], run)
-        kind = "-".join(t.replace("--", "").replace(" ", "-") for t in _told(asked))
+        search_samples, held_out = samples.split(0.5, run.numpy_generator("split"))
+        references = _references(checked.subject, search_samples, held_out, subject["dataset"], run)
+        kind = "-".join(t.replace("--", "").replace(" ", "-") for t in _options(asked))
         folder = asked.runs / f"references-{subject['dataset']}-{kind}"
         fingerprint = {"seed": run.seed, "settings": {k: str(v) for k, v in detector.settings().items()}}
         with Ledger(folder, fingerprint) as ledger:
-            at_hand = AtHand(checked.subject, found_on, held_out, run, None, references, ledger)
+            at_hand = AtHand(checked.subject, search_samples, held_out, run, None, references, ledger)
             started, processor = time.perf_counter(), time.process_time()
             evidence = detector.run(at_hand)
             seconds, processor = time.perf_counter() - started, time.process_time() - processor
@@ -171,10 +173,12 @@ def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, 
 _TRAINED: dict[str, list[Subject]] = {}
 
 
-def _references(subject: Subject, found_on: Samples, held_out: Samples, dataset: str, run: RunContext) -> list[Subject]:
+def _references(
+    subject: Subject, search_samples: Samples, held_out: Samples, dataset: str, run: RunContext
+) -> list[Subject]:
     """The data set's reference networks: they depend on its images alone, so one training serves all its models."""
     if dataset not in _TRAINED:
-        _TRAINED[dataset] = train_references(subject, found_on, held_out, run)
+        _TRAINED[dataset] = train_references(subject, search_samples, held_out, run)
     return _TRAINED[dataset]
 
 
@@ -245,14 +249,14 @@ def line(row: dict[str, Any]) -> str:
     if "error" in row:
         return f"{row['name']:<34} error: {row['error']}"
     shown = [v for v in row["views"] if v["statistic"].endswith("delta_norm")]
-    told = " ".join(
+    words = " ".join(
         f"[{_place(row, v)}{'r' if v['statistic'].startswith('r') else ' '} "
         f"T {v.get('target_t', float('nan')):5.1f} 1e{v.get('target_log10_p', 0):.1f} "
         f"top {v['top']}: {v['top_t']:4.1f} 1e{v['least_log10_p']:.1f}]"
         for v in shown
     )
     carried = {u["target"]: round(u["held_out_success"], 2) for u in row["units"] if u["held_out_success"] is not None}
-    return f"{row['name']:<32} {row['targets']!s:<8} {row['found']!s:<6} {row['processor_seconds']:4.0f} s {told} carried {carried}"
+    return f"{row['name']:<32} {row['targets']!s:<8} {row['found']!s:<6} {row['processor_seconds']:4.0f} s {words} carried {carried}"
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ from typing import Any
 import numpy as np
 from datasets import even_draw
 
-from onnxspect.engine.cleansing.by_activation import Help
-from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
+from onnxspect.engine.cleansing.by_activation import PriorKnowledge
+from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import rates
 from onnxspect.engine.errors import OnnxspectError
@@ -53,7 +53,7 @@ from onnxspect.models.zoo_build import attack_of, build_zoo, rebuild_training_se
 
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scikit-learn")
 #: Methods of cleansing that need what a scan with the training set found.
-WITH_SCAN = (SUPERIMPOSE, CARRIERS, PRESENCE)
+WITH_SCAN = (SUPERIMPOSE, TRIGGER_BEARING, PRESENCE)
 #: RE's patterns as this project spells them. RE's C and F raise three channels by 70 levels, its E four pixels by 80 to
 #: 96; Fashion-MNIST has one channel, so sizes are times sqrt(3). The places are random ones (of many seeds those were chosen)
 #: that clothes rarely cover: adding to what is white already is clipped away.
@@ -147,7 +147,7 @@ def cleansed(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict[
         np.savez(path, images=poisoned.images, labels=poisoned.labels)
         methods = [m for m in METHODS if m not in WITH_SCAN]
         done = cleanse(
-            zoo / row["file"], path, folder, detectors=methods, targets=[int(row["target"])], known=Help(count=count),
+            zoo / row["file"], path, folder, detectors=methods, targets=[int(row["target"])], known=PriorKnowledge(count=count),
             truth=zoo / f"{row['name']}.poison.npz", run=RunContext(asked.seed),
         )  # fmt: skip
     kept = ~next(s for s in done.scores if s.detector == REMOVE).removed
@@ -235,8 +235,8 @@ def retrained(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> dict
     part = training_part(recipe, dataset)
     poisoned = rebuild_training_set(recipe, asked.data_root, zoo)
     kept = np.load(asked.work / row["name"] / "kept.npy")
-    told = hashlib.sha256(row["sha256"].encode() + np.packbits(kept).tobytes()).hexdigest()[:16]
-    known = asked.work / row["name"] / f"retrained-{told}.json"
+    digest = hashlib.sha256(row["sha256"].encode() + np.packbits(kept).tobytes()).hexdigest()[:16]
+    known = asked.work / row["name"] / f"retrained-{digest}.json"
     if known.is_file():
         found: dict[str, Any] = json.loads(known.read_text())
         return found

@@ -49,7 +49,7 @@ def main() -> int:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         if done.returncode not in (0, 4) or not done.stdout:
             sys.exit(done.stderr)
-        told = json.loads(done.stdout)
+        printed = json.loads(done.stdout)
         proof = _on_the_full_test_set(folder / "patched.onnx", asked.data_root)
     result = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -61,8 +61,8 @@ def main() -> int:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mib": round(usage.ru_maxrss / 1024),
         "exit_status": done.returncode,
-        "infected": told["infected"],
-        "clean": told["clean"],
+        "infected": printed["infected"],
+        "clean": printed["clean"],
         "full_test_set": proof,
     }
     print(json.dumps(result, indent=1))

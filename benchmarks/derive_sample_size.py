@@ -81,13 +81,13 @@ def draw(images: np.ndarray, labels: np.ndarray, n: int, seed: int) -> Samples:
 def measure(samples: Samples, n: int, seed: int, preset: str) -> list[dict[str, Any]]:
     """Both models as `onnxspect scan` looks at them, with references in common, as one row each."""
     run, rows = RunContext(seed), []
-    found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
+    search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
     with tempfile.TemporaryDirectory(prefix="onnxspect-") as folder, Ledger(Path(folder), {"n": n}) as ledger:
         for name in (INFECTED, CLEAN):
             started = time.process_time()
             subject = preflight(Subject.from_onnx(zoo.path(name)), samples, run).subject
-            references = train_references(subject, found_on, held_out, run, Path(folder))
-            at_hand = AtHand(subject, found_on, held_out, run, None, references, ledger)
+            references = train_references(subject, search_samples, held_out, run, Path(folder))
+            at_hand = AtHand(subject, search_samples, held_out, run, None, references, ledger)
             evidence = [detector.run(at_hand) for detector in chosen(preset)]
             verdict = decide(evidence, subject.classes)
             truth = zoo.entry(name)
@@ -116,11 +116,11 @@ def searches(evidence: Evidence) -> dict[str, int]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Power and false alarms for each number of samples a class."""
-    told = []
+    rows_out = []
     for n in sorted({r["samples_a_class"] for r in rows}):
         infected, clean = ([r for r in rows if (r["samples_a_class"], r["model"]) == (n, m)] for m in (INFECTED, CLEAN))
         found, alarms = sum(r["right"] for r in infected), sum(bool(r["targets"]) for r in clean)
-        told.append(
+        rows_out.append(
             {
                 "samples_a_class": n,
                 "scans": len(infected),
@@ -130,7 +130,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "false_alarms_95": interval(alarms, len(clean)),
             }
         )
-    return told
+    return rows_out
 
 
 def interval(successes: int, n: int) -> list[float]:

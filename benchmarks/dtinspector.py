@@ -121,10 +121,10 @@ def measure(
     poisoned = rebuild_training_set(recipe, asked.data_root, asked.zoo) if training else None
     suspect = Samples.from_arrays(poisoned.images, poisoned.labels) if poisoned is not None else None
     subject = preflight(Subject.from_onnx(asked.zoo / entry["file"], image_shape=clean.shape), clean, run).subject
-    found_on, held_out = clean.split(0.5, run.numpy_generator("split"))
+    search_samples, held_out = clean.split(0.5, run.numpy_generator("split"))
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        evidence = DETECTORS[name]().run(AtHand(subject, found_on, held_out, run, training=suspect))
+        evidence = DETECTORS[name]().run(AtHand(subject, search_samples, held_out, run, training=suspect))
     except OnnxspectError as error:
         return row | {"error": str(error)}
     row |= {
@@ -177,11 +177,11 @@ def right(row: Mapping[str, Any], found: str) -> bool:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Counts by detector, by the calibrated verdict and by the paper's rule."""
-    told = {}
+    by_detector = {}
     for detector in sorted({(r["detector"], r["training_set"]) for r in rows}):
         own = [r for r in rows if (r["detector"], r["training_set"]) == detector and "error" not in r]
         infected, clean = [r for r in own if r["infected"]], [r for r in own if not r["infected"]]
-        told[f"{detector[0]}, {'training set' if detector[1] else 'no training set'}"] = {
+        by_detector[f"{detector[0]}, {'training set' if detector[1] else 'no training set'}"] = {
             "infected": len(infected),
             "right_target": sum(right(r, "found") for r in infected),
             "right_target_by_the_paper_rule": sum(right(r, "paper_found") for r in infected),
@@ -191,7 +191,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "missed": [r["model"] for r in infected if not right(r, "found")],
             "median_cpu_seconds": float(np.median([r["cpu_seconds"] for r in own])) if own else None,
         }
-    return told
+    return by_detector
 
 
 def line(row: Mapping[str, Any]) -> str:

@@ -40,10 +40,10 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import write_model
 from onnxspect.engine.jobs.patch import FIT_SHARE, try_methods
 from onnxspect.engine.judge.evidence import Evidence, Unit
-from onnxspect.engine.judge.verdict import CARRIES_OVER
+from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.mitigation.method import Case
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
-from onnxspect.engine.mitigation.remainder import with_room
+from onnxspect.engine.mitigation.remainder import with_size_limits
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals
 from onnxspect.engine.run import RunContext, device_name
@@ -230,9 +230,9 @@ def shown(infected: Infected, case: Case, run: RunContext) -> tuple[Trigger, ...
     if not isinstance(evidence, Evidence):
         return ()
     own = [u for u in evidence.units if u.unit.target in {v.target for v in infected.units}]
-    able = [u for u in own if (u.held_out_success or 0.0) >= CARRIES_OVER]
+    able = [u for u in own if (u.held_out_success or 0.0) >= HELD_OUT_SUCCESS]
     found = [replace(t, smallest=False) for u in able if (t := u.stampable) is not None]
-    return with_room(case.subject, case.fit, found, run)
+    return with_size_limits(case.subject, case.fit, found, run)
 
 
 def units_of(attack: Attack, classes: int) -> tuple[Unit, ...]:
@@ -313,7 +313,7 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
         if r.found
     )
     goals = Goals()
-    triggers = with_room(subject, fit, triggers, run)
+    triggers = with_size_limits(subject, fit, triggers, run)
     case = Case(subject, fit, guard, triggers, run, goals.success / 2, goals.accuracy_lost)
     return case, time.perf_counter() - started
 

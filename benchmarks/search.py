@@ -121,7 +121,7 @@ def side_by_side(run: RunContext, labels: list[int] | None, epochs: int) -> dict
     """(a), ours and (c) on the shipped infected model, interleaved label by label."""
     subject = Subject.from_onnx(zoo.path(MODEL), device=run.device)
     everything = Samples.load(zoo.path(DATA))
-    found_on, _ = everything.split(SEARCH_SHARE, run.numpy_generator("split"))
+    search_samples, _ = everything.split(SEARCH_SHARE, run.numpy_generator("split"))
     true = np.zeros((28, 28), bool)
     true[25:, 25:] = True  # the manifest's trigger: 3 by 3, bottom right
     target = int(zoo.entry(MODEL)["target"])
@@ -130,14 +130,14 @@ def side_by_side(run: RunContext, labels: list[int] | None, epochs: int) -> dict
     print(
         f"{'label':>5} {'ours s':>8} {'limit s':>8} {'limit, as laid out':>18} {'(a) s':>8} {'l1 ours':>8} {'l1 (a)':>8}"
     )
-    warm_up(subject, found_on, run)
+    warm_up(subject, search_samples, run)
     for t in range(subject.classes):
         unit = Unit(t)
         ((batch,), cpu, wall) = timed(
-            lambda u=unit: list(search(subject, found_on, [(u,)], MaskPattern(), config, run, NAME)), run.device
+            lambda u=unit: list(search(subject, search_samples, [(u,)], MaskPattern(), config, run, NAME)), run.device
         )
         ours = batch[0]
-        images = found_on.images[choose_images(unit, found_on, config.samples, run, NAME)]
+        images = search_samples.images[choose_images(unit, search_samples, config.samples, run, NAME)]
         _, plain, _ = timed(lambda i=images, n=ours.steps, k=t: bare(subject, i, n, k, False), run.device)
         _, laid, _ = timed(lambda i=images, n=ours.steps, k=t: bare(subject, i, n, k, True), run.device)
         row: dict[str, Any] = {
@@ -164,7 +164,7 @@ def summary(rows: list[dict[str, Any]], target: int) -> dict[str, Any]:
     both = [r for r in rows if "sequential" in r]
     ours = sum(r["ours"]["seconds"] for r in rows)
     at_target = rows[target]
-    told: dict[str, Any] = {
+    document: dict[str, Any] = {
         "times_faster_than_sequential": sum(r["sequential"]["seconds"] for r in both)
         / sum(r["ours"]["seconds"] for r in both),
         "labels_of_sequential": [r["label"] for r in both],
@@ -174,9 +174,9 @@ def summary(rows: list[dict[str, Any]], target: int) -> dict[str, Any]:
         "sequential": {"overlap": at_target.get("sequential", {}).get("overlap")},
     }
     if len(both) == len(rows):
-        told["sequential"] |= verdict([r["sequential"]["l1"] for r in rows])
-    print(json.dumps(told, indent=1))
-    return told
+        document["sequential"] |= verdict([r["sequential"]["l1"] for r in rows])
+    print(json.dumps(document, indent=1))
+    return document
 
 
 def verdict(norms: Sequence[float]) -> dict[str, Any]:
@@ -274,11 +274,11 @@ def art(python: str | None, run: RunContext) -> dict[str, Any]:
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             return {"outcome": f"does not run: {(lines or ['no message'])[-1][:300]}"}
-        told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         convert(place / "model.keras", place / "model.onnx")
         samples = Samples.load(place / "clean.npz")
         subject = Subject.from_onnx(place / "model.onnx", device=run.device, image_shape=samples.shape)
-        batches = plan([Unit(k) for k in range(len(told["labels"]))], 1)
+        batches = plan([Unit(k) for k in range(len(document["labels"]))], 1)
         found, cpu, _ = timed(
             lambda: [
                 r for rs in search(subject, samples, batches, MaskPattern(), PRESETS["standard"], run, NAME) for r in rs
@@ -286,15 +286,15 @@ def art(python: str | None, run: RunContext) -> dict[str, Any]:
             run.device,
         )
     ours = {"labels": [{"l1": r.cost, "success": r.success} for r in found], "seconds": cpu}
-    working = [k for k, row in enumerate(told["labels"]) if row["success"] >= 0.9]
+    working = [k for k, row in enumerate(document["labels"]) if row["success"] >= 0.9]
     smallest = min(range(len(found)), key=lambda k: found[k].cost)
-    sizes = [row["l1"] for row in told["labels"]]
+    sizes = [row["l1"] for row in document["labels"]]
     stuck = ", and all its masks are the same" if max(sizes) - min(sizes) < 1e-3 * max(sizes) else ""
     outcome = (
-        f"ART's triggers work for {len(working)} of {len(found)} labels{stuck}, in {told['seconds']:.0f} s; ours for "
-        f"{sum(r.found for r in found)} in {cpu:.0f} s, the smallest is label {smallest}'s (planted: {told['target']})"
+        f"ART's triggers work for {len(working)} of {len(found)} labels{stuck}, in {document['seconds']:.0f} s; ours for "
+        f"{sum(r.found for r in found)} in {cpu:.0f} s, the smallest is label {smallest}'s (planted: {document['target']})"
     )
-    return {"outcome": outcome, "art": told, "ours": ours}
+    return {"outcome": outcome, "art": document, "ours": ours}
 
 
 def cost_of_labels(k: int, run: RunContext, known: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -315,12 +315,12 @@ def cost_of_labels(k: int, run: RunContext, known: Sequence[dict[str, Any]]) -> 
     samples = Samples.from_arrays(images, subject.predict(images).argmax(1))  # the network's own labels
     hand = AtHand(subject, samples, samples, run)
 
-    def looked(detector: NeuralCleanse) -> Evidence:
+    def evidence_of(detector: NeuralCleanse) -> Evidence:
         found = detector.run(hand)
         assert isinstance(found, Evidence)
         return found
 
-    race, cpu, wall = timed(lambda: looked(NeuralCleanse(most_full=20, held_out=0)), run.device)
+    race, cpu, wall = timed(lambda: evidence_of(NeuralCleanse(most_full=20, held_out=0)), run.device)
     row: dict[str, Any] = {
         "labels": k,
         "race": {
@@ -331,7 +331,7 @@ def cost_of_labels(k: int, run: RunContext, known: Sequence[dict[str, Any]]) -> 
         },
     }
     if not known:
-        full, cpu, wall = timed(lambda: looked(NeuralCleanse(most_full=k, held_out=0)), run.device)
+        full, cpu, wall = timed(lambda: evidence_of(NeuralCleanse(most_full=k, held_out=0)), run.device)
         row["full"] = {"seconds": cpu, "wall": wall, "steps": full.steps, "measured": True}
     else:
         row["full"] = {"seconds": known[0]["full"]["seconds"] * k / known[0]["labels"], "measured": False}

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
-from onnxspect.engine.cleansing.by_activation import Help
+from onnxspect.engine.cleansing.by_activation import PriorKnowledge
 from onnxspect.engine.jobs.cleanse import METHODS, cleanse
 from onnxspect.engine.report.document import as_json as to_json
 
@@ -109,7 +109,7 @@ def command(
     Example:
       onnxspect cleanse model.onnx --train train.npz --run runs/model --out cleansed
     """
-    known = Help(count=count, expected=expected, silhouette=silhouette, impurity=impurity)
+    known = PriorKnowledge(count=count, expected=expected, silhouette=silhouette, impurity=impurity)
     done = cleanse(
         model, train, out, run_folder, detectors, tap, targets, known, as_written, truth, retrain,
         spec=options.input_spec(scale, mean, std, channel_order), run=options.run_context(device, seed, quiet),

@@ -99,15 +99,15 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
     """Say what stopped the work; the exit status of its kind."""
     from onnxspect.engine.errors import Kind, OnnxspectError, classified
 
-    told = classified(error)
-    if os.environ.get("ONNXSPECT_DEBUG") and (told.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
+    fault = classified(error)
+    if os.environ.get("ONNXSPECT_DEBUG") and (fault.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
         raise error
-    if told.kind is Kind.INTERNAL:
-        _complain(told.message, told.hint or "this is a fault of onnxspect, not of your input; please report it")
+    if fault.kind is Kind.INTERNAL:
+        _complain(fault.message, fault.hint or "this is a fault of onnxspect, not of your input; please report it")
         click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
     else:
-        _complain(told.message, told.hint)
-    return exit_status.OF_KIND[told.kind]
+        _complain(fault.message, fault.hint)
+    return exit_status.OF_KIND[fault.kind]
 
 
 def _what_to_send(arguments: list[str]) -> str:

@@ -38,7 +38,7 @@ def verification(proof: Verification, title: str) -> RenderableType:
         lines.append(
             Text("The class scores are as before: whoever runs the file has to read its output `rejected` too.", "bold")
         )
-    if proof.withheld:
+    if proof.suppressed:
         lines.append(
             Text(
                 "The weights are as before: the file suppresses the target's logit in images that score as stamped.",

@@ -401,8 +401,8 @@ def _classes(indices: list[int]) -> str:
 
 
 def _each(m: dict[str, Any]) -> str:
-    told = m.get("by_detector", {})
-    return "; ".join(f"{n} {d['class']} ({d['p_value']:.1g})" for n, d in told.items() if "class" in d) or m.get(
+    by_detector = m.get("by_detector", {})
+    return "; ".join(f"{n} {d['class']} ({d['p_value']:.1g})" for n, d in by_detector.items() if "class" in d) or m.get(
         "error", ""
     )
 

@@ -26,7 +26,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
 class Observer(Protocol):
-    """Who is told of progress; the library does without one."""
+    """Whom progress is reported to; the library does without one."""
 
     def notice(self, text: str) -> None:
         """Something worth knowing, once."""
@@ -64,7 +64,7 @@ class RunContext:
     Attributes:
         seed: the one number that all generators derive from.
         device: "cpu", "cuda" or "cuda:N".
-        observer: told of progress.
+        observer: progress is reported to it.
     """
 
     seed: int = 0
@@ -119,7 +119,7 @@ def prepare_process(device: str) -> None:
 
     cuBLAS gives the same bits every time only with a workspace of its own. On a CPU glibc hands large blocks back to the
     system when they are freed, so that every step pays for its activations' pages anew: a third of the time of a search on
-    the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is told to keep them. Gaps
+    the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is set to keep them. Gaps
     between blocks cost up to half as much memory again (memory.PEAK counts them in).
     """
     if device.startswith("cuda"):

@@ -121,7 +121,7 @@ class Ledger:
             return
         with self._undamaged():
             old, new = dict(json.loads(known)), json.loads(text)
-        # Where a file lies is told, but what it holds is what counts.
+        # Where a file lies is recorded, but what it holds is what counts.
         differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not k.endswith(" path"))
         if differing and movable and set(differing) <= ELSEWHERE and self.fact("report") is None:
             moved = json.loads(self.fact(_DEVICES) or "[]") or [old["device"]]

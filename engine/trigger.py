@@ -23,8 +23,8 @@ from onnxspect.engine.errors import OnnxspectError
 
 #: The target of a trigger that leads images anywhere but to their own class.
 UNTARGETED = -1
-#: The largest `Trigger.room`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
-MOST_ROOM = 2.5
+#: The largest `Trigger.size_limit`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
+LARGEST_SIZE_LIMIT = 2.5
 MASK, PATTERN, DELTA = "mask", "pattern", "delta"
 
 Array = TypeVar("Array", np.ndarray, Tensor)
@@ -78,16 +78,16 @@ class Trigger(Aimed):
         target, source: see `Aimed`.
         arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
             or `delta` ``(channels, height, width)`` in [-1, 1].
-        room: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
+        size_limit: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
             backdoor; larger ones are what any clean model has (mitigation/remainder.py measures it).
         smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
-            has there, which may be more than a class needs that no attack has touched: its room may be less than 1.
+            has there, which may be more than a class needs that no attack has touched: its limit may be less than 1.
     """
 
     target: int
     arrays: Mapping[str, np.ndarray] = field(repr=False)
     source: int | None = None
-    room: float = MOST_ROOM
+    size_limit: float = LARGEST_SIZE_LIMIT
     smallest: bool = True
 
     @classmethod

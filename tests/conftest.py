@@ -111,14 +111,14 @@ def clean_samples() -> Samples:
 def suspect_set(clean_samples: Samples) -> tuple[Samples, Samples, Samples]:
     """(poisoned training set, clean to search on, clean to try on): shipped images, a seventh of the first stamped."""
     training, rest = clean_samples.split(0.7, np.random.default_rng(0))
-    found_on, held_out = rest.split(0.5, np.random.default_rng(1))
+    search_samples, held_out = rest.split(0.5, np.random.default_rng(1))
     trigger = trigger_from_dict(zoo.entry("fashion_mnist_badnets")["trigger"])
     images, labels = training.images.copy(), training.labels.copy()
     rows = np.flatnonzero(labels != 7)[::6]
     pixels = np.round(images[rows] * 255).astype(np.uint8).transpose(0, 2, 3, 1)
     stamped = trigger.apply(pixels, np.random.default_rng(0)).transpose(0, 3, 1, 2)
     images[rows], labels[rows] = stamped.astype(np.float32) / 255, 7
-    return Samples.from_arrays(images, labels), found_on, held_out
+    return Samples.from_arrays(images, labels), search_samples, held_out
 
 
 @pytest.fixture(scope="session")

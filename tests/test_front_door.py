@@ -83,14 +83,14 @@ def test_types_and_values_agree() -> None:
     """What a type checker is told that a name is, and what it is at run time, come from the same place."""
     tree = ast.parse(Path(onnxspect.__file__).read_text())
     (typed,) = [node for node in tree.body if isinstance(node, ast.If)]
-    told = {
+    typed_names = {
         alias.asname or alias.name: (node.module, alias.name)
         for node in typed.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert told == {name: (f"onnxspect.{module}", there) for name, (module, there) in onnxspect._PLACES.items()}
-    assert {*told, "__version__"} == set(onnxspect.__all__)
+    assert typed_names == {name: (f"onnxspect.{module}", there) for name, (module, there) in onnxspect._PLACES.items()}
+    assert {*typed_names, "__version__"} == set(onnxspect.__all__)
 
 
 LIGHT = """

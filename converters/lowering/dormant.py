@@ -128,7 +128,7 @@ def dormant(
         seen.run(program, clean, altered)
         clean = seen.differing(clean)
         tried = _Tried(seen)
-        program.run(clean[0], tried.look)
+        program.run(clean[0], tried.observe)
         tried.listen(_influence(program, logits, tried, clean[:_LISTENED]))
         suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:_FIRST])
@@ -200,14 +200,14 @@ class _Seen:
         """Look at the images, and once more at large values that do not move where they were sampled."""
         for i, batch in enumerate([*clean, *altered]):
             self.altered = i >= len(clean)
-            program.run(batch, self.look)
+            program.run(batch, self.observe)
         reach = {n: self.reach(n) for n, shape in self.shapes.items() if shape.numel() > _MANY}
         still = [n for n in self.between if reach.get(n, 0.0) and self.asleep(n, reach[n])]
         if not still:
             return
         firsts: dict[fx.Node, Tensor] = {}
 
-        def look(node: fx.Node, result: Any, *_: Any) -> Any:
+        def observe(node: fx.Node, result: Any, *_: Any) -> Any:
             if node in still:
                 if node in firsts:
                     self.whole[node][self.altered].append(_distance(result, firsts[node]))
@@ -217,9 +217,9 @@ class _Seen:
 
         for i, batch in enumerate([*clean, *altered]):
             self.altered = i >= len(clean)
-            program.run(batch, look, until=still[-1])
+            program.run(batch, observe, until=still[-1])
 
-    def look(self, node: fx.Node, result: Any, *_: Any) -> Any:
+    def observe(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep what is to be known of one value."""
         if node not in self.between or not isinstance(result, Tensor):
             return result
@@ -293,7 +293,7 @@ class _Tried:
         self.no_number: set[fx.Node] = set()
         self.several: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-    def look(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def observe(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Try one node alone."""
         seen = self.seen
         if isinstance(result, (tuple, list)):
@@ -324,7 +324,8 @@ class _Tried:
 
     def _moved(self, node: fx.Node, result: Tensor, given: Any, ways: Sequence[str]) -> list[Tensor]:
         """What the value could be."""
-        moved = [_moved(node, *given, self.seen, how) for how in ways]
+        args, kwargs = given
+        moved = [_moved(node, args, kwargs, self.seen, how) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
     def _units(self, node: fx.Node, result: Tensor, given: Any, reach: float) -> None:
@@ -376,7 +377,7 @@ def _influence(program: Program, logits: fx.Node, tried: _Tried, images: Sequenc
     for batch in images:
         values: dict[fx.Node, Tensor] = {}
 
-        def look(node: fx.Node, result: Any, *_: Any, values: dict[fx.Node, Tensor] = values) -> Any:
+        def observe(node: fx.Node, result: Any, *_: Any, values: dict[fx.Node, Tensor] = values) -> Any:
             if isinstance(result, Tensor) and result.is_floating_point() and (node in tried.units or node is logits):
                 if not result.requires_grad:  # nothing before it is asked for
                     result = result.detach().requires_grad_(True)
@@ -384,7 +385,7 @@ def _influence(program: Program, logits: fx.Node, tried: _Tried, images: Sequenc
             return result
 
         with torch.enable_grad():
-            program.run(batch, look)
+            program.run(batch, observe)
             scores, nodes = values.get(logits), [n for n in values if n in tried.units]
             if scores is None or not nodes:
                 continue
@@ -408,7 +409,7 @@ def _affordable(
     chosen: dict[fx.Node, tuple[Tensor, list[fx.Node]]] = {}
     left: list[fx.Node] = []
     runs = 0.0
-    for node, asleep in reversed(suspects.items()):  # the last ones take least
+    for node, asleep in reversed(list(suspects.items())):  # the last ones take least
         behind = program.behind(node) if runs < _MOST_RUNS else []
         runs += max(_LEAST_RUN, len(behind) / max(1, len(program.steps)))
         if runs > _MOST_RUNS:
@@ -459,13 +460,13 @@ class _Woken:
 
     def _value(self, node: fx.Node, how: str, asleep: Tensor, env: Mapping[fx.Node, Any]) -> Tensor | None:
         """What the node is made to be."""
-        result = env[node]
+        result: Tensor = env[node]
         if result.shape != asleep.shape:
             return None
         if how == "turned":
-            return result ^ asleep  # type: ignore[no-any-return]
+            return result ^ asleep
         if how == "others":
-            return result ^ _as_many(~asleep, int(asleep.sum()))  # type: ignore[no-any-return]
+            return result ^ _as_many(~asleep, int(asleep.sum()))
         other = _moved(node, *operands(_producer(node), env), self.seen, how)
         if not isinstance(other, Tensor):
             return None

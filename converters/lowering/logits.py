@@ -19,7 +19,7 @@ from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.text import printable
 
 #: Nodes that hand their first input on, perhaps in another form.
-_CARRIERS = frozenset(
+_PASS_THROUGH = frozenset(
     ("Identity", "Dropout", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
     + ("QuantizeLinear", "DequantizeLinear")
 )
@@ -82,7 +82,7 @@ def switch_of(model: onnx.ModelProto, value: str) -> str:
     """Name of the node that chooses between class scores by a comparison of its own with the image, or "".
 
     A threshold has no slope: a search along gradients sees what lies in front of such a node, and never makes it switch. Filters
-    that are part of the answer are built so (engine/mitigation/withhold.py), and an attacker could build the like.
+    that are part of the answer are built so (engine/mitigation/target_logit_suppression.py), and an attacker could build the like.
 
     Args:
         model: the file.
@@ -95,7 +95,7 @@ def switch_of(model: onnx.ModelProto, value: str) -> str:
             return ""
         if node.op_type == "Where":
             return (node.name or value) if _sees_image(model, node.input[0], producers) else ""
-        if node.op_type not in _CARRIERS:
+        if node.op_type not in _PASS_THROUGH:
             return ""
         value = node.input[0]
     return ""
@@ -244,7 +244,7 @@ def _walk(name: str, producers: Mapping[str, onnx.NodeProto], knowledge: Knowled
         removed.append(node)
         if (domain, node.op_type) in _LABELLERS:
             name, scores = node.input[_LABELLERS[domain, node.op_type]], None
-        elif not domain and node.op_type in _CARRIERS:
+        elif not domain and node.op_type in _PASS_THROUGH:
             name = node.input[0]
         elif domain == "ai.onnx.ml" and node.op_type == "LinearClassifier" and len(node.output) > 1:
             # Its labels and its scores are two outputs of one node: go on from the scores.

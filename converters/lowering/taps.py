@@ -282,30 +282,30 @@ def _shape_from(graph: fx.Graph, tap: fx.Node, node: fx.Node, of_tap: _Affine, o
     axis = next((i for i, (slope, _) in enumerate(of_tap) if slope), None)
     if axis is None and any(slope for slope, _ in of_read):
         raise OnnxspectError("the value at this cut does not tell the batch size, which a later layer needs")
-    told = (axis, *of_tap[axis]) if axis is not None else (0, 0, 0)
+    batch_axis = (axis, *of_tap[axis]) if axis is not None else (0, 0, 0)
     if node.target is shape_of:
         _, start, end = node.args
         part: Any = slice(start, end)
-        return graph.call_function(shape_told, (tap, told, of_read[part]))
+        return graph.call_function(shape_from_tap, (tap, batch_axis, of_read[part]))
     if node.target is size_of:
-        return graph.call_function(size_told, (tap, told, of_read))
+        return graph.call_function(size_from_tap, (tap, batch_axis, of_read))
     raise OnnxspectError("a layer behind this cut needs the shape of one before it in a form that is not supported")
 
 
-def _told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> list[int]:
-    axis, slope, intercept = told
+def _sizes_from_tap(tap: Tensor, batch_axis: tuple[int, int, int], sizes: _Affine) -> list[int]:
+    axis, slope, intercept = batch_axis
     batch = (tap.shape[axis] - intercept) // slope if slope else 0
     return [a * batch + b for a, b in sizes]
 
 
-def shape_told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> Tensor:
-    """A shape as a host tensor, from the batch size in axis `told[0]` of the tap."""
-    return torch.tensor(_told(tap, told, sizes), dtype=torch.int64)
+def shape_from_tap(tap: Tensor, batch_axis: tuple[int, int, int], sizes: _Affine) -> Tensor:
+    """A shape as a host tensor, from the batch size in axis `batch_axis[0]` of the tap."""
+    return torch.tensor(_sizes_from_tap(tap, batch_axis, sizes), dtype=torch.int64)
 
 
-def size_told(tap: Tensor, told: tuple[int, int, int], sizes: _Affine) -> Tensor:
-    """A number of elements as a host tensor, from the batch size in axis `told[0]` of the tap."""
-    return torch.tensor(int(torch.Size(_told(tap, told, sizes)).numel()), dtype=torch.int64)
+def size_from_tap(tap: Tensor, batch_axis: tuple[int, int, int], sizes: _Affine) -> Tensor:
+    """A number of elements as a host tensor, from the batch size in axis `batch_axis[0]` of the tap."""
+    return torch.tensor(int(torch.Size(_sizes_from_tap(tap, batch_axis, sizes)).numel()), dtype=torch.int64)
 
 
 def _sizes(

@@ -125,10 +125,10 @@ def _metadata(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:
 
 def _rest(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:
     """Fields that neither weights nor nodes nor interface nor metadata hold: functions, inferred shapes, names, ..."""
-    told = {"node", "initializer", "input", "output"}
+    compared_elsewhere = {"node", "initializer", "input", "output"}
     pairs: list[tuple[str, Message, Message, set[str]]] = [
         ("model", a, b, {"graph", "metadata_props", "opset_import", *_VERSION_FIELDS}),
-        ("graph", a.graph, b.graph, told),
+        ("graph", a.graph, b.graph, compared_elsewhere),
     ]
     for where, x, y, known in pairs:
         for field in x.DESCRIPTOR.fields:

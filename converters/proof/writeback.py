@@ -55,7 +55,7 @@ _ROLES: dict[tuple[str, int], str] = {
 }
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "LSTM", "GRU", "RNN", "Gather"})
 #: Operators that hand a weight on unchanged in content: what comes out of them is the same weight.
-_CARRIERS = frozenset({"Identity", "Cast", "CastLike", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+_PASS_THROUGH = frozenset({"Identity", "Cast", "CastLike", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 #: Prefix of the metadata entries that a patch adds to say where it came from.
 PROVENANCE = "onnxspect."
 TRAINABLE = frozenset({"weight", "bias", "scale", "slope", "embedding", "offset", "gain"})
@@ -73,7 +73,7 @@ def roles(model: onnx.ModelProto, lowered: LoweredModel) -> dict[str, str]:
     after_layer: set[str] = set()
     found = dict.fromkeys(lowered.weights, "constant")
     for node in model.graph.node:
-        if node.op_type in _CARRIERS and node.input and node.input[0] in carried:
+        if node.op_type in _PASS_THROUGH and node.input and node.input[0] in carried:
             carried[node.output[0]] = carried[node.input[0]]
             continue
         deep = any(i in after_layer for i in node.input)

@@ -205,12 +205,12 @@ class _Program:
         weight = np.where(rows == columns, 1.0, 2.0)  # an off-diagonal entry appears twice in <form, matrix>
         scale = self.reach ** ((rows >= 2).astype(float) + (columns >= 2))  # unknowns of order one
         flat = np.stack([form[rows, columns] for form in self.forms]) * weight * scale
-        inequality, told = flat[:, unknown], flat[:, ~unknown] @ (rows == columns)[~unknown].astype(float)
+        inequality, known_part = flat[:, unknown], flat[:, ~unknown] @ (rows == columns)[~unknown].astype(float)
         root = np.where(rows == columns, 1.0, np.sqrt(2.0))
         cone = -np.diag(root)[:, unknown]
         target = np.where(unknown, 0.0, (rows == columns) * 1.0)
         a = np.vstack([inequality, cone])
-        b = np.concatenate([self.limits - told, target])
+        b = np.concatenate([self.limits - known_part, target])
         full = np.zeros((size, size))
         full[:2, 2:] = gain
         c = (full[rows, columns] * scale)[unknown]
@@ -354,8 +354,8 @@ def _upper(
             mass = epsilon * float(((attack.signs == sign) & ((losses > 0) == counts)).mean())
             own.append(Role(k, mass, counts))
     base = float(hinge(theta, rows, signs).mean())
-    looked_at = max(inner.worst(theta, roles).bound for roles in [*splits(epsilon, fine=True), tuple(own)])
-    return base + looked_at, base + max(looked_at, inner.any_split(theta, epsilon))
+    over_splits = max(inner.worst(theta, roles).bound for roles in [*splits(epsilon, fine=True), tuple(own)])
+    return base + over_splits, base + max(over_splits, inner.any_split(theta, epsilon))
 
 
 def inside_own_set(

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.cleansing.scores import Scores, classes_to_look_at
+from onnxspect.engine.cleansing.scores import Scores, classes_to_score
 from onnxspect.engine.errors import OnnxspectError
 
 SPECTRAL, CLUSTERING, IMPURITY = "spectral-signatures", "activation-clustering", "cluster-impurity"
@@ -44,7 +44,7 @@ _RIDGES = (1e-6, 1e-3)
 
 
 @dataclass(frozen=True)
-class Help:
+class PriorKnowledge:
     """Prior knowledge of the attack; RE gives its baselines the same in its tables.
 
     Attributes:
@@ -72,7 +72,7 @@ class Help:
             raise OnnxspectError("cluster impurity needs at least 2 components to compare")
 
 
-def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: Help) -> Scores:
+def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: PriorKnowledge) -> Scores:
     """Outliers along the first singular direction of every class.
 
     Args:
@@ -81,7 +81,7 @@ def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: Help) -> 
         known: the user's prior knowledge.
     """
     score, removed = np.full(len(labels), np.nan), np.zeros(len(labels), bool)
-    classes, notes = classes_to_look_at(labels, known.targets, 3)
+    classes, notes = classes_to_score(labels, known.targets, 3)
     found: dict[int, Mapping[str, Any]] = {}
     for c in classes:
         rows = np.flatnonzero(labels == c)
@@ -97,13 +97,13 @@ def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: Help) -> 
     return Scores(SPECTRAL, score, removed, found, tuple(notes))
 
 
-def activation_clustering(values: np.ndarray, labels: np.ndarray, known: Help, seed: int) -> Scores:
+def activation_clustering(values: np.ndarray, labels: np.ndarray, known: PriorKnowledge, seed: int) -> Scores:
     """The smaller of two clusters, in classes that fall into two. Arguments as above, and the seed of the k-means."""
     from sklearn.cluster import KMeans
     from sklearn.metrics import silhouette_score
 
     score, removed = np.full(len(labels), np.nan), np.zeros(len(labels), bool)
-    classes, notes = classes_to_look_at(labels, known.targets, 4)
+    classes, notes = classes_to_score(labels, known.targets, 4)
     found: dict[int, Mapping[str, Any]] = {}
     for c in classes:
         rows = np.flatnonzero(labels == c)
@@ -133,7 +133,7 @@ def cluster_impurity(
     labels: np.ndarray,
     predicted: np.ndarray,
     blurred: Callable[[], np.ndarray],
-    known: Help,
+    known: PriorKnowledge,
     seed: int,
 ) -> Scores:
     """Components of a Gaussian mixture whose images change their class under a blur.
@@ -144,7 +144,7 @@ def cluster_impurity(
         blurred: gives the class of every image after a blur ``(n,)``; called once.
     """
     score, removed = np.full(len(labels), np.nan), np.zeros(len(labels), bool)
-    classes, notes = classes_to_look_at(labels, known.targets, 2 * known.components)
+    classes, notes = classes_to_score(labels, known.targets, 2 * known.components)
     unchanged = blurred() == predicted
     found: dict[int, Mapping[str, Any]] = {}
     for c in classes:

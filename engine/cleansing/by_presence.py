@@ -4,7 +4,7 @@ Eq. 12 of RE (Xiang et al., 2020) and B.5 of DTInspector (Wang et al., 2022) tes
 trigger is off, or destroyed. A sample that was poisoned with its right label (CL, SIG) stays in its class, and some
 triggers cannot be destroyed without destroying the picture (a reflection). With the training difference
 (detectors/training_difference.py) a sample can be tested for the trigger directly, by the matched filter of
-detectors/carriers.py. A class whose scores do not fall into two groups is left alone.
+detectors/trigger_bearing.py. A class whose scores do not fall into two groups is left alone.
 
 What a search found without the training set can be tested for in the same way. It is the smallest trigger that works,
 though, and not the attacker's: samples count as trigger-bearing only where their scores lie far from the rest and they
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxspect.engine.cleansing.scores import Scores
-from onnxspect.engine.detectors.carriers import RIDGES, centred, divided, matched_filters, some_of, spectrum
 from onnxspect.engine.detectors.training_difference import NAME
+from onnxspect.engine.detectors.trigger_bearing import RIDGES, centred, divided, matched_filters, some_of, spectrum
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet
 
-PRESENCE, CARRIERS = NAME, "carriers"
+PRESENCE, TRIGGER_BEARING = NAME, "carriers"
 #: A searched trigger divides a class where the two normal laws lie so many deviations apart and the trigger-bearing
 #: samples are no more than this share of it. History: docs/decisions.md.
-SURE, MOST_CARRIERS = 4.0, 0.5
+APART, MOST_BEARING = 4.0, 0.5
 #: Samples from which the natural variation of images is estimated, at most.
 MOST = 2000
 #: A class with fewer samples is not divided.
@@ -44,12 +44,12 @@ def by_presence(differences: Mapping[int, np.ndarray], training: TrainingSet, se
         run: draws the samples that S is taken of.
     """
     score, removed = np.full(len(training.labels), np.nan), np.zeros(len(training.labels), bool)
-    looked, notes = _looked(list(differences.items()), training, seed, run)
-    for one in looked:
+    scored, notes = _scored(list(differences.items()), training, seed, run)
+    for one in scored:
         score[one.rows], removed[one.rows] = one.score, one.above
         if not one.above.any():
             notes.append(f"class {one.label}: no sample stands out by carrying its difference; nothing is removed")
-    return Scores(PRESENCE, score, removed, {one.label: one.facts(one.above) for one in looked}, tuple(notes))
+    return Scores(PRESENCE, score, removed, {one.label: one.facts(one.above) for one in scored}, tuple(notes))
 
 
 def by_found(found: Sequence[tuple[int, np.ndarray]], training: TrainingSet, seed: int, run: RunContext) -> Scores:
@@ -60,23 +60,23 @@ def by_found(found: Sequence[tuple[int, np.ndarray]], training: TrainingSet, see
         training, seed, run: as for `by_presence`.
     """
     score, removed = np.full(len(training.labels), np.nan), np.zeros(len(training.labels), bool)
-    looked, notes = _looked(found, training, seed, run)
-    best: dict[int, _Looked] = {}
-    for one in looked:
+    scored, notes = _scored(found, training, seed, run)
+    best: dict[int, _Scored] = {}
+    for one in scored:
         if one.label not in best or one.separation > best[one.label].separation:
             best[one.label] = one
-        if one.separation >= SURE and one.above.sum() <= MOST_CARRIERS * len(one.rows):
+        if one.separation >= APART and one.above.sum() <= MOST_BEARING * len(one.rows):
             removed[one.rows] |= one.above
     for z, one in best.items():
         score[one.rows] = one.score
         if not removed[one.rows].any():
             notes.append(f"class {z}: no sample clearly carries what the search found; nothing is removed")
     classes = {z: one.facts(removed[one.rows]) for z, one in best.items()}
-    return Scores(CARRIERS, score, removed, classes, tuple(dict.fromkeys(notes)))
+    return Scores(TRIGGER_BEARING, score, removed, classes, tuple(dict.fromkeys(notes)))
 
 
 @dataclass(frozen=True)
-class _Looked:
+class _Scored:
     """A class scored by one difference.
 
     Attributes:
@@ -98,9 +98,9 @@ class _Looked:
         return {"looked_at": len(self.rows), "removed": int(removed.sum()), "separation": self.separation}
 
 
-def _looked(
+def _scored(
     differences: Sequence[tuple[int, np.ndarray]], training: TrainingSet, seed: int, run: RunContext
-) -> tuple[list[_Looked], list[str]]:
+) -> tuple[list[_Scored], list[str]]:
     """Each class for each of its differences, in one pass over the training set; and a note on what was not scored."""
     labels = training.labels
     notes: list[str] = []
@@ -125,7 +125,7 @@ def _looked(
     for (z, _), each in zip(filters, scores, strict=True):
         best, division = divided(each, seed)
         rows, above = np.flatnonzero(labels == z), division.above(each[best])
-        found.append(_Looked(z, rows, each[best] - division.threshold, above, round(division.separation, 2)))
+        found.append(_Scored(z, rows, each[best] - division.threshold, above, round(division.separation, 2)))
     return found, notes
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE
+from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found
 from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.judge.evidence import UnitEvidence
@@ -28,7 +28,7 @@ def triggers(
         choose: among additive patterns.
         usual: the mean of the training samples that are *not* labelled to a class ``(channels, height, width)``.
     """
-    found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: [], CARRIERS: [], PRESENCE: []}
+    found: dict[str, list[Found]] = {REMOVE: [], SUPERIMPOSE: [], TRIGGER_BEARING: [], PRESENCE: []}
     searched = [name for name in scan.units if name not in (SUPERIMPOSE, PRESENCE)]
     for target in targets:
         patches = [u for u in _to(scan, SUPERIMPOSE, target) if {"mask", "pattern"} <= set(u.trigger)]
@@ -41,7 +41,7 @@ def triggers(
         leading = [u for u in units if u.in_pixels and not u.unit.shared]
         if leading:
             mean = usual(target)
-            found[CARRIERS] += [_carried(u, mean) for u in leading]
+            found[TRIGGER_BEARING] += [_carried(u, mean) for u in leading]
         additive = [as_found(u) for u in units if np.abs(u.trigger.get("delta", 0)).max() > 0]
         if additive and choose is not None:
             found[REMOVE].append(choose(additive))

@@ -73,10 +73,10 @@ def peel(
     left = np.flatnonzero(odds > 0)  # a sample that is taken for another class already has no trigger that works
     found: list[Found] = []
     while len(found) < MOST and len(left) >= max(3 * size, how.fewest):
-        surest = left[np.argsort(-certain[left], kind="stable")][:size]
-        unsure = left[np.argsort(odds[left], kind="stable")]
-        unsure = unsure[~np.isin(unsure, surest)][: 2 * size]
-        best = _patch(subject, images, label, surest, unsure, left, how, run, len(found))
+        most_confident = left[np.argsort(-certain[left], kind="stable")][:size]
+        least_confident = left[np.argsort(odds[left], kind="stable")]
+        least_confident = least_confident[~np.isin(least_confident, most_confident)][: 2 * size]
+        best = _patch(subject, images, label, most_confident, least_confident, left, how, run, len(found))
         if best is None:
             break
         patch, out = best
@@ -89,31 +89,31 @@ def _patch(
     subject: Subject,
     images: np.ndarray,
     label: int,
-    surest: np.ndarray,
-    unsure: np.ndarray,
+    most_confident: np.ndarray,
+    least_confident: np.ndarray,
     left: np.ndarray,
     how: DTInspector,
     run: RunContext,
     number: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray] | None:
-    """A patch for the largest share of the rows `surest` that spares `unsure`, and which of `left` it takes out.
+    """A patch for the largest share of the rows `most_confident` that spares `least_confident`, and which of `left` it takes out.
 
     Of several it is the one that takes out most of `left`.
     """
-    samples = Samples(images[surest], np.full(len(surest), label))
+    samples = Samples(images[most_confident], np.full(len(most_confident), label))
     families: list[tuple[Perturbation, SearchConfig]] = [(how.perturbation, how.search), (Additive(), ADDED)]
-    every = np.arange(len(surest))
+    every = np.arange(len(most_confident))
     for share in SHARES:
         able: list[tuple[dict[str, np.ndarray], np.ndarray]] = []
         for family, config in families:
-            config = replace(config, samples=len(surest), success=share)
+            config = replace(config, samples=len(most_confident), success=share)
             aim = LeaveClass(family, how.loss, share)
             name = f"{SUPERIMPOSE} peel {label} {number} {share} {type(family).__name__}"
             ((result,),) = search(subject, samples, [(Unit(label),)], aim, config, run, name, choose=lambda _: every)
             if not result.found:
                 continue
             for patch in _strengthened(result.trigger):
-                if leaves(subject, images[unsure], patch, label).mean() <= SPARED:
+                if leaves(subject, images[least_confident], patch, label).mean() <= SPARED:
                     able.append((patch, leaves(subject, images[left], patch, label)))
         if able:
             return max(able, key=lambda one: int(one[1].sum()))

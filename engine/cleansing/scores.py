@@ -91,7 +91,7 @@ def rates(removed: np.ndarray, labels: np.ndarray, poisoned: np.ndarray) -> Rate
     )
 
 
-def classes_to_look_at(labels: np.ndarray, targets: Sequence[int] | None, least: int) -> tuple[list[int], list[str]]:
+def classes_to_score(labels: np.ndarray, targets: Sequence[int] | None, least: int) -> tuple[list[int], list[str]]:
     """Classes with at least `least` samples, and a note on each that has fewer.
 
     Args:

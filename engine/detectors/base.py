@@ -30,7 +30,7 @@ class AtHand:
 
     Attributes:
         subject: the classifier.
-        found_on: clean samples to search on.
+        search_samples: clean samples to search on.
         held_out: clean samples for the held-out validation of triggers; may be empty.
         run: seed and observer.
         ledger: where finished units are kept and found again; None keeps nothing.
@@ -42,7 +42,7 @@ class AtHand:
     """
 
     subject: Subject
-    found_on: Samples
+    search_samples: Samples
     held_out: Samples
     run: RunContext
     ledger: Ledger | None = None
@@ -104,7 +104,7 @@ TYPICAL = {
 #: attacks have.
 PAIRS = 0.5
 #: A finished unit as evidence.
-Look = Callable[[UnitResult], UnitEvidence]
+AsEvidence = Callable[[UnitResult], UnitEvidence]
 
 
 def search_units(
@@ -119,7 +119,7 @@ def search_units(
     held_out: int = 500,
     choose: Choose | None = None,
     drawn_as: str | None = None,
-    look: Look | None = None,
+    as_evidence: AsEvidence | None = None,
 ) -> tuple[UnitEvidence, ...]:
     """Search the units that the ledger lacks, commit each batch as it is done, return all in order.
 
@@ -133,16 +133,18 @@ def search_units(
         statistic: the name that a unit's cost gets.
         held_out: on at most so many unseen clean samples a trigger is validated.
         drawn_as: the name that randomness is drawn under; `name` by default.
-        look: what makes evidence of a finished unit; `second_look` by default.
+        as_evidence: what makes evidence of a finished unit; `held_out_validation` by default.
     """
     run = at_hand.run
     done = ledger.units(name) if ledger is not None else {}
-    batches = plan(units, units_at_once(subject, len(at_hand.found_on), config.samples))
+    batches = plan(units, units_at_once(subject, len(at_hand.search_samples), config.samples))
     waiting = [b for b in batches if any(u.key not in done for u in b)]
     run.observer.start(name, len(units), sum(u.key in done for u in units))
-    for results in search(subject, at_hand.found_on, waiting, objective, config, run, drawn_as or name, choose):
+    for results in search(subject, at_hand.search_samples, waiting, objective, config, run, drawn_as or name, choose):
         finished = [
-            look(r) if look is not None else second_look(subject, r, at_hand.held_out, statistic, held_out)
+            as_evidence(r)
+            if as_evidence is not None
+            else held_out_validation(subject, r, at_hand.held_out, statistic, held_out)
             for r in results
         ]
         if ledger is not None:
@@ -153,18 +155,18 @@ def search_units(
             found = "none found" if value is None else f"{statistic} {value:.3g}"
             known = [u.statistics[statistic] for u in done.values() if statistic in u.statistics]
             least = f" (least so far {min(known):.3g})" if len(known) > 1 else ""
-            run.observer.advance(name, f"{_told(e.unit)}: {found}{least}")
+            run.observer.advance(name, f"{_in_words(e.unit)}: {found}{least}")
     run.observer.finish(name)
     return tuple(done[u.key] for u in units)
 
 
-def _told(unit: Unit) -> str:
+def _in_words(unit: Unit) -> str:
     if unit.target == UNTARGETED:
         return "every class to another"
     return f"class {unit.target}" if unit.source is None else f"{unit.source} to {unit.target}"
 
 
-def second_look(
+def held_out_validation(
     subject: Subject, result: UnitResult, held_out: Samples, statistic: str, most: int = 500
 ) -> UnitEvidence:
     """A finished unit as evidence, its trigger measured on clean samples that the search never saw.
@@ -319,11 +321,11 @@ def against_references(
         differ = float(mean.var(ddof=1)) if len(mean) > 1 else 0.0
         reliability = max(0.0, 1 - spread**2 / len(logs) / differ) if differ > 0 else 0.0
         common = {f"spread_{raw}": spread, f"reliability_{raw}": reliability}
-    told = []
+    extended = []
     for unit, log in zip(units, mean, strict=True):
         if statistic in unit.statistics and np.isfinite(log):
             reference = float(np.exp(log))
             known = {f"reference_{raw}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
             unit = replace(unit, statistics={**unit.statistics, **known, **common})
-        told.append(unit)
-    return told
+        extended.append(unit)
+    return extended

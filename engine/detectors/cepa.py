@@ -132,7 +132,7 @@ class Cepa(Detector):
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""
-        present = present_classes(at_hand.found_on)
+        present = present_classes(at_hand.search_samples)
         classes = at_hand.targets
         pairs: list[tuple[int | None, int]]
         if self.pairs:
@@ -149,8 +149,8 @@ class Cepa(Detector):
         for tap in taps:
             units = [Unit(target, source, tap.tap) for source, target in pairs]
             searched = self._searched(tap, units, at_hand, at_hand.ledger, self._ledger_name)
-            told = _relative(searched, baselines.get(tap.tap, []))
-            found += self._carried_over(tap, told, at_hand)
+            extended = _relative(searched, baselines.get(tap.tap, []))
+            found += self._validated(tap, extended, at_hand)
         return self._evidence(found, taps, any(baselines.values()), len(at_hand.references))
 
     @property
@@ -207,7 +207,7 @@ class Cepa(Detector):
         self, tap: Embedding, units: Sequence[Unit], at_hand: AtHand, ledger: Ledger | None, name: str
     ) -> tuple[UnitEvidence, ...]:
         """Search what the ledger lacks, commit each batch as it is done, return all in order."""
-        run, subject, samples = at_hand.run, tap.subject, at_hand.found_on
+        run, subject, samples = at_hand.run, tap.subject, at_hand.search_samples
         done = ledger.units(name) if ledger is not None else {}
         task = f"{name} at {tap.tap}"
         config = self._config(samples)
@@ -260,7 +260,7 @@ class Cepa(Detector):
             seconds=result.seconds,
         )
 
-    def _carried_over(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
+    def _validated(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
         """The units, the front-runners with the success of their mu on unseen images."""
         if self.form == "consensus":
             leading = (
@@ -270,7 +270,7 @@ class Cepa(Detector):
             leading = "sigma_ratio"
         able = sorted((u for u in units if leading in u.statistics), key=lambda u: u.statistics[leading])
         chosen = {u.unit.key for u in able[: self.carried]}
-        told = []
+        extended = []
         for unit in units:
             if unit.unit.key in chosen and unit.held_out_success is None:
                 carried = self.carry(tap, unit, at_hand.held_out, at_hand)
@@ -278,8 +278,8 @@ class Cepa(Detector):
                     unit = replace(unit, held_out_success=carried[0], held_out=carried[1])
                     if at_hand.ledger is not None:
                         at_hand.ledger.commit(self._ledger_name, [unit])
-            told.append(unit)
-        return told
+            extended.append(unit)
+        return extended
 
     def carry(self, tap: Embedding, unit: UnitEvidence, samples: Samples, at_hand: AtHand) -> tuple[float, int] | None:
         """Eq. 3: perturb unseen images so that their embeddings move by the unit's mu.
@@ -322,7 +322,7 @@ class Cepa(Detector):
         size = unit.statistics["delta_norm"]
         if self.form == "paper":
             return unit.trigger["mu"], size
-        samples = at_hand.found_on
+        samples = at_hand.search_samples
         choose = self._choose(samples, at_hand)
         config = replace(self._config(samples), steps=unit.steps + self.carry_steps)
         least, most = self.strength
@@ -347,7 +347,7 @@ def _from_inside(at_hand: AtHand, value: str) -> AtHand:
     return replace(
         at_hand,
         subject=perturbing(subject, value),
-        found_on=embedded(subject, value, at_hand.found_on),
+        search_samples=embedded(subject, value, at_hand.search_samples),
         held_out=embedded(subject, value, at_hand.held_out) if len(at_hand.held_out) else at_hand.held_out,
         references=(),
     )

@@ -57,10 +57,10 @@ from torch.nn import functional
 
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
-from onnxspect.engine.detectors.carriers import foreign, shared_pixels
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
 from onnxspect.engine.detectors.shares import angle, angle_noise
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
+from onnxspect.engine.detectors.trigger_bearing import foreign, shared_pixels
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
@@ -81,7 +81,7 @@ CLASS_NOISE = 0.15
 #: docs/decisions.md.
 RESTORED_NOISE = 0.12
 #: Partners by which all samples of a large class are ranked first.
-FIRST_LOOK = 2
+SCREENING_PARTNERS = 2
 #: A pixel counts as covered by a patch where the mask is above this.
 COVERED = 0.1
 
@@ -139,7 +139,7 @@ class DTInspector(Detector):
         loss: "odds" or "square", see LeaveClass.
         ranking: how D_h is chosen: "superimposed" or "confidence", see confidence.py.
         partners: clean images that are laid over each sample for "superimposed".
-        ranked: of a class with more samples, so many are ranked by all partners: those that `FIRST_LOOK` of them rank first.
+        ranked: of a class with more samples, so many are ranked by all partners: those that `SCREENING_PARTNERS` of them rank first.
         fewest: a class with fewer than three times as many samples is not judged.
         held_out: on at most so many clean samples the restored trigger is tried.
         data_inspection: also measure the KL divergence of the paper's data-inspection baseline (sec. 4.2 F).
@@ -187,7 +187,7 @@ class DTInspector(Detector):
             OnnxspectError: the training set is not this model's: shapes, labels, or an accuracy no better than chance.
         """
         subject, run = at_hand.subject, at_hand.run
-        samples = at_hand.found_on if at_hand.training is None else at_hand.training
+        samples = at_hand.search_samples if at_hand.training is None else at_hand.training
         if at_hand.training is not None:
             check_training_set(samples, subject)
         logits = subject.predict(samples.images)
@@ -215,16 +215,16 @@ class DTInspector(Detector):
         found = search_units(
             NAME,
             subject,
-            replace(at_hand, found_on=samples),
+            replace(at_hand, search_samples=samples),
             at_hand.ledger,
             [Unit(target=z) for z in judged],
             objective,
             config,
             "l1",
             choose=lambda unit: groups.confident(unit.target)[0],
-            look=lambda result: self._look(result, groups, at_hand),
+            as_evidence=lambda result: self._validate(result, groups, at_hand),
         )
-        told = _with_paper_rule(found, 2 * size)
+        extended = _with_paper_rule(found, 2 * size)
         settings = self.settings() | {
             "samples": "clean" if at_hand.training is None else "training set",
             "group size": size,
@@ -240,14 +240,14 @@ class DTInspector(Detector):
             "transfer_angle",
             "transfer_ratio",
             "low",
-            told,
+            extended,
             views,
             convicts=at_hand.training is not None,
             leads_to_target=False,
             validated=False,  # the ratio itself is measured on samples that no patch saw
         )
 
-    def _look(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:
+    def _validate(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:
         """The unit as evidence: whom the patch takes out of the class, and whom its restored trigger takes into it."""
         subject, z = at_hand.subject, result.unit.target
         statistics: dict[str, float] = {}
@@ -255,7 +255,9 @@ class DTInspector(Detector):
             learned, peers = groups.confident(z)
             images = groups.samples.images
             statistics["l1"] = result.cost
-            statistics["transfer_ratio"] = float(leaves(subject, images[groups.unsure(z)], result.trigger, z).mean())
+            statistics["transfer_ratio"] = float(
+                leaves(subject, images[groups.least_confident(z)], result.trigger, z).mean()
+            )
             statistics["transfer_angle"] = angle(statistics["transfer_ratio"])
             statistics["middle_ratio"] = float(leaves(subject, images[groups.middle(z)], result.trigger, z).mean())
             statistics["peer_ratio"] = float(leaves(subject, images[peers], result.trigger, z).mean())
@@ -316,7 +318,7 @@ class _Groups:
     ) -> None:
         self.settings, self.subject, self.run = settings, at_hand.subject, at_hand.run
         self.samples, self.predicted, self.confidence, self.size = samples, predicted, confidence, size
-        self.pool = at_hand.found_on
+        self.pool = at_hand.search_samples
         rows = at_hand.run.numpy_generator(NAME, "held out").permutation(len(at_hand.held_out))
         self.clean = at_hand.held_out.take(np.sort(rows[: settings.held_out]))
         self._features = features_of(at_hand.subject) if settings.data_inspection else None
@@ -329,7 +331,7 @@ class _Groups:
             self._confident[z] = rows[: self.size], rows[self.size :]
         return self._confident[z]
 
-    def unsure(self, z: int) -> np.ndarray:
+    def least_confident(self, z: int) -> np.ndarray:
         """D_l: the 2 K least confident samples of class z that are not among the confident ones."""
         return self._rest(z)[: 2 * self.size]
 
@@ -353,7 +355,7 @@ class _Groups:
             return rows[np.argsort(-self.confidence[rows], kind="stable")]
         laid_over = self.pool.images[choose_partners(self.pool.labels, z, self.settings.partners, rng)]
         if len(rows) > self.settings.ranked:  # all are screened with fewer partners, which decides the ones to rank
-            first = superimposed(self.subject, self.samples.images[rows], z, laid_over[:FIRST_LOOK])
+            first = superimposed(self.subject, self.samples.images[rows], z, laid_over[:SCREENING_PARTNERS])
             rows = np.sort(rows[np.argsort(-first, kind="stable")[: self.settings.ranked]])
         certain = superimposed(self.subject, self.samples.images[rows], z, laid_over)
         return rows[np.argsort(-certain, kind="stable")]
@@ -363,7 +365,7 @@ class _Groups:
         if self._features is None:
             return None
         images = self.samples.images
-        high, low = (self._features(images[r]).mean(0) for r in (self.confident(z)[0], self.unsure(z)))
+        high, low = (self._features(images[r]).mean(0) for r in (self.confident(z)[0], self.least_confident(z)))
         return float((softmax(high) * (log_softmax(high) - log_softmax(low))).sum())
 
 
@@ -393,7 +395,7 @@ def restored_triggers(
     """What the patch may have destroyed, from the images that it takes out of the class: as masks with their median image.
 
     One mask is the patch's own. If these images are poisoned and it lies where their trigger is, this is as much of the
-    trigger as mattered. The other one is of all pixels that the images share (carriers.py): a trigger that replaces pixels is
+    trigger as mattered. The other one is of all pixels that the images share (trigger_bearing.py): a trigger that replaces pixels is
     there to the pixel, also where the patch spoils only a corner of it. (Of a 7x7 and a 22x22 square on CIFAR-10 it is the
     49 and the 484 pixels, and no pixel at all in the clean classes.) Neither has the pixels that clean images of the class
     have as well (the upper stroke of a 7). Clean images of other classes that get the trigger go to `label`. The
@@ -452,13 +454,13 @@ def paper_rule(ratios: np.ndarray, group: int) -> PaperRule:
 def _with_paper_rule(units: Sequence[UnitEvidence], group: int) -> tuple[UnitEvidence, ...]:
     """`paper_index` and `paper_infected` (0 or 1) added to each unit that has a ratio; the same for `kl`, if measured."""
     rule = paper_rule(np.array([u.statistics.get("transfer_ratio", np.nan) for u in units]), group)
-    told = []
+    extended = []
     for i, unit in enumerate(units):
         statistics = dict(unit.statistics)
         if "transfer_ratio" in statistics:
             statistics |= {"paper_index": float(rule.index[i]), "paper_infected": float(i in rule.infected)}
-        told.append(replace(unit, statistics=statistics))
-    return tuple(told)
+        extended.append(replace(unit, statistics=statistics))
+    return tuple(extended)
 
 
 def leaves(subject: Subject, images: np.ndarray, patch: Mapping[str, np.ndarray], label: int) -> np.ndarray:

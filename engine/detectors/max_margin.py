@@ -104,7 +104,7 @@ class MaxMargin(Detector):
         if len(at_hand.targets) < FEWEST_CLASSES:
             return Skipped(NAME, f"{len(at_hand.targets)} classes are too few to compare (at least {FEWEST_CLASSES})")
         blank = Samples(np.zeros((1, *subject.image_shape), np.float32), np.zeros(1, np.int64))
-        without_data = replace(at_hand, found_on=blank, held_out=blank.take(np.zeros(0, np.int64)))
+        without_data = replace(at_hand, search_samples=blank, held_out=blank.take(np.zeros(0, np.int64)))
         units = [Unit(target=t) for t in at_hand.targets]
         found = search_units(
             NAME,
@@ -116,7 +116,7 @@ class MaxMargin(Detector):
             self.search,
             STATISTIC,
             choose=lambda _: np.zeros(1, np.int64),
-            look=lambda result: _as_evidence(subject, result),
+            as_evidence=lambda result: _as_evidence(subject, result),
         )
         margins = np.array([u.statistics.get(STATISTIC, np.nan) for u in found])
         known = int(np.isfinite(margins).sum())
@@ -127,7 +127,7 @@ class MaxMargin(Detector):
                 "the model hardly heeds its input, or answers NaN",
             )
         gamma = gamma_order(1 / margins[:, None])
-        told = tuple(
+        extended = tuple(
             replace(u, statistics={**u.statistics, "gamma_log10_p": float(gamma.log10_p[i])})
             if STATISTIC in u.statistics
             else u
@@ -135,7 +135,7 @@ class MaxMargin(Detector):
         )
         views = (View(STATISTIC, "high"),)
         return Evidence(
-            NAME, self.settings(), STATISTIC, STATISTIC, "high", told, views, convicts=False, validated=False
+            NAME, self.settings(), STATISTIC, STATISTIC, "high", extended, views, convicts=False, validated=False
         )
 
 

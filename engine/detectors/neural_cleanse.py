@@ -94,7 +94,7 @@ class NeuralCleanse(Detector):
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search all classes and measure each trigger on samples that the search never saw."""
-        present = present_classes(at_hand.found_on)
+        present = present_classes(at_hand.search_samples)
         targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
@@ -163,16 +163,16 @@ class NeuralCleanse(Detector):
             and "l1" in u.statistics
         ]
         ratio = float(np.exp(np.mean(ratios))) if ratios else 1.0
-        told = []
+        extended = []
         for unit in scouts:
             if unit.unit in full:
-                told.append(replace(full[unit.unit], statistics={**unit.statistics, **full[unit.unit].statistics}))
+                extended.append(replace(full[unit.unit], statistics={**unit.statistics, **full[unit.unit].statistics}))
             elif scouted in unit.statistics:
                 carried = {"carried_over": 1.0, statistic: unit.statistics["l1"] * ratio}
-                told.append(replace(unit, statistics={**unit.statistics, **carried}, converged=True))
+                extended.append(replace(unit, statistics={**unit.statistics, **carried}, converged=True))
             else:
-                told.append(unit)
-        return told
+                extended.append(unit)
+        return extended
 
     def _pairs(
         self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]

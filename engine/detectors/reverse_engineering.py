@@ -142,8 +142,8 @@ class ReverseEngineering(Detector):
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Every target from all classes; then the most suspicious pair of every target."""
         if at_hand.training is not None:
-            at_hand = replace(at_hand, found_on=at_hand.training)  # RE: D_s and D_t are the training set's
-        present = present_classes(at_hand.found_on)
+            at_hand = replace(at_hand, search_samples=at_hand.training)  # RE: D_s and D_t are the training set's
+        present = present_classes(at_hand.search_samples)
         targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")

@@ -22,7 +22,7 @@ what chance gives: the difference between a bootstrap sample of z's clean images
 (`DRAWS` times, the largest counts). This is the noise of d_z itself, and a network that any noise leads to one class shows
 it there (docs/decisions.md).
 
-Where a class stands out, the trigger-bearing samples are separated from the others (carriers.py), and what *they* have
+Where a class stands out, the trigger-bearing samples are separated from the others (trigger_bearing.py), and what *they* have
 in
 common is shown as its trigger: at its true size, not at some multiple of a noisy mean.
 
@@ -48,17 +48,17 @@ import numpy as np
 from scipy.optimize import nnls
 
 from onnxspect.engine.detectors.base import AtHand, Detector
-from onnxspect.engine.detectors.carriers import (
-    carried,
+from onnxspect.engine.detectors.shares import angle
+from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
+from onnxspect.engine.detectors.trigger_bearing import (
     centred,
     divided,
     foreign,
     matched_filters,
     shared_pixels,
     some_of,
+    trigger_of,
 )
-from onnxspect.engine.detectors.shares import angle
-from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
@@ -85,7 +85,7 @@ STANDS_OUT, AS_GOOD = 0.2, 0.1
 CLASS_NOISE, SOURCE_NOISE = 0.12, 0.25
 #: Weight of the view of single sources beside that of all: what works from all classes works from each.
 SINGLE = 0.25
-#: Where a class stands out its trigger-bearing samples are searched (carriers.py), against so many samples of other
+#: Where a class stands out its trigger-bearing samples are searched (trigger_bearing.py), against so many samples of other
 #: classes. What these have in common is the class's trigger, where it works this much as well as the best candidate: it
 #: has its true size.
 NATURAL, FAITHFUL = 1000, 0.8
@@ -129,7 +129,7 @@ class TrainingDifference(Detector):
         check_training_set(training, subject)
         some = training.take(np.sort(run.numpy_generator(NAME, "known").permutation(len(training))[:KNOWN]))
         check_agreement(subject.predict(some.images).argmax(1), some.labels, subject)
-        clean = at_hand.found_on.joined(at_hand.held_out)
+        clean = at_hand.search_samples.joined(at_hand.held_out)
         judged = [
             z
             for z in at_hand.targets
@@ -145,7 +145,7 @@ class TrainingDifference(Detector):
         run.observer.start(NAME, len(judged))
         units = []
         for z in judged:
-            unit = self._look(z, training, clean, means, at_hand)
+            unit = self._compare(z, training, clean, means, at_hand)
             units.append(unit)
             run.observer.advance(NAME, f"class {z}: leads {unit.statistics['success']:.0%} of others there")
         run.observer.finish(NAME)
@@ -156,7 +156,7 @@ class TrainingDifference(Detector):
             )
         return Evidence(NAME, self.settings(), "excess_angle", "success", "high", tuple(units), tuple(views))
 
-    def _look(
+    def _compare(
         self, z: int, training: Samples, clean: Samples, means: Mapping[int, np.ndarray], at_hand: AtHand
     ) -> UnitEvidence:
         """How far the class's candidates stand out from what chance does, and the one that works best."""
@@ -187,7 +187,7 @@ class TrainingDifference(Detector):
         best = _working(counted)
         trigger, shown = found[best], led[best]
         if max(statistics.values()) >= STANDS_OUT:
-            for exact in self._carried(z, own, d, training, clean, at_hand):
+            for exact in self._common_trigger(z, own, d, training, clean, at_hand):
                 now = others.led(exact)
                 if (now[1:].max() if from_one else now[0]) >= FAITHFUL * counted[best][0]:
                     trigger, shown = exact, now
@@ -207,7 +207,7 @@ class TrainingDifference(Detector):
             seconds=time.perf_counter() - started,
         )
 
-    def _carried(
+    def _common_trigger(
         self, z: int, own: np.ndarray, d: np.ndarray, training: Samples, clean: Samples, at_hand: AtHand
     ) -> list[dict[str, np.ndarray]]:
         """What the trigger-bearing samples have in common: pixels replaced, and what is added; none where there are none."""
@@ -223,7 +223,7 @@ class TrainingDifference(Detector):
         for c in np.unique(clean.labels):  # a pixel may be one class's own, whatever the samples' content
             mask &= foreign(pattern, clean.images[clean.labels == c])
         replaced = [{"mask": mask.astype(np.float32), "pattern": pattern}] if mask.any() else []
-        return [*replaced, {"delta": carried(own[carry], own[~carry], means, z)}]
+        return [*replaced, {"delta": trigger_of(own[carry], own[~carry], means, z)}]
 
 
 class _Others:

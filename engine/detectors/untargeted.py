@@ -74,7 +74,7 @@ def shared_trigger(
         drawn_as: the name that randomness is drawn under.
         held_out: where it leads is measured on at most so many unseen samples; without any, on those of the search.
     """
-    if 2 * len(present_classes(at_hand.found_on)) <= at_hand.subject.classes:
+    if 2 * len(present_classes(at_hand.search_samples)) <= at_hand.subject.classes:
         return []
     images = min(max(config.samples, 2 * at_hand.subject.classes), MOST_IMAGES)
     found = search_with_references(
@@ -91,7 +91,7 @@ def shared_trigger(
     )[0]
     if not found.found:
         return []
-    unseen = at_hand.held_out if len(at_hand.held_out) else at_hand.found_on
+    unseen = at_hand.held_out if len(at_hand.held_out) else at_hand.search_samples
     map_ = leads_to(at_hand.subject, found.trigger, unseen.take(np.arange(min(len(unseen), held_out or len(unseen)))))
     rows: list[UnitEvidence] = []
     for source, there in sorted(map_.items()):

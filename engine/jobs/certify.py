@@ -39,7 +39,7 @@ from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.subject import InputSpec
 
 CENTROIDS = ("oracle", "data")
-#: Poison fractions by default: 004 shows 0 to 0.3.
+#: Poison fractions by default: Steinhardt et al. (2017) shows 0 to 0.3.
 FRACTIONS = (0.0, 0.01, 0.03, 0.05, 0.1, 0.2, 0.3)
 #: Radii of the parameter ball that are tried when none is given.
 _RADII = tuple(0.25 * 2**i for i in range(8))

@@ -21,14 +21,14 @@ from onnxspect.engine.cleansing.by_activation import (
     CLUSTERING,
     IMPURITY,
     SPECTRAL,
-    Help,
+    PriorKnowledge,
     activation_clustering,
     box_blur,
     cluster_impurity,
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
+from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING, by_found, by_presence
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
@@ -57,9 +57,9 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import Trigger
 
-METHODS = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
+METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that use the triggers of a scan.
-FROM_SCAN = (REMOVE, SUPERIMPOSE, CARRIERS, PRESENCE)
+FROM_SCAN = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE)
 #: Said where a scan had clean samples alone: its triggers are the smallest that work, not the attacker's.
 WITHOUT_TRAIN = (
     "the scan did not see the training set: one with --train names poisoned samples better, and their number"
@@ -116,7 +116,7 @@ def cleanse(
     detectors: Sequence[str] = (),
     tap: str | None = None,
     targets: Sequence[int] = (),
-    known: Help | None = None,
+    known: PriorKnowledge | None = None,
     as_written: bool = False,
     truth: str | Path | None = None,
     retrain: str | Path | None = None,
@@ -136,7 +136,7 @@ def cleanse(
         tap: where activations are taken; the penultimate layer by default.
         targets: target classes, where they are known.
         known: more that is known, for the baselines.
-        as_written: Eq. 12 of 000 to the letter; see `by_trigger`.
+        as_written: Eq. 12 of RE (Xiang et al., 2020) to the letter; see `by_trigger`.
         truth: npz with `indices` of the samples that are poisoned, to measure TPR and FPR.
         retrain: write a model fine-tuned on the kept samples there.
         how: its settings.
@@ -166,7 +166,7 @@ def cleanse(
         subject = preflight(subject, part, run, chosen).subject
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
-    known = replace(known or Help(), targets=known_targets(targets, subject.classes))
+    known = replace(known or PriorKnowledge(), targets=known_targets(targets, subject.classes))
     by_method, found_notes = _triggers(
         subject, training, part, finding, detectors, known, as_written, retrain is not None, folder, run
     )
@@ -181,7 +181,7 @@ def cleanse(
         _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
     )
-    # Where samples are told apart by what they carry, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
+    # Where samples are divided by whether they bear the trigger, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
     removed, decided = together(scores, training.labels, "" if detectors else PRESENCE)
     notes += decided + [f"{one.detector}: {note}" for one in scores for note in one.notes]
     for c in sorted(set(training.labels.tolist())):
@@ -231,13 +231,13 @@ def _triggers(
     part: Samples,
     finding: FinishedScan | None,
     detectors: Sequence[str],
-    known: Help,
+    known: PriorKnowledge,
     as_written: bool,
     proving: bool,
     folder: Path,
     run: RunContext,
 ) -> tuple[dict[str, list[Found]], list[str]]:
-    """Triggers by method: those of the scan, or estimated here on the training set as 000 does.
+    """Triggers by method: those of the scan, or estimated here on the training set as RE does.
 
     A pattern to take off is chosen, which is most of the work, where a method or a proof needs one.
     """
@@ -248,7 +248,7 @@ def _triggers(
                 + ("" if finding is None else ", which this run had not"),
                 f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
             )
-    if finding is None and CARRIERS in detectors:
+    if finding is None and TRIGGER_BEARING in detectors:
         raise OnnxspectError(
             "what samples may carry is found by a scan",
             "onnxspect scan MODEL --data clean.npz --out DIR, then --run DIR",
@@ -266,8 +266,8 @@ def _triggers(
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
-        told = not detectors and not {SUPERIMPOSE, PRESENCE} & set(finding.units)
-        return found, [WITHOUT_TRAIN] if told else []
+        without_training = not detectors and not {SUPERIMPOSE, PRESENCE} & set(finding.units)
+        return found, [WITHOUT_TRAIN] if without_training else []
     if detectors and REMOVE not in detectors:
         return {}, []
     patterns = estimate_patterns(subject, part, known.targets, folder, run, choose)
@@ -292,7 +292,7 @@ def _score(
     logits: np.ndarray,
     values: np.ndarray,
     triggers: Mapping[str, Sequence[Found]],
-    known: Help,
+    known: PriorKnowledge,
     as_written: bool,
     run: RunContext,
 ) -> Scores:
@@ -302,7 +302,7 @@ def _score(
         if not found:
             nothing = np.full(len(training), np.nan)
             return Scores(method, nothing, np.zeros(len(training), bool), {}, ("no trigger to look for",))
-        if method == CARRIERS:
+        if method == TRIGGER_BEARING:
             carried = [(f.trigger.target, f.difference) for f in found if f.difference is not None]
             return by_found(carried, training, seed, run)
         if method == PRESENCE:

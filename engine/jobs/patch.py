@@ -35,7 +35,7 @@ from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Case, Method
 from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
-from onnxspect.engine.mitigation.remainder import Searches, search_again, with_room
+from onnxspect.engine.mitigation.remainder import Searches, search_again, with_size_limits
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
@@ -213,7 +213,7 @@ def patch(
         resize: bring images of another size to the model's.
         run: seed, device, observer.
         targets: classes to patch; those that the scan named by default.
-        proactive: patch every class, whatever the scan said (002, sec. VII-D).
+        proactive: patch every class, whatever the scan said (Neural Cleanse, Wang et al., 2019, sec. VII-D).
         settings: of the methods, by the names of their fields, or as "method.key" (mitigation/settings.py).
 
     Raises:
@@ -250,7 +250,7 @@ def patch(
     for trigger in finding.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
             raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
-    triggers = with_room(subject, fit, finding.triggers, run)
+    triggers = with_size_limits(subject, fit, finding.triggers, run)
     case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, case, finding.evidence, wanted, folder)
     if best is None:

@@ -38,7 +38,7 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.subject.unreached import unreached
 
-#: Share of the clean samples that searches see; the rest is for the second look, and for proofs.
+#: Share of the clean samples that searches see; the rest is for held-out validation, and for proofs.
 SEARCH_SHARE = 0.5
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
@@ -81,7 +81,7 @@ def scan(
         references: folder that keeps what was measured on reference networks, to be shared by scans of several models
             with the same data; inside the run folder by default.
         train: the training set, perhaps poisoned, in the same forms as `data`; detectors that need one run then.
-        taps: internal layers that cepa looks at: ONNX value names, or indices as `onnxspect info` lists them.
+        taps: internal layers that cepa searches at: ONNX value names, or indices as `onnxspect info` lists them.
         perturb_at: value name of the first continuous tensor of a model whose input is discrete: cepa perturbs it in
             place of the pixels.
         classes: only triggers to these classes are searched for; such a scan names a backdoor, but never says "clean".
@@ -119,8 +119,8 @@ def scan(
         beyond = unreached(checked.subject, samples, run.seed)
         for reason in beyond.hidden:
             run.observer.notice(reason)
-        found_on, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
-        counts = SampleCounts.of(found_on, held_out, checked.subject.classes)
+        search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
+        counts = SampleCounts.of(search_samples, held_out, checked.subject.classes)
         too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
@@ -129,12 +129,12 @@ def scan(
         of_references = _baseline_fingerprint(fingerprint, checked.subject, able)
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
             compared = any(d.uses_references for d in able)
-            clean = train_references(checked.subject, found_on, held_out, run, baseline) if compared else []
+            clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             at_hand = AtHand(
-                checked.subject, found_on, held_out, run, ledger, clean, reference_ledger, training, searched
+                checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
             )
             with _planned_memory(ledger, run.device):
-                evidence = [_look(d, at_hand, alone=len(able) == 1) for d in able]
+                evidence = [_evidence_of(d, at_hand, alone=len(able) == 1) for d in able]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
@@ -194,7 +194,7 @@ def _sufficient(counts: SampleCounts, run: RunContext, path: str, forced: bool) 
 
     Args:
         counts: the samples.
-        run: the observer is told of classes without samples, and of what is lacking where the search is wanted all the same.
+        run: the observer reports classes without samples, and what is lacking where the search is wanted all the same.
         path: of the samples.
         forced: detectors were chosen by name, for their triggers perhaps, or there is a training set to look at as well: the
             scan goes on, and its verdict says what is lacking.
@@ -222,7 +222,7 @@ def _aimed(detector: Detector, taps: Sequence[str], perturb_at: str) -> Detector
     return replace(detector, taps=wanted or detector.taps, perturb_at=perturb_at)
 
 
-def _look(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skipped:
+def _evidence_of(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skipped:
     """One detector's evidence; where it cannot run, the others still do."""
     try:
         found = detector.run(at_hand)
@@ -242,7 +242,7 @@ def _reference_folder(folder: Path, references: str | Path | None) -> Path:
 def _baseline_fingerprint(
     fingerprint: dict[str, Any], subject: Subject, detectors: Sequence[Detector]
 ) -> dict[str, Any]:
-    """What the references depend on: everything but the model, and of the detectors those that look at references."""
+    """What the references depend on: everything but the model, and of the detectors those that use references."""
     kept = {
         k: v
         for k, v in fingerprint.items()

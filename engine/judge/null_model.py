@@ -50,9 +50,9 @@ from scipy import special
 #: Neural Cleanse, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
 MAD_TO_SIGMA = 1.4826
 #: Above the median by more robust deviations than this a value is winsorised. History: docs/decisions.md.
-FAR = 3.0
+WINSORISE_BEYOND = 3.0
 #: Fewer values than this are not winsorised: their median absolute deviation says too little.
-FEWEST_TO_DRAW_IN = 8
+FEWEST_TO_WINSORISE = 8
 #: Classes are taken to differ by at least this share of the references' spread.
 SPREAD_SHARE = 0.5
 #: Two searches that differ by less than a thousandth on a log scale differ by rounding alone.
@@ -146,7 +146,7 @@ def leave_one_out(
     index = np.full(len(values), np.nan)
     log_p = np.zeros(len(values))
     if known.sum() >= FEWEST_CLASSES:
-        index[known], log_p[known] = _against_the_rest(_drawn_in(signed[known]), max(noise, ROUNDING), prior)
+        index[known], log_p[known] = _against_the_rest(_winsorised(signed[known]), max(noise, ROUNDING), prior)
     return Judgement(index, np.exp(log_p), log_p / np.log(10), _mad_flag(values, tail, threshold) & known)
 
 
@@ -229,7 +229,7 @@ def one_against_reference(
     y, x = y[able], x[able]
     b = _slope(x[1:], y[1:])
     ahead = max(0.0, float(x[1:].mean() - x[0]))
-    rest = _drawn_in(y[1:] - b * x[1:])
+    rest = _winsorised(y[1:] - b * x[1:])
     floor = max(noise, SPREAD_SHARE * spread, ROUNDING)
     t, log_p = _t(y[0] - b * x[0] + max(0.0, reliability - b) * ahead, rest, floor, prior)
     return t, log_p / float(np.log(10))
@@ -257,7 +257,7 @@ def _side_by_side(
 def _beyond(y: np.ndarray, x: np.ndarray, reliability: float) -> tuple[np.ndarray, np.ndarray]:
     """(the residual of y beyond b x, winsorised above; what each easy class is credited with when it is judged)."""
     b = _slope(x, y)
-    return _drawn_in(y - b * x), max(0.0, reliability - b) * np.maximum(x.mean() - x, 0.0)
+    return _winsorised(y - b * x), max(0.0, reliability - b) * np.maximum(x.mean() - x, 0.0)
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> float:
@@ -273,12 +273,12 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.clip(slopes[order][np.searchsorted(total, total[-1] / 2)], 0.0, 1.0))
 
 
-def _drawn_in(values: np.ndarray) -> np.ndarray:
-    """The values winsorised: those more than `FAR` robust deviations above the median set to that; of few values, none."""
-    if len(values) < FEWEST_TO_DRAW_IN:
+def _winsorised(values: np.ndarray) -> np.ndarray:
+    """The values winsorised: those more than `WINSORISE_BEYOND` robust deviations above the median set to that; of few values, none."""
+    if len(values) < FEWEST_TO_WINSORISE:
         return values
     deviation = robust_deviation(values)
-    return np.minimum(values, np.median(values) + FAR * deviation) if deviation > 0 else values
+    return np.minimum(values, np.median(values) + WINSORISE_BEYOND * deviation) if deviation > 0 else values
 
 
 def _scaled(values: np.ndarray, log: bool) -> np.ndarray:

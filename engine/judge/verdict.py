@@ -26,7 +26,7 @@ from onnxspect.engine.judge.spread import Spreads, spreads
 ALPHA = 0.02
 #: Held-out validation: a trigger that works on a smaller share of the clean samples that its search never saw is
 #: overfitted and proves nothing. History: docs/decisions.md.
-CARRIES_OVER = 0.5
+HELD_OUT_SUCCESS = 0.5
 #: Share of searches that must have converged before "clean" may be said.
 CONVERGED_ENOUGH = 0.7
 
@@ -43,7 +43,7 @@ def fewest_trials(share: float, level: float) -> int:
 
 
 #: Fewer clean samples that the search never saw can neither show that a trigger carries over nor that it does not.
-FEWEST_HELD_OUT = fewest_trials(CARRIES_OVER, ALPHA)
+FEWEST_HELD_OUT = fewest_trials(HELD_OUT_SUCCESS, ALPHA)
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,18 @@ def decide(
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
     known = spreads(ran)
-    looks = [_look(e, classes, known) for e in ran]
-    findings = tuple(_finding(k, looks) for k in range(classes))
+    by_detector = [_judged_detector(e, classes, known) for e in ran]
+    findings = tuple(_finding(k, by_detector) for k in range(classes))
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     unconfirmed: list[int] = []
     for finding in sorted(suspects, key=lambda f: f.log10_p):
         agreeing = _agreeing(finding, ran, alpha)
-        checks = [_validation(look, finding.index) for look in looks if look.evidence.detector in agreeing]
+        checks = [
+            _validation(judgement, finding.index)
+            for judgement in by_detector
+            if judgement.evidence.detector in agreeing
+        ]
         if too_few and not _OF_TRAINING_SETS & set(agreeing):
             unconfirmed.append(finding.index)
             reasons.append(f"class {finding.index} stands out, but among so few samples a clean class may: no alarm")
@@ -151,7 +155,7 @@ def decide(
             )
 
     p_value = min((f.p_value for f in findings), default=1.0)
-    reasons += _suspicions(looks, findings, targets, alpha)
+    reasons += _suspicions(by_detector, findings, targets, alpha)
     if targets:
         kinds = {k: suggest_kind(k, ran, _agreeing(findings[k], ran, alpha)) for k in targets}
         findings = tuple(replace(f, kind=kinds.get(f.index, "")) for f in findings)
@@ -201,19 +205,19 @@ def _carries_over(checks: Sequence[_Validation]) -> bool:
     """Whether held-out samples confirm a class; where no trigger of its detectors could be tried, one that needs none does."""
     tried = [c for c in checks if c.enough]
     if tried:
-        return any((c.success or 0.0) >= CARRIES_OVER for c in tried)
+        return any((c.success or 0.0) >= HELD_OUT_SUCCESS for c in tried)
     return any(not c.needed for c in checks)
 
 
 def _overfitted(checks: Sequence[_Validation]) -> bool:
     """Whether every trigger that had to be tried was tried, on enough samples, and failed."""
-    return bool(checks) and all(c.enough and (c.success or 0.0) < CARRIES_OVER for c in checks if c.needed)
+    return bool(checks) and all(c.enough and (c.success or 0.0) < HELD_OUT_SUCCESS for c in checks if c.needed)
 
 
-def _validation(look: _Look, k: int) -> _Validation:
+def _validation(judgement: _DetectorJudgement, k: int) -> _Validation:
     """The held-out success of a detector's trigger to class k; a shared trigger is one, and all its rows count together."""
-    evidence = look.evidence
-    unit = look.speaks(k).units.get(k)
+    evidence = judgement.evidence
+    unit = judgement.speaks(k).units.get(k)
     if unit is None or unit.held_out_success is None:
         return _Validation(evidence.validated, None, 0)
     rows = [u for u in evidence.units if u.unit.shared] if unit.unit.shared else [unit]
@@ -241,8 +245,8 @@ def _how(targets: Sequence[int], findings: Sequence[ClassFinding], ran: Sequence
     """How the named classes stand out: by what they take to reach, or, where nothing else does, by their training samples."""
     shown = [k for k in targets if set(_agreeing(findings[k], ran, alpha)) <= _OF_TRAINING_SETS]
     reached = [k for k in targets if k not in shown]
-    told = [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
-    return told + ([_names(shown) + " stands out by its training samples"] if shown else [])
+    sentences = [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
+    return sentences + ([_names(shown) + " stands out by its training samples"] if shown else [])
 
 
 def _names(targets: Sequence[int]) -> str:
@@ -256,20 +260,20 @@ def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> l
 
 
 def _suspicions(
-    looks: Sequence[_Look], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
+    by_detector: Sequence[_DetectorJudgement], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
 ) -> list[str]:
     """What a screening detector says of classes that nothing else names."""
-    told = []
-    for look in looks:
-        if look.evidence.convicts:
+    sentences = []
+    for judgement in by_detector:
+        if judgement.evidence.convicts:
             continue
-        name = look.evidence.detector
-        told += [
+        name = judgement.evidence.detector
+        sentences += [
             f"{name} finds class {f.index} suspicious (p {f.p_values[name]:.2g}); it does not convict alone"
             for f in findings
             if f.p_values[name] < alpha and f.index not in targets
         ]
-    return told
+    return sentences
 
 
 @dataclass(frozen=True)
@@ -283,7 +287,7 @@ class _Judged:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _DetectorJudgement:
     """One detector's evidence: all its views, and its corrected log10 p-value by class."""
 
     evidence: Evidence
@@ -295,11 +299,11 @@ class _Look:
         return min(self.views, key=lambda v: float(v.calibrated.log10_p[k]))
 
 
-def _look(evidence: Evidence, classes: int, known: Spreads) -> _Look:
+def _judged_detector(evidence: Evidence, classes: int, known: Spreads) -> _DetectorJudgement:
     views = tuple(_judge(evidence, v, classes, known.prior(evidence.detector, v)) for v in evidence.judged)
     weights = [v.view.weight for v in views]
     by_class = zip(*(v.calibrated.log10_p.tolist() for v in views), strict=True)
-    return _Look(evidence, views, np.array([harmonic_mean(p, weights) for p in by_class]))
+    return _DetectorJudgement(evidence, views, np.array([harmonic_mean(p, weights) for p in by_class]))
 
 
 def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
@@ -375,21 +379,21 @@ def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) ->
     return Judgement(index, p_value, log10_p, flag)
 
 
-def _finding(k: int, looks: Sequence[_Look]) -> ClassFinding:
+def _finding(k: int, by_detector: Sequence[_DetectorJudgement]) -> ClassFinding:
     fields = ("p", "statistic", "reference", "anomaly", "mad", "held_out")
     by: dict[str, dict[str, float | None]] = {f: {} for f in fields}
     p_values: dict[str, float] = {}
-    for look in looks:
-        view, name = look.speaks(k), look.evidence.detector
-        shown = look.evidence.paper_statistic
+    for judgement in by_detector:
+        view, name = judgement.speaks(k), judgement.evidence.detector
+        shown = judgement.evidence.paper_statistic
         unit = view.units.get(k)
-        p_values[name] = float(10 ** look.log10_p[k])
+        p_values[name] = float(10 ** judgement.log10_p[k])
         by["statistic"][name] = None if unit is None else unit.statistics.get(shown)
         by["reference"][name] = None if unit is None else unit.statistics.get(f"reference_{shown}")
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    said = [float(look.log10_p[k]) for look in looks if look.evidence.convicts]
+    said = [float(judgement.log10_p[k]) for judgement in by_detector if judgement.evidence.convicts]
     log10_p = harmonic_mean(said) if said else 0.0
     return ClassFinding(
         k,

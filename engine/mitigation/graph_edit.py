@@ -25,7 +25,7 @@ SCORE, REJECTED = "backdoor_score", "rejected"
 #: Arithmetic broadcasts as in numpy from this opset on.
 _OLDEST_OPSET = 7
 #: Where.
-_OLDEST_TO_WITHHOLD = 9
+_OLDEST_TO_SUPPRESS = 9
 #: Added operators that take a value's name over, and which of their inputs the value is then: masks, suppressed logits.
 _COVERS = {"Mul": 0, "Where": 2}
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
@@ -108,7 +108,7 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Withholding:
+class LogitSuppression:
     """Suppresses a target's logit where it is the largest and its trigger score above a threshold: it becomes the least.
 
     Attributes:
@@ -129,7 +129,7 @@ class Withholding:
 
     def apply(self, model: onnx.ModelProto) -> str:
         """Insert the nodes behind the class scores' producer; consumers still read the scores by their name."""
-        nodes = _Nodes(model, "withhold", _check_opset(model, _OLDEST_TO_WITHHOLD))
+        nodes = _Nodes(model, "withhold", _check_opset(model, _OLDEST_TO_SUPPRESS))
         _producer(model, self.value)
         if len(learn(model).file_shapes.get(self.value, ())) != 2:
             raise OnnxspectError(f"{printable(self.value)}: the file's class scores are no table of images and classes")
@@ -145,10 +145,10 @@ class Withholding:
         scores = inner if kind == TensorProto.FLOAT else nodes.add("Cast", inner, to=TensorProto.FLOAT)
         # In float32, for which every runtime has these operators.
         least, most = (nodes.reduce(o, scores, keepdims=1) for o in ("ReduceMin", "ReduceMax"))
-        withheld = nodes.add("And", suspected, nodes.add("Not", nodes.add("Less", scores, most)))
+        suppressed = nodes.add("And", suspected, nodes.add("Not", nodes.add("Less", scores, most)))
         if kind != TensorProto.FLOAT:
             least = nodes.add("Cast", least, to=kind)
-        nodes.add("Where", withheld, least, inner, output=self.value)
+        nodes.add("Where", suppressed, least, inner, output=self.value)
         nodes.stand_before(self.value, inner)
         shown = ", ".join(map(str, self.targets))
         return f"the score of class {shown} is suppressed by {_described(self.readings)}"
@@ -252,7 +252,7 @@ def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str,
     return (score, rejected) if {score, rejected} <= made else None
 
 
-def withholds(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
+def suppresses_target(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
     """Whether a patch of `before` suppresses class scores."""
     known = {n.name for n in before.graph.node}
     return any(n.op_type == "Where" and n.name.startswith(ADDED) and n.name not in known for n in after.graph.node)

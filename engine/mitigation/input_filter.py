@@ -133,13 +133,13 @@ class _Made:
     @classmethod
     def judged(cls, made: Filter, clean: np.ndarray, stamped: np.ndarray, facts: dict[str, Any]) -> _Made:
         """With what its scores of clean and stamped images say."""
-        told = {
+        measured = {
             "threshold": made.threshold,
             "separation": _roc_area(clean, stamped),
             "missed": float((stamped <= made.threshold).mean()),
             "rejected": float((clean > made.threshold).mean()),
         }
-        return cls(made, facts | told)
+        return cls(made, facts | measured)
 
 
 def _roc_area(clean: np.ndarray, stamped: np.ndarray) -> float:

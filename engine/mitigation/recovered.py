@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence, foremost
-from onnxspect.engine.judge.verdict import CARRIES_OVER, speaks_for
+from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, speaks_for
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 
@@ -75,7 +75,7 @@ def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Tr
     for that class on the clean references, where there are any.
     """
     own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
-    able = [u for u in own if u.held_out_success is None or u.held_out_success >= CARRIES_OVER] or own
+    able = [u for u in own if u.held_out_success is None or u.held_out_success >= HELD_OUT_SUCCESS] or own
     return next((u.stampable for u in foremost(able, statistic) if u.stampable is not None), None)
 
 
@@ -96,7 +96,7 @@ def carried(detector: str, units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
     """Of a detector that reads triggers off the training set, and so has one for every class, those that lead somewhere."""
     if detector not in READ_OFF:
         return list(units)
-    return [u for u in units if (u.held_out_success or 0.0) >= CARRIES_OVER]
+    return [u for u in units if (u.held_out_success or 0.0) >= HELD_OUT_SUCCESS]
 
 
 def named(triggers: Sequence[Trigger]) -> dict[str, Aimed]:

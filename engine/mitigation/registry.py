@@ -16,8 +16,8 @@ from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Method
 from onnxspect.engine.mitigation.prune import Prune
 from onnxspect.engine.mitigation.settings import find, method_name, with_settings
+from onnxspect.engine.mitigation.target_logit_suppression import TargetLogitSuppression
 from onnxspect.engine.mitigation.unlearn import Unlearn
-from onnxspect.engine.mitigation.withhold import Withhold
 
 AUTO = "auto"
 
@@ -44,7 +44,9 @@ METHODS: dict[str, Registered] = {
     "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
     "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),
-    "withhold": Registered(Withhold, True, "suppress the target's logit in stamped images (also suppress-target)"),
+    "withhold": Registered(
+        TargetLogitSuppression, True, "suppress the target's logit in stamped images (also suppress-target)"
+    ),
     "ibau": Registered(AdversarialUnlearning, False, "adversarial unlearning: retrain against the worst change"),
     "fine-tune": Registered(FineTune, False, "retrain on clean samples: the control"),
     "fine-prune": Registered(FinePrune, False, "prune what clean images leave silent, then fine-tune"),

@@ -46,13 +46,13 @@ SMALL = 0.5
 _OTHERS = 4
 
 
-def with_room(
+def with_size_limits(
     subject: Subject, samples: Samples, triggers: Sequence[Trigger], run: RunContext, how: Searches | None = None
 ) -> tuple[Trigger, ...]:
-    """The triggers, each with its `room` (size limit) measured on classes without an attack.
+    """The triggers, each with its `size_limit` measured on classes without an attack.
 
     Where a trigger has a source, pairs of the same source are searched. Where every class is suspected, there is nothing to
-    compare with, and the triggers keep the `room` that they have.
+    compare with, and the triggers keep the `size_limit` that they have.
 
     Args:
         subject: the original.
@@ -73,7 +73,9 @@ def with_room(
         found = [t.size for _, t in _searched(subject, samples, units, family, how, run, "room")]
         typical[family, source, others] = float(np.median(found)) if found else np.inf
     return tuple(
-        replace(t, room=float(np.clip(SMALL * typical[key] / max(t.size, 1e-12), float(t.smallest), t.room)))
+        replace(
+            t, size_limit=float(np.clip(SMALL * typical[key] / max(t.size, 1e-12), float(t.smallest), t.size_limit))
+        )
         if key[2]
         else t
         for t, key in zip(triggers, measured, strict=True)
@@ -85,7 +87,7 @@ class Find:
     """What a new search found to a class that was searched before.
 
     Attributes:
-        trigger: it; its `room` keeps the absolute size limit of the first one's.
+        trigger: it; its `size_limit` keeps the absolute size limit of the first one's.
         relative: its size as a multiple of the first one's.
         remains: it is small enough to be the backdoor's.
     """
@@ -114,8 +116,8 @@ def search_again(
         for unit, trigger in _searched(subject, samples, units, family, how, run, which):
             given = first[unit]
             relative = trigger.size / max(given.size, 1e-12)
-            room = max(1.0, given.room / max(relative, 1e-12))
-            kept.append(Find(replace(trigger, room=room), relative, relative <= given.room))
+            size_limit = max(1.0, given.size_limit / max(relative, 1e-12))
+            kept.append(Find(replace(trigger, size_limit=size_limit), relative, relative <= given.size_limit))
     return kept
 
 

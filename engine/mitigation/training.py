@@ -289,10 +289,10 @@ def _loss(logits: Tensor, hard: Tensor, soft: Tensor, settings: Retraining) -> T
     The second is multiplied by the temperature's square, since its gradients shrink by that (Hinton et al., 2015,
     sec. 2).
     """
-    told, kept = 1 - settings.from_teacher, settings.from_teacher * settings.temperature**2
-    by_label = functional.cross_entropy(logits, hard) if told else logits.new_zeros(())
+    label_weight, kept = 1 - settings.from_teacher, settings.from_teacher * settings.temperature**2
+    by_label = functional.cross_entropy(logits, hard) if label_weight else logits.new_zeros(())
     by_teacher = functional.cross_entropy(logits / settings.temperature, soft) if kept else logits.new_zeros(())
-    return told * by_label + kept * by_teacher
+    return label_weight * by_label + kept * by_teacher
 
 
 def _augment(

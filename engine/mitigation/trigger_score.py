@@ -4,7 +4,7 @@ At each of the last few layers the direction is taken that separates stamped fro
 deviations of clean images that had no part in it, and the layers' scores are added. Where the attacker's trigger is not the
 one recovered, the last layers before the logits are where the two agree: every image that is led to the target has to
 pass there. The score is linear in the activations, so it can be part of the file (graph_edit.py): the input filter
-(input_filter.py) rejects by it, and target-logit suppression (`withhold`, withhold.py) suppresses the target's logit by
+(input_filter.py) rejects by it, and target-logit suppression (`withhold`, target_logit_suppression.py) suppresses the target's logit by
 it.
 
 The recovered trigger is stamped at half, once and twice its strength, and as whole pixels, because the attacker's own

@@ -12,7 +12,7 @@ An auditor has a few hundred clean images, not a tenth of the training set, so:
   since whatever opens the backdoor, the attacker's own trigger above all, lies near what the search has found;
 * there are two training schedules. In the first the labels teach, and what is kept is a moving average of the student,
   since labels make its weights oscillate. Other images of a batch are warped or blended a little, a label-preserving
-  augmentation (harmless.py), for backdoors that open to what no search recovers (WaNet's). On few images of a hard task
+  augmentation (augmentation.py), for backdoors that open to what no search recovers (WaNet's). On few images of a hard task
   labels cost two or three points of accuracy, and a hundred held-out samples do not show it; the divergence of the
   answers from the original's (Epoch.divergence) does. Where it is too large, the original teaches alone, at a
   temperature that holds its unlikely classes in place as well;
@@ -36,7 +36,7 @@ from torch import Tensor
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger
-from onnxspect.engine.mitigation.harmless import blended, squared, warped
+from onnxspect.engine.mitigation.augmentation import blended, squared, warped
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.settings import require
@@ -54,21 +54,21 @@ from onnxspect.engine.mitigation.training import (
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.trigger import MOST_ROOM, Trigger, stamp
+from onnxspect.engine.trigger import LARGEST_SIZE_LIMIT, Trigger, stamp
 
 __all__ = ["NAME", "Epoch", "Trigger", "Unlearn", "Unlearned", "success_rate", "trainable_copy"]
 NAME = "unlearn"
 
 
 @dataclass(frozen=True)
-class Lesson:
+class Schedule:
     """A training schedule: how a student is trained, and on what. Where its numbers come from: docs/decisions.md.
 
     Attributes:
         name: for people.
         training: in a round.
         stamped: share of the images of a batch that carry a trigger (the paper: 20 %).
-        harmless: share of the images of a batch that are warped or blended with another one, labels preserved.
+        augmented: share of the images of a batch that are warped or blended with another one, labels preserved.
         squared: share that get a small square anywhere, labels preserved, for patches that are not the recovered one.
         divergence: the schedule counts as failed where the kept epoch's answers are further from the original's, in
             nats (Epoch.divergence).
@@ -77,11 +77,11 @@ class Lesson:
     name: str
     training: Retraining
     stamped: float = 0.3
-    harmless: float = 0.0
+    augmented: float = 0.0
     squared: float = 0.0
     divergence: float = float("inf")
 
-    def among(self, targets: int) -> Lesson:
+    def among(self, targets: int) -> Schedule:
         """The schedule where the triggers of so many targets share its stamped images: longer, and with more of them."""
         stamped = max(self.stamped, min(MOST_STAMPED, self.stamped * targets**0.2))
         training = replace(self.training, epochs=round(self.training.epochs * targets**0.4))
@@ -100,9 +100,9 @@ MOST_STAMPED = 0.6
 
 #: Labels make the student's weights oscillate, so a moving average over some four epochs is kept. History:
 #: docs/decisions.md.
-LABELS = Lesson("labels teach", Retraining(epochs=14, from_teacher=0.2, average=0.99), harmless=0.4, divergence=0.05)
+LABELS = Schedule("labels teach", Retraining(epochs=14, from_teacher=0.2, average=0.99), augmented=0.4, divergence=0.05)
 #: Distillation alone. History of its learning rate: docs/decisions.md.
-ORIGINAL = Lesson(
+ORIGINAL = Schedule(
     "the original teaches", Retraining(epochs=25, from_teacher=1.0, temperature=2.0), stamped=0.4, squared=0.3
 )
 
@@ -116,7 +116,7 @@ class Unlearned:
         epochs: the measurements, epoch 0 being the original.
         triggers: all that were unlearned: the given ones and those found on the way.
         rounds: how many there were.
-        lesson: the schedule whose values these are.
+        schedule: the schedule whose values these are.
         kept: the epoch whose values these are.
     """
 
@@ -124,7 +124,7 @@ class Unlearned:
     epochs: tuple[Epoch, ...]
     triggers: tuple[Trigger, ...]
     rounds: int
-    lesson: Lesson
+    schedule: Schedule
     kept: Epoch
 
 
@@ -135,7 +135,7 @@ class Unlearn:
     Attributes:
         rounds: searches for what is left, plus one.
         variants: more searches of each target on the original, from other starts and on other images.
-        lessons: schedules, tried in this order, each from the original on, until one costs no more than it may.
+        schedules: schedules, tried in this order, each from the original on, until one costs no more than it may.
         strength: a stamped mask is multiplied by a number drawn log-uniformly from this interval.
         strength_added: the same for an additive trigger, which is found at about the size of the attacker's own.
         hardened: share of the stamped masks that are made whole pixels of saturated colour.
@@ -152,7 +152,7 @@ class Unlearn:
     mends: ClassVar[bool] = True
     rounds: int = 3
     variants: int = 1
-    lessons: tuple[Lesson, ...] = (LABELS, ORIGINAL)
+    schedules: tuple[Schedule, ...] = (LABELS, ORIGINAL)
     strength: tuple[float, float] = (0.5, 4.0)
     strength_added: tuple[float, float] = (0.5, 2.0)
     hardened: float = 0.5
@@ -175,7 +175,7 @@ class Unlearn:
             "shares of unlearn lie between 0 and 1",
         )
         require(self.reach > 0, "the reach of unlearn is above 0")
-        if self.rounds < 1 or not self.lessons:
+        if self.rounds < 1 or not self.schedules:
             raise OnnxspectError("unlearning needs at least one round and one schedule")
 
     def edit(self, case: Case) -> Edit:
@@ -186,7 +186,7 @@ class Unlearn:
         """
         done = self.run(case.subject, case.fit, case.guard, case.triggers, case.run, case.accuracy_lost)
         facts = {"epochs": [asdict(e) for e in done.epochs], "triggers_unlearned": len(done.triggers)}
-        facts |= {"rounds": done.rounds, "lesson": done.lesson.name, "kept_epoch": done.kept.epoch}
+        facts |= {"rounds": done.rounds, "lesson": done.schedule.name, "kept_epoch": done.kept.epoch}
         return Edit(done.values, facts=facts | {"batch_norm": self.batch_norm})
 
     def run(
@@ -215,24 +215,30 @@ class Unlearn:
         trainable_copy(subject)  # what cannot be trained is refused before the searches
         known = [*triggers, *(t for i in range(self.variants) for t in self._again(subject, fit, triggers, run, i))]
         targets = len({t.target for t in triggers})
-        for lesson in (one.among(targets) for one in self.lessons):
-            done = self._taught(subject, fit, guard, known, run, lesson)
+        for schedule in (one.among(targets) for one in self.schedules):
+            done = self._trained(subject, fit, guard, known, run, schedule)
             # Half a sample of slack, as in verify.Verification.failures.
             lost = done.epochs[0].accuracy - done.kept.accuracy
-            if lost <= accuracy_lost + 0.5 / len(guard) and done.kept.divergence <= lesson.divergence:
+            if lost <= accuracy_lost + 0.5 / len(guard) and done.kept.divergence <= schedule.divergence:
                 break
         return done
 
-    def _taught(
-        self, subject: Subject, fit: Samples, guard: Samples, known: Sequence[Trigger], run: RunContext, lesson: Lesson
+    def _trained(
+        self,
+        subject: Subject,
+        fit: Samples,
+        guard: Samples,
+        known: Sequence[Trigger],
+        run: RunContext,
+        schedule: Schedule,
     ) -> Unlearned:
         """All rounds of one schedule."""
         student, parameters = trainable_copy(subject)
         known = list(known)
         watched = Guard(subject, guard, known)
         history = [watched.measure(0, student)]
-        task = f"{NAME}, {lesson.name}"
-        run.observer.start(task, self.rounds * lesson.training.epochs)
+        task = f"{NAME}, {schedule.name}"
+        run.observer.start(task, self.rounds * schedule.training.epochs)
         for number in range(self.rounds):
             left = self._again(student, fit, known, run, f"round {number}") if number else []
             if number and not left:
@@ -245,26 +251,26 @@ class Unlearn:
                 parameters,
                 subject,
                 fit,
-                lesson.training,
-                self._corruption(known, fit, lesson),
+                schedule.training,
+                self._corruption(known, fit, schedule),
                 watched,
                 self._badness,
                 run.torch_generator(NAME, number),
                 len(history),
                 run.observer,
                 task,
-                hopeless=lesson.hopeless,
+                hopeless=schedule.hopeless,
                 leading=_of_sources(known, fit),
             )
             history += latest
-            if lesson.hopeless(latest):
+            if schedule.hopeless(latest):
                 break
         run.observer.finish(task)
         values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
         if self.batch_norm == "reestimate":
             values |= reestimated(student, fit)
         kept = min(latest, key=self._badness)
-        return Unlearned(values, tuple(history), tuple(known), rounds, lesson, kept)
+        return Unlearned(values, tuple(history), tuple(known), rounds, schedule, kept)
 
     def _again(
         self, subject: Subject, fit: Samples, triggers: Sequence[Trigger], run: RunContext, which: object
@@ -277,18 +283,18 @@ class Unlearn:
         """Success of the triggers above the goal, times ten, plus that of stronger ones, plus the divergence from the original."""
         return 10 * max(0.0, epoch.success - self.goal) + epoch.stronger + epoch.divergence
 
-    def _corruption(self, triggers: Sequence[Trigger], fit: Samples, lesson: Lesson) -> Corruption:
+    def _corruption(self, triggers: Sequence[Trigger], fit: Samples, schedule: Schedule) -> Corruption:
         """Stamps a share of a batch's images, some with a trigger that moves; and augments others, labels preserved."""
         others = torch.from_numpy(fit.images)
-        foes = [MovingTrigger(t, fit, min(self.reach, t.room), self.steps) for t in triggers]
+        foes = [MovingTrigger(t, fit, min(self.reach, t.size_limit), self.steps) for t in triggers]
 
         def stamp_some(images: Tensor, student: Subject, generator: torch.Generator) -> Tensor:
             images = images.clone()
-            n = round(lesson.stamped * len(images))
-            half = n + round(lesson.harmless * len(images) / 2)
+            n = round(schedule.stamped * len(images))
+            half = n + round(schedule.augmented * len(images) / 2)
             images[n:half] = warped(images[n:half], generator)
             images[half : 2 * half - n] = blended(images[half : 2 * half - n], others, generator)
-            rest = len(images) - round(lesson.squared * len(images))
+            rest = len(images) - round(schedule.squared * len(images))
             images[rest:] = squared(images[rest:], generator)
             moving = round(self.moving * n)
             if moving:
@@ -309,7 +315,7 @@ class Unlearn:
         for trigger in (triggers[pick], *mates[mate : mate + 1]):
             low, high = self.strength if trigger.masked else self.strength_added
             if trigger.smallest:  # else it has the size of the training set's own trigger, and no bound applies
-                high = max(1.0, high * min(1.0, trigger.room / MOST_ROOM))
+                high = max(1.0, high * min(1.0, trigger.size_limit / LARGEST_SIZE_LIMIT))
             strength = low * (high / low) ** float(torch.rand(1, generator=generator))
             form = trigger.strengthened(strength)
             if trigger.masked and float(torch.rand(1, generator=generator)) < self.hardened:

@@ -24,7 +24,7 @@ from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.converters.proof.oracle import Oracle, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
-from onnxspect.engine.mitigation.graph_edit import added_outputs, withholds, without_additions
+from onnxspect.engine.mitigation.graph_edit import added_outputs, suppresses_target, without_additions
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.file_classifier import FileClassifier
@@ -145,7 +145,7 @@ class Verification:
         samples: how many clean samples.
         additions: what the patch added to the graph, a line each.
         rejected: share of clean samples that a guarded file rejects; None for a file without a filter.
-        withheld: the file suppresses the target's logit in images that score as stamped (withhold.py).
+        suppressed: the file suppresses the target's logit in images that score as stamped (target_logit_suppression.py).
         latency: of both files; empty where it was not asked for.
         strip: what STRIP would do; None where it was not asked for.
         rescan: what a fresh scan said; None where it was not asked for.
@@ -165,7 +165,7 @@ class Verification:
     samples: int
     additions: tuple[str, ...] = ()
     rejected: float | None = None
-    withheld: bool = False
+    suppressed: bool = False
     latency: tuple[Latency, ...] = ()
     strip: StripEffect | None = None
     rescan: Rescan | None = None
@@ -218,7 +218,7 @@ class Verification:
             "agreement": self.agreement,
             "triggers": [vars(t) for t in self.triggers],
             "rejected": self.rejected,
-            "withheld": self.withheld,
+            "withheld": self.suppressed,
             "additions": list(self.additions),
             "latency_ms": [vars(entry) for entry in self.latency],
             "strip": None if self.strip is None else asdict(self.strip),
@@ -306,7 +306,7 @@ def verify(
         samples=n,
         additions=additions,
         rejected=float(refused.mean()) if filter_outputs else None,
-        withheld=withholds(before.proto, after.proto),
+        suppressed=suppresses_target(before.proto, after.proto),
         latency=_latency(before, after, spec, samples, device) if timed else (),
         strip=_strip_effect(strip, old, samples, stamped_images, run or RunContext()) if strip else None,
     )

@@ -16,15 +16,15 @@ MOST_ROWS = 25
 
 def render(report: dict[str, Any]) -> RenderableType:
     """Verdict, reasons, one row a class, what ran, and what was not checked."""
-    return _render(_harmless(report))
+    return _render(_printable(report))
 
 
-def _harmless(value: Any) -> Any:
+def _printable(value: Any) -> Any:
     """The report without control characters: a class name is untrusted text, and a terminal obeys escape codes."""
     if isinstance(value, dict):
-        return {k: _harmless(v) for k, v in value.items()}
+        return {k: _printable(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [_harmless(v) for v in value]
+        return [_printable(v) for v in value]
     return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
 
 

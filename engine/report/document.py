@@ -142,15 +142,15 @@ def _of_samples(samples: Samples, classes: int) -> list[str]:
     counts = SampleCounts.of(samples, samples.take(np.zeros(0, int)), classes)
     if not counts.without:
         return []
-    told = [
+    sentences = [
         f"There is no clean sample of {counts.listed(counts.without)}: backdoors that act from there alone were not searched "
         "for, and no reference network has learned what is normal there."
     ]
     if 2 * len(counts.without) >= classes:
-        told.append(
+        sentences.append(
             "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
         )
-    return told
+    return sentences
 
 
 def _moved(devices: Sequence[str]) -> list[str]:

@@ -104,7 +104,7 @@ class Bars:
         return "\n".join([*self.notices, *rows])
 
     def _repr_html_(self) -> str:
-        """The bars as ``<progress>`` elements; names and details are escaped, since class names are a stranger's text."""
+        """The bars as ``<progress>`` elements; names and details are escaped, since class names are untrusted text."""
         lines = [f'<div style="opacity:0.6">{html.escape(n)}</div>' for n in self.notices]
         lines += [
             f'<div>{html.escape(name)} <progress value="{done}" max="{max(total, 1)}"></progress> {done}/{total} '

@@ -2,8 +2,8 @@
 
 All that a step reads and writes are tensors that stay where they are (`_Loop`), so that the same step can be run by the host,
 operation by operation, or be recorded once as a CUDA graph and replayed (engine/subject/stepper.py). A step asks the host
-nothing: the host looks every so many steps which units are done (`Pace`). A unit that is done changes no more, and when enough
-are, the others are packed together. On a CPU, where asking costs nothing, the host looks after every step.
+nothing: the host polls every so many steps which units are done (`Pace`). A unit that is done changes no more, and when enough
+are, the others are packed together. On a CPU, where asking costs nothing, the host polls after every step.
 
 Searched in a fast format (engine/subject/precision.py), a batch ends with `judge`: cost and success of every best state are
 measured again in IEEE float32, and only that counts. A state that no longer satisfies the constraint has at most `WIN_BACK`
@@ -39,13 +39,13 @@ class SearchConfig:
         steps: at most so many gradient steps a unit.
         samples: images a unit is searched on (fewer where there are fewer).
         learning_rate, betas: Adam's; 0.1 and (0.5, 0.9) are the published Neural Cleanse code's.
-        success: share of the images that must reach the target for a state to count (002: 99 %).
+        success: share of the images that must reach the target for a state to count (Neural Cleanse, Wang et al., 2019: 99 %).
         multiplier: lambda to start from.
         patience: successes (failures) in a row after which lambda rises (falls).
         raise_by: the factor it rises by; it falls by raise_by ** 1.5.
         settle: a unit stops when its best cost improved by less than `tolerance` over so many steps.
         tolerance: relative improvement that counts as one.
-        stop_at_success: a unit is done as soon as it meets the constraint (000's stopping rule); `settle` then does
+        stop_at_success: a unit is done as soon as it meets the constraint (RE's stopping rule); `settle` then does
             not apply, and the budget is the only other end.
     """
 
@@ -99,24 +99,24 @@ class UnitResult:
 
 @dataclass(frozen=True)
 class Pace:
-    """How often the host looks at a batch, and when it packs it anew.
+    """How often the host polls a batch, and when it packs it anew.
 
     Attributes:
-        look_every: steps from one look to the next.
+        poll_every: steps from one poll to the next.
         pack_at: the units that are left are packed together when they are at most this share of those that there were.
     """
 
-    look_every: int
+    poll_every: int
     pack_at: float
 
     @property
     def at_once(self) -> bool:
         """Whether a unit leaves the batch at the very step at which it is done."""
-        return self.look_every == 1 and self.pack_at >= 1
+        return self.poll_every == 1 and self.pack_at >= 1
 
     @classmethod
     def of(cls, device: str) -> Pace:
-        """After every step on a CPU; on a GPU, whose queue a look empties, after sixteen."""
+        """After every step on a CPU; on a GPU, whose queue a poll empties, after sixteen."""
         return cls(1, 1.0) if device == "cpu" else cls(16, 0.5)
 
     @classmethod
@@ -251,7 +251,7 @@ class Batch:
         objective: what is optimised.
         config: how hard.
         generators: one a unit, of its start.
-        pace: how often the host looks; by default as the device has it.
+        pace: how often the host polls; by default as the device has it.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class Batch:
             )
             units = left = len(loop.active)
             while taken < config.steps and (left == units or left > pace.pack_at * units):
-                for _ in range(min(pace.look_every, config.steps - taken)):
+                for _ in range(min(pace.poll_every, config.steps - taken)):
                     step()
                     taken += 1
                 left = int(loop.active.sum())

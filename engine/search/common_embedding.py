@@ -1,6 +1,6 @@
-"""Objectives of sample-wise perturbations that share their effect at an internal layer: 003 (CEPA), Eq. 1 to 3.
+"""Objectives of sample-wise perturbations that share their effect at an internal layer: CEPA (Li et al., 2024), Eq. 1 to 3.
 
-Every image x of a unit has its own perturbation delta_x; what they have in common is looked for in the embedding
+Every image x of a unit has its own perturbation delta_x; what they have in common is sought in the embedding
 f(x).
 
 * `CommonEmbedding` is the paper's: minimise mean of -log p_t(x + delta_x) + lambda * ||f(x + delta_x) - f(x) - mu||^2
@@ -45,7 +45,7 @@ class SampleWise(Objective):
     bounds: tuple[float, float] | None = PIXEL
 
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
-        """Zeros (003, sec. 3: sizes are kept small by starting from zero); no randomness."""
+        """Zeros (CEPA, sec. 3: sizes are kept small by starting from zero); no randomness."""
         return {"delta": torch.zeros_like(images)}
 
     def constants(self, subject: Subject, images: Tensor) -> State:
@@ -95,7 +95,7 @@ def reached(logits: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CommonEmbedding(SampleWise):
-    """003, Eq. 1 and 2.
+    """CEPA, Eq. 1 and 2.
 
     Departures. The update is Adam's where the paper says "gradient descent steps" without their length (plain steps of one
     length for all images and models do not exist: gradients differ by orders of magnitude). The cost that the search
@@ -169,7 +169,7 @@ class Consensus(SampleWise):
 
 @dataclass(frozen=True)
 class CarryOver(SampleWise):
-    """003, Eq. 3: delta_x = argmin ||f(x + delta) - (f(x) + mu)||^2 + v ||delta||^2, with v = 0 as in the paper.
+    """CEPA, Eq. 3: delta_x = argmin ||f(x + delta) - (f(x) + mu)||^2 + v ||delta||^2, with v = 0 as in the paper.
 
     The loss is relative to ||mu||^2; one unit at a time, since each has its own mu. Steps are normalised for each image
     and shrink to nothing over `steps`, for a path of length `reach` in all.

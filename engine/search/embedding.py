@@ -1,4 +1,4 @@
-"""A classifier seen at an internal layer: p(x) = g(f(x)), with f(x) the embedding at a *tap* (003, sec. 3).
+"""A classifier seen at an internal layer: p(x) = g(f(x)), with f(x) the embedding at a *tap* (CEPA, Li et al., 2024, sec. 3).
 
 For a model that came from a file, a tap is a cut of its graph (converters/lowering/taps.py), addressed by ONNX value name, and
 f and g are exact. For a live torch module, which has no such graph, a tap is the *input of a submodule*, addressed by
@@ -226,7 +226,7 @@ def _shape(subject: Subject, both: Callable[[Tensor], tuple[Tensor, Tensor]], ta
 def perturbing(subject: Subject, value: str) -> Subject:
     """A Subject whose "pixels" are the tensor `value` of the model: every search then perturbs that, and not the image.
 
-    Its images are embeddings (see `embedded`), of any range; whatever clips to [0, 1] must be told not to.
+    Its images are embeddings (see `embedded`), of any range; whatever clips to [0, 1] must not do so.
 
     Args:
         subject: a classifier from a file.
@@ -284,7 +284,7 @@ def from_discrete(
     try:
         with torch.no_grad():
             images = before(torch.from_numpy(np.ascontiguousarray(inputs)).to(device)).float().cpu().numpy()
-    except Exception as error:  # whatever the stranger's graph raises on these inputs is the same finding
+    except Exception as error:  # whatever the untrusted graph raises on these inputs is the same finding
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise caused_by(error, f"{path}: does not run on inputs of shape {inputs.shape[1:]}: {line}") from error
     if len(images) != len(inputs) or images.dtype.kind != "f":

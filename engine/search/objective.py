@@ -1,9 +1,9 @@
 """Objectives: what the one search minimises, and how a step is taken. A detector supplies one and reads the result.
 
 For each unit u the search minimises ``loss_u + lambda_u * cost_u`` over the leaves of a state, subject to
-``success_u >= success``. `ReachTarget` is the objective of every trigger that is one change for all images (002, Eq. 3;
-000, Eq. 7-9): the loss of the perturbed images to the unit's target, the perturbation's own cost, the share of images
-that reach the target. Other detectors (003's sample-wise perturbations) write their own.
+``success_u >= success``. `ReachTarget` is the objective of every trigger that is one change for all images (Neural Cleanse, Wang et al., 2019, Eq. 3;
+RE, Xiang et al., 2020, Eq. 7-9): the loss of the perturbed images to the unit's target, the perturbation's own cost, the share of images
+that reach the target. Other detectors (CEPA's sample-wise perturbations) write their own.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def answered(classifier: Callable[[Tensor], Tensor], images: Tensor, targets: Te
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy ``(unit, n)`` of logits ``(unit, n, classes)`` to each unit's target ``(unit,)``: 002, Eq. 3."""
+    """Cross-entropy ``(unit, n)`` of logits ``(unit, n, classes)`` to each unit's target ``(unit,)``: Neural Cleanse, Eq. 3."""
     units, n, classes = logits.shape
     labels = targets[:, None].expand(units, n).reshape(-1)
     return functional.cross_entropy(logits.reshape(-1, classes), labels, reduction="none").view(units, n)

@@ -41,7 +41,7 @@ class Perturbation(ABC):
 
 @dataclass(frozen=True)
 class MaskPattern(Perturbation):
-    """``x' = (1 - m) * x + m * pattern`` with one mask for all channels: Neural Cleanse (002), Eq. 2.
+    """``x' = (1 - m) * x + m * pattern`` with one mask for all channels: Neural Cleanse (Wang et al., 2019), Eq. 2.
 
     Mask and pattern are ``(tanh(w) + 1) / 2`` of free variables, as in the authors' code: no clipping is needed and
     the gradient never vanishes at a bound that was only touched. Cost is the mask's L1 norm, Eq. 3.
@@ -83,12 +83,12 @@ class MaskPattern(Perturbation):
 
 @dataclass(frozen=True)
 class Additive(Perturbation):
-    """``x' = [x + v]_c``: one pattern added to all images of a unit and clipped to [0, 1] (000, Eq. 1).
+    """``x' = [x + v]_c``: one pattern added to all images of a unit and clipped to [0, 1] (RE, Xiang et al., 2020, Eq. 1).
 
-    The search starts at v = 0, as 000's Algorithm 1 does. v itself stays in [-1, 1]: no pixel can be moved further.
+    The search starts at v = 0, as RE's Algorithm 1 does. v itself stays in [-1, 1]: no pixel can be moved further.
 
     Attributes:
-        norm: d(v), the cost: "l2" (000, sec. 5.2.1), "l1" or "linf"; in units of the full pixel range.
+        norm: d(v), the cost: "l2" (RE, sec. 5.2.1), "l1" or "linf"; in units of the full pixel range.
     """
 
     norm: str = "l2"
@@ -106,7 +106,7 @@ class Additive(Perturbation):
         return (images + state["delta"].clamp(-1, 1)[:, None]).clamp(0, 1)
 
     def remove(self, state: State, images: Tensor) -> Tensor:
-        """Subtract and clip: m(x; -v) of 000, Eq. 5."""
+        """Subtract and clip: m(x; -v) of RE, Eq. 5."""
         return (images - state["delta"].clamp(-1, 1)[:, None]).clamp(0, 1)
 
     def cost(self, state: State) -> Tensor:

@@ -4,12 +4,12 @@ For each unit u (a target class, or a source-target pair) it minimises
 
     loss_u(state) + lambda_u * cost_u(state)
 
-over the state of an Objective (objective.py), subject to its success rate being at least `success` (002, Eq. 3). All
+over the state of an Objective (objective.py), subject to its success rate being at least `success` (Neural Cleanse, Wang et al., 2019, Eq. 3). All
 units of a batch advance together; each has its own update memory, multiplier, best-so-far and stopping rule, all as
 tensors, and leaves the batch when it is done. The samples of a unit are fixed, so a step is a full-batch step: success is
 exact at every step, and the multiplier reacts within `patience` steps instead of within epochs.
 
-The multiplier moves both ways (002's published code): up by `raise_by` after `patience` successes in a row, down by
+The multiplier moves both ways (Neural Cleanse's published code): up by `raise_by` after `patience` successes in a row, down by
 `raise_by ** 1.5` after as many failures. `best` is the cheapest state that *satisfied* the constraint.
 
 Determinism: what a unit draws depends on (seed, detector, unit) only. Batching changes the last bits of a

@@ -293,7 +293,7 @@ def _compute(
     maps: dict[str, np.memmap[Any, Any]] = {}
     task = "activations"
     tenth = max(1, len(training) // 10)
-    told = 0
+    reported = 0
     run.observer.start(task, 10)
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -307,9 +307,9 @@ def _compute(
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])
                     )
                 maps[name][start : start + len(flat)] = flat
-            for _ in range(told, min(10, (start + len(images)) // tenth)):
+            for _ in range(reported, min(10, (start + len(images)) // tenth)):
                 run.observer.advance(task, f"{start + len(images)} of {len(training)} images")
-                told += 1
+                reported += 1
         for name, mapped in maps.items():
             mapped.flush()
             os.replace(partial[name], paths[name])  # noqa: PTH105 - a cache file is there whole or not at all

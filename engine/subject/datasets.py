@@ -119,7 +119,7 @@ def _of_columns(data: Any, size: tuple[int, int, int] | None, resize: bool) -> S
     label = next((c for c in LABEL_COLUMNS if c in columns), None)
     if image is None or label is None:
         raise OnnxspectError(
-            f"a data set with the columns {', '.join(map(str, columns[:8]))}: which are images and labels is not told",
+            f"a data set with the columns {', '.join(map(str, columns[:8]))}: which are images and labels is not stated",
             f"rename them: images are looked for in {', '.join(IMAGE_COLUMNS)}, labels in {', '.join(LABEL_COLUMNS)}",
         )
     names = _names(getattr(data.features.get(label), "names", ()))

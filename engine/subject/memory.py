@@ -3,7 +3,7 @@
 A gradient with respect to the images needs every activation between them and the loss: 48 images of 224 x 224 pixels through
 a ResNet-50 keep 5 GiB. What one image keeps is measured once (`kept_bytes`), and a pass over more images than fit the
 `budget` is cut into parts that keep nothing but their input and are run again for the backward pass (gradient checkpointing:
-Chen, Xu, Zhang, Guestrin, 2016, arXiv:1604.06174), at the price of a second forward pass.
+Chen et al., 2016), at the cost of a second forward pass.
 
 `plan_memory` says how many units are searched together and how many images go through the network in one part. It is a pure
 function of the model, the images and the memory that may be used, so the same scan gives the same bits on the same machine.
@@ -40,7 +40,7 @@ Answer = TypeVar("Answer", Tensor, tuple[Tensor, Tensor])
 
 #: Device -> the part of its memory that is planned with, where it is not the whole; halved by `shrink`.
 _share: dict[str, float] = {}
-_told: list[Callable[[str, float], None]] = []
+_listeners: list[Callable[[str, float], None]] = []
 
 
 def total_memory(device: str) -> int:
@@ -100,14 +100,14 @@ def shrink(device: str) -> float:
     """Halve the part of the device's memory that is planned with, tell whoever keeps it, and return it."""
     share = _share.get(device, 1.0) / 2
     _share[device] = share
-    for tell in _told:
+    for tell in _listeners:
         tell(device, share)
     return share
 
 
 @contextlib.contextmanager
 def memory_share(device: str, share: float, changed: Callable[[str, float], None]) -> Iterator[None]:
-    """Plan with this part of a device's memory; `changed` is told where it had to be halved. Scoped.
+    """Plan with this part of a device's memory; `changed` is called where it had to be halved. Scoped.
 
     Args:
         device: "cpu", "cuda" or "cuda:1".
@@ -116,11 +116,11 @@ def memory_share(device: str, share: float, changed: Callable[[str, float], None
     """
     before = _share.get(device)
     _share[device] = share
-    _told.append(changed)
+    _listeners.append(changed)
     try:
         yield
     finally:
-        _told.remove(changed)
+        _listeners.remove(changed)
         if before is None:
             _share.pop(device, None)
         else:

@@ -2,7 +2,7 @@
 
 What is no file yet becomes one where it can: bytes and a ModelProto are written to a scratch file that lives as long as the
 model is used, and a Keras model (or a file of another framework) is converted by a locked-in child, as `convert` does it. All then
-go the way of a stranger's ONNX file. A live torch module has no file: it is searched as it stands, and cannot be patched.
+go the way of an untrusted ONNX file. A live torch module has no file: it is searched as it stands, and cannot be patched.
 """
 
 from __future__ import annotations

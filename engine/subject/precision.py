@@ -5,7 +5,7 @@ cost and success of a trigger that was found. It is computed in IEEE float32 (fl
 float32 in TF32 by default, which keeps ten bits of the mantissa; `judging` turns that off for convolutions,
 recurrent layers and matrix products, for as long as a job runs, and puts back what it found.
 
-*Searching* is what only looks for a candidate: the gradient steps of the search, the training of reference networks. On a
+*Searching* is what only seeks a candidate: the gradient steps of the search, the training of reference networks. On a
 GPU that has them it runs in bfloat16 (`searching`, by autocast, which is bound to the thread). The candidate's own state,
 its update rule, the multiplier and the cost stay in float32, and what the search ends with is measured again by judging.
 

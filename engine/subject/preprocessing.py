@@ -107,7 +107,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     Args:
         subject: its layout is kept; range, mean, deviation and channel order are tried.
         samples: clean, labelled.
-        run: seed of the trial draw; observer told of the choice.
+        run: seed of the trial draw; the observer reports the choice.
         spec: the user's own preprocessing; then nothing else is tried.
 
     Raises:

@@ -27,7 +27,7 @@ LEAST_OF_TEN = 10
 #: So many samples a verdict takes in all.
 LEAST = 10 * LEAST_OF_TEN
 #: So many of them are to be of other classes than the one that a search leads to: where one class has most of the samples, the
-#: others' few are all that its search sees. More than the number with which the shipped pair is not told apart (nine fives).
+#: others' few are all that its search sees. More than the number with which the shipped pair is not distinguished (nine fives).
 LEAST_OF_OTHERS = LEAST // 2
 #: Classes that are listed by name before the rest is counted.
 LISTED = 12
@@ -38,30 +38,30 @@ class SampleCounts:
     """How many clean samples there are, by class.
 
     Attributes:
-        found_on: those that searches see ``(class,)``.
+        search_samples: those that searches see ``(class,)``.
         held_out: those that they do not ``(class,)``.
         names: of the classes, by index; possibly empty.
     """
 
-    found_on: tuple[int, ...]
+    search_samples: tuple[int, ...]
     held_out: tuple[int, ...]
     names: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, found_on: Samples, held_out: Samples, classes: int) -> SampleCounts:
+    def of(cls, search_samples: Samples, held_out: Samples, classes: int) -> SampleCounts:
         """Of two parts of one set of samples, for a model of so many classes."""
-        first, second = (np.bincount(part.labels, minlength=classes)[:classes] for part in (found_on, held_out))
-        return cls(tuple(first.tolist()), tuple(second.tolist()), found_on.names)
+        first, second = (np.bincount(part.labels, minlength=classes)[:classes] for part in (search_samples, held_out))
+        return cls(tuple(first.tolist()), tuple(second.tolist()), search_samples.names)
 
     @property
     def classes(self) -> int:
         """Classes of the model."""
-        return len(self.found_on)
+        return len(self.search_samples)
 
     @property
     def of_class(self) -> tuple[int, ...]:
         """All samples ``(class,)``."""
-        return tuple(a + b for a, b in zip(self.found_on, self.held_out, strict=True))
+        return tuple(a + b for a, b in zip(self.search_samples, self.held_out, strict=True))
 
     @property
     def without(self) -> tuple[int, ...]:

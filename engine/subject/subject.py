@@ -91,9 +91,9 @@ class InputSpec:
         }
 
     @classmethod
-    def described(cls, told: Mapping[str, Any]) -> InputSpec:
-        """What `describe` told, out of a report."""
-        return cls(**{**told, "mean": tuple(told["mean"]), "std": tuple(told["std"])})
+    def described(cls, stated: Mapping[str, Any]) -> InputSpec:
+        """What `describe` gave, out of a report."""
+        return cls(**{**stated, "mean": tuple(stated["mean"]), "std": tuple(stated["std"])})
 
 
 @lru_cache(maxsize=64)
@@ -401,7 +401,7 @@ def _count_classes(
         try:
             logits = module(spec.encode(torch.full((2, *shape), 0.5, device=device)))
             logits = logits.reshape(logits.shape[0], -1)
-        except Exception as error:  # whatever the stranger's graph raises on an image is the same finding
+        except Exception as error:  # whatever the untrusted graph raises on an image is the same finding
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise caused_by(error, f"{name}: does not run on {width}x{height} images: {line}") from error
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:

@@ -17,14 +17,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_lines_say_how_far_and_how_long(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    told = Progressing()
-    told.start("search", 10, 2)
+    progress = Progressing()
+    progress.start("search", 10, 2)
     clock[0] += 6
-    told.advance("search", "class 2: l1 9.1")
+    progress.advance("search", "class 2: l1 9.1")
     clock[0] += 2
-    told.advance("search", "class 3: [l1] 8")
-    told.finish("search")
-    told.advance("search", "late")
+    progress.advance("search", "class 3: [l1] 8")
+    progress.finish("search")
+    progress.advance("search", "late")
     assert capsys.readouterr().err.splitlines() == [
         "search: 10 to do, 2 done before",
         "search 3/10, 42 s left: class 2: l1 9.1",  # six seconds for one, seven to go: what was done before took none
@@ -34,17 +34,17 @@ def test_lines_say_how_far_and_how_long(clock: list[float], capsys: pytest.Captu
 
 
 def test_the_last_one_promises_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    told = Progressing()
-    told.start("search", 1)
+    progress = Progressing()
+    progress.start("search", 1)
     clock[0] += 3
-    told.advance("search", "class 0: none found")
+    progress.advance("search", "class 0: none found")
     assert capsys.readouterr().err.splitlines()[1] == "search 1/1: class 0: none found"
 
 
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
-    told = Progressing(quiet=True)
-    told.start("search", 1)
-    told.advance("search", "class 0")
-    told.finish("search")
-    told.notice("anything")
+    progress = Progressing(quiet=True)
+    progress.start("search", 1)
+    progress.advance("search", "class 0")
+    progress.finish("search")
+    progress.notice("anything")
     assert capsys.readouterr().err == ""

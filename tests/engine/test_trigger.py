@@ -75,13 +75,13 @@ def test_what_has_no_form_in_pixels_is_refused() -> None:
 
 
 def test_stronger_and_harder_leave_the_first_alone() -> None:
-    first = Trigger(2, arrays("mask"), source=1, room=1.5, smallest=False)
+    first = Trigger(2, arrays("mask"), source=1, size_limit=1.5, smallest=False)
     before = {n: a.copy() for n, a in first.arrays.items()}
     twice, whole = first.strengthened(2), first.hardened(0.5)
     np.testing.assert_array_equal(twice.mask, np.minimum(2 * first.mask, 1))
     assert set(np.unique(whole.mask)) == set(np.unique(whole.pattern)) == {0.0, 1.0}
     for other in (twice, whole):
-        assert (other.target, other.source, other.room, other.smallest) == (2, 1, 1.5, False)
+        assert (other.target, other.source, other.size_limit, other.smallest) == (2, 1, 1.5, False)
     for name, array in before.items():
         np.testing.assert_array_equal(first.arrays[name], array)
     added = Trigger(2, arrays("delta"))

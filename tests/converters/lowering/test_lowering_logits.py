@@ -91,7 +91,7 @@ INVERSES = {
 
 
 @pytest.mark.parametrize("name", [n for n, (_, outputs, *_) in ENDINGS.items() if outputs in (("p",), ("y",), ("z",))])
-def test_the_output_is_what_was_told_of_the_value_that_was_found(name: str) -> None:
+def test_the_output_is_what_was_reported_of_the_value_that_was_found(name: str) -> None:
     """Labels and dictionaries are made of it too: the class that they name is where it is largest."""
     ending, outputs, *_ = ENDINGS[name]
     proto = classifier(ending, outputs)
@@ -117,7 +117,7 @@ def test_what_the_logits_do_not_need_is_not_lowered() -> None:
         lower(proto)
 
 
-def test_names_of_nodes_are_told_where_they_have_one() -> None:
+def test_names_of_nodes_are_given_where_they_have_one() -> None:
     proto = classifier([node("Softmax", "z", "p", axis=1, name="probabilities")], ("p",))
     assert logits_of(proto).removed == ("probabilities",)
 

@@ -212,7 +212,7 @@ def test_a_path_of_shapes_alone_does_not_count() -> None:
         assert torch.equal(g(f(x)), x.relu().reshape(batch, -1))
 
 
-def test_the_batch_size_is_told_by_a_value_whose_first_axis_is_a_multiple_of_it() -> None:
+def test_the_batch_size_is_known_from_a_value_whose_first_axis_is_a_multiple_of_it() -> None:
     """Windows: the cut has four rows an image, and g must find how many images those are."""
     nodes = [
         node("Reshape", "x windows", "a"),

@@ -205,7 +205,7 @@ def test_a_sparse_file_is_not_written_as_one(tmp_path: Path) -> None:
     assert read_onnx(tmp_path / "near.onnx").proto == file.proto
 
 
-def test_tensors_that_cannot_be_told_apart_stay_inside(tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_distinguished_stay_inside(tmp_path: Path) -> None:
     """Two Constants whose tensors have the same name."""
 
     def model() -> onnx.ModelProto:

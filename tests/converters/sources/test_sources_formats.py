@@ -50,7 +50,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("kind", list(CONTENTS))
-def test_told_by_content_not_by_name(tmp_path: Path, kind: str) -> None:
+def test_recognised_by_content_not_by_name(tmp_path: Path, kind: str) -> None:
     for name in ("model.onnx", "model.h5", "model"):
         path = tmp_path / name
         path.write_bytes(CONTENTS[kind])

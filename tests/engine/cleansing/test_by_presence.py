@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, PATCH, quadrant_images, quadrant_model, saved
 
-from onnxspect.engine.cleansing.by_presence import CARRIERS, PRESENCE, by_found, by_presence
+from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING, by_found, by_presence
 from onnxspect.engine.cleansing.scores import Scores, together
 from onnxspect.engine.detectors.training_difference import difference
 from onnxspect.engine.errors import OnnxspectError
@@ -47,7 +47,7 @@ def own_difference(training: TrainingSet, label: int) -> np.ndarray:
     return difference(own, genuine.images[genuine.labels == label])
 
 
-def test_rightly_labelled_poison_is_told_to_the_sample(clean_label: tuple[Path, np.ndarray]) -> None:
+def test_rightly_labelled_poison_is_found_to_the_sample(clean_label: tuple[Path, np.ndarray]) -> None:
     path, rows = clean_label
     training = opened(path)
     scores = by_presence({TARGET: own_difference(training, TARGET)}, training, 0, RunContext(0))
@@ -105,7 +105,7 @@ def test_what_a_search_found_tells_who_carries_it(clean_label: tuple[Path, np.nd
     for found in ([own], [nothing, own], [own, nothing]):
         scores = by_found([(TARGET, d) for d in found], training, 0, RunContext(0))
         assert np.flatnonzero(scores.removed).tolist() == clean_label[1].tolist()
-        assert (scores.detector, scores.classes[TARGET]["removed"]) == (CARRIERS, len(clean_label[1]))
+        assert (scores.detector, scores.classes[TARGET]["removed"]) == (TRIGGER_BEARING, len(clean_label[1]))
         rows = training.labels == TARGET
         assert scores.score[rows & scores.removed].min() > scores.score[rows & ~scores.removed].max()
 
@@ -129,14 +129,14 @@ def test_a_scan_without_the_training_set_serves_too(clean_label: tuple[Path, np.
     data = written(quadrant_images(30, seed=5, noise=0.1), tmp_path / "clean.npz")
     scan(model, data, tmp_path / "run", "quick", ["neural-cleanse"], InputSpec())
     done = cleanse(model, path, tmp_path / "out", tmp_path / "run", targets=[TARGET])
-    assert [m["name"] for m in done.report["methods"]] == ["reverse-engineering", CARRIERS]
+    assert [m["name"] for m in done.report["methods"]] == ["reverse-engineering", TRIGGER_BEARING]
     assert set(rows) <= set(np.flatnonzero(done.removed).tolist())
     assert any("one with --train" in note for note in done.report["notes"])
     for method in (PRESENCE, "dtinspector"):
         with pytest.raises(OnnxspectError, match="which this run had not"):
             cleanse(model, path, tmp_path / "again", tmp_path / "run", detectors=[method], targets=[TARGET])
     with pytest.raises(OnnxspectError, match="found by a scan"):
-        cleanse(model, path, tmp_path / "again", detectors=[CARRIERS])
+        cleanse(model, path, tmp_path / "again", detectors=[TRIGGER_BEARING])
     with pytest.raises(OnnxspectError, match="cannot be made a folder"):
         cleanse(model, path, data, tmp_path / "run")
 
@@ -155,7 +155,7 @@ def test_from_the_scan_to_the_cleansed_set(clean_label: tuple[Path, np.ndarray],
     assert result.report["model"]["classes"] == CLASSES
 
 
-def test_where_samples_are_told_apart_no_other_method_adds_its_mistakes() -> None:
+def test_where_samples_are_separated_no_other_method_adds_its_mistakes() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2])
     patch = Scores("patch", np.zeros(6), np.array([1, 0, 0, 1, 1, 1], bool), {c: {"removed": 1} for c in range(3)})
     carried = Scores(PRESENCE, np.zeros(6), np.array([0, 1, 0, 0, 0, 0], bool), {0: {"removed": 1}, 1: {"removed": 0}})

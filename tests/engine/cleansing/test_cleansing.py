@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxspect.engine.cleansing.by_activation import (
-    Help,
+    PriorKnowledge,
     activation_clustering,
     box_blur,
     cluster_impurity,
@@ -97,10 +97,10 @@ def test_taking_the_pattern_off_names_every_poisoned_sample_and_no_other(listeni
     )
     measured = rates(found.removed, samples.labels, indices)
     assert (measured.tpr, measured.fpr, measured.fpr_all) == (1.0, 0.0, 0.0)
-    looked_at = samples.labels == TARGET
-    assert np.isfinite(found.score[looked_at]).all()
-    assert np.isnan(found.score[~looked_at]).all()
-    assert found.score[indices].min() > 0 >= np.delete(found.score, indices)[np.delete(looked_at, indices)].max()
+    of_target = samples.labels == TARGET
+    assert np.isfinite(found.score[of_target]).all()
+    assert np.isnan(found.score[~of_target]).all()
+    assert found.score[indices].min() > 0 >= np.delete(found.score, indices)[np.delete(of_target, indices)].max()
 
 
 def test_a_pattern_of_the_smallest_size_is_too_weak_as_it_is_written(listening: Subject) -> None:
@@ -215,8 +215,8 @@ def test_a_pattern_estimated_again_on_the_divided_set_spares_the_clean_samples(l
 
     def measured(found: Found) -> tuple[float, float]:
         done = by_trigger(REMOVE, [found], samples.labels, logits, in_batches(samples), listening.predict)
-        told = rates(done.removed, samples.labels, indices)
-        return told.tpr, told.fpr
+        rated = rates(done.removed, samples.labels, indices)
+        return rated.tpr, rated.fpr
 
     assert measured(first) == (1.0, len(pale) / 40)
     assert measured(again) == (1.0, 0.0)
@@ -258,8 +258,8 @@ def test_a_patch_that_covers_part_of_the_trigger_is_put_on_in_full(listening: Su
             SUPERIMPOSE, [Found(Trigger(TARGET, patch))], samples.labels, logits, in_batches(samples), listening.predict,
             superimpose=True, as_written=as_written,
         )  # fmt: skip
-        told = rates(done.removed, samples.labels, indices)
-        return told.tpr, told.fpr
+        rated = rates(done.removed, samples.labels, indices)
+        return rated.tpr, rated.fpr
 
     assert measured(as_written=True) == (0.0, 0.0)
     assert measured(as_written=False) == (1.0, 0.0)
@@ -312,28 +312,28 @@ def two_clouds(
 
 def test_spectral_signatures_remove_the_outliers_and_the_known_count() -> None:
     values, labels, indices = two_clouds()
-    found = spectral_signatures(values, labels, Help(targets=(1,), count=30))
+    found = spectral_signatures(values, labels, PriorKnowledge(targets=(1,), count=30))
     assert np.array_equal(np.flatnonzero(found.removed), indices)
     assert np.isnan(found.score[labels == 0]).all()
-    unhelped = spectral_signatures(values, labels, Help(expected=0.1))
+    unhelped = spectral_signatures(values, labels, PriorKnowledge(expected=0.1))
     assert unhelped.removed[labels == 0].sum() == unhelped.removed[labels == 1].sum() == 30
 
 
 def test_a_count_as_large_as_the_class_leaves_one() -> None:
     values, labels, _ = two_clouds(n=20, bad=3)
-    found = spectral_signatures(values, labels, Help(targets=(1,), count=50))
+    found = spectral_signatures(values, labels, PriorKnowledge(targets=(1,), count=50))
     assert found.removed.sum() == 19
     assert "one is kept" in found.notes[0]
 
 
 def test_activation_clustering_finds_the_class_that_falls_apart() -> None:
     values, labels, indices = two_clouds()
-    found = activation_clustering(values, labels, Help(), seed=0)
+    found = activation_clustering(values, labels, PriorKnowledge(), seed=0)
     assert np.array_equal(np.flatnonzero(found.removed), indices)
     assert found.classes[1]["silhouette"] > 0.29 > found.classes[0]["silhouette"]
-    told = activation_clustering(values, labels, Help(targets=(0,)), seed=0)
-    assert told.removed[labels == 0].any()  # a known target is never found innocent: RE helps it so
-    assert not told.removed[labels == 1].any()
+    rated = activation_clustering(values, labels, PriorKnowledge(targets=(0,)), seed=0)
+    assert rated.removed[labels == 0].any()  # a known target is never found innocent: RE helps it so
+    assert not rated.removed[labels == 1].any()
 
 
 def test_cluster_impurity_removes_the_component_that_a_blur_changes() -> None:
@@ -341,16 +341,16 @@ def test_cluster_impurity_removes_the_component_that_a_blur_changes() -> None:
     predicted = labels.copy()
     blurred = labels.copy()
     blurred[indices] = 0
-    found = cluster_impurity(values, labels, predicted, lambda: blurred, Help(), seed=0)
+    found = cluster_impurity(values, labels, predicted, lambda: blurred, PriorKnowledge(), seed=0)
     assert np.array_equal(np.flatnonzero(found.removed), indices)
-    innocent = cluster_impurity(values, labels, predicted, lambda: predicted, Help(), seed=0)
+    innocent = cluster_impurity(values, labels, predicted, lambda: predicted, PriorKnowledge(), seed=0)
     assert not innocent.removed.any()
     assert innocent.classes[1]["components"] >= 2
 
 
 def test_one_component_removes_nothing_whatever_a_blur_does() -> None:
     values, labels, _ = two_clouds(bad=0)
-    found = cluster_impurity(values, labels, labels, lambda: 1 - labels, Help(), seed=0)
+    found = cluster_impurity(values, labels, labels, lambda: 1 - labels, PriorKnowledge(), seed=0)
     assert {facts["components"] for facts in found.classes.values()} == {1}
     assert not found.removed.any()
 
@@ -360,9 +360,9 @@ def test_small_classes_are_left_out_and_named() -> None:
     labels = np.append(labels, 2)
     values = np.concatenate([values, values[:1]])
     for found in (
-        spectral_signatures(values, labels, Help()),
-        activation_clustering(values, labels, Help(), seed=0),
-        cluster_impurity(values, labels, labels, lambda: labels, Help(), seed=0),
+        spectral_signatures(values, labels, PriorKnowledge()),
+        activation_clustering(values, labels, PriorKnowledge(), seed=0),
+        cluster_impurity(values, labels, labels, lambda: labels, PriorKnowledge(), seed=0),
     ):
         assert any("class 2 has 1 samples" in note for note in found.notes)
         assert not found.removed[-1]
@@ -374,13 +374,13 @@ def test_singular_covariances_have_a_fallback() -> None:
     column = rng.standard_normal((60, 1))
     values = np.repeat(column, 6, axis=1)  # rank one
     labels = np.zeros(60, int)
-    found = cluster_impurity(values, labels, labels, lambda: labels, Help(), seed=0)
+    found = cluster_impurity(values, labels, labels, lambda: labels, PriorKnowledge(), seed=0)
     assert np.isfinite(found.score).all()
     same = np.ones((60, 6))
     for method in (
-        spectral_signatures(same, labels, Help()),
-        activation_clustering(same, labels, Help(), seed=0),
-        cluster_impurity(same, labels, labels, lambda: labels, Help(), seed=0),
+        spectral_signatures(same, labels, PriorKnowledge()),
+        activation_clustering(same, labels, PriorKnowledge(), seed=0),
+        cluster_impurity(same, labels, labels, lambda: labels, PriorKnowledge(), seed=0),
     ):
         assert np.isfinite(method.score).all()
 
@@ -389,13 +389,13 @@ def test_activations_that_are_no_numbers_are_refused() -> None:
     values, labels, _ = two_clouds()
     values[3, 3] = np.nan
     with pytest.raises(OnnxspectError, match="NaN"):
-        spectral_signatures(values, labels, Help())
+        spectral_signatures(values, labels, PriorKnowledge())
 
 
 @pytest.mark.parametrize("settings_", [{"count": 0}, {"expected": 0.6}, {"components": 1}])
 def test_help_that_makes_no_sense_is_refused(settings_: dict) -> None:  # type: ignore[type-arg]
     with pytest.raises(OnnxspectError):
-        Help(**settings_)
+        PriorKnowledge(**settings_)
 
 
 def test_known_targets_are_classes_of_the_model() -> None:

@@ -77,9 +77,9 @@ def test_each_trigger_is_found_and_the_clean_samples_stay(
         two_triggers.predict,
         superimpose=True,
     )
-    told = rates(done.removed, samples.labels, poisoned)
-    assert told.tpr == 1.0
-    assert told.fpr <= 0.05
+    rated = rates(done.removed, samples.labels, poisoned)
+    assert rated.tpr == 1.0
+    assert rated.fpr <= 0.05
 
 
 def test_a_patch_is_put_on_as_it_was_judged(two_triggers: Subject, suspect: tuple[Samples, np.ndarray]) -> None:

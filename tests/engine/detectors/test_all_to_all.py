@@ -24,7 +24,7 @@ from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.recovered import _shared, named
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.training import Retraining, success_rate
-from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn
+from onnxspect.engine.mitigation.unlearn import Schedule, Unlearn
 from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
@@ -65,7 +65,9 @@ def test_it_is_unlearned_and_proven_on_the_written_file(subject: Subject, tmp_pa
     method = Unlearn(
         rounds=1,
         variants=0,
-        lessons=(Lesson("short", Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2, shift=0)),),
+        schedules=(
+            Schedule("short", Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2, shift=0)),
+        ),
         search=HOW,
     )
     out = written(subject, method.edit(case_of(subject, AWAY)), tmp_path, "unlearn")

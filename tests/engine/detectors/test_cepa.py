@@ -390,10 +390,10 @@ def test_presets_run(subject: Subject, preset: str) -> None:
 def test_one_class_of_samples_is_not_enough(subject: Subject) -> None:
     samples = quadrant_images(4)
     one = samples.take(np.flatnonzero(samples.labels == 1))
-    found = replace(TINY, pairs=True).run(at_hand(subject, found_on=replace(one, labels=np.zeros(0, np.int64))))
+    found = replace(TINY, pairs=True).run(at_hand(subject, search_samples=replace(one, labels=np.zeros(0, np.int64))))
     assert isinstance(found, Skipped)
     # With all others as sources, the classes that have no samples are still reachable from the one that has.
-    reachable = ran(replace(TINY, carried=0), at_hand(subject, found_on=one))
+    reachable = ran(replace(TINY, carried=0), at_hand(subject, search_samples=one))
     assert {u.unit.target for u in reachable.units} == {0, 2, 3}
 
 

@@ -142,7 +142,7 @@ def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, t
 
 
 def test_clean_samples_instead_of_a_training_set_do_not_convict() -> None:
-    hand = replace(at_hand(quadrant_subject(TARGET), None), found_on=quadrant_images(60, seed=3))
+    hand = replace(at_hand(quadrant_subject(TARGET), None), search_samples=quadrant_images(60, seed=3))
     evidence = ran(DETECTOR.run(hand))
     assert not evidence.convicts
     assert evidence.settings["samples"] == "clean"
@@ -322,10 +322,10 @@ def test_paper_rule_does_not_depend_on_the_order(counts: list[int], seed: int) -
 
 @pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])
 def test_shipped_pair(name: str, suspect_set: tuple[Samples, Samples, Samples]) -> None:
-    training, found_on, held_out = suspect_set
+    training, search_samples, held_out = suspect_set
     subject = Subject.from_onnx(zoo.path(name))
     detector = DTInspector(search=replace(SEARCH, samples=16), partners=3, data_inspection=True)
-    evidence = ran(detector.run(AtHand(subject, found_on, held_out, RunContext(), training=training)))
+    evidence = ran(detector.run(AtHand(subject, search_samples, held_out, RunContext(), training=training)))
     verdict = decide([evidence], subject.classes)
     assert verdict.targets == ((7,) if name == "fashion_mnist_badnets" else ())
     divergences = by_class(evidence, "kl")

@@ -68,11 +68,11 @@ def quadrants(sources: Sequence[int] | None = None) -> Subject:
     return Subject(logits, InputSpec(), SHAPE, CLASSES, name="quadrants")
 
 
-def hand(subject: Subject, found_on: Samples, held_out: Samples, **others: object) -> AtHand:
-    return AtHand(subject, found_on, held_out, RunContext(), **others)  # type: ignore[arg-type]
+def hand(subject: Subject, search_samples: Samples, held_out: Samples, **others: object) -> AtHand:
+    return AtHand(subject, search_samples, held_out, RunContext(), **others)  # type: ignore[arg-type]
 
 
-def looked(detector: NeuralCleanse, at_hand: AtHand) -> Evidence:
+def evidence_of(detector: NeuralCleanse, at_hand: AtHand) -> Evidence:
     found = detector.run(at_hand)
     assert isinstance(found, Evidence)
     return found
@@ -83,7 +83,7 @@ def of(evidence: Evidence, statistic: str) -> dict[Unit, float]:
 
 
 def test_all_labels() -> None:
-    found = looked(QUICK, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
+    found = evidence_of(QUICK, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
     norms = of(found, "l1")
     assert [u.unit for u in found.units] == [Unit(t) for t in range(CLASSES)]
     assert (found.statistic, found.paper_statistic, found.tail) == ("l1", "l1", "low")
@@ -96,7 +96,7 @@ def test_all_labels() -> None:
 
 @pytest.fixture(scope="module")
 def raced() -> Evidence:
-    return looked(RACE, hand(many_classes(), many_images(), many_images(1)))
+    return evidence_of(RACE, hand(many_classes(), many_images(), many_images(1)))
 
 
 def test_the_race_names_what_full_searches_name(raced: Evidence) -> None:
@@ -104,7 +104,7 @@ def test_the_race_names_what_full_searches_name(raced: Evidence) -> None:
     assert judged.p_value.argmin() == PLANTED
     assert judged.p_value[PLANTED] < 1e-3
     assert (np.delete(judged.p_value, PLANTED) > 0.05).all()
-    clean = looked(RACE, hand(many_classes(None), many_images(), many_images(1)))
+    clean = evidence_of(RACE, hand(many_classes(None), many_images(), many_images(1)))
     assert (leave_one_out(np.array([of(clean, "l1")[Unit(t)] for t in range(MANY)])).p_value > 0.05).all()
 
 
@@ -123,7 +123,7 @@ def test_the_race_searches_few_labels_in_full(raced: Evidence) -> None:
 
 
 def test_what_is_carried_over_is_on_the_scale_of_full_searches(raced: Evidence) -> None:
-    everything = looked(replace(RACE, most_full=MANY), hand(many_classes(), many_images(), many_images(1)))
+    everything = evidence_of(replace(RACE, most_full=MANY), hand(many_classes(), many_images(), many_images(1)))
     full, race = of(everything, "l1"), of(raced, "l1")
     carried = [u.unit for u in raced.units if "carried_over" in u.statistics]
     apart = np.log([race[u] / full[u] for u in carried])
@@ -137,7 +137,9 @@ def test_what_is_carried_over_is_on_the_scale_of_full_searches(raced: Evidence) 
 
 
 def test_a_partial_backdoor_is_found_by_pairs() -> None:
-    found = looked(replace(QUICK, pairs=True), hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1)))
+    found = evidence_of(
+        replace(QUICK, pairs=True), hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1))
+    )
     assert [v.statistic for v in found.judged] == ["all_l1", "pair_l1"]
     everywhere, pairs = of(found, "all_l1"), of(found, "pair_l1")
     assert set(everywhere) == {Unit(t) for t in range(CLASSES)}
@@ -155,7 +157,7 @@ def test_pairs_are_scouted_once_for_both_detectors(tmp_path: Path) -> None:
     both = replace(QUICK, pairs=True)
     with Ledger(tmp_path / "run", {"a": 1}) as ledger:
         at_hand = hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1), ledger=ledger)
-        first = looked(both, at_hand)
+        first = evidence_of(both, at_hand)
         stage = "reverse-engineering scouts of 8"
         kept = ledger.units(stage)
         assert len(kept) == CLASSES * (CLASSES - 1)
@@ -165,12 +167,12 @@ def test_pairs_are_scouted_once_for_both_detectors(tmp_path: Path) -> None:
         assert again.keys() == kept.keys()
         assert ledger.units(stage).keys() == kept.keys()
     # As it is without a ledger: what is shared depends on nothing that ran before.
-    assert looked(both, replace(at_hand, ledger=None)).id == first.id
+    assert evidence_of(both, replace(at_hand, ledger=None)).id == first.id
 
 
 def test_many_pairs_are_thinned() -> None:
     thinned = replace(QUICK, pairs=True, scouts=ReverseEngineering(most_pairs=6))
-    found = looked(thinned, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
+    found = evidence_of(thinned, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
     targets = {u.unit.target for u in found.units if u.unit.source is not None}
     assert len(targets) == 2
     assert TARGET in targets
@@ -178,7 +180,7 @@ def test_many_pairs_are_thinned() -> None:
 
 def test_references_in_a_race() -> None:
     reference = many_classes(None)
-    found = looked(RACE, hand(many_classes(), many_images(), many_images(1), references=(reference,)))
+    found = evidence_of(RACE, hand(many_classes(), many_images(), many_images(1), references=(reference,)))
     assert found.statistic == "l1"
     assert [v.reference for v in found.judged] == ["reference_l1"]
     relative = {u: v / of(found, "reference_l1")[u] for u, v in of(found, "l1").items()}
@@ -221,7 +223,7 @@ def test_a_resumed_race_does_nothing_twice(tmp_path: Path, raced: Evidence) -> N
                 with pytest.raises(Cut):
                     RACE.run(at_hand)
             else:
-                found = looked(RACE, at_hand)
+                found = evidence_of(RACE, at_hand)
         seen.append(calls)
     assert found.id == raced.id
     assert seen[-1] < sum(u.steps for u in raced.units)
@@ -230,7 +232,9 @@ def test_a_resumed_race_does_nothing_twice(tmp_path: Path, raced: Evidence) -> N
 def test_a_class_without_samples_is_a_target_all_the_same() -> None:
     samples = quadrant_images(8)
     kept = samples.labels != 3
-    found = looked(QUICK, hand(quadrants(), Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
+    found = evidence_of(
+        QUICK, hand(quadrants(), Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples)
+    )
     assert [u.unit.target for u in found.units] == [0, 1, 2, 3]
     assert all(u.found for u in found.units)
 
@@ -240,7 +244,7 @@ def test_two_classes() -> None:
     two = Subject(lambda x: x.flatten(1) @ weights, InputSpec(), SHAPE, 2, name="two")
     samples = quadrant_images(8)
     kept = samples.labels < 2
-    found = looked(QUICK, hand(two, Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
+    found = evidence_of(QUICK, hand(two, Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
     assert len(of(found, "l1")) == 2
     assert (leave_one_out(np.array(list(of(found, "l1").values()))).p_value == 1).all()  # too few to tell
 
@@ -248,7 +252,7 @@ def test_two_classes() -> None:
 def test_samples_of_one_class_or_of_the_target_alone() -> None:
     samples = quadrant_images(4)
     alone = Samples.from_arrays(samples.images[samples.labels == 0], samples.labels[samples.labels == 0])
-    found = looked(QUICK, hand(quadrants(), alone, alone))
+    found = evidence_of(QUICK, hand(quadrants(), alone, alone))
     assert [u.unit.target for u in found.units] == [1, 2, 3]
     one = Subject(lambda x: x.flatten(1)[:, :1], InputSpec(), SHAPE, 1, name="one class")
     skipped = QUICK.run(hand(one, alone, alone))
@@ -264,14 +268,16 @@ def test_a_dead_class_and_a_loss_that_is_not_finite() -> None:
         quadrant_images(8),
         quadrant_images(2),
     )
-    found = looked(replace(QUICK, pairs=True), at_hand)
+    found = evidence_of(replace(QUICK, pairs=True), at_hand)
     lost = next(u for u in found.units if u.unit == Unit(3))
     assert (lost.found, lost.statistics, lost.held_out_success) == (False, {}, None)
     assert all(u.found for u in found.units if u.unit.target != 3)
     broken = Subject(lambda x: x.flatten(1)[:, :CLASSES] * torch.nan, InputSpec(), SHAPE, CLASSES)
-    nothing = looked(replace(QUICK, pairs=True), hand(broken, quadrant_images(8), quadrant_images(2)))
+    nothing = evidence_of(replace(QUICK, pairs=True), hand(broken, quadrant_images(8), quadrant_images(2)))
     assert not any(u.found or u.statistics for u in nothing.units)
-    raced = looked(replace(QUICK, most_full=1, front=1, random=1), hand(broken, quadrant_images(8), quadrant_images(2)))
+    raced = evidence_of(
+        replace(QUICK, most_full=1, front=1, random=1), hand(broken, quadrant_images(8), quadrant_images(2))
+    )
     assert not any(u.found or u.converged for u in raced.units)
 
 
@@ -284,7 +290,7 @@ def test_a_thousand_labels_with_one_sample_each() -> None:
     samples = Samples.from_arrays(images, np.arange(k))
     small = SearchConfig(steps=6, samples=3, learning_rate=1.0, patience=2)
     race = NeuralCleanse(search=replace(small, steps=20), scout=small, front=2, random=3)
-    found = looked(race, hand(wide, samples, samples))
+    found = evidence_of(race, hand(wide, samples, samples))
     assert [u.unit.target for u in found.units] == list(range(k))
     assert all(u.found == ("l1" in u.statistics) for u in found.units)
     assert sum("carried_over" in u.statistics for u in found.units) > 0.5 * k

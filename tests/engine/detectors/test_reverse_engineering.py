@@ -48,11 +48,11 @@ def tiny(strength: float = 8.0, sources: Sequence[int] | None = None, gain: floa
 
 
 def at_hand(subject: Subject, run: RunContext | None = None, **others: object) -> AtHand:
-    given_: dict[str, object] = {"found_on": quadrant_images(16), "held_out": quadrant_images(10, 1)} | others
+    given_: dict[str, object] = {"search_samples": quadrant_images(16), "held_out": quadrant_images(10, 1)} | others
     return AtHand(subject, run=run or RunContext(), **given_)  # type: ignore[arg-type]
 
 
-def looked(detector: ReverseEngineering, hand: AtHand) -> Evidence:
+def evidence_of(detector: ReverseEngineering, hand: AtHand) -> Evidence:
     found = detector.run(hand)
     assert isinstance(found, Evidence)
     return found
@@ -60,7 +60,7 @@ def looked(detector: ReverseEngineering, hand: AtHand) -> Evidence:
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
-    return looked(QUICK, at_hand(tiny()))
+    return evidence_of(QUICK, at_hand(tiny()))
 
 
 def units(evidence: Evidence, statistic: str) -> dict[Unit, float]:
@@ -126,7 +126,7 @@ def test_the_step_does_not_overshoot(growth: float, step: float, target: int) ->
 
 
 def test_a_backdoor_from_one_source_is_found_by_pairs() -> None:
-    found = looked(QUICK, at_hand(tiny(20.0, sources=[SOURCE])))
+    found = evidence_of(QUICK, at_hand(tiny(20.0, sources=[SOURCE])))
     everywhere, pairs = units(found, "all_l2"), units(found, "pair_l2")
     assert {u.target for u in pairs} == set(range(CLASSES))
     assert len(pairs) == CLASSES
@@ -143,13 +143,13 @@ def test_the_paper_s_inference_on_a_clean_model() -> None:
     subject = Subject(
         lambda x: 20 * x.flatten(1) @ torch.from_numpy(quadrant_weights()), InputSpec(), SHAPE, CLASSES, name="clean"
     )
-    inferred = infer(looked(QUICK, at_hand(subject)), CLASSES)
+    inferred = infer(evidence_of(QUICK, at_hand(subject)), CLASSES)
     assert not inferred.judgement.paper_flag
     assert inferred.judgement.log10_overall > np.log10(0.05)
 
 
 def test_all_sources_together_speak_where_no_pairs_were_searched() -> None:
-    found = looked(replace(QUICK, pairs=False), at_hand(tiny()))
+    found = evidence_of(replace(QUICK, pairs=False), at_hand(tiny()))
     inferred = infer(found, CLASSES)
     assert (inferred.target, inferred.source) == (TARGET, None)
     assert len(found.units) == CLASSES
@@ -195,7 +195,7 @@ def test_a_poisoned_training_set_sharpens_the_pattern() -> None:
         np.concatenate([clean.images, poisoned.clip(0, 1)]),
         np.concatenate([clean.labels, np.full(len(poisoned), TARGET)]),
     )
-    found = looked(QUICK, at_hand(tiny(sources=[SOURCE]), training=training))
+    found = evidence_of(QUICK, at_hand(tiny(sources=[SOURCE]), training=training))
     assert found.settings["training"] is True
     inferred = infer(found, CLASSES)
     assert (inferred.target, inferred.source) == (TARGET, SOURCE)
@@ -213,7 +213,7 @@ def test_references_divide_out_what_classes_are_by_nature(evidence: Evidence) ->
         CLASSES,
         name="reference",
     )
-    found = looked(QUICK, at_hand(tiny(), references=(reference,)))
+    found = evidence_of(QUICK, at_hand(tiny(), references=(reference,)))
     assert [v.statistic for v in found.judged] == ["all_l2", "pair_l2"]
     plain, relative = units(evidence, "all_l2"), units(found, "relative_all_l2")
     for unit in found.units:
@@ -235,11 +235,11 @@ def test_what_a_ledger_holds_is_not_searched_again(tmp_path: Path, evidence: Evi
 
     hand = at_hand(replace(plain, module=counted))
     with Ledger(tmp_path / "run", {"a": 1}) as ledger:
-        first = looked(QUICK, replace(hand, ledger=ledger))
+        first = evidence_of(QUICK, replace(hand, ledger=ledger))
     assert calls
     calls = 0
     with Ledger(tmp_path / "run", {"a": 1}) as ledger:
-        again = looked(QUICK, replace(hand, ledger=ledger))
+        again = evidence_of(QUICK, replace(hand, ledger=ledger))
     assert calls == 0
     assert first.id == again.id == evidence.id
 
@@ -254,7 +254,7 @@ def test_images_that_are_there_already_are_no_trigger() -> None:
             [logits[:, 0], logits[:, 1] - 1e3, logits[:, 2], torch.maximum(logits[:, 1], logits[:, 3])], 1
         )
 
-    found = looked(QUICK, at_hand(Subject(confused, InputSpec(), SHAPE, CLASSES)))
+    found = evidence_of(QUICK, at_hand(Subject(confused, InputSpec(), SHAPE, CLASSES)))
     pair = next(u for u in found.units if u.unit == Unit(3, 1))
     assert pair.found
     assert pair.statistics == {}
@@ -262,7 +262,7 @@ def test_images_that_are_there_already_are_no_trigger() -> None:
 
 
 def test_many_pairs_are_thinned_to_front_runners_and_random_targets() -> None:
-    found = looked(replace(QUICK, most_pairs=6), at_hand(tiny(sources=[SOURCE])))
+    found = evidence_of(replace(QUICK, most_pairs=6), at_hand(tiny(sources=[SOURCE])))
     assert len({u.unit.target for u in found.units if u.unit.source is not None}) == 2
     assert len(units(found, "all_l2")) == CLASSES
 
@@ -270,7 +270,7 @@ def test_many_pairs_are_thinned_to_front_runners_and_random_targets() -> None:
 def test_samples_of_one_class_lead_to_the_others() -> None:
     samples = quadrant_images(6)
     alone = Samples.from_arrays(samples.images[samples.labels == 0], samples.labels[samples.labels == 0])
-    found = looked(QUICK, at_hand(tiny(), found_on=alone))
+    found = evidence_of(QUICK, at_hand(tiny(), search_samples=alone))
     assert {u.unit.target for u in found.units} == {1, 2, 3}
     assert {u.unit.source for u in found.units} == {None, 0}
 
@@ -287,7 +287,7 @@ def test_a_loss_that_is_not_finite_ends_every_unit() -> None:
 
 @pytest.mark.parametrize("norm", ["l1", "linf"])
 def test_other_norms(norm: str) -> None:
-    found = looked(replace(QUICK, perturbation=Additive(norm), pairs=False), at_hand(tiny()))
+    found = evidence_of(replace(QUICK, perturbation=Additive(norm), pairs=False), at_hand(tiny()))
     assert found.paper_statistic == norm
     order = {"l1": 1, "linf": np.inf}[norm]
     for unit in found.units:

@@ -213,7 +213,7 @@ def test_candidates_are_triggers_that_can_be_stamped(seed: int, channels: int) -
 
 @pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])
 def test_shipped_pair(name: str, suspect_set: tuple[Samples, Samples, Samples]) -> None:
-    training, found_on, held_out = suspect_set
+    training, search_samples, held_out = suspect_set
     subject = Subject.from_onnx(zoo.path(name))
-    evidence = ran(TrainingDifference().run(AtHand(subject, found_on, held_out, RunContext(), training=training)))
+    evidence = ran(TrainingDifference().run(AtHand(subject, search_samples, held_out, RunContext(), training=training)))
     assert decide([evidence], subject.classes).targets == ((7,) if name == "fashion_mnist_badnets" else ())

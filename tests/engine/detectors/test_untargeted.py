@@ -130,6 +130,6 @@ def test_images_of_half_of_the_classes_are_not_enough() -> None:
     samples = quadrant_images(8)
     few = samples.take(np.flatnonzero(samples.labels < CLASSES // 2))
     assert isinstance(few, Samples)
-    found = NeuralCleanse(search=replace(SEARCH, steps=40)).run(replace(hand(around()), found_on=few))
+    found = NeuralCleanse(search=replace(SEARCH, steps=40)).run(replace(hand(around()), search_samples=few))
     assert isinstance(found, Evidence)
     assert not any(u.unit.shared for u in found.units)

@@ -186,7 +186,7 @@ def test_a_tap_that_is_no_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     status = run([*wrong, "--out", str(tmp_path / "other"), "--detector", "cepa", "--detector", "max-margin", "--json"])
     report = json.loads(capfd.readouterr().out)
     assert status == 3  # a first look alone convicts and acquits nobody
-    told = {d["name"]: d for d in report["detectors"]}
-    assert told["cepa"]["status"] == "skipped"
-    assert "no_such_layer" in told["cepa"]["reason"]
-    assert told["max-margin"]["status"] == "ran"
+    detectors = {d["name"]: d for d in report["detectors"]}
+    assert detectors["cepa"]["status"] == "skipped"
+    assert "no_such_layer" in detectors["cepa"]["reason"]
+    assert detectors["max-margin"]["status"] == "ran"

@@ -11,7 +11,7 @@ from patch_support import case_of, neuron_model, opened
 from onnxspect.converters.errors import CLASSES
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.jobs.patch import try_methods
-from onnxspect.engine.jobs.scan import _look
+from onnxspect.engine.jobs.scan import _evidence_of
 from onnxspect.engine.judge.evidence import Skipped
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.verify import Goals
@@ -39,9 +39,9 @@ class Failing:
 def test_one_detector_of_several(kind: Kind) -> None:
     if kind in STOPS:
         with pytest.raises(OnnxspectError, match="the fact"):
-            _look(Failing(kind), None, alone=False)  # type: ignore[arg-type]
+            _evidence_of(Failing(kind), None, alone=False)  # type: ignore[arg-type]
     else:
-        assert _look(Failing(kind), None, alone=False) == Skipped("failing", "the fact")  # type: ignore[arg-type]
+        assert _evidence_of(Failing(kind), None, alone=False) == Skipped("failing", "the fact")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", Kind)

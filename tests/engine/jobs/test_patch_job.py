@@ -244,9 +244,9 @@ def test_a_guarded_file_from_the_command_line(work: Path, tmp_path: Path) -> Non
     arguments = ["patch", str(work / "model.onnx"), *common, "-o", str(out), "--method", "input_filter"]
     done = CliRunner().invoke(cli, [*arguments, "--target", str(TARGET), "--false-positives", "0.1", "--json"])
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert told["method"] == "input-filter"
-    assert told["proof"]["additions"][0] == "outputs backdoor_score and rejected added"
+    result = json.loads(done.stdout)
+    assert result["method"] == "input-filter"
+    assert result["proof"]["additions"][0] == "outputs backdoor_score and rejected added"
     arguments = ["verify", str(out), "--against", str(work / "model.onnx"), "--data", str(work / "unseen.npz")]
     arguments += ["--trigger", str(work / "own.npz"), "--max-rejected", "0.2", "--strip", "-q", "--device", "cpu"]
     shown = CliRunner().invoke(cli, arguments)
@@ -281,9 +281,9 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
     assert proof.rescan is not None
     assert (proof.rescan.verdict, list(proof.rescan.targets)) == (found[0]["verdict"], found[0]["targets"])
     for verdict, holds in (("clean", True), ("inconclusive", True), ("backdoored", False)):
-        told = replace(proof, triggers=(), rescan=replace(proof.rescan, verdict=verdict, reasons=("it is so",)))
-        assert told.holds is holds
-    assert told.failures == ("a fresh scan calls the patched file backdoored (it is so)",)
+        result = replace(proof, triggers=(), rescan=replace(proof.rescan, verdict=verdict, reasons=("it is so",)))
+        assert result.holds is holds
+    assert result.failures == ("a fresh scan calls the patched file backdoored (it is so)",)
 
 
 def test_a_fresh_scan_without_a_verdict_leaves_the_proof(work: Path) -> None:

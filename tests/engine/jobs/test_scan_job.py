@@ -230,8 +230,8 @@ def test_a_part_is_never_clean() -> None:
 )
 def test_every_detector_searches_the_classes_that_it_is_told(name: str, planted: Subject) -> None:
     (detector,) = chosen("quick", [name], search=None if name == "training-difference" else {"steps": 2, "samples": 4})
-    found_on, held_out = SAMPLES.split(0.5, np.random.default_rng(0))
-    at_hand = AtHand(planted, found_on, held_out, RunContext(), training=quadrant_images(80, 1), classes=(1, 3))
+    search_samples, held_out = SAMPLES.split(0.5, np.random.default_rng(0))
+    at_hand = AtHand(planted, search_samples, held_out, RunContext(), training=quadrant_images(80, 1), classes=(1, 3))
     evidence = detector.run(at_hand)
     targets = {u.unit.target for u in evidence.units} if isinstance(evidence, Evidence) else set()
     assert targets <= {1, 3}

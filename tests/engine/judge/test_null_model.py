@@ -355,7 +355,7 @@ def test_harmonic_mean_by_hand() -> None:
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.9, 1.0])
-def test_dependent_looks_keep_the_level_together(correlation: float) -> None:
+def test_dependent_tests_keep_the_level_together(correlation: float) -> None:
     """The reason for the harmonic mean: p-values of normal statistics, alike to any degree."""
     rng = np.random.default_rng(11)
     common, own = rng.normal(size=(20_000, 1)), rng.normal(size=(20_000, 3))

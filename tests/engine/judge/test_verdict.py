@@ -11,7 +11,7 @@ from scipy import stats
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
 from onnxspect.engine.judge.null_model import leave_one_out
-from onnxspect.engine.judge.verdict import ALPHA, CARRIES_OVER, FEWEST_HELD_OUT, Verdict, decide, fewest_trials
+from onnxspect.engine.judge.verdict import ALPHA, FEWEST_HELD_OUT, HELD_OUT_SUCCESS, Verdict, decide, fewest_trials
 from onnxspect.engine.search.search import Unit
 
 CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
@@ -133,11 +133,11 @@ def test_too_few_classes(classes: int) -> None:
 
 
 def test_a_trigger_that_does_not_carry_over_is_no_alarm() -> None:
-    verdict = decide([evidence(planted(), held_out=CARRIES_OVER - 0.01)], 10)
+    verdict = decide([evidence(planted(), held_out=HELD_OUT_SUCCESS - 0.01)], 10)
     assert verdict.targets == ()
     assert verdict.verdict != "backdoored"
     assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
-    assert decide([evidence(planted(), held_out=CARRIES_OVER)], 10).targets == (3,)
+    assert decide([evidence(planted(), held_out=HELD_OUT_SUCCESS)], 10).targets == (3,)
 
 
 def held_out(found: Evidence, n: int) -> Evidence:
@@ -169,7 +169,7 @@ def test_fewest_trials_is_the_exact_binomial_bound(share: float, level: float) -
     n = fewest_trials(share, level)
     assert stats.binomtest(n, n, share, alternative="greater").pvalue <= level
     assert n == 1 or stats.binomtest(n - 1, n - 1, share, alternative="greater").pvalue > level
-    assert FEWEST_HELD_OUT == fewest_trials(CARRIES_OVER, ALPHA) == 6
+    assert FEWEST_HELD_OUT == fewest_trials(HELD_OUT_SUCCESS, ALPHA) == 6
 
 
 @pytest.mark.parametrize("bad", [(0.0, 0.1), (1.0, 0.1), (0.5, 0.0), (0.5, 1.0)])
@@ -357,14 +357,14 @@ def test_views_are_judged_apart_and_their_choice_is_paid_for() -> None:
     assert decide([two_taps(100 * CLEAN, CLEAN)], 10).verdict == "clean"
 
 
-def test_a_first_look_raises_suspicion_and_names_nothing() -> None:
-    first_look = replace(evidence(planted(), "max-margin"), convicts=False)
-    verdict = decide([first_look, evidence(CLEAN)], 10)
+def test_screening_raises_suspicion_and_names_nothing() -> None:
+    screening = replace(evidence(planted(), "max-margin"), convicts=False)
+    verdict = decide([screening, evidence(CLEAN)], 10)
     assert (verdict.verdict, verdict.targets) == ("clean", ())
     assert any("max-margin finds class 3 suspicious" in r for r in verdict.reasons)
     # It costs the others nothing, either.
     assert verdict.p_value == decide([evidence(CLEAN)], 10).p_value
-    alone = decide([replace(first_look, units=evidence(CLEAN).units)], 10)
+    alone = decide([replace(screening, units=evidence(CLEAN).units)], 10)
     assert (alone.verdict, alone.targets) == ("inconclusive", ())
     assert alone.reasons == (
         "max-margin can raise suspicion, but neither convict nor acquit alone: let another detector run too",

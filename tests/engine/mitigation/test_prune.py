@@ -88,9 +88,9 @@ def test_where_weights_cannot_a_mask_does(model: onnx.ModelProto, tmp_path: Path
     # The mask is what the halves of the model say it is.
     halves = Halves(subject, layer.tap)
     stamped = patch_trigger().apply(UNSEEN.images)
-    told = halves.answers(masked(halves.activations(stamped), layer, ~off))
+    from_masked = halves.answers(masked(halves.activations(stamped), layer, ~off))
     oracle = Oracle(tmp_path / "method.onnx")
-    np.testing.assert_array_equal(oracle.map("image", stamped, "logits").argmax(1), told)
+    np.testing.assert_array_equal(oracle.map("image", stamped, "logits").argmax(1), from_masked)
 
 
 @pytest.mark.parametrize("model", [neuron_model(), channel_model()], ids=["dense", "convolution"])

@@ -9,11 +9,11 @@ import pytest
 from conftest import quadrant_images
 from patch_support import TARGET, planted_trigger
 
-from onnxspect.engine.mitigation.remainder import SMALL, Searches, search_again, with_room
+from onnxspect.engine.mitigation.remainder import SMALL, Searches, search_again, with_size_limits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.trigger import MOST_ROOM, Trigger
+from onnxspect.engine.trigger import LARGEST_SIZE_LIMIT, Trigger
 
 FIT = quadrant_images(12, 0)
 HOW = Searches(
@@ -31,20 +31,20 @@ def test_the_classes_without_an_attack_say_how_much_room_there_is(planted: Subje
     ]
     assert len(others) == 3
     typical = float(np.median(others))
-    (planted_one,) = with_room(planted, FIT, [planted_trigger()], RunContext(), HOW)
-    assert planted_one.room == pytest.approx(min(MOST_ROOM, SMALL * typical / planted_trigger().size))
-    assert planted_one.room > 1.5
+    (planted_one,) = with_size_limits(planted, FIT, [planted_trigger()], RunContext(), HOW)
+    assert planted_one.size_limit == pytest.approx(min(LARGEST_SIZE_LIMIT, SMALL * typical / planted_trigger().size))
+    assert planted_one.size_limit > 1.5
     large = {"mask": np.full((1, 8, 8), 0.4 * typical / 64, np.float32), "pattern": np.zeros((1, 8, 8), np.float32)}
-    (middling,) = with_room(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
-    assert middling.room == pytest.approx(SMALL / 0.4, rel=1e-5)
+    (middling,) = with_size_limits(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
+    assert middling.size_limit == pytest.approx(SMALL / 0.4, rel=1e-5)
     large["mask"] = large["mask"] * 3
-    (none,) = with_room(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
-    assert none.room == 1.0
+    (none,) = with_size_limits(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
+    assert none.size_limit == 1.0
 
 
 def test_where_every_class_is_suspected_the_room_stays(planted: Subject) -> None:
-    every = [replace(planted_trigger(), target=c, room=1.5) for c in range(4)]
-    assert [t.room for t in with_room(planted, FIT, every, RunContext(), HOW)] == [1.5] * 4
+    every = [replace(planted_trigger(), target=c, size_limit=1.5) for c in range(4)]
+    assert [t.size_limit for t in with_size_limits(planted, FIT, every, RunContext(), HOW)] == [1.5] * 4
 
 
 def test_a_new_search_tells_a_remainder_from_what_any_model_has(planted: Subject) -> None:
@@ -53,9 +53,11 @@ def test_a_new_search_tells_a_remainder_from_what_any_model_has(planted: Subject
     assert find.trigger.target == TARGET
     assert find.relative == pytest.approx(find.trigger.size / planted_trigger().size)
     # The bound is one for all triggers of a backdoor: the smaller find has the more room.
-    assert find.trigger.room * find.trigger.size == pytest.approx(MOST_ROOM * planted_trigger().size, rel=1e-5)
+    assert find.trigger.size_limit * find.trigger.size == pytest.approx(
+        LARGEST_SIZE_LIMIT * planted_trigger().size, rel=1e-5
+    )
     (strict,) = search_again(
-        planted, FIT, [replace(planted_trigger(), room=find.relative / 2)], RunContext(), "again", HOW
+        planted, FIT, [replace(planted_trigger(), size_limit=find.relative / 2)], RunContext(), "again", HOW
     )
     assert strict.relative == find.relative
     assert not strict.remains

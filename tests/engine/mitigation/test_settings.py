@@ -147,7 +147,7 @@ def test_the_command_line_refuses_with_status_2(
 
 
 def test_help_names_the_methods_in_one_style() -> None:
-    told = CliRunner().invoke(command, ["--help"]).output
-    assert "|".join(CHOICES) in "".join(told.split())
-    assert "--form" not in told
+    help_text = CliRunner().invoke(command, ["--help"]).output
+    assert "|".join(CHOICES) in "".join(help_text.split())
+    assert "--form" not in help_text
     assert "_" not in "".join(CHOICES)

@@ -17,7 +17,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
-from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Lesson, Unlearn, Unlearned, _of_sources
+from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Schedule, Unlearn, Unlearned, _of_sources
 from onnxspect.engine.mitigation.verify import Goals, verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
@@ -29,7 +29,7 @@ SHORT = Retraining(epochs=8, learning_rate=0.05, batch_size=16, from_teacher=0.2
 METHOD = Unlearn(
     rounds=2,
     variants=1,
-    lessons=(Lesson("short", SHORT, harmless=0.4),),
+    schedules=(Schedule("short", SHORT, augmented=0.4),),
     search=Searches(SearchConfig(steps=60, settle=20), SearchConfig(steps=60, settle=20)),
 )
 
@@ -187,7 +187,7 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     before = subject.predict(UNSEEN.images)
     assert [success_rate(subject, UNSEEN, t, before) for t in triggers] == [1.0, 1.0]
     # Adam moves a weight by one step size a step, and these have far to go.
-    longer = replace(METHOD, lessons=(Lesson("longer", replace(SHORT, learning_rate=0.3, epochs=24)),))
+    longer = replace(METHOD, schedules=(Schedule("longer", replace(SHORT, learning_rate=0.3, epochs=24)),))
     done = longer.run(subject, FIT, GUARD, triggers, RunContext())
     student, parameters = trainable_copy(subject)
     with torch.no_grad():
@@ -199,32 +199,32 @@ def test_additive_triggers_of_two_targets(tmp_path: Path) -> None:
     assert all(set(t.arrays) == {"delta"} for t in done.triggers)
 
 
-def test_the_next_lesson_is_tried_where_one_moves_the_answers_too_far(planted: Subject) -> None:
+def test_the_next_schedule_is_tried_where_one_moves_the_answers_too_far(planted: Subject) -> None:
     strict, other = (
-        Lesson("strict", SHORT, divergence=0.0),
-        Lesson("other", replace(SHORT, from_teacher=1.0, temperature=2.0)),
+        Schedule("strict", SHORT, divergence=0.0),
+        Schedule("other", replace(SHORT, from_teacher=1.0, temperature=2.0)),
     )
     short = replace(METHOD, rounds=1, variants=0)
-    taken = replace(short, lessons=(strict, other)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
-    alone = replace(short, lessons=(other,)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
-    assert taken.lesson == alone.lesson == other
-    tried = short._taught(planted, FIT, GUARD, [planted_trigger()], RunContext(), strict)
+    taken = replace(short, schedules=(strict, other)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
+    alone = replace(short, schedules=(other,)).run(planted, FIT, GUARD, [planted_trigger()], RunContext())
+    assert taken.schedule == alone.schedule == other
+    tried = short._trained(planted, FIT, GUARD, [planted_trigger()], RunContext(), strict)
     assert len(tried.epochs) == 1 + TRIED  # and given up
     assert taken.kept == alone.kept
     assert taken.kept.success == 0.0
-    first = replace(short, lessons=(replace(strict, divergence=9.0), other))
-    assert first.run(planted, FIT, GUARD, [planted_trigger()], RunContext()).lesson.name == "strict"
+    first = replace(short, schedules=(replace(strict, divergence=9.0), other))
+    assert first.run(planted, FIT, GUARD, [planted_trigger()], RunContext()).schedule.name == "strict"
 
 
 def test_rounds_end_when_a_search_finds_nothing_small(planted: Subject) -> None:
     """A trigger with little room leaves nothing that counts as a remainder; with all the room there is, everything does."""
     none = replace(METHOD, rounds=3, variants=0).run(
-        planted, FIT, GUARD, [replace(planted_trigger(), room=0.1)], RunContext()
+        planted, FIT, GUARD, [replace(planted_trigger(), size_limit=0.1)], RunContext()
     )
     assert len(none.epochs) == 1 + SHORT.epochs
     assert len(none.triggers) == 1
     all_ = replace(METHOD, rounds=2, variants=0, reach=1.0).run(
-        planted, FIT, GUARD, [replace(planted_trigger(), room=np.inf)], RunContext()
+        planted, FIT, GUARD, [replace(planted_trigger(), size_limit=np.inf)], RunContext()
     )
     assert len(all_.epochs) == 1 + 2 * SHORT.epochs
     assert len(all_.triggers) == 2
@@ -264,13 +264,13 @@ def test_images_of_a_source_head_each_batch(planted: Subject) -> None:
     assert set(heads) == {3}
 
 
-def test_several_targets_get_a_longer_lesson_with_more_stamped() -> None:
-    lesson = Lesson("any", Retraining(epochs=10), stamped=0.3)
-    assert lesson.among(1) == lesson
-    three, nine = lesson.among(3), lesson.among(9)
-    assert lesson.training.epochs < three.training.epochs < nine.training.epochs
-    assert lesson.stamped < three.stamped < nine.stamped <= MOST_STAMPED
-    assert replace(lesson, stamped=0.8).among(9).stamped == 0.8  # what is more already is not made less
+def test_several_targets_get_a_longer_schedule_with_more_stamped() -> None:
+    schedule = Schedule("any", Retraining(epochs=10), stamped=0.3)
+    assert schedule.among(1) == schedule
+    three, nine = schedule.among(3), schedule.among(9)
+    assert schedule.training.epochs < three.training.epochs < nine.training.epochs
+    assert schedule.stamped < three.stamped < nine.stamped <= MOST_STAMPED
+    assert replace(schedule, stamped=0.8).among(9).stamped == 0.8  # what is more already is not made less
 
 
 def test_an_epoch_has_at_most_so_many_images(planted: Subject) -> None:

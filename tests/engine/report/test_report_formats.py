@@ -50,8 +50,8 @@ def small_scan(subject: Subject, folder: Path) -> Report:
     """The detector itself, searching lightly, and what a scan makes of its evidence."""
     samples, run = quadrant_images(20), RunContext()
     checked = preflight(subject, samples, run)
-    found_on, held_out = samples.split(0.5, run.numpy_generator("split"))
-    evidence = [NeuralCleanse(search=SEARCH).run(AtHand(checked.subject, found_on, held_out, run))]
+    search_samples, held_out = samples.split(0.5, run.numpy_generator("split"))
+    evidence = [NeuralCleanse(search=SEARCH).run(AtHand(checked.subject, search_samples, held_out, run))]
     report = build(checked.subject, samples, checked, evidence, decide(evidence, 4), run, "quick", 1.0)
     draw(report, evidence, samples, folder)
     return report

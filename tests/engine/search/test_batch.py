@@ -110,9 +110,9 @@ class Failing:
 
 @pytest.fixture
 def shares() -> Iterator[list[float]]:
-    told: list[float] = []
-    with memory_share("cpu", 1.0, lambda _, share: told.append(share)):
-        yield told
+    halved: list[float] = []
+    with memory_share("cpu", 1.0, lambda _, share: halved.append(share)):
+        yield halved
     assert memory._share == {}
 
 

@@ -111,7 +111,7 @@ def test_stamp_adds_and_clips() -> None:
 
 @given(st.sampled_from(sorted(NORMS)), states, pixels)
 def test_additive_pixels_cost_and_stamp(norm: str, delta: np.ndarray, images: np.ndarray) -> None:
-    """000, Eq. 1, written out; valid pixels whatever the optimiser does; what is handed over is what was applied."""
+    """RE (Xiang et al., 2020), Eq. 1, written out; valid pixels whatever the optimiser does; what is handed over is what was applied."""
     kind, state = Additive(norm), {"delta": torch.from_numpy(delta)}
     v = np.clip(delta.astype(np.float64), -1, 1)
     applied = kind.apply(state, torch.from_numpy(images)).numpy()

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from onnxspect.engine.detectors.base import second_look
+from onnxspect.engine.detectors.base import held_out_validation
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import cross_entropy, laid_out
@@ -166,8 +166,8 @@ def test_images_that_are_there_already_need_no_trigger() -> None:
     results = run_search(subject, [tuple(ALL)], replace(CONFIG, steps=80))
     assert [r.unneeded for r in results] == [False, False, False, True]
     assert results[3].found
-    looked = second_look(subject, results[3], quadrant_images(4), "l1")
-    assert looked.statistics == {}
+    validated = held_out_validation(subject, results[3], quadrant_images(4), "l1")
+    assert validated.statistics == {}
     assert not any(r.unneeded for r in run_search(linear(), [tuple(ALL)]))
 
 

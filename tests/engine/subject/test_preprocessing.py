@@ -161,20 +161,20 @@ def test_shuffled_labels_are_recognised(clean_subject: Subject, some_samples: Sa
     assert "\n" not in str(caught.value)
 
 
-def test_labels_of_which_some_are_shuffled_are_told(clean_subject: Subject, some_samples: Samples) -> None:
+def test_labels_of_which_some_are_shuffled_are_reported(clean_subject: Subject, some_samples: Samples) -> None:
     """As where class folders are taken in alphabetical order: most of it is right, so it is no reason to stop."""
-    told: list[str] = []
+    notices: list[str] = []
 
     class Listen(Silent):
         def notice(self, text: str) -> None:
-            told.append(text)
+            notices.append(text)
 
     run = RunContext(observer=Listen())
     preflight(clean_subject, some_samples, run)
-    assert not any("in another order" in text for text in told)
+    assert not any("in another order" in text for text in notices)
     order = np.array([1, 2, 0, 3, 4, 5, 6, 7, 8, 9])
     preflight(clean_subject, replace(some_samples, labels=order[some_samples.labels]), run)
-    (warning,) = (text for text in told if "in another order" in text)
+    (warning,) = (text for text in notices if "in another order" in text)
     assert "label 1 is answered as 0, label 2 is answered as 1" in warning or "label 0 is answered as 2" in warning
 
 

@@ -81,9 +81,9 @@ def test_classes_without_samples_are_named() -> None:
     counts = divided([0, 3, 0, 40, 40], ("cat", "dog", "emu", "fox"))
     assert counts.without == (0, 2)
     assert counts.listed(counts.without) == "classes 0 (cat), 2 (emu)"
-    told = advice(divided([0, 3, 0, 1, 1], ("cat", "dog", "emu", "fox")))
-    assert "classes 1 (dog), 3 (fox), 4 have 1 to 3" in told
-    assert "classes 0 (cat), 2 (emu) have none" in told
+    stated = advice(divided([0, 3, 0, 1, 1], ("cat", "dog", "emu", "fox")))
+    assert "classes 1 (dog), 3 (fox), 4 have 1 to 3" in stated
+    assert "classes 0 (cat), 2 (emu) have none" in stated
     assert divided([0] * 99 + [1]).listed(range(99)).endswith("11 and 87 more")
 
 
@@ -180,9 +180,9 @@ def test_so_few_classes_end_before_any_search(classes: int, tmp_path: Path) -> N
     assert "no number of samples mends that" in stopped.value.hint
     assert heard.started == []
     # Whoever names detectors gets them, and no verdict.
-    told = scan(_small(classes, tmp_path), data, tmp_path / "named", "quick", ["max-margin"], InputSpec()).report
-    assert (told["verdict"], told["targets"]) == ("inconclusive", [])
-    assert told["reasons"].count(f"{classes} classes are too few to tell an outlier from chance (at least 4)") == 1
+    stated = scan(_small(classes, tmp_path), data, tmp_path / "named", "quick", ["max-margin"], InputSpec()).report
+    assert (stated["verdict"], stated["targets"]) == ("inconclusive", [])
+    assert stated["reasons"].count(f"{classes} classes are too few to tell an outlier from chance (at least 4)") == 1
 
 
 def test_a_named_detector_searches_all_the_same_and_says_what_is_lacking(planted_file: Path, tmp_path: Path) -> None:

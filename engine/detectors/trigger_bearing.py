@@ -136,7 +136,7 @@ def divided(scores: np.ndarray, seed: int) -> tuple[int, Division]:
     return best, divisions[best]
 
 
-def carried(carriers: np.ndarray, others: np.ndarray, means: Mapping[int, np.ndarray], label: int) -> np.ndarray:
+def trigger_of(bearing: np.ndarray, others: np.ndarray, means: Mapping[int, np.ndarray], label: int) -> np.ndarray:
     """What is added to the trigger-bearing samples: their mean less that of their content ``(channels, height, width)`` float32.
 
     Their content is not known: their own class where labels were left alone, one other class or all others evenly where
@@ -144,13 +144,13 @@ def carried(carriers: np.ndarray, others: np.ndarray, means: Mapping[int, np.nda
     where that leaves far less (`MIXED`), since fitting a mixture always takes a part of the trigger for content.
 
     Args:
-        carriers: the trigger-bearing samples ``(n, channels, height, width)``.
+        bearing: the trigger-bearing samples ``(n, channels, height, width)``.
         others: samples of the class without the trigger; possibly none.
         means: class -> mean image, at least of the other classes.
         label: the class.
     """
     shown = {c: m.astype(np.float64) for c, m in means.items() if c != label}
-    mean = carriers.mean(0, dtype=np.float64)
+    mean = bearing.mean(0, dtype=np.float64)
     own = others.mean(0, dtype=np.float64) if len(others) else means.get(label)
     contents = [*shown.values(), np.mean(list(shown.values()), axis=0)] + ([np.asarray(own)] if own is not None else [])
     simple = min((mean - c for c in contents), key=lambda rest: float(np.linalg.norm(rest)))

@@ -24,7 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.mitigation.graph_edit import Withholding
+from onnxspect.engine.mitigation.graph_edit import LogitSuppression
 from onnxspect.engine.mitigation.method import Case, Edit
 from onnxspect.engine.mitigation.neurons import stamped_rows
 from onnxspect.engine.mitigation.settings import require
@@ -42,7 +42,7 @@ NAME = "withhold"
 
 
 @dataclass(frozen=True)
-class Withhold:
+class TargetLogitSuppression:
     """The method's settings.
 
     Attributes:
@@ -80,7 +80,9 @@ class Withhold:
                 tried.append(_Tried.of(case, trigger_score(case, taps, layers, self.ridge)))
         best = min(tried, key=lambda t: t.led)  # of equal ones the first
         score = best.score
-        added = Withholding(score.readings, score.offsets, best.limit, score.targets, info.value, case.subject.classes)
+        added = LogitSuppression(
+            score.readings, score.offsets, best.limit, score.targets, info.value, case.subject.classes
+        )
         facts = {"layers": list(score.layers), "ridge": self.ridge, "threshold": best.limit, "led": best.led}
         return Edit(additions=(added,), facts=facts)
 

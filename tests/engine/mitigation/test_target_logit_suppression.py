@@ -25,9 +25,9 @@ from patch_support import (
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.mitigation.graph_edit import Reading, Withholding
+from onnxspect.engine.mitigation.graph_edit import LogitSuppression, Reading
 from onnxspect.engine.mitigation.method import Edit
-from onnxspect.engine.mitigation.withhold import Withhold
+from onnxspect.engine.mitigation.target_logit_suppression import TargetLogitSuppression
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import UNTARGETED, stamp
 
@@ -37,13 +37,13 @@ STAMPED = patch_trigger().apply(UNSEEN.images)
 @pytest.mark.parametrize("model", [neuron_model(), channel_model()], ids=["dense", "convolution"])
 def test_stamped_images_are_answered_as_unstamped_ones(model: onnx.ModelProto, tmp_path: Path) -> None:
     subject = opened(model, tmp_path)
-    edit = Withhold().edit(case_of(subject, fit=quadrant_images(60, 0)))
+    edit = TargetLogitSuppression().edit(case_of(subject, fit=quadrant_images(60, 0)))
     assert not edit.values
     proof = proven(subject, edit, tmp_path)
     assert proof.holds, proof.failures
     (effect,) = proof.triggers
     assert (effect.before, effect.after, effect.rejected) == (1.0, 0.0, None)
-    assert (proof.accuracy_after, proof.rejected, proof.withheld) == (1.0, None, True)
+    assert (proof.accuracy_after, proof.rejected, proof.suppressed) == (1.0, None, True)
     assert proof.differences == proof.changed == ()
     answers = Subject.from_onnx(written(subject, edit, tmp_path)).predict(STAMPED).argmax(1)
     others = UNSEEN.labels != TARGET
@@ -52,7 +52,7 @@ def test_stamped_images_are_answered_as_unstamped_ones(model: onnx.ModelProto, t
 
 def test_the_file_looks_as_it_did_and_runs_at_any_batch_size(tmp_path: Path) -> None:
     subject = opened(neuron_model(), tmp_path)
-    out = written(subject, Withhold().edit(case_of(subject)), tmp_path)
+    out = written(subject, TargetLogitSuppression().edit(case_of(subject)), tmp_path)
     assert subject.file is not None
     before, after = Oracle(subject.file.path), Oracle(out)
     assert (after.inputs, after.outputs) == (before.inputs, before.outputs)
@@ -86,13 +86,13 @@ def test_each_target_by_its_own_score(opset: int, tmp_path: Path) -> None:
     # Half of the images that are answered as a target are above the threshold.
     middle = [np.median(scores[answers == target, column]) for column, target in enumerate((3, 1))]
     offsets = 0.3 - np.array(middle, np.float32)
-    added = Withholding((Reading("hidden", first), Reading("logits", second)), offsets, 0.3, (3, 1), "logits", 4)
+    added = LogitSuppression((Reading("hidden", first), Reading("logits", second)), offsets, 0.3, (3, 1), "logits", 4)
     out = written(subject, Edit(additions=(added,)), tmp_path)
     onnx.checker.check_model(onnx.load(out), full_check=True)
     for column, target in enumerate((3, 1)):
-        withheld = (scores[:, column] + offsets[column] > 0.3) & (answers == target)
-        assert 0 < withheld.sum() < (answers == target).sum()
-        expected[:, target] = np.where(withheld, least, expected[:, target])
+        suppressed = (scores[:, column] + offsets[column] > 0.3) & (answers == target)
+        assert 0 < suppressed.sum() < (answers == target).sum()
+        expected[:, target] = np.where(suppressed, least, expected[:, target])
     np.testing.assert_allclose(Oracle(out).run({"image": UNSEEN.images})[0], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_probabilities_and_labels_follow(tmp_path: Path) -> None:
     model.graph.output.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["N", 4]))
     onnx.checker.check_model(model, full_check=True)
     subject = opened(model, tmp_path)
-    out = written(subject, Withhold().edit(case_of(subject)), tmp_path)
+    out = written(subject, TargetLogitSuppression().edit(case_of(subject)), tmp_path)
     label, probabilities = Oracle(out).run({"image": STAMPED})
     others = UNSEEN.labels != TARGET
     np.testing.assert_array_equal(label[others], UNSEEN.labels[others])
@@ -128,7 +128,7 @@ def test_half_precision(tmp_path: Path) -> None:
     model = make_model(nodes, tensors)
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     subject = opened(model, tmp_path)
-    out = written(subject, Withhold().edit(case_of(subject)), tmp_path)
+    out = written(subject, TargetLogitSuppression().edit(case_of(subject)), tmp_path)
     onnx.checker.check_model(onnx.load(out), full_check=True)
     scores = Oracle(out).run({"image": STAMPED})[0]
     assert scores.dtype == np.float16
@@ -153,7 +153,7 @@ def test_no_more_clean_accuracy_goes_than_may(lost: float, tmp_path: Path) -> No
         images, labels = carried(80, seed)
         case = case_of(subject, fit=replace(quadrant_images(80, seed), images=images, labels=labels))
         case = replace(case, accuracy_lost=lost)
-        patched = Subject.from_onnx(written(subject, Withhold().edit(case), tmp_path, f"{seed}"))
+        patched = Subject.from_onnx(written(subject, TargetLogitSuppression().edit(case), tmp_path, f"{seed}"))
         images, labels = carried(200, 100 + seed)
         right = [(s.predict(images).argmax(1) == labels).mean() for s in (subject, patched)]
         draws.append(right[0] - right[1])
@@ -166,7 +166,7 @@ def test_any_price(lost: float, tmp_path: Path) -> None:
     """Nothing, more than the target's images are, everything."""
     subject = opened(neuron_model(), tmp_path)
     case = replace(case_of(subject), accuracy_lost=lost)
-    oracle = Oracle(written(subject, Withhold().edit(case), tmp_path))
+    oracle = Oracle(written(subject, TargetLogitSuppression().edit(case), tmp_path))
     clean, stamped = (oracle.run({"image": i})[0].argmax(1) for i in (UNSEEN.images, STAMPED))
     others = UNSEEN.labels != TARGET
     np.testing.assert_array_equal(stamped[others], UNSEEN.labels[others])
@@ -178,13 +178,18 @@ def test_where_no_image_is_taken_for_the_target(tmp_path: Path) -> None:
     subject = opened(neuron_model(), tmp_path)
     fit = quadrant_images(16, 0)
     case = case_of(subject, fit=fit.take(np.flatnonzero(fit.labels != TARGET)))
-    answers = Oracle(written(subject, Withhold().edit(case), tmp_path)).run({"image": STAMPED})[0].argmax(1)
+    answers = (
+        Oracle(written(subject, TargetLogitSuppression().edit(case), tmp_path)).run({"image": STAMPED})[0].argmax(1)
+    )
     assert (answers[UNSEEN.labels != TARGET] != TARGET).all()
 
 
 def test_twice_the_same_bits(tmp_path: Path) -> None:
     subject = opened(channel_model(), tmp_path)
-    one, two = (onnx.load(written(subject, Withhold().edit(case_of(subject)), tmp_path, n)) for n in ("one", "two"))
+    one, two = (
+        onnx.load(written(subject, TargetLogitSuppression().edit(case_of(subject)), tmp_path, n))
+        for n in ("one", "two")
+    )
     for model in (one, two):
         del model.metadata_props[:]
     assert one == two
@@ -193,7 +198,7 @@ def test_twice_the_same_bits(tmp_path: Path) -> None:
 def test_a_scan_does_not_call_the_file_clean(tmp_path: Path) -> None:
     """No gradient sees past the threshold: the backdoor, which is still there, is not found by searches."""
     subject = opened(channel_model(), tmp_path)
-    out = written(subject, Withhold().edit(case_of(subject)), tmp_path)
+    out = written(subject, TargetLogitSuppression().edit(case_of(subject)), tmp_path)
     some = quadrant_images(20, 9)
     data = tmp_path / "clean.npz"
     np.savez(data, images=(255 * some.images).round().astype(np.uint8).transpose(0, 2, 3, 1), labels=some.labels)
@@ -206,17 +211,17 @@ def test_refusals(tmp_path: Path) -> None:
     subject = opened(neuron_model(), tmp_path)
     case = case_of(subject)
     with pytest.raises(OnnxspectError, match="no trigger for withhold"):
-        Withhold().edit(replace(case, triggers=()))
+        TargetLogitSuppression().edit(replace(case, triggers=()))
     with pytest.raises(OnnxspectError, match="no single logit to suppress"):
-        Withhold().edit(replace(case, triggers=(replace(patch_trigger(), target=UNTARGETED),)))
+        TargetLogitSuppression().edit(replace(case, triggers=(replace(patch_trigger(), target=UNTARGETED),)))
     reading = (Reading("hidden", np.ones((5, 1), np.float32)),)
     with pytest.raises(OnnxspectError, match="computes no value of this name"):
-        Withholding(reading, np.zeros(1), 0.0, (0,), "nowhere", 4).apply(neuron_model())
+        LogitSuppression(reading, np.zeros(1), 0.0, (0,), "nowhere", 4).apply(neuron_model())
     convolution = channel_model()
-    maps = Withholding(reading, np.zeros(1), 0.0, (0,), convolution.graph.node[0].output[0], 4)
+    maps = LogitSuppression(reading, np.zeros(1), 0.0, (0,), convolution.graph.node[0].output[0], 4)
     with pytest.raises(OnnxspectError, match="no table of images and classes"):
         maps.apply(convolution)
     old = neuron_model()
     old.opset_import[0].version = 8
     with pytest.raises(OnnxspectError, match="opset 8: such nodes can be added from opset 9 on"):
-        Withholding(reading, np.zeros(1), 0.0, (0,), "logits", 4).apply(old)
+        LogitSuppression(reading, np.zeros(1), 0.0, (0,), "logits", 4).apply(old)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onnxspect.engine.mitigation.harmless import blended, squared, warped
+from onnxspect.engine.mitigation.augmentation import blended, squared, warped
 
 
 def images(n: int = 6, seed: int = 0) -> torch.Tensor:

@@ -8,16 +8,16 @@ from conftest import CLASSES, quadrant_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxspect.engine.detectors.carriers import (
+from onnxspect.engine.detectors.trigger_bearing import (
     RIDGES,
     SEPARATE,
-    carried,
     centred,
     divide,
     divided,
     foreign,
     matched_filters,
     shared_pixels,
+    trigger_of,
 )
 
 TARGET = 2
@@ -75,7 +75,7 @@ def test_images_are_centred_by_class() -> None:
 
 
 @pytest.mark.parametrize("sources", ["own", "one", "all", "some"])
-def test_what_is_carried_is_found_whatever_the_carriers_show(sources: str) -> None:
+def test_what_trigger_bearing_samples_share_is_found_whatever_their_content(sources: str) -> None:
     samples = quadrant_images(40, seed=3)
     means = {c: samples.images[samples.labels == c].mean(0) for c in range(CLASSES)}
     shown = {"own": [TARGET], "one": [0], "all": [0, 1, 3], "some": [0, 0, 0, 1]}[sources]
@@ -84,7 +84,7 @@ def test_what_is_carried_is_found_whatever_the_carriers_show(sources: str) -> No
     counts = {c: 10 * shown.count(c) for c in set(shown)}
     rows = np.concatenate([np.flatnonzero(samples.labels == c)[:n] for c, n in counts.items()])
     others = samples.images[samples.labels == TARGET][20:]
-    found = carried(samples.images[rows] + trigger, others, means, TARGET)
+    found = trigger_of(samples.images[rows] + trigger, others, means, TARGET)
     # A mixture takes a part of the trigger for content; where one class or an even draw is shown, what is left is noise.
     np.testing.assert_allclose(found, trigger, atol=0.05 if sources == "some" else 0.015)
 
