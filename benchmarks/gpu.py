@@ -323,7 +323,8 @@ class Bench:
         self.done: dict[str, bool] = {}
         self.asked: set[str] = set()
         self.on_cpu: list[Ran] = []
-        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # An installed package has its bytecode beside it; what a bare machine keeps read-only is compiled once, in the training job.
+        self.environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPYCACHEPREFIX": str(work / "bytecode")}
         self.header: dict[str, Any] = {
             "benchmark": "gpu",
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

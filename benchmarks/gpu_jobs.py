@@ -83,8 +83,8 @@ class Sizes:
 
 FULL = Sizes(
     networks=(
-        Network("wide", "cifar10", "resnet18_wide", 7, True, 40),
-        Network("signs", "gtsrb", "resnet18_compact", 14, False, 40),
+        Network("wide", "cifar10", "resnet18_wide", 7, True, 20),
+        Network("signs", "gtsrb", "resnet18_compact", 14, False, 30),
     ),
     classes=1000,
     shrink=1,
@@ -123,7 +123,7 @@ TINY = Sizes(
     repeats=4,
     opened=("lenet5", "resnet10_tiny"),
 )
-POISONED = 0.05
+POISONED = 0.1
 #: Calls of the CUDA runtime and driver that put work on the chip.
 LAUNCHES = ("LaunchKernel", "GraphLaunch", "MemcpyAsync", "MemsetAsync")
 
