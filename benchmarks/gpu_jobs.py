@@ -464,7 +464,7 @@ def searcher(asked: Asked) -> Callable[[int], float]:
         found = [r for batch in search(subject, samples, [units], MaskPattern(), config, run, "gpu") for r in batch]
         synchronize(asked.device)
         taken = time.perf_counter() - started
-        if any(r.steps != n for r in found):
+        if any(r.steps < n for r in found):  # more where a state had to be won back in float32
             raise RuntimeError(f"searches of {n} steps took {sorted({r.steps for r in found})}")
         return taken
 

@@ -26,7 +26,6 @@ from onnxspect.converters.proof.writeback import TRAINABLE, roles
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.run import Observer
-from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
@@ -230,8 +229,7 @@ def retrain(
             for images, hard, soft in _batches(teacher, fit, settings, generator, leading):
                 if corrupt is not None:
                     images = corrupt(images, student, generator)
-                with searching(student.device):
-                    loss = _loss(student(as_searched(images.to(student.device))), hard, soft, settings)
+                loss = _loss(student(images.to(student.device)), hard, soft, settings)
                 descent.step(loss)
                 if after_step is not None:
                     after_step()
@@ -278,8 +276,8 @@ def _batches(
             more = torch.randint(len(leading), (round(LEADING * len(rows)),), generator=generator)
             rows = torch.cat([torch.from_numpy(leading)[more], rows])
         images, hard = _augment(everything[rows], labels[rows], teacher.classes, settings, generator)
-        with torch.no_grad(), searching(teacher.device):
-            soft = (teacher(as_searched(images.to(teacher.device))) / settings.temperature).softmax(1)
+        with torch.no_grad():
+            soft = (teacher(images.to(teacher.device)) / settings.temperature).softmax(1)
         yield images, hard.to(soft.device), soft
 
 

@@ -5,9 +5,11 @@ cost and success of a trigger that was found. It is computed in IEEE float32 (fl
 float32 in TF32 by default, which keeps ten bits of the mantissa; `judging` turns that off for convolutions,
 recurrent layers and matrix products, for as long as a job runs, and puts back what it found.
 
-*Searching* is what only seeks a candidate: the gradient steps of the search, the training of reference networks. On a
-GPU that has them it runs in bfloat16 (`searching`, by autocast, which is bound to the thread). The candidate's own state,
-its update rule, the multiplier and the cost stay in float32, and what the search ends with is measured again by judging.
+*Searching* is what only looks for a candidate: the gradient steps of a search, and of a trigger that moves while a model is
+retrained against it. On a GPU that has it they run in bfloat16 (`searching`, by autocast, which is bound to the thread). The
+candidate's own state, its update rule, the multiplier and the cost stay in float32, and what the search ends with is measured
+again by judging. Training is no search: what it ends with cannot be measured again in another format. A patched model's
+answers may move by 0.05 nats, which is less than a bfloat16 score is rounded by.
 
 TF32 is not used: every GPU that has it has bfloat16 too, which is twice as fast, and autocast needs no setting of the process.
 
