@@ -19,9 +19,9 @@ from patch_support import (
     written,
 )
 
-from onnxspect.engine.jobs.patch import _shared, named
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 from onnxspect.engine.mitigation.adversary import MovingTrigger
+from onnxspect.engine.mitigation.recovered import _shared, named
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.training import Retraining, success_rate
 from onnxspect.engine.mitigation.unlearn import Lesson, Unlearn
