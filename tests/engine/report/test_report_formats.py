@@ -29,6 +29,7 @@ from onnxspect.engine.search.search import SearchConfig, Unit
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.unreached import Unreached
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "report.schema.json").read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -52,7 +53,7 @@ def small_scan(subject: Subject, folder: Path) -> Report:
     checked = preflight(subject, samples, run)
     search_samples, held_out = samples.split(0.5, run.numpy_generator("split"))
     evidence = [NeuralCleanse(search=SEARCH).run(AtHand(checked.subject, search_samples, held_out, run))]
-    report = build(checked.subject, samples, checked, evidence, decide(evidence, 4), run, "quick", 1.0)
+    report = build(checked.subject, samples, checked, evidence, decide(evidence, 4), run, "quick", 1.0, Unreached())
     draw(report, evidence, samples, folder)
     return report
 
