@@ -89,7 +89,7 @@ def by_hand(planted: Subject) -> dict[str, Report]:
     }
     found["inconclusive"] = [Skipped("neural-cleanse", "no samples")]
     reports = {
-        verdict: build(planted, samples, checked, evidence, decide(evidence, 4), run, "quick", 12.3456)
+        verdict: build(planted, samples, checked, evidence, decide(evidence, 4), run, "quick", 12.3456, Unreached())
         for verdict, evidence in found.items()
     }
     assert {v: r["verdict"] for v, r in reports.items()} == {v: v for v in reports}
