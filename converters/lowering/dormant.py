@@ -76,6 +76,9 @@ _NEAR, _DISTANT = ("up", "down", "noise"), ("far up", "far down")
 _SHIFTS = (*_NEAR, *_DISTANT)
 #: ... of single units: every element by its own spread.
 _OWN = ("own up", "own down")
+#: ... and by so small a share of that: what follows has a slope, and searches reach it.
+_SLIGHTLY, _SLOPES = 1e-2, ("slightly up", "slightly down")
+_SLOPE = 0.1
 _FAR = 30.0
 
 
@@ -344,8 +347,9 @@ class _Tried:
         moved = self._moved(node, result, given, _OWN)
         if not moved:
             return
-        could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0)
-        asleep = (span <= ASLEEP * could) & (could > seen.rounding[node])
+        could = _change(moved, result)
+        slope = _change(self._moved(node, result, given, _SLOPES), result) / _SLIGHTLY
+        asleep = (span <= ASLEEP * could) & (could > seen.rounding[node]) & (slope <= _SLOPE * could)
         if asleep.any() and not asleep.all():
             self.units[node] = asleep, could
 
@@ -358,6 +362,11 @@ class _Tried:
                 loud = asleep & (strength * could > LOUDER * beside)
                 if loud.any():
                     self.suspects[node] = loud
+
+
+def _change(moved: Sequence[Tensor], result: Tensor) -> Tensor:
+    """How far each element moves, at most."""
+    return torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0)
 
 
 def _span(ranges: tuple[Tensor, Tensor]) -> Tensor:
@@ -523,11 +532,12 @@ def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _
             return ~value if reach else value
         if not reach:
             return value
-        if how in _OWN:
+        if how in _OWN or how in _SLOPES:
             ranges = seen.everywhere.get(source)
             if ranges is None or value.shape != ranges[0].shape or value.shape != shape:
                 return value
-            return value + REACH * _span(ranges) * (1 if how == "own up" else -1)
+            share = REACH * (_SLIGHTLY if how in _SLOPES else 1.0) * (1 if how.endswith("up") else -1)
+            return value + share * _span(ranges)
         if value.is_floating_point():
             if how == "noise":
                 return value + reach * torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
