@@ -61,7 +61,7 @@ RARE = 0.95
 _ROUNDING = 8.0
 _TINY = 1e-12
 #: Images whose gradients tell what units do to the scores: what a ReLU behind stops on one passes on another.
-_LISTENED = 3
+_LISTENED = 2
 #: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
 #: of one kind on one image may take, in runs of the whole graph.
 _FIRST, _JUDGED, _MOST_RUNS = 2, 8, 24.0
@@ -328,12 +328,17 @@ class _Tried:
         self._units(node, result, given, reach)
         return result
 
-    def _moved(self, node: fx.Node, result: Tensor, given: Any, ways: Sequence[str]) -> list[Tensor]:
+    def _moved(
+        self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], ways: Sequence[str]
+    ) -> list[Tensor]:
         """What the value could be."""
-        moved = [_moved(node, *given, self.seen, how) for how in ways]
+        args, kwargs = given
+        moved = [_moved(node, args, kwargs, self.seen, how) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
-    def _units(self, node: fx.Node, result: Tensor, given: Any, reach: float) -> None:
+    def _units(
+        self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], reach: float
+    ) -> None:
         """Keep the elements that are asleep beside others that are awake, with how far they could be moved."""
         seen = self.seen
         if node not in seen.on_clean or _operator(node) in _MOVING:
@@ -417,7 +422,7 @@ def _affordable(
     chosen: dict[fx.Node, tuple[Tensor, list[fx.Node]]] = {}
     left: list[fx.Node] = []
     runs = 0.0
-    for node, asleep in reversed(suspects.items()):  # the last ones take least
+    for node, asleep in reversed(list(suspects.items())):  # the last ones take least
         behind = program.behind(node) if runs < _MOST_RUNS else []
         runs += max(_LEAST_RUN, len(behind) / max(1, len(program.steps)))
         if runs > _MOST_RUNS:
@@ -472,9 +477,9 @@ class _Woken:
         if result.shape != asleep.shape:
             return None
         if how == "turned":
-            return result ^ asleep  # type: ignore[no-any-return]
+            return result ^ asleep
         if how == "others":
-            return result ^ _as_many(~asleep, int(asleep.sum()))  # type: ignore[no-any-return]
+            return result ^ _as_many(~asleep, int(asleep.sum()))
         other = _moved(node, *operands(_producer(node), env), self.seen, how)
         if not isinstance(other, Tensor):
             return None

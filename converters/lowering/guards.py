@@ -50,7 +50,7 @@ def _regions(decision: fx.Node, program: Program, between: Mapping[fx.Node, int]
     if any(u.target is not torch.where or u.args[0] is not decision for u in decision.users):
         return
     inside = set(decision.users)  # from the choice backwards, the latest first
-    for node in reversed(between):
+    for node in reversed(list(between)):
         if node not in inside:
             continue
         if node not in decision.users and inside == {node}:  # everything goes through it

@@ -19,7 +19,7 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 #: Clean images that the graph is run on, and altered ones: of small images, of small ones in a large network, and of large ones.
-SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (9, 4)
+SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
 #: Images of up to so many values are small, unless the file has more bytes or more nodes than this.
 _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
 _NAMED = 5
