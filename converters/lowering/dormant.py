@@ -61,7 +61,7 @@ RARE = 0.95
 _ROUNDING = 8.0
 _TINY = 1e-12
 #: Images whose gradients tell what units do to the scores: what a ReLU behind stops on one passes on another.
-_LISTENED = 3
+_LISTENED = 2
 #: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
 #: of one kind on one image may take, in runs of the whole graph.
 _FIRST, _JUDGED, _MOST_RUNS = 2, 8, 24.0
@@ -72,8 +72,13 @@ _HOPS = 6
 #: Values of more elements are sampled; what does not move there is looked at once more, whole.
 _MANY = 1 << 14
 #: Ways to move operands. A whole value that is asleep is also tried far out: a trigger is nothing that clean images come near.
-_NEAR = ("up", "down", "noise")
-_SHIFTS = (*_NEAR, "far up", "far down")
+_NEAR, _DISTANT = ("up", "down", "noise"), ("far up", "far down")
+_SHIFTS = (*_NEAR, *_DISTANT)
+#: ... of single units: every element by its own spread.
+_OWN = ("own up", "own down")
+#: ... and by so small a share of that: what follows has a slope, and searches reach it.
+_SLIGHTLY, _SLOPES = 1e-2, ("slightly up", "slightly down")
+_SLOPE = 0.1
 _FAR = 30.0
 
 
@@ -314,39 +319,42 @@ class _Tried:
                 self.suspects[node] = rare
             return result
         if seen.asleep(node, reach):
-            moved = self._moved(node, result, given, _SHIFTS)
-            could = max((_distance(m, result) for m in moved), default=0.0)
+            near = max((_distance(m, result) for m in self._moved(node, result, given, _NEAR)), default=0.0)
+            far = max((_distance(m, result) for m in self._moved(node, result, given, _DISTANT)), default=0.0)
+            could = max(near, far / _FAR**2)  # a square or a product of two does so much more by itself
             if could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
                 self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
                 return result
         self._units(node, result, given, reach)
         return result
 
-    def _moved(self, node: fx.Node, result: Tensor, given: Any, ways: Sequence[str]) -> list[Tensor]:
+    def _moved(
+        self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], ways: Sequence[str]
+    ) -> list[Tensor]:
         """What the value could be."""
         args, kwargs = given
         moved = [_moved(node, args, kwargs, self.seen, how) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
-    def _units(self, node: fx.Node, result: Tensor, given: Any, reach: float) -> None:
+    def _units(
+        self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], reach: float
+    ) -> None:
         """Keep the elements that are asleep beside others that are awake, with how far they could be moved."""
         seen = self.seen
         if node not in seen.on_clean or _operator(node) in _MOVING:
             return
-        span = _span(seen.on_clean[node])
-        # Element by element: what an element could do is bounded by how far the very elements move that it is made from.
-        sources = [_span(seen.everywhere[n]) for n in node.all_input_nodes if n in seen.everywhere]
-        own = [s for s in sources if s.shape == result.shape]
-        if span.shape != result.shape or not own:
+        # Element by element: what an element could do follows from how far the very elements move that it is made from.
+        span, sources = _span(seen.on_clean[node]), [n for n in node.all_input_nodes if n in seen.everywhere]
+        if span.shape != result.shape or not any(seen.shapes[n] == result.shape for n in sources):
             return
-        most = (REACH * torch.stack(own).amax(0)).clamp_max(reach)
-        if not ((span <= ASLEEP * most) & (most > seen.rounding[node])).any():
+        if not (span <= ASLEEP * reach).any():
             return
-        moved = self._moved(node, result, given, _NEAR)
+        moved = self._moved(node, result, given, _OWN)
         if not moved:
             return
-        could = torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0).minimum(most)
-        asleep = (span <= ASLEEP * could) & (could > seen.rounding[node])
+        could = _change(moved, result)
+        slope = _change(self._moved(node, result, given, _SLOPES), result) / _SLIGHTLY
+        asleep = (span <= ASLEEP * could) & (could > seen.rounding[node]) & (slope <= _SLOPE * could)
         if asleep.any() and not asleep.all():
             self.units[node] = asleep, could
 
@@ -359,6 +367,11 @@ class _Tried:
                 loud = asleep & (strength * could > LOUDER * beside)
                 if loud.any():
                     self.suspects[node] = loud
+
+
+def _change(moved: Sequence[Tensor], result: Tensor) -> Tensor:
+    """How far each element moves, at most."""
+    return torch.stack([(m - result).abs().nan_to_num(0.0) for m in moved]).amax(0)
 
 
 def _span(ranges: tuple[Tensor, Tensor]) -> Tensor:
@@ -456,7 +469,7 @@ class _Woken:
     def _ways(self, node: fx.Node, asleep: Tensor) -> tuple[str, ...]:
         if node in self.seen.often:
             return ("turned",) if asleep.all() else ("turned", "others")
-        return _SHIFTS if asleep.all() else _NEAR
+        return _SHIFTS if asleep.all() else _OWN
 
     def _value(self, node: fx.Node, how: str, asleep: Tensor, env: Mapping[fx.Node, Any]) -> Tensor | None:
         """What the node is made to be."""
@@ -512,7 +525,7 @@ def _as_many(elements: Tensor, count: int) -> Tensor:
 
 def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _Seen, how: str) -> Any:
     """The value of a node whose operands are moved by several times their spread; None where it does not run."""
-    generator = torch.Generator().manual_seed(0)
+    generator, shape = torch.Generator().manual_seed(0), seen.shapes.get(node)
 
     def move(source: Any, value: Any) -> Any:
         if isinstance(source, (list, tuple)):
@@ -524,6 +537,12 @@ def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _
             return ~value if reach else value
         if not reach:
             return value
+        if how in _OWN or how in _SLOPES:
+            ranges = seen.everywhere.get(source)
+            if ranges is None or value.shape != ranges[0].shape or value.shape != shape:
+                return value
+            share = REACH * (_SLIGHTLY if how in _SLOPES else 1.0) * (1 if how.endswith("up") else -1)
+            return value + share * _span(ranges)
         if value.is_floating_point():
             if how == "noise":
                 return value + reach * torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)

@@ -18,9 +18,10 @@ from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
-#: Clean images that the graph is run on, and altered ones: of small images, and of large ones.
-SMALL, LARGE = (40, 16), (9, 4)
-_SMALL_PIXELS = 3 * 64 * 64
+#: Clean images that the graph is run on, and altered ones: of small images, of small ones in a large network, and of large ones.
+SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
+#: Images of up to so many values are small, unless the file has more bytes or more nodes than this.
+_SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
 _NAMED = 5
 
 
@@ -100,13 +101,22 @@ def _images(subject: Subject, samples: Samples, rng: np.random.Generator) -> tup
     """(clean, altered) batches of one image each, or of one group, as the model takes them."""
     assert subject.lowered is not None
     rows = group_size(subject.lowered.module)
-    n, m = SMALL if int(np.prod(samples.shape)) <= _SMALL_PIXELS else LARGE
+    n, m = _counts(subject, samples)
     drawn = samples.images[np.sort(rng.permutation(len(samples))[: max(2, n)])]
     others = drawn[rng.integers(len(drawn), size=m)]
     shifted = [np.roll(x, tuple(rng.integers(0, x.shape[1:])), (1, 2)) for x in others]
     mixed = [0.5 * (x + y) for x, y in zip(shifted[::2], drawn[rng.integers(len(drawn), size=m)], strict=False)]
-    altered = np.stack([*mixed, *shifted[1::2]]).astype(np.float32)
+    # Most of them lose contrast: what only scales with an image's range (dynamic quantisation) is not asleep.
+    dim = [x * rng.uniform(0.5, 0.9) for x in [*mixed, *shifted[1::4]]]
+    altered = np.stack([*dim, *shifted[3::4]]).astype(np.float32)
     return _batches(subject, drawn, rows), _batches(subject, altered, rows)
+
+
+def _counts(subject: Subject, samples: Samples) -> tuple[int, int]:
+    assert subject.file is not None
+    if int(np.prod(samples.shape)) > _SMALL_PIXELS:
+        return LARGE
+    return SMALL if subject.file.size <= _SMALL_FILE and subject.file.cost.executed <= _FEW_NODES else MIDDLE
 
 
 def _batches(subject: Subject, images: np.ndarray, rows: int) -> list[Tensor]:
