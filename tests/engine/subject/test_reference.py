@@ -45,7 +45,7 @@ def test_they_classify(references: list[Subject]) -> None:
     assert len(references) == COUNT
     unseen = quadrant_images(20, 7)
     for reference in references:
-        assert (reference.classes, reference.size) == (CLASSES, (1, SIDE, SIDE))
+        assert (reference.classes, reference.image_shape) == (CLASSES, (1, SIDE, SIDE))
         assert (reference.predict(unseen.images).argmax(1) == unseen.labels).mean() > 0.95
         pixels = torch.full((2, 1, SIDE, SIDE), 0.5, requires_grad=True)
         (gradient,) = torch.autograd.grad(reference(pixels).square().sum(), [pixels])
