@@ -7,7 +7,8 @@ It is found without gradients, in three steps:
 1. The graph runs on clean images and on shifted and mixed ones, one at a time. A value is *asleep* where it stays within
    a thousandth of what it could do (or a decision falls the same way), though what it is computed from moves.
 2. What it could do is tried out on the node alone: its operands are moved by a few times their own spread. A value that
-   stays the same then cannot wake at all (a weight of zero, a softmax over one element): harmless.
+   stays the same then cannot wake at all (a weight of zero, a softmax over one element): harmless. One that answers a small move
+   as it answers a large one has a slope, which searches follow: it is not asleep.
 3. *Intervention*: the value is made to be what it could be, everything else stays. Where no answer moves, it is harmless
    too (a guard, a dead branch that nothing listens to).
 
@@ -74,6 +75,7 @@ _MANY = 1 << 14
 #: Ways to move operands. A whole value that is asleep is also tried far out: a trigger is nothing that clean images come near.
 _NEAR, _DISTANT = ("up", "down", "noise"), ("far up", "far down")
 _SHIFTS = (*_NEAR, *_DISTANT)
+_BITS = ("a little up", "a little down")
 #: ... of single units: every element by its own spread.
 _OWN = ("own up", "own down")
 #: ... and by so small a share of that: what follows has a slope, and searches reach it.
@@ -319,10 +321,13 @@ class _Tried:
                 self.suspects[node] = rare
             return result
         if seen.asleep(node, reach):
-            near = max((_distance(m, result) for m in self._moved(node, result, given, _NEAR)), default=0.0)
-            far = max((_distance(m, result) for m in self._moved(node, result, given, _DISTANT)), default=0.0)
+            little, near, far = (
+                max((_distance(m, result) for m in self._moved(node, result, given, ways)), default=0.0)
+                for ways in (_BITS, _NEAR, _DISTANT)
+            )
             could = max(near, far / _FAR**2)  # a square or a product of two does so much more by itself
-            if could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
+            sloping = little / _SLIGHTLY > _SLOPE * max(near, far / _FAR)
+            if not sloping and could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
                 self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
                 return result
         self._units(node, result, given, reach)
@@ -546,7 +551,10 @@ def _moved(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: _
         if value.is_floating_point():
             if how == "noise":
                 return value + reach * torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
-            return value + reach * {"up": 1.0, "down": -1.0, "far up": _FAR, "far down": -_FAR}[how]
+            size = _FAR if how in _DISTANT else _SLIGHTLY if how in _BITS else 1.0
+            return value + reach * (size if how.endswith("up") else -size)
+        if how in _BITS:
+            return value
         step = max(1, round(reach * (_FAR if how.startswith("far") else 1.0)))
         return value + (1 if how == "noise" else step if how.endswith("up") else -step)
 

@@ -192,6 +192,15 @@ def _ordinary() -> dict[str, onnx.ModelProto]:
             bias=-bias,
             **wide,
         ),
+        "channels made equal": tiny(
+            hidden,
+            node("Mul", ["h", "loud"], ["uneven"]),
+            node("Mul", ["uneven", "soft"], ["y"]),
+            out,
+            loud=np.where(np.arange(32) == 0, 1e5, 1),
+            soft=np.where(np.arange(32) == 0, 1e-5, 1),
+            **wide,
+        ),
         "clipped": tiny(
             hidden,
             node("Add", ["h", "bias"], ["low"]),
