@@ -130,15 +130,15 @@ def _owners() -> dict[str, Any]:
         "convolution": getattr(backends.cudnn, "conv", None),
         "recurrent": getattr(backends.cudnn, "rnn", None),
     }
-    return {k: v for k, v in owners.items() if v is not None and "fp32_precision" in _names(v)}
+    return {k: v for k, v in owners.items() if v is not None and _has_precision(v)}
 
 
-def _names(owner: Any) -> tuple[str, ...]:
-    """("fp32_precision",) where the object has such a setting."""
+def _has_precision(owner: Any) -> bool:
+    """Whether the object has such a setting."""
     try:
-        return ("fp32_precision",) if isinstance(owner.fp32_precision, str) else ()
+        return isinstance(owner.fp32_precision, str)
     except (AttributeError, RuntimeError):
-        return ()
+        return False
 
 
 def _settings() -> dict[str, Any]:
