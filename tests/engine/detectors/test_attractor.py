@@ -102,7 +102,8 @@ def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> 
     unit = min((u for u in found[True].units if "l1" in u.statistics), key=lambda u: u.statistics["l1"])
     mask = unit.trigger["mask"][0]
     assert mask[:CORNER, :CORNER].sum() > 0.5 * mask.sum()
-    assert unit.held_out_success is not None and unit.held_out_success > 0.5
+    assert unit.held_out_success is not None
+    assert unit.held_out_success > 0.5
 
 
 def test_its_cost_does_not_grow_with_the_number_of_classes(found: dict[bool, Evidence]) -> None:
@@ -119,7 +120,8 @@ def test_a_finished_unit_is_not_searched_again(tmp_path: Path) -> None:
         kept = ledger.units("attractor l2 0")
         assert [u.statistics[DESTINATION] for u in kept.values()]
         again = one.run(at_hand(True, ledger))
-    assert isinstance(first, Evidence) and isinstance(again, Evidence)
+    assert isinstance(first, Evidence)
+    assert isinstance(again, Evidence)
     assert first.id == again.id
 
 

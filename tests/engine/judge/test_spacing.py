@@ -46,7 +46,8 @@ def test_a_class_far_below_the_others_stands_apart() -> None:
 
 def test_two_classes_below_the_others_stand_apart_together() -> None:
     index, log_p = smallest_stand_apart(np.array([30.0, 3.0, 3.1, 33.0, 31.0]), Usual(0.1, 4.0))
-    assert np.exp(log_p[1]) < 0.02 and np.exp(log_p[2]) < 0.02
+    assert np.exp(log_p[1]) < 0.02
+    assert np.exp(log_p[2]) < 0.02
     assert np.all(np.exp(log_p[[0, 3, 4]]) > 0.2)
     assert np.nanargmax(index) in (1, 2)
 
@@ -54,7 +55,8 @@ def test_two_classes_below_the_others_stand_apart_together() -> None:
 def test_nothing_is_said_of_a_single_class_or_of_none() -> None:
     for values in ([], [2.0], [np.nan, 2.0], [np.nan, np.nan]):
         index, log_p = smallest_stand_apart(np.array(values, np.float64), Usual(0.1, 4.0))
-        assert np.isnan(index).all() and not log_p.any()
+        assert np.isnan(index).all()
+        assert not log_p.any()
 
 
 def test_order_and_scale_do_not_matter() -> None:
