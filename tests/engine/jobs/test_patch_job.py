@@ -30,7 +30,7 @@ from patch_support import (
     written,
 )
 
-from onnxspect.cli.main import cli
+from onnxspect.cli.main import cli, run
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.patch import patch, read_recovered, try_methods
 from onnxspect.engine.jobs.prove import load_trigger, prove
@@ -119,7 +119,9 @@ def test_samples_that_do_not_fit_a_proof(work: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work: Path, tmp_path: Path) -> None:
+def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (work / "model.onnx").read_bytes()
     out = tmp_path / "patched.onnx"
     done = patch(work / "model.onnx", work / "run", work / "known.npz", out, targets=[TARGET])
@@ -135,6 +137,12 @@ def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work:
     proof = prove(out, work / "model.onnx", work / "unseen.npz", work / "run", work / "own.npz")
     planted = next(t for t in proof.triggers if t.name == "own")
     assert (planted.before, planted.after) == (1.0, 0.0)
+    # The same by the command.
+    arguments = ["patch", work / "model.onnx", "--run", work / "run", "--data", work / "known.npz", "--target", TARGET]
+    arguments += ["--method", done.method, "-o", tmp_path / "again.onnx", "--quiet"]
+    assert run([str(a) for a in arguments]) == 0
+    assert "PROVEN" in capsys.readouterr().out
+    assert (tmp_path / "again.onnx").is_file()
 
 
 def test_a_worse_model_is_not_written(work: Path, tmp_path: Path) -> None:
