@@ -1,12 +1,11 @@
 """The report: one JSON document (docs/report.schema.json) that everything else is drawn from.
 
 Everything in it but the fields named `seconds` depends on file, data, settings, seed and device alone. `digest` is the
-SHA-256 of the report without them: two runs agree bit for bit exactly where their digests do.
+SHA-256 of the report without them (stored_report.py): two runs agree bit for bit exactly where their digests do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ import numpy as np
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
+from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
 from onnxspect.engine.subject.sample_size import SampleCounts
@@ -97,18 +97,6 @@ def build(
     }
     report["digest"] = digest(report)
     return report
-
-
-def digest(report: dict[str, Any]) -> str:
-    """SHA-256 of the report without `seconds` and `digest`, at any depth."""
-    text = json.dumps(_timeless(report), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "digest")}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def as_json(document: dict[str, Any]) -> str:
