@@ -53,8 +53,8 @@ def refuse_links(folder: Path) -> None:
     Raises:
         OnnxspectError: naming it.
     """
-    expected = {name: stat.S_ISREG for name in (FILE, LOCK, *(FILE + end for end in _BESIDE))}
-    expected |= {name: stat.S_ISDIR for name in (ARRAYS, "references", "search")}
+    expected = dict.fromkeys((FILE, LOCK, *(FILE + end for end in _BESIDE)), stat.S_ISREG)
+    expected |= dict.fromkeys((ARRAYS, "references", "search"), stat.S_ISDIR)
     for name, right in expected.items():
         try:
             status = (folder / name).lstat()

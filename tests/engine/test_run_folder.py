@@ -154,9 +154,9 @@ def test_a_scan_does_not_write_through_links(tmp_path: Path, name: str) -> None:
 
 
 def png() -> bytes:
-    from PIL import Image
-
     import io
+
+    from PIL import Image
 
     stream = io.BytesIO()
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(stream, "PNG")
@@ -280,7 +280,19 @@ def test_malformed_reports_end_in_a_line(kind: str, tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", "17", "[" * 100_000, '{"a":' * 50_000, "1" * 5000, '{"verdict": "clean"}', "\x00", '"\\ud800"'],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "17",
+        "[" * 100_000,
+        '{"a":' * 50_000,
+        "1" * 5000,
+        '{"verdict": "clean"}',
+        "\x00",
+        '"\\ud800"',
+    ],
 )
 def test_what_is_no_report_ends_in_a_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished(tmp_path / "run")
@@ -291,7 +303,12 @@ def test_what_is_no_report_ends_in_a_line(text: str, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_numbers_that_are_none(number: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished(tmp_path / "run")
-    with_report(folder, json.dumps(whole_report()).replace('"anomaly": {"neural-cleanse": 1.0}', f'"anomaly": {{"neural-cleanse": {number}}}'))
+    with_report(
+        folder,
+        json.dumps(whole_report()).replace(
+            '"anomaly": {"neural-cleanse": 1.0}', f'"anomaly": {{"neural-cleanse": {number}}}'
+        ),
+    )
     assert said(folder, capsys)[0] == 4
 
 
@@ -352,7 +369,21 @@ def verifying(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> 
     samples = quadrant_images(20)
     data = folder.parent / "clean.npz"
     np.savez(data, images=samples.images, labels=samples.labels)
-    status = run(["verify", str(model), "--against", str(model), "--data", str(data), "--run", str(folder), "-q", "--device", "cpu"])
+    status = run(
+        [
+            "verify",
+            str(model),
+            "--against",
+            str(model),
+            "--data",
+            str(data),
+            "--run",
+            str(folder),
+            "-q",
+            "--device",
+            "cpu",
+        ]
+    )
     err = capsys.readouterr().err
     assert "unexpected failure" not in err
     return status, err
@@ -418,9 +449,7 @@ def changed_unit(change: Callable[[dict[str, Any]], None], folder: Path) -> None
         ("unheard of", 1),
     ],
 )
-def test_units_of_a_stranger(
-    tmp_path: Path, model: Path, name: str, value: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_units_of_a_stranger(tmp_path: Path, model: Path, name: str, value: Any) -> None:
     folder = of_model(tmp_path / "run", model)
     changed_unit(lambda row: row.update({name: value}), folder)
     with pytest.raises(OnnxspectError) as caught:
@@ -523,5 +552,5 @@ def test_reports_from_before_are_read() -> None:
 
 
 def test_fields_that_later_versions_add_are_left_alone() -> None:
-    report = whole_report(**{"certificate": {"by": "someone"}})
+    report = whole_report(certificate={"by": "someone"})
     assert checked(json.dumps(report))["certificate"] == {"by": "someone"}
