@@ -8,6 +8,7 @@ from typing import Any
 
 import jinja2
 
+from onnxspect.converters.text import all_visible, visible
 from onnxspect.engine.run_folder import read_picture
 
 _ENVIRONMENT = jinja2.Environment(
@@ -20,8 +21,8 @@ def render(report: dict[str, Any], folder: Path) -> str:
     names = ["classes.png", *(f"trigger-class-{int(k)}.png" for k in report["targets"]), "triggers.png"]
     found = [(name, read_picture(folder, name)) for name in names]
     pictures = [(name, _inline(data)) for name, data in found if data is not None]
-    ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
-    return _ENVIRONMENT.get_template("page.html.j2").render(report=report, pictures=pictures, ran=ran)
+    ran = [visible(d["name"]) for d in report["detectors"] if d["status"] == "ran"]
+    return _ENVIRONMENT.get_template("page.html.j2").render(report=all_visible(report), pictures=pictures, ran=ran)
 
 
 def _inline(picture: bytes) -> str:

@@ -7,12 +7,14 @@ SHA-256 of the report without them (stored_report.py): two runs agree bit for bi
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from onnxspect.converters.text import well_formed
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
@@ -25,6 +27,7 @@ from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
 
 SCHEMA = "onnxspect-report/1"
+_UNSEEN = re.compile(r"[^\x00-\x7e]+")
 
 
 def build(
@@ -95,13 +98,19 @@ def build(
         "seed": run.seed,
         "seconds": round(seconds, 3),
     }
+    report = well_formed(report)
     report["digest"] = digest(report)
     return report
 
 
 def as_json(document: dict[str, Any]) -> str:
-    """A document as it is stored and printed."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    """A document as it is stored and printed: whatever a terminal would obey, or UTF-8 cannot hold, is escaped as JSON does it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else _UNSEEN.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in match.group())
 
 
 def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,15 +68,16 @@ def test_reading_leaves_the_folder_as_it_was(tmp_path: Path, form: str, capsys: 
 
 
 @posix
-def test_read_only_media(tmp_path: Path) -> None:
+def test_read_only_media() -> None:
     """Folder and files without write permission, read by one who is not root: what a mounted disc gives."""
-    folder = finished(tmp_path / "run")
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        Path(place).chmod(0o755)
+        _read_only(finished(Path(place) / "run"))
+
+
+def _read_only(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         path.chmod(path.stat().st_mode & ~(stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH) | 0o555 * path.is_dir() | 0o444)
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == os.getuid() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o055)
-    tmp_path.chmod(0o755)
     before = tree(folder)
     code = (
         "import os, sys\n"
