@@ -151,12 +151,13 @@ def checked(text: str) -> dict[str, Any]:
 
 
 def digest(report: dict[str, Any]) -> str:
-    """SHA-256 of a document without `seconds` and `digest`, at any depth; of a `path`, its last name alone counts.
+    """SHA-256 of a document without `seconds` and `digest`, at any depth, and without its own signature; of a `path`, its last
+    name alone counts.
 
     Raises:
         ValueError: it holds a number that is not finite.
     """
-    return _sha256(_timeless(report))
+    return _sha256(_timeless({k: v for k, v in report.items() if k != "signature"}))
 
 
 def _with_paths(report: dict[str, Any]) -> str:
