@@ -11,7 +11,7 @@ import torch
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
-from onnxspect.engine.subject.subject import OpenedModel, open_onnx
+from onnxspect.engine.subject.subject import OpenedModel, infinite, open_onnx
 
 #: Channels, height and width that a second opinion takes where the file leaves them open.
 _OPEN = (3, 64, 64)
@@ -42,7 +42,10 @@ def describe(model: str | Path, second: bool = False) -> dict[str, Any]:
         "logits": f"{printable(logits.value)} ({logits.how}), {classes} classes",
         "parameters": sum(p.numel() for p in lowered.module.parameters()),
         "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
-        "warnings": list(file.warnings),
+        "warnings": [
+            *map(printable, file.warnings),
+            *(f"weights {printable(w)} hold infinite values" for w in infinite(lowered)[:10]),
+        ],
         "taps": [
             {
                 "index": tap.index,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
@@ -34,6 +35,8 @@ from onnxspect.engine.subject.precision import judging
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
 LAYOUTS = ("NCHW", "NHWC", "NHW", "FLAT")
+#: Outputs beyond which a file is taken for no classifier: five times the classes of the largest image sets (ImageNet-21k).
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -385,6 +388,7 @@ def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, devic
         raise OnnxspectError(
             f"{name}: the model has {len(lowered.inputs)} inputs ({names}); an image classifier has one"
         )
+    _refuse_nan(lowered, name)
     layout, image_shape = _image_input(file, lowered.inputs[0])
     spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
     lowered.module.to(device)
@@ -408,7 +412,39 @@ def _count_classes(
         raise OnnxspectError(
             f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}"
         )
+    if logits.shape[1] > MOST_CLASSES:
+        raise OnnxspectError(
+            f"{name}: {logits.shape[1]} outputs are more than the classes of any image classifier ({MOST_CLASSES})",
+            "if it is a segmentation or a detection model, there is nothing to scan",
+        )
     return int(logits.shape[1])
+
+
+def _refuse_nan(lowered: LoweredModel, name: str) -> None:
+    """Refuse weights that are not a number: what they reach is not one either, whatever the image.
+
+    Raises:
+        OnnxspectError: naming the tensor.
+    """
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isnan(values).any()):
+            known = lowered.weights.get(key)
+            shown = printable(known.initializer if known is not None else key)
+            count = int(torch.isnan(values).sum())
+            raise OnnxspectError(
+                f"{name}: {count} of the {values.numel()} values of {shown} are not a number (NaN)",
+                "the training diverged, or the file is damaged",
+            )
+
+
+def infinite(lowered: LoweredModel) -> list[str]:
+    """Names of weights with infinite values: ordinary in a mask, and a diverged training everywhere else."""
+    found = []
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isinf(values).any()):
+            known = lowered.weights.get(key)
+            found.append(known.initializer if known is not None else key)
+    return found
 
 
 def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
@@ -454,6 +490,7 @@ def open_file(path: str | Path) -> OnnxFile:
     Raises:
         OnnxspectError: it is not usable; says why.
     """
+    refuse_hostile(Path(path))
     file = read_onnx(Path(path))
     probe(file)
     return file

@@ -16,7 +16,7 @@ from tolerances import AMPLIFIED_32, NETWORK_32, SUM_32
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.subject import preprocessing
-from onnxspect.engine.subject.preprocessing import accuracy_floor, candidates, preflight
+from onnxspect.engine.subject.preprocessing import _moved, accuracy_floor, candidates, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models import zoo
@@ -288,3 +288,9 @@ def test_a_pass_holds_no_more_images_than_fit(at_once: int, monkeypatch: pytest.
     assert sum(module.passes) == len(options) * len(samples)
     for option, logits in zip(options, found, strict=True):
         np.testing.assert_allclose(logits, subject.with_spec(option).predict(samples.images), rtol=SUM_32)
+
+
+def test_a_million_classes_ask_for_no_table_of_their_square() -> None:
+    """7 TiB, before."""
+    few = np.zeros(80, np.int64)
+    assert _moved(few, few, 1_000_000, 0.5) == ""

@@ -186,7 +186,29 @@ def wrong_inside() -> onnx.ModelProto:
     return model
 
 
+def not_a_number() -> onnx.ModelProto:
+    """Weights of a training that diverged."""
+    weights = np.ones((SIDE * SIDE, CLASSES), np.float32)
+    weights[3, 1] = np.nan
+    model = quadrant_model()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weight"))
+    return model
+
+
+def too_many_classes() -> onnx.ModelProto:
+    """Two hundred thousand outputs, of 64 weights each."""
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"]),
+        helper.make_node("MatMul", ["f", "weight"], ["few"]),
+        helper.make_node("Concat", ["few"] * 200, ["logits"], axis=1),
+    ]
+    weight = numpy_helper.from_array(np.ones((SIDE * SIDE, 1000), np.float32), "weight")
+    return make_model(nodes, [weight], out=("N", 200_000))
+
+
 REFUSED = [
+    (not_a_number, r"1 of the 256 values of weight are not a number \(NaN\)"),
+    (too_many_classes, "200000 outputs are more than the classes"),
     (two_inputs, r"2 inputs \(image, other\)"),
     (one_class, r"at least two classes: .*\(2, 1\)"),
     (detection, "class scores|classes"),
