@@ -15,6 +15,7 @@ from onnxspect.engine.report import as_text, document
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",

@@ -69,6 +69,8 @@ class OnnxFile:
         cost: nodes as written, expanded and executed.
         external: the pieces of external data that were read.
         warnings: one line for each thing that was repaired or is odd.
+        bound: inputs beside the image that got a value (bound_inputs.py), by name; they are initializers of `proto`, and none of the
+            file on disk.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class OnnxFile:
     cost: GraphCost
     external: tuple[ExternalFile, ...] = ()
     warnings: tuple[str, ...] = ()
+    bound: tuple[tuple[str, float], ...] = ()
 
     @property
     def identity(self) -> str:

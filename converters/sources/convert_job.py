@@ -48,7 +48,8 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     )
     stage(f"opening ({request['title']})")
     name = request["module"]
-    if source.format == "safetensors" and source.factory and takes_arrays(source):
+    library = source.factory.partition(":")[0] in ("timm", "torchvision")  # they make networks of torch
+    if source.format == "safetensors" and source.factory and not library and takes_arrays(source):
         name = "jax"  # the same container serves both; the factory tells which
     exported: Exported = _imported(name).export(source)
     pairs = references(exported, int(request["seed"]))

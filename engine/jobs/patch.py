@@ -227,7 +227,7 @@ def patch(
     finding = read_finding(folder, targets)
     if proactive:
         finding = read_finding(folder, _reachable(finding.scan.report))
-    opened = open_case(model, data, finding.scan.spec, run, resize)
+    opened = open_case(finding.scan.view(model), data, finding.scan.spec, run, resize)
     subject, samples, file = opened.subject, opened.samples, opened.subject.origin.file
     finding.scan.check(subject, folder)
     if not finding.triggers:
@@ -326,7 +326,15 @@ def _try(
         judges = case.guard if method.trains else case.clean
         opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
         proof = verify(
-            trial, file.path, judges, subject.spec, named(case.triggers), wanted, case.run.device, opened=opened
+            trial,
+            file.path,
+            judges,
+            subject.spec,
+            named(case.triggers),
+            wanted,
+            case.run.device,
+            opened=opened,
+            logits=case.subject.origin.logits,
         )
         left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
     attempt = Attempt(

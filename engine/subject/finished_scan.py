@@ -10,6 +10,7 @@ from typing import Any
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence
 from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
@@ -40,6 +41,13 @@ class FinishedScan:
             ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
             units = {name: ledger.evidence(name) for name in ran}
         return cls(spec, report, units)
+
+    def view(self, model: Any) -> Any:
+        """The model, at the output that the scan looked at and with the inputs that it bound, where the user names none."""
+        known = self.report["model"].get("view")
+        if known is None or isinstance(model, ModelView):
+            return model
+        return ModelView(model, known["output"], tuple(sorted(known["bind"].items())))
 
     @property
     def targets(self) -> tuple[int, ...]:
