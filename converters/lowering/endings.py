@@ -56,7 +56,7 @@ class View:
         constants = {t.name: t for t in model.graph.initializer}
         for node in model.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                constants |= {node.output[0]: a.t for a in node.attribute if a.HasField("t")}
+                constants.update((node.output[0], a.t) for a in node.attribute if a.HasField("t"))
         producers = {name: node for node in model.graph.node for name in node.output if name}
         inputs = frozenset(i.name for i in model.graph.input) - set(constants)
         return cls(producers, constants, knowledge, inputs)

@@ -366,12 +366,11 @@ def _walk(name: str, view: View) -> LogitsInfo | None:
             name = step[0]
         else:
             break
-    if is_distribution(name, view) and (scores is None or steps) and chosen is None:
-        if keeps_order(steps[::-1], "softmax", _size(view.shape(name))) and _can_be_scores(
-            name, view.producers.get(name), view
-        ):
-            behind = removed[: len(removed) - 1] if removed and name in removed[-1].output else removed
-            return LogitsInfo(name, "log_of_probabilities", _names(behind[::-1]))
+    average = (scores is None or bool(steps)) and chosen is None and is_distribution(name, view)
+    average = average and _can_be_scores(name, view.producers.get(name), view)
+    if average and keeps_order(steps[::-1], "softmax", _size(view.shape(name))):
+        behind = removed[:-1] if removed and name in removed[-1].output else removed
+        return LogitsInfo(name, "log_of_probabilities", _names(behind[::-1]))
     if scores is None:
         return None
     value, behind_scores = scores
