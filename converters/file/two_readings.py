@@ -40,17 +40,13 @@ def refuse_overlaps(pieces: Sequence[ExternalFile]) -> None:
     """
     last: ExternalFile | None = None
     for piece in sorted((p for p in pieces if p.length), key=lambda p: (p.location, p.offset, p.length)):
-        if (
-            last is not None
-            and piece.location == last.location
-            and (piece.offset, piece.length) != (last.offset, last.length)
-        ):
-            if piece.offset < last.offset + last.length:
-                raise OnnxspectError(
-                    f"the external data of {printable(last.tensor)} and {printable(piece.tensor)} overlap in "
-                    f"{printable(piece.location)}: a change of one changes the other",
-                    _HINT,
-                )
+        other = last is not None and piece.location == last.location and piece.offset < last.offset + last.length
+        if other and last is not None and (piece.offset, piece.length) != (last.offset, last.length):
+            raise OnnxspectError(
+                f"the external data of {printable(last.tensor)} and {printable(piece.tensor)} overlap in "
+                f"{printable(piece.location)}: a change of one changes the other",
+                _HINT,
+            )
         if last is None or piece.location != last.location or piece.offset + piece.length > last.offset + last.length:
             last = piece
 
