@@ -73,6 +73,7 @@ class OnnxFile:
         warnings: one line for each thing that was repaired or is odd.
         bound: inputs beside the image that got a value (bound_inputs.py), by name; they are initializers of `proto`, and none of the
             file on disk.
+        faced: `proto` has another input than the file on disk: a batch axis, or a shape (input_face.py).
     """
 
     path: Path
@@ -84,6 +85,7 @@ class OnnxFile:
     external: tuple[ExternalFile, ...] = ()
     warnings: tuple[str, ...] = ()
     bound: tuple[tuple[str, float], ...] = ()
+    faced: bool = False
 
     @property
     def identity(self) -> str:

@@ -108,7 +108,7 @@ def score_outputs(model: onnx.ModelProto, knowledge: Knowledge | None = None) ->
     found: list[LogitsInfo] = []
     for output in model.graph.output:
         info = _walk(output.name, view)
-        if info is not None and not any((f.value, f.chosen) == (info.value, info.chosen) for f in found):
+        if info is not None and _place(info, view) not in {_place(f, view) for f in found}:
             found.append(replace(info, output=output.name))
     behind = {f.value: _needed(f.value, view.producers) for f in found}
 
@@ -130,11 +130,20 @@ def outputs_of(model: onnx.ModelProto, info: LogitsInfo) -> tuple[str, ...]:
     found = []
     for output in model.graph.output:
         walked = _walk(output.name, view)
-        if output.name == info.output or (
-            walked is not None and (walked.value, walked.chosen) == (info.value, info.chosen)
-        ):
+        if output.name == info.output or (walked is not None and _place(walked, view) == _place(info, view)):
             found.append(output.name)
     return tuple(found)
+
+
+def _place(info: LogitsInfo, view: View) -> tuple[str, tuple[int, ...]]:
+    """Which class scores these are, whatever copy of them is named."""
+    name = info.value
+    for _ in range(_MAX_WALK):
+        node = view.node(name)
+        if node is None or node.op_type not in ("Identity", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten"):
+            break
+        name = node.input[0]
+    return name, info.chosen
 
 
 def _named(model: onnx.ModelProto, knowledge: Knowledge, output: str) -> LogitsInfo:

@@ -79,8 +79,8 @@ def _source(
 
 
 def of_file(file: OnnxFile) -> Path | onnx.ModelProto:
-    """What a session over a file is made of: the file itself, or, where an input of it was bound, the model with its value."""
-    return file.proto if file.bound else file.path
+    """What a session over a file is made of: the file itself; or the model, where an input of it was bound or got a face."""
+    return file.proto if file.bound or file.faced else file.path
 
 
 class Oracle:

@@ -379,6 +379,10 @@ def _seeded(
     oracle: Oracle, name: str, given: Sequence[np.ndarray], batch_sizes: Sequence[int], seed: int
 ) -> Iterator[np.ndarray]:
     shape, dtype = oracle.inputs[name][0], oracle.dtype(name)
+    if not shape:  # without any: as the given ones are
+        if not given:
+            return
+        shape = (None, *given[0].shape[1:])
     sizes: list[int] = []
     for axis, size in enumerate(shape[1:], 1):
         if isinstance(size, int) and size > 0:

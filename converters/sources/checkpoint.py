@@ -64,6 +64,8 @@ _HOSTILE_BUILTINS = frozenset(
     ("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "delattr", "input")
 )
 _DEEPEST = 4
+#: What tools that count operations (thop) leave in a state dict.
+_COUNTERS = frozenset(("total_ops", "total_params"))
 
 
 class Inert:
@@ -247,9 +249,10 @@ def _fit(candidate: Candidate, wanted: Mapping[str, torch.Tensor]) -> Fitted | N
             continue
         said = [*notes]
         if prefix:
-            said.append(f"the prefix '{printable(prefix, 60)}' was taken off the names of the weights")
+            by = " (saved from DataParallel)" if prefix.startswith("module.") else ""
+            said.append(f"the prefix '{printable(prefix, 60)}' was taken off the names of the weights{by}")
         left = sorted(k for k in tensors if not (k.startswith(prefix) and k[len(prefix) :] in wanted))
-        inside = [k for k in left if k.startswith(prefix)]
+        inside = [k for k in left if k.startswith(prefix) and k.rsplit(".", 1)[-1] not in _COUNTERS]
         if inside:  # a network of that name with more weights than the factory's is another network
             continue
         if left:

@@ -46,6 +46,7 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder=folder,
         search_path=tuple(request["search_path"]),
         sandbox_missing=tuple(request["sandbox_missing"]),
+        head=request["head"],
     )
     stage(f"opening ({request['title']})")
     name = request["module"]

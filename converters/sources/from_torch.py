@@ -27,7 +27,15 @@ import onnx
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sources.checkpoint import Candidate, fitted, is_hostile, read_without_code, state_dicts
-from onnxspect.converters.sources.exported import Attempt, Exported, Source, call_factory, missing_extra, quiet
+from onnxspect.converters.sources.exported import (
+    Attempt,
+    Exported,
+    Source,
+    call_factory,
+    chosen_head,
+    missing_extra,
+    quiet,
+)
 from onnxspect.converters.sources.libraries import library_network
 from onnxspect.converters.text import printable
 
@@ -95,7 +103,7 @@ def _torch_script(source: Source) -> Exported:
         raise _unreadable("TorchScript cannot load it", error) from None
     if not source.input_shape:
         raise _shape_needed("TorchScript")
-    return _from_module(module, source.input_shape, exporters=("trace",))
+    return _from_module(module, source.input_shape, exporters=("trace",), head=source.head)
 
 
 def _pickled(source: Source) -> Exported:
@@ -144,7 +152,7 @@ def _whole_module(source: Source, foreign: list[str]) -> Exported:
         raise OnnxspectError(f"the pickle holds {len(modules)} torch modules, not one", _SAFE_WAY)
     if not source.input_shape:
         raise _shape_needed("a pickled module")
-    made = _from_module(modules[0].eval().float(), source.input_shape)
+    made = _from_module(modules[0].eval().float(), source.input_shape, head=source.head)
     note = "a pickled module runs code when it is opened: it was opened in the sandbox only"
     return replace(made, warnings=(*made.warnings, note))
 
@@ -177,7 +185,7 @@ def _with_weights(source: Source, candidates: list[Candidate]) -> Exported:
         raise OnnxspectError(
             f"the weights do not fit {source.factory}: {printable(' '.join(str(error).split()), 400)}"
         ) from None
-    made = _from_module(module.eval().float(), shape)
+    made = _from_module(module.eval().float(), shape, head=source.head)
     return replace(made, warnings=(*made.warnings, *found.notes))
 
 
@@ -261,23 +269,34 @@ def _foreign_globals(path: Path) -> list[str]:
 class _Logits(nn.Module):
     """The one tensor of logits out of what a network returns."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, head: str) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.head = inner, head
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = self.inner(image)
-        if isinstance(found, Mapping):
-            found = found["logits"] if "logits" in found else next(iter(found.values()))
-        elif isinstance(found, tuple | list):
-            found = found[0]
-        elif hasattr(found, "logits"):
-            found = found.logits
-        return found
+        return dict(_heads(self.inner(image)))[self.head]
+
+
+def _heads(found: Any) -> list[tuple[str, Any]]:
+    """(name, tensor) of everything that a network returns: names of a mapping or of a data class, else numbers from 0 on."""
+    if isinstance(found, Mapping):
+        pairs = [(str(k), v) for k, v in found.items()]
+    elif isinstance(found, tuple | list):
+        pairs = list(zip(getattr(found, "_fields", map(str, range(len(found)))), found, strict=False))
+    elif hasattr(found, "logits"):
+        pairs = [("logits", found.logits)]
+    else:
+        pairs = []
+    return sorted(((k, v) for k, v in pairs if isinstance(v, torch.Tensor)), key=lambda p: p[0] != "logits")
 
 
 def _from_module(
-    module: Any, shape: tuple[int, ...], *, batch: int = 0, exporters: tuple[str, ...] = ("export", "trace")
+    module: Any,
+    shape: tuple[int, ...],
+    *,
+    batch: int = 0,
+    exporters: tuple[str, ...] = ("export", "trace"),
+    head: str = "",
 ) -> Exported:
     with torch.no_grad():
         try:
@@ -288,7 +307,15 @@ def _from_module(
                 f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
                 "give the shape of one sample with --input-shape, such as 3,224,224",
             ) from None
-    net = module if isinstance(result, torch.Tensor) else _Logits(module)
+    net, notes = module, ()
+    if not isinstance(result, torch.Tensor):
+        names = [name for name, _ in _heads(result)]
+        if not names:
+            raise OnnxspectError(
+                f"the network returns {type(result).__name__}, which holds no tensor", "return class scores"
+            )
+        at, notes = chosen_head(names, head)
+        net = _Logits(module, names[at])
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -300,7 +327,7 @@ def _from_module(
     if "trace" in exporters:
         attempts.append(Attempt("torch.onnx (trace)", lambda: trace(net, shape, batch)))
     layout = "flat" if len(shape) == 1 else "NCHW" if len(shape) == 3 else ""
-    return Exported(run, shape, tuple(attempts), {"torch": torch.__version__}, layout, batch=batch)
+    return Exported(run, shape, tuple(attempts), {"torch": torch.__version__}, layout, batch=batch, warnings=notes)
 
 
 def _dynamo(module: Any, shape: tuple[int, ...], batch: int) -> onnx.ModelProto:

@@ -49,21 +49,30 @@ class ClassScores(nn.Module):
     Args:
         inner: the network.
         info: what its answers are.
+        double: it takes float64.
     """
 
-    def __init__(self, inner: nn.Module, info: LogitsInfo) -> None:
+    def __init__(self, inner: nn.Module, info: LogitsInfo, double: bool = False) -> None:
         super().__init__()
-        self.inner, self.info = inner, info
+        self.inner, self.info, self.double_input = inner, info, double
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(n, classes)``."""
-        return class_scores(self.inner(x), self.info)
+        """``(n, classes)``; of a network of float64 too they are what searches take, float32."""
+        if not self.double_input:
+            return class_scores(self.inner(x), self.info)
+        return class_scores(self.inner(x.double()), self.info).to(x.dtype)
 
 
-def scoring(module: nn.Module, info: LogitsInfo) -> nn.Module:
-    """The network itself where its answers are the scores, else one that makes them."""
-    plain = info.how in ("logits", "before_softmax") and not info.chosen
-    return module if plain else ClassScores(module, info)
+def scoring(module: nn.Module, info: LogitsInfo, double: bool = False) -> nn.Module:
+    """The network itself where its answers are the scores, else one that makes them.
+
+    Args:
+        module: the network.
+        info: what its answers are.
+        double: it takes float64.
+    """
+    plain = info.how in ("logits", "before_softmax") and not info.chosen and not double
+    return module if plain else ClassScores(module, info, double)
 
 
 def are_probabilities(scores: np.ndarray) -> bool:

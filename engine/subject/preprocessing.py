@@ -179,10 +179,12 @@ def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> 
         return subject
     run.observer.notice("its answers to the samples are probabilities: their logarithm is searched")
     info = replace(subject.logits or LogitsInfo("", "logits", ()), how="log_of_probabilities")
+    double = isinstance(subject.module, ClassScores) and subject.module.double_input
     inner = subject.module if subject.lowered is None else subject.lowered.module
     if not isinstance(inner, nn.Module):
         return subject
-    return replace(subject, module=ClassScores(inner, info), logits=None if subject.logits is None else info)
+    module = ClassScores(inner, info, double)
+    return replace(subject, module=module, logits=None if subject.logits is None else info)
 
 
 class Labelled(Protocol):

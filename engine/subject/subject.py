@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from onnxspect.converters.file.bound_inputs import bound, several_inputs
+from onnxspect.converters.file.input_face import with_face
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, score_outputs
@@ -410,7 +412,7 @@ def open_onnx(
     layout, image_shape = _image_input(file, lowered.inputs[0])
     spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
     lowered.module.to(device)
-    module = scoring(lowered.module, info)
+    module = scoring(lowered.module, info, known.before.dtypes.get(lowered.inputs[0]) == TensorProto.DOUBLE)
     comparison = Comparison(file.proto, lowered, knowledge=known.before)
     return OpenedModel(module, spec, image_shape, device, name, file, lowered, info, comparison, others)
 
@@ -473,6 +475,6 @@ def open_file(path: str | Path, bind: Mapping[str, float] | None = None) -> Onnx
     Raises:
         OnnxspectError: it is not usable; says why.
     """
-    file = bound(read_onnx(Path(path)), bind)
+    file = with_face(bound(read_onnx(Path(path)), bind))
     probe(file)
     return file
