@@ -20,6 +20,7 @@ from onnxspect.engine.subject.subject import InputSpec
 
 @click.command("cleanse", epilog="Exit status: 0 nothing to remove, 1 samples removed, 2 usage error, 4 failure.")
 @options.MODEL
+@options.view
 @click.option(
     "--train",
     type=click.Path(path_type=Path),

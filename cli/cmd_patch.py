@@ -30,6 +30,7 @@ class _Method(click.Choice[str]):
     "patch", epilog="Exit status: 0 patched and proven, 2 usage error, 3 goals missed (nothing written), 4 failure."
 )
 @options.MODEL
+@options.view(name="--head")
 @click.option(
     "--run", "run_folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The scan's run folder."
 )

@@ -16,6 +16,7 @@ from onnxspect.engine.subject.subject import InputSpec
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",

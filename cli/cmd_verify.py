@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -27,6 +29,7 @@ from onnxspect.engine.subject.subject import InputSpec
     epilog="Exit status: 0 the goals hold, 1 the fresh scan finds a backdoor, 2 usage error, 3 goals missed, 4 failure.",
 )
 @options.MODEL
+@options.view(of="against")
 @click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The original file.")
 @options.data("Clean samples, best those that neither the scan nor the patch has seen.")
 @click.option(
@@ -103,7 +106,8 @@ def command(
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
             out = rescan_out if rescan_out is not None else Path(scratch) / "run"
-            return scan(patched, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
+            again = replace(against, model=patched) if isinstance(against, ModelView) else patched
+            return scan(again, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
 
     proof = prove(
         model,
@@ -121,7 +125,7 @@ def command(
     if as_json:
         show_raw(to_json(proof.describe()))
     else:
-        show(tables.verification(proof, f"{model} against {against}"))
+        show(tables.verification(proof, f"{model} against {getattr(against, 'model', against)}"))
         show(Text("\n".join(_more(proof)), "dim"))
     if proof.rescan is not None and proof.rescan.verdict == "backdoored":
         return exit_status.BACKDOOR

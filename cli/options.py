@@ -12,6 +12,7 @@ import click
 from onnxspect.cli.console import Progressing
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -35,6 +36,54 @@ MAX_ACCURACY_LOST = click.option(
     show_default=True,
     help="Most clean accuracy that may be lost.",
 )
+
+
+def view(command: Command | None = None, *, of: str = "model", name: str = "--output") -> Any:
+    """--output and --bind: what of the model is looked at. The command's argument `of` becomes a ModelView where one is given.
+
+    Args:
+        command: what is decorated, where no argument is given.
+        of: name of the argument that the options are about.
+        name: of the first option, where --output is another thing.
+    """
+
+    def decorate(function: Command) -> Any:
+        @functools.wraps(function)
+        def inner(*args: Any, score_output: str, bound_inputs: tuple[str, ...], **kwargs: Any) -> Any:
+            if kwargs[of] is not None and (score_output or bound_inputs):
+                kwargs[of] = ModelView(kwargs[of], score_output, _bindings(bound_inputs))
+            return function(*args, **kwargs)
+
+        wrapped = click.option(
+            "--bind",
+            "bound_inputs",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Fill an input that is no image (keep_prob=1). May be given again.",
+        )(inner)
+        return click.option(
+            name,
+            "score_output",
+            default="",
+            metavar="NAME",
+            help="The output that holds the class scores, where there are several.",
+        )(wrapped)
+
+    return decorate if command is None else decorate(command)
+
+
+def _bindings(given: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    found = []
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = {"true": 1.0, "false": 0.0}.get(value.lower())
+            found.append((name, float(value) if number is None else number))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise OnnxspectError(f"--bind {text!r}: not a name and a number", "such as --bind keep_prob=1")
+    return tuple(sorted(found))
 
 
 def data(help_text: str = "Clean samples: an npz with images and labels, or a folder of images by class.") -> Any:

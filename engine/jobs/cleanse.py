@@ -54,7 +54,7 @@ from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
@@ -387,7 +387,17 @@ def _retrained(
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)
     to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
-    return verify(out, file.path, apart, subject.spec, named(to_all), Goals(), run.device)
+    return verify(
+        out,
+        file.path,
+        apart,
+        subject.spec,
+        named(to_all),
+        Goals(),
+        run.device,
+        opened=(file, open_file(out, dict(file.bound))),
+        logits=subject.origin.logits,
+    )
 
 
 def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:

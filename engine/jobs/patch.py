@@ -227,7 +227,7 @@ def patch(
     recovered = read_recovered(folder, targets)
     if proactive:
         recovered = read_recovered(folder, _reachable(recovered.scan.report))
-    opened = open_case(model, data, recovered.scan.spec, run, resize)
+    opened = open_case(recovered.scan.view(model), data, recovered.scan.spec, run, resize)
     subject, samples, file = opened.subject, opened.samples, opened.subject.origin.file
     recovered.scan.check(subject, folder)
     if not recovered.triggers:
@@ -326,7 +326,15 @@ def _try(
         judges = given.guard if method.trains else given.clean
         opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
         proof = verify(
-            trial, file.path, judges, subject.spec, named(given.triggers), wanted, given.run.device, opened=opened
+            trial,
+            file.path,
+            judges,
+            subject.spec,
+            named(given.triggers),
+            wanted,
+            given.run.device,
+            opened=opened,
+            logits=given.subject.origin.logits,
         )
         left, withstands = _left(trial, given) if searched and proof.holds else (None, None)
     attempt = Attempt(

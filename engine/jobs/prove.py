@@ -24,7 +24,7 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
-from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.subject.subject import InputSpec, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
@@ -65,12 +65,12 @@ def prove(
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
     run = run or watched()
-    case = open_case(original, data, spec, run, resize)
+    folder = folder_of(run_folder) if run_folder is not None else None
+    recovered = read_recovered(folder) if folder is not None else None
+    case = open_case(original if recovered is None else recovered.scan.view(original), data, spec, run, resize)
     subject, samples = case.subject, case.samples
     check_labels(samples, subject)
     triggers: dict[str, Aimed] = {}
-    folder = folder_of(run_folder) if run_folder is not None else None
-    recovered = read_recovered(folder) if folder is not None else None
     if folder is not None and recovered is not None:
         recovered.scan.check(subject, folder)
         triggers |= named(recovered.triggers)
@@ -95,7 +95,18 @@ def prove(
     else:
         chosen = preflight(subject, samples, run, spec).subject.spec
     proof = verify(
-        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+        Path(patched),
+        subject.origin.file.path,
+        samples,
+        chosen,
+        triggers,
+        goals,
+        run.device,
+        timed=True,
+        strip=strip,
+        run=run,
+        opened=(subject.origin.file, open_file(patched, dict(subject.origin.file.bound))),
+        logits=subject.origin.logits,
     )
     if rescan is None:
         return proof

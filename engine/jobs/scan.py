@@ -27,6 +27,7 @@ from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
@@ -107,6 +108,8 @@ def scan(
     able = _detectors(preset, detectors, train is not None, search, subject.classes, taps, perturb_at)
     searched = _searched(classes, subject.classes)
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
+    if isinstance(model, ModelView) and (model.output or model.bind):
+        fingerprint["view"] = {"output": model.output, "bind": dict(model.bind)}
     if searched:
         fingerprint["searched classes"] = list(searched)
     folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"

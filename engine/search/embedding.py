@@ -26,9 +26,10 @@ from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import Tap, cuts, split, with_outputs
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 
 #: Operators after which a layer is complete: activations, poolings, and what joins the branches of a block.
 _ENDS = frozenset(
@@ -199,11 +200,10 @@ def _place_of_cut(tap: Tap) -> _Place:
 
 def _both_of_graph(subject: Subject, lowered: LoweredModel, tap: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     module = with_outputs(lowered, [tap, lowered.outputs[0]]).module
-    probabilities = subject.logits is not None and subject.logits.how == "log_of_probabilities"
 
     def both(pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, answer = module(subject.spec.encode(pixels))
-        return embedding, as_scores(torch.log(answer.clamp_min(1e-30)) if probabilities else answer)
+        return embedding, class_scores(answer, subject.logits)
 
     return both
 
@@ -352,11 +352,9 @@ def _from_value_on(
         values={k: v for k, v in lowered.values.items() if v in kept} | {value: start.name},
         weights={k: w for k, w in lowered.weights.items() if k in used},
     )
-    probabilities = info is not None and info.how == "log_of_probabilities"
 
     def module(x: Tensor) -> Tensor:
-        answer: Tensor = behind(x)
-        return torch.log(answer.clamp_min(1e-30)) if probabilities else answer
+        return class_scores(behind(x), info)
 
     with torch.no_grad():
         classes = int(module(torch.zeros(1, *shape, device=device)).reshape(1, -1).shape[1])

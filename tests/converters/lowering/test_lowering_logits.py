@@ -80,7 +80,7 @@ ENDINGS: dict[str, tuple[list[onnx.NodeProto], tuple[str, ...], str, str, tuple[
 @pytest.mark.parametrize("name", ENDINGS)
 def test_the_logits_are_found_behind(name: str) -> None:
     ending, outputs, value, how, removed = ENDINGS[name]
-    assert logits_of(classifier(ending, outputs)) == LogitsInfo(value, how, removed)
+    assert logits_of(classifier(ending, outputs)) == LogitsInfo(value, how, removed, outputs[0])
 
 
 INVERSES = {
@@ -129,12 +129,12 @@ def test_a_softmax_over_something_else_is_part_of_the_network(opset: int) -> Non
     proto = model(
         [node("Softmax", "x", "a", axis=2), node("ReduceMean", "a", axes=[2], keepdims=0)], {}, ("n", 3, 4), opset
     )
-    assert logits_of(proto) == LogitsInfo("y", "logits", ())
+    assert logits_of(proto) == LogitsInfo("y", "logits", (), "y")
 
 
 def test_division_by_another_sum_is_no_softmax() -> None:
     ending = [node("Exp", "z", "e"), node("ReduceSum", "z axes", "t"), node("Div", "e t")]
-    assert logits_of(classifier(ending)) == LogitsInfo("y", "logits", ())
+    assert logits_of(classifier(ending)) == LogitsInfo("y", "logits", (), "y")
 
 
 def test_a_linear_classifier_answers_scores_and_labels() -> None:
@@ -142,9 +142,9 @@ def test_a_linear_classifier_answers_scores_and_labels() -> None:
     settings: dict[str, Any] = {"coefficients": coefficients, "intercepts": [0.0] * 3, "classlabels_ints": [0, 1, 2]}
     labels = ml("LinearClassifier", "x", "label scores", post_transform="SOFTMAX", **settings)
     proto = model([labels], outputs=("label", "scores"), domains=[ML])
-    assert logits_of(proto) == LogitsInfo("scores", "log_of_probabilities", ())
+    assert logits_of(proto) == LogitsInfo("scores", "log_of_probabilities", (), "label")
     scores = ml("LinearClassifier", "x", "label scores", post_transform="NONE", **settings)
-    assert logits_of(model([scores], outputs=("scores",), domains=[ML])) == LogitsInfo("scores", "logits", ())
+    assert logits_of(model([scores], outputs=("scores",), domains=[ML])) == LogitsInfo("scores", "logits", (), "scores")
 
 
 def test_an_output_without_scores_is_refused() -> None:
