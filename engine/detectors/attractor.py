@@ -125,7 +125,7 @@ class Attractor(Detector):
 
     def settings(self) -> dict[str, object]:
         """Every parameter, the families' by their names."""
-        own = {
+        own: dict[str, object] = {
             "starts": self.starts,
             "destinations": self.destinations,
             "rounds": self.rounds,
