@@ -55,7 +55,7 @@ _SHARED = (hypothesis, onnx, onnxruntime, scipy.stats, torch)
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
-    "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py",),
+    "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py", "tests/engine/judge/test_spacing.py"),
     "engine/search/objective.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
     "engine/search/search.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
     "engine/search/batch.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
