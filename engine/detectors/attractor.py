@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand, Detector, flat, present_classes, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
@@ -133,6 +133,10 @@ class Attractor(Detector):
         for family in self.families:
             own |= {f"{family.name}.{k}": v for k, v in flat(family.search).items()}
         return own
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """All rounds, all steps."""
+        return tuple(Work(self.starts + self.rounds - 1, f.search.steps, f.search.samples) for f in self.families)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every family; the smallest trigger to each class that was arrived at."""
