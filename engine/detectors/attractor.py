@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -177,7 +178,7 @@ class Attractor(Detector):
                 family.search,
                 family.name,
                 drawn_as=f"{NAME} {family.name}",
-                as_evidence=lambda result, excluded=objective.excluded: self._led(at_hand, family, result, excluded),
+                as_evidence=partial(self._led, at_hand, family, objective.excluded),
             )
             for unit in found:
                 reached = unit.statistics.get(DESTINATION)
@@ -195,7 +196,7 @@ class Attractor(Detector):
             return [replace(u, statistics={**u.statistics, **extra}) for u in least.values()]
         return list(least.values())
 
-    def _led(self, at_hand: AtHand, family: Family, result: UnitResult, excluded: Sequence[int]) -> UnitEvidence:
+    def _led(self, at_hand: AtHand, family: Family, excluded: Sequence[int], result: UnitResult) -> UnitEvidence:
         """A search as evidence: the class that its images go to, and how many unseen ones its trigger leads there."""
         statistics: dict[str, float] = {}
         success, count = None, 0
