@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxspect.cli import exit_status, options
-from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report.document import as_json as to_json
 
@@ -38,6 +38,8 @@ def command(model: Path, second: bool, as_json: bool) -> int:
     for name in ("path", "sha256", "opset", "producer", "input", "outputs", "logits", "parameters", "operators"):
         grid.add_row(name, Text(str(facts[name])))
     show(grid)
+    for warning in facts["warnings"]:
+        err.print(warning, style="dim", markup=False)
     table = Table(box=None, pad_edge=False, header_style="bold", title="taps", title_justify="left")
     for column in ("index", "value", "shape", "depth", "operator"):
         table.add_column(column, justify="left" if column in ("value", "operator") else "right")
