@@ -13,7 +13,9 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 
 
-@click.command("convert", epilog="Exit status: 0 converted and equal, 2 usage error or refused, 4 failure.")
+@click.command(
+    "convert", epilog="Exit status: 0 converted and equal, 1 hostile file, 2 usage error or refused, 4 failure."
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The ONNX file.")
 @click.option("--factory", metavar="MODULE:FUNCTION", help="Makes the network, where SOURCE holds weights alone.")

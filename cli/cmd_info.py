@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxspect.cli import exit_status, options
-from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.console import show, show_raw
+from onnxspect.converters.text import visible
 from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report.document import as_json as to_json
 
 
-@click.command("info", epilog="Exit status: 0 usable, 2 not usable (why is said), 4 failure.")
+@click.command("info", epilog="Exit status: 0 usable, 1 hostile file, 2 not usable (why is said), 4 failure.")
 @options.MODEL
 @options.view
 @click.option(
@@ -36,10 +37,10 @@ def command(model: Path, second: bool, as_json: bool) -> int:
         return exit_status.CLEAN
     grid = Table.grid(padding=(0, 2))
     for name in ("path", "sha256", "opset", "producer", "input", "outputs", "logits", "parameters", "operators"):
-        grid.add_row(name, Text(str(facts[name])))
-    show(grid)
+        grid.add_row(name, Text(visible(str(facts[name]))))
     for warning in facts["warnings"]:
-        err.print(warning, style="dim", markup=False)
+        grid.add_row("warning", Text(visible(warning), "yellow"))
+    show(grid)
     table = Table(box=None, pad_edge=False, header_style="bold", title="taps", title_justify="left")
     for column in ("index", "value", "shape", "depth", "operator"):
         table.add_column(column, justify="left" if column in ("value", "operator") else "right")

@@ -59,20 +59,8 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Where the fresh scan is kept (default: nowhere).",
 )
 @click.option("--strip", is_flag=True, help="Also say what the STRIP filter would catch (many forward passes).")
-@click.option(
-    "--max-success",
-    type=click.FloatRange(0, 1),
-    default=0.02,
-    show_default=True,
-    help="Most that a trigger may still succeed.",
-)
-@click.option(
-    "--max-accuracy-lost",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Most clean accuracy that may be lost.",
-)
+@options.MAX_SUCCESS
+@options.MAX_ACCURACY_LOST
 @click.option(
     "--max-rejected",
     type=click.FloatRange(0, 1),
@@ -81,6 +69,7 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Most clean images that a guarded file may reject.",
 )
 @options.preprocessing_options
+@options.RESIZE
 @options.JSON
 @options.run_options
 @options.QUIET
@@ -97,10 +86,7 @@ def command(
     max_accuracy_lost: float,
     max_rejected: float,
     resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     as_json: bool,
     device: str,
     seed: int,
@@ -129,7 +115,7 @@ def command(
         data,
         run_folder,
         triggers,
-        options.input_spec(scale, mean, std, channel_order),
+        spec,
         Goals(max_success, max_accuracy_lost, rejected=max_rejected),
         resize,
         run,

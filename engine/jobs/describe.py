@@ -16,7 +16,7 @@ from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.opening import Model, open_file_of
-from onnxspect.engine.subject.subject import OpenedModel
+from onnxspect.engine.subject.subject import OpenedModel, infinite
 
 #: Channels, height and width that a second opinion takes where the file leaves them open.
 _OPEN = (3, 64, 64)
@@ -46,7 +46,10 @@ def describe(model: Model, second: bool = False) -> dict[str, Any]:
         "outputs": _outputs(opened),
         "parameters": sum(p.numel() for p in lowered.module.parameters()),
         "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
-        "warnings": list(file.warnings),
+        "warnings": [
+            *map(printable, file.warnings),
+            *(f"weights {printable(w)} hold infinite values" for w in infinite(lowered)[:10]),
+        ],
         "taps": [
             {
                 "index": tap.index,

@@ -37,6 +37,8 @@ _GTSRB = ((0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669))  # channel statist
 _MNIST = ((0.1307,), (0.3081,))  # pytorch/examples
 _FASHION = ((0.2860,), (0.3530,))  # channel statistics of the training set
 _CAFFE_BGR = ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0))  # Caffe and keras.applications "caffe" mode
+#: Classes up to which answers are matched with labels in another order: the table has their square, the matching takes their cube.
+_MOST_MATCHED = 5_000
 
 
 def candidates(channels: int, layout: str) -> list[InputSpec]:
@@ -277,10 +279,12 @@ def _near_chance(
 
 def _moved(answers: np.ndarray, labels: np.ndarray, classes: int, least: float) -> str:
     """How the answers follow the labels in another order, where at least this share of them does; else ""."""
+    if len(labels) <= 5 * classes or classes > _MOST_MATCHED:
+        return ""
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (labels, answers), 1)
     rows, columns = linear_sum_assignment(-table)
-    if table[rows, columns].sum() / len(labels) < least or len(labels) <= 5 * classes:
+    if table[rows, columns].sum() / len(labels) < least:
         return ""
     moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0][:4]
     return ", ".join(f"label {r} is answered as {c}" for r, c in moved)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from onnxspect.converters.file.bound_inputs import bound, several_inputs
 from onnxspect.converters.file.input_face import with_face
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, score_outputs
@@ -31,6 +32,7 @@ from onnxspect.converters.lowering.purpose import refuse_others
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle, of_file
 from onnxspect.converters.proof.parity import Comparison
+from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.class_scores import as_scores, scoring
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
@@ -39,6 +41,8 @@ from onnxspect.engine.subject.precision import judging
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
 LAYOUTS = ("NCHW", "NHWC", "NHW", "FLAT")
+#: Outputs beyond which a file is taken for no classifier: five times the classes of the largest image sets (ImageNet-21k).
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -409,6 +413,7 @@ def open_onnx(
     lowered = lower(proto, [info.value], known.after)
     if len(lowered.inputs) != 1:
         raise several_inputs(file.proto, f"{name}: the model")
+    _refuse_nan(lowered, name)
     layout, image_shape = _image_input(file, lowered.inputs[0])
     spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
     lowered.module.to(device)
@@ -432,7 +437,39 @@ def _count_classes(
         raise OnnxspectError(
             f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}"
         )
+    if logits.shape[1] > MOST_CLASSES:
+        raise OnnxspectError(
+            f"{name}: {logits.shape[1]} outputs are more than the classes of any image classifier ({MOST_CLASSES})",
+            "if it is a segmentation or a detection model, there is nothing to scan",
+        )
     return int(logits.shape[1])
+
+
+def _refuse_nan(lowered: LoweredModel, name: str) -> None:
+    """Refuse weights that are not a number: what they reach is not one either, whatever the image.
+
+    Raises:
+        OnnxspectError: naming the tensor.
+    """
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isnan(values).any()):
+            known = lowered.weights.get(key)
+            shown = printable(known.initializer if known is not None else key)
+            count = int(torch.isnan(values).sum())
+            raise OnnxspectError(
+                f"{name}: {count} of the {values.numel()} values of {shown} are not a number (NaN)",
+                "the training diverged, or the file is damaged",
+            )
+
+
+def infinite(lowered: LoweredModel) -> list[str]:
+    """Names of weights with infinite values: ordinary in a mask, and a diverged training everywhere else."""
+    found = []
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isinf(values).any()):
+            known = lowered.weights.get(key)
+            found.append(known.initializer if known is not None else key)
+    return found
 
 
 def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
@@ -475,6 +512,7 @@ def open_file(path: str | Path, bind: Mapping[str, float] | None = None) -> Onnx
     Raises:
         OnnxspectError: it is not usable; says why.
     """
+    refuse_hostile(Path(path))
     file = with_face(bound(read_onnx(Path(path)), bind))
     probe(file)
     return file

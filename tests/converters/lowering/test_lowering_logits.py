@@ -11,6 +11,7 @@ import pytest
 import torch
 from lowering_support import array, model, node
 from onnx import TensorProto, helper
+from tolerances import OPERATION_32, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, switch_of
@@ -105,7 +106,7 @@ def test_the_output_is_what_was_reported_of_the_value_that_was_found(name: str) 
         np.testing.assert_array_equal(answer.reshape(-1), found.argmax(1))
     else:
         expected = np.exp(answer) if name == "log softmax" else answer
-        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=SUM_32, atol=OPERATION_32)
 
 
 def test_what_the_logits_do_not_need_is_not_lowered() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from sources_support import converted, installed, made, needs, refused, verify
+from tolerances import OPERATION_32
 
 from onnxspect.engine.subject.opening import open_model
 
@@ -101,7 +102,7 @@ def test_quantised_tflite(tmp_path: Path) -> None:
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in graph.node}
-    assert result.parity.allowed <= 3 / 256 + 1e-6
+    assert result.parity.allowed <= 3 / 256 + OPERATION_32
 
 
 @needs("tensorflow")
