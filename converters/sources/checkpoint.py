@@ -42,27 +42,6 @@ _PLAIN: frozenset[tuple[str, str]] = frozenset(
     + [(m, "scalar") for m in ("numpy.core.multiarray", "numpy._core.multiarray")]
     + [("numpy", "ndarray"), ("numpy", "dtype")]
 )
-#: Modules whose presence in a pickle is an attack, whatever is saved beside it: no training script stores their functions.
-_HOSTILE = frozenset(
-    (
-        "os",
-        "posix",
-        "nt",
-        "subprocess",
-        "sys",
-        "shutil",
-        "socket",
-        "ctypes",
-        "importlib",
-        "runpy",
-        "pty",
-        "webbrowser",
-        "code",
-    )
-)
-_HOSTILE_BUILTINS = frozenset(
-    ("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "delattr", "input")
-)
 _DEEPEST = 4
 #: What tools that count operations (thop) leave in a state dict.
 _COUNTERS = frozenset(("total_ops", "total_params"))
@@ -91,13 +70,6 @@ class Inert:
 
     def add(self, *_: Any) -> None:
         """Kept nowhere."""
-
-
-def is_hostile(name: str) -> bool:
-    """Whether a global (such as "posix.system") has no place in any saved model."""
-    module, _, member = name.rpartition(".")
-    top = module.split(".")[0]
-    return top in _HOSTILE or (top in ("builtins", "__builtin__") and member in _HOSTILE_BUILTINS)
 
 
 def read_without_code(path: Path) -> Any:
