@@ -179,7 +179,7 @@ def over_classes(node: onnx.NodeProto, view: View) -> bool:
     if len(shape) == 1:
         return int(axis) in (0, -1)
     at = int(axis) % len(shape)
-    return at > 0 and all(n == 1 for i, n in enumerate(shape) if i not in (0, at))
+    return at > 0 and all(n in (1, None) for i, n in enumerate(shape) if i not in (0, at))
 
 
 def sums(node: onnx.NodeProto | None, value: str) -> bool:
