@@ -73,7 +73,8 @@ def export(source: Source) -> Exported:
     low_high = _range(given)
     layout = image_layout(shape) or ("NHWC" if len(shape) == 3 else "")
     precision = _precision(interpreter)
-    tolerance, notes = None, ()
+    tolerance: float | None = None
+    notes: tuple[str, ...] = ()
     if precision == "quantized":
         with quiet():
             apart, scale = _spread(source.path, interpreter, shape, layout, low_high)

@@ -305,7 +305,8 @@ def _from_module(
                 f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
                 "give the shape of one sample with --input-shape, such as 3,224,224",
             ) from None
-    net, notes = module, ()
+    net: nn.Module = module
+    notes: tuple[str, ...] = ()
     if not isinstance(result, torch.Tensor):
         names = [name for name, _ in _heads(result)]
         if not names:
