@@ -84,6 +84,7 @@ def read_without_code(path: Path) -> Any:
 def _guarded_pickle() -> ModuleType:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            module = "builtins" if module == "__builtin__" else module  # as protocol 2 calls it
             if (module, name) in _PLAIN or (module == "torch" and name.endswith("Storage")):
                 return super().find_class(module, name)
             if module == "numpy.dtypes" or (module == "numpy" and name in ("float32", "float64", "int64", "uint8")):
@@ -159,7 +160,8 @@ def _of_module(stand_in: Inert, depth: int = 64) -> dict[str, torch.Tensor]:
     """The state dict of a pickled network, read off its parts: nn.Module keeps them in three dictionaries."""
     parts = vars(stand_in)
     tensors: dict[str, torch.Tensor] = {}
-    transient = parts.get("_non_persistent_buffers_set") or ()
+    held_back = parts.get("_non_persistent_buffers_set")
+    transient = held_back if isinstance(held_back, set) else set()
     for kind in ("_parameters", "_buffers"):
         held = parts.get(kind)
         if isinstance(held, Mapping):
