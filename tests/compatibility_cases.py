@@ -98,8 +98,6 @@ def _constants() -> dict[str, np.ndarray]:
         "zero": np.array([0]),
         "flat": np.array([-1, 216]),
         "row": np.array([CLASSES]),
-        "s": np.float32(1 / 255),
-        "z8": np.uint8(0),
     }
 
 
