@@ -24,7 +24,7 @@ from onnxspect.engine.report.document import as_json as to_json
     type=click.Path(path_type=Path),
     required=True,
     metavar="PATH",
-    help="The suspect training set: an npz with images and labels, or a folder of images by class.",
+    help="The suspect training set: a folder of images by class, an npz, or another form (docs/data.md).",
 )
 @click.option(
     "--run",
@@ -69,6 +69,7 @@ from onnxspect.engine.report.document import as_json as to_json
     "--out", type=click.Path(path_type=Path), default=Path("cleansed"), show_default=True, metavar="DIR",
     help="Folder for scores, kept samples and pictures.",
 )  # fmt: skip
+@options.classes_option
 @click.option("--scale", type=float, help="The model takes pixels times this (1 or 255).")
 @click.option("--mean", help="Subtracted after scaling: one number, or one a channel.")
 @click.option("--std", help="Divided by, after the mean: one number, or one a channel.")
@@ -91,6 +92,7 @@ def command(
     truth: Path | None,
     retrain: Path | None,
     out: Path,
+    classes: str | None,
     scale: float | None,
     mean: str | None,
     std: str | None,
@@ -111,7 +113,7 @@ def command(
     """
     known = PriorKnowledge(count=count, expected=expected, silhouette=silhouette, impurity=impurity)
     done = cleanse(
-        model, train, out, run_folder, detectors, tap, targets, known, as_written, truth, retrain,
+        model, options.source(train, classes), out, run_folder, detectors, tap, targets, known, as_written, truth, retrain,
         spec=options.input_spec(scale, mean, std, channel_order), run=options.run_context(device, seed, quiet),
     )  # fmt: skip
     if as_json:

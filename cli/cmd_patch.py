@@ -17,6 +17,7 @@ from onnxspect.engine.mitigation.settings import parsed
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.resizing import Resize
 
 
 class _Method(click.Choice[str]):
@@ -85,7 +86,7 @@ class _Method(click.Choice[str]):
     show_default=True,
     help="Most clean accuracy that may be lost.",
 )
-@click.option("--resize", is_flag=True, help="Bring images of another size to the model's.")
+@options.reading_options
 @options.JSON
 @options.run_options
 @options.QUIET
@@ -105,7 +106,9 @@ def command(
     false_positives: float | None,
     max_success: float,
     max_accuracy_lost: float,
-    resize: bool,
+    resize: Resize | None,
+    crop: int | None,
+    classes: str | None,
     as_json: bool,
     device: str,
     seed: int,
@@ -131,11 +134,11 @@ def command(
     done = patch(
         model,
         run_folder,
-        data,
+        options.source(data, classes),
         output,
         method,
         Goals(max_success, max_accuracy_lost),
-        resize,
+        options.resizing(resize, crop),
         options.run_context(device, seed, quiet),
         targets or None,
         proactive,

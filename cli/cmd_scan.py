@@ -11,6 +11,7 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.resizing import Resize
 
 
 @click.command("scan", epilog=exit_status.HELP)
@@ -45,7 +46,9 @@ def command(
     perturb_at: str,
     out: Path | None,
     as_json: bool,
-    resize: bool,
+    resize: Resize | None,
+    crop: int | None,
+    classes: str | None,
     scale: float | None,
     mean: str | None,
     std: str | None,
@@ -65,7 +68,19 @@ def command(
     """
     spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
+    result = scan(
+        model,
+        options.source(data, classes),
+        out,
+        preset,
+        detectors,
+        spec,
+        options.resizing(resize, crop),
+        run,
+        train=options.source(train, classes) if train is not None else None,
+        taps=taps,
+        perturb_at=perturb_at,
+    )
     if as_json:
         show_raw(document.as_json(result.report))
     else:

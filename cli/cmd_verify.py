@@ -19,6 +19,7 @@ from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.resizing import Resize
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -93,7 +94,9 @@ def command(
     max_success: float,
     max_accuracy_lost: float,
     max_rejected: float,
-    resize: bool,
+    resize: Resize | None,
+    crop: int | None,
+    classes: str | None,
     scale: float | None,
     mean: str | None,
     std: str | None,
@@ -113,21 +116,22 @@ def command(
     if rescan_out is not None and not rescan:
         raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
     run = options.run_context(device, seed, quiet)
+    source, way = options.source(data, classes), options.resizing(resize, crop)
 
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
             out = rescan_out if rescan_out is not None else Path(scratch) / "run"
-            return scan(patched, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
+            return scan(patched, source, out, rescan or "quick", spec=spec, resize=way, run=run).report
 
     proof = prove(
         model,
         against,
-        data,
+        source,
         run_folder,
         triggers,
         options.input_spec(scale, mean, std, channel_order),
         Goals(max_success, max_accuracy_lost, rejected=max_rejected),
-        resize,
+        way,
         run,
         Strip() if strip else None,
         scan_again if rescan else None,

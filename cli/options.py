@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,7 +11,10 @@ import click
 
 from onnxspect.cli.console import Progressing
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext, choose_device
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -20,7 +24,7 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 
 
-def data(help_text: str = "Clean samples: an npz with images and labels, or a folder of images by class.") -> Any:
+def data(help_text: str = "Clean samples: a folder of images by class, an npz, or another form (docs/data.md).") -> Any:
     """--data PATH, required."""
     return click.option(
         "--data", "data", type=click.Path(path_type=Path), required=True, metavar="PATH", help=help_text
@@ -41,10 +45,77 @@ def run_options(command: Command) -> Command:
     )(command)
 
 
-def preprocessing_options(command: Command) -> Command:
-    """How pixels are fed to the model, for users who know; without them it is found out."""
+class _Way(click.ParamType):
+    """What --resize takes: nothing, a number of pixels, "crop" or "stretch"."""
+
+    name = "way"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        text = str(value)
+        if text in ("try", "crop", "stretch"):
+            return Resize(text)
+        if text.isdecimal() and int(text) > 0:
+            return Resize("crop", int(text))
+        return self.fail(
+            f"{text!r} is no number of pixels, crop or stretch (a file after it is taken for one)", param, ctx
+        )
+
+
+def reading_options(command: Command) -> Command:
+    """How the samples are read: --resize, --crop and --classes."""
     options = (
-        click.option("--resize", is_flag=True, help="Bring images of another size to the model's."),
+        click.option(
+            "--resize",
+            type=_Way(),
+            is_flag=False,
+            flag_value="try",
+            metavar="[N|crop|stretch]",
+            help="Bring images of another size to the model's: the shorter side to N pixels, then the centre; or stretch both sides. "
+            "Alone it tries the usual ways.",
+        ),
+        click.option(
+            "--crop",
+            type=click.IntRange(min=1),
+            metavar="N",
+            help="With --resize: the size that is cut from the centre.",
+        ),
+        classes_option,
+    )
+    for option in options:
+        command = option(command)
+    return command
+
+
+def classes_option(command: Command) -> Command:
+    """--classes."""
+    return click.option(
+        "--classes",
+        metavar="FILE",
+        help="The model's class names in its order: a file with one a line (or JSON), or names with commas. Labels and folders are "
+        "read by it.",
+    )(command)
+
+
+def resizing(resize: Resize | None, crop: int | None) -> Resizing:
+    """What --resize and --crop mean together.
+
+    Raises:
+        OnnxspectError: a crop of what is not resized, or that is larger.
+    """
+    if crop is not None and resize is None:
+        raise OnnxspectError("--crop says what is cut from resized images", f"--resize N --crop {crop}")
+    return replace(resize, crop=crop) if resize is not None else False
+
+
+def source(path: Path, classes: str | None) -> Source:
+    """The samples of a path, in the order of classes that the user states."""
+    return Source(path, ClassList.of(classes) if classes is not None else None)
+
+
+def preprocessing_options(command: Command) -> Command:
+    """How samples are read and how pixels are fed to the model, for users who know; without them it is found out."""
+    command = reading_options(command)
+    options = (
         click.option("--scale", type=float, help="The model takes pixels times this (1 or 255)."),
         click.option("--mean", help="Subtracted after scaling: one number, or one a channel (0.485,0.456,0.406)."),
         click.option("--std", help="Divided by, after the mean: one number, or one a channel."),

@@ -24,6 +24,7 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
@@ -37,7 +38,7 @@ def prove(
     trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
     goals: Goals | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
     strip: Strip | None = None,
     rescan: Callable[[Path, InputSpec], Mapping[str, Any]] | None = None,
@@ -51,7 +52,7 @@ def prove(
         trigger: npz of a trigger of one's own (see `load_trigger`), or several.
         spec: preprocessing where the user knows it; else the run's, else it is found on the original.
         goals: what must hold.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it (resizing.Resize).
         run: seed, device, observer.
         strip: also say what this filter would do on top of the original.
         rescan: scans the patched file with this preprocessing and returns the report; its verdict counts too.
@@ -93,7 +94,7 @@ def prove(
     if spec is None and finding is not None:
         chosen = finding.scan.spec
     else:
-        chosen = preflight(subject, samples, run, spec).subject.spec
+        chosen = preflight(subject, samples, run, spec, samples.order_given).subject.spec
     proof = verify(
         Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
     )

@@ -50,6 +50,7 @@ class TrainingSet:
         files: the image files relative to the folder; empty for arrays.
         sha256: of the file, or of the names, sizes and labels of a folder's files.
         reader: of the images.
+        order_given: the user has stated the order of the classes.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class TrainingSet:
     files: tuple[str, ...]
     sha256: str
     reader: Reader = field(repr=False)
+    order_given: bool = False
     _seen: Seen = field(default_factory=Seen, repr=False)
 
     def __len__(self) -> int:
@@ -93,7 +95,17 @@ class TrainingSet:
         parts = list(self._batched(index.tolist(), BATCH, Seen()))
         images = np.concatenate(parts) if parts else np.zeros((0, *self.shape), np.float32)
         files = tuple(self.files[i] for i in index) if self.files else ()
-        return Samples(images, self.labels[index], self.names, str(self.path), self.sha256, files, ordered=self.ordered)
+        return Samples(
+            images,
+            self.labels[index],
+            self.names,
+            str(self.path),
+            self.sha256,
+            files,
+            (),
+            self.ordered,
+            self.order_given,
+        )
 
     def raw(self, keep: np.ndarray) -> Iterator[np.ndarray]:
         """The kept images as they are stored, in batches; of encoded pictures, as they are read."""
@@ -158,7 +170,16 @@ def open_training_set(
             f"{path}: images are {w}x{h}x{c}, the model takes {ww}x{hh}x{cc}",
             "a training set is judged in the size that the model was trained on: scale it as the training did",
         )
-    return TrainingSet(path, reader.labels, shape, reader.names, reader.files, reader.fingerprint(), reader)
+    return TrainingSet(
+        path,
+        reader.labels,
+        shape,
+        reader.names,
+        reader.files,
+        reader.fingerprint(),
+        reader,
+        classes is not None and classes.certain,
+    )
 
 
 def penultimate(subject: Subject) -> str:

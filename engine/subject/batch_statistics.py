@@ -45,7 +45,7 @@ def stated_by_statistics(subject: Subject, options: Sequence[InputSpec], images:
         oracle = Oracle(subject.file.proto, "cpu", 1, [value])
         distances = []
         for option in options:
-            (entering,) = oracle.run({subject.lowered.inputs[0]: option.encode(pixels).numpy()}, [value]).values()
+            entering = oracle.map(subject.lowered.inputs[0], option.encode(pixels).numpy(), value)
             distances.append(_divergence(np.asarray(entering, np.float64), mean, variance))
     except (OnnxspectError, ValueError, RuntimeError):
         return {}
@@ -53,7 +53,7 @@ def stated_by_statistics(subject: Subject, options: Sequence[InputSpec], images:
     if not least <= FITS:
         return {}
     near = [i for i, d in enumerate(distances) if d <= APART * least + 0.05]
-    return {i: "the running statistics of its first BatchNorm fit" for i in near} if len(near) < len(options) else {}
+    return dict.fromkeys(near, "the running statistics of its first BatchNorm fit") if len(near) < len(options) else {}
 
 
 def _first(proto: onnx.ModelProto) -> tuple[str, np.ndarray, np.ndarray] | None:

@@ -55,7 +55,11 @@ class Order:
         plain = all("," not in n and n == printable(n) for n in called.values())
         if classes <= _INLINE and plain:
             listed = ",".join(called.get(i, f"class-{i}") for i in range(classes))
-            return f"--classes '{listed}'" if any(not c.isalnum() and c not in ",-_." for c in listed) else f"--classes {listed}"
+            return (
+                f"--classes '{listed}'"
+                if any(not c.isalnum() and c not in ",-_." for c in listed)
+                else f"--classes {listed}"
+            )
         some = f" ({len(missing)} of them have no sample here)" if missing else ""
         return f"--classes FILE, a file with the data's name of each of the model's {classes} classes{some}, one a line, in the model's order"
 

@@ -8,7 +8,7 @@ transforms normalise its images is refused with that advice, because how a model
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,8 +31,23 @@ ACCEPTED = (
 #: Columns of a Hugging Face data set that hold the images and the labels, by the names that such sets use.
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A path, and what its classes are in the order of the model's.
+
+    Attributes:
+        path: of any form that is read (readers.reader.FORMS).
+        classes: the model's classes in order; None where nobody said.
+    """
+
+    path: Path
+    classes: ClassList | None = None
+
+
 #: What a caller may give as samples. A torch DataLoader and a Hugging Face Dataset are iterables; an array pair is a tuple.
-Data: TypeAlias = "str | Path | Samples | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Dataset[Any]"
+Data: TypeAlias = "str | Path | Source | Samples | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Dataset[Any]"
 
 
 def samples_from(
@@ -54,6 +69,8 @@ def samples_from(
     Raises:
         OnnxspectError: another type, or images and labels that do not fit; says which forms are accepted.
     """
+    if isinstance(data, Source):
+        return Samples.load(data.path, size, resize, data.classes or classes, training)
     if isinstance(data, str | Path):
         return Samples.load(data, size, resize, classes, training)
     samples = _in_memory(data, size, resize)

@@ -27,6 +27,8 @@ from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert
 from onnxspect.converters.sources.formats import detect
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
+from onnxspect.engine.subject.file_facts import class_list
 from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_onnx
 
 ACCEPTED = "the path of a model file, the bytes of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a Keras model, a Subject"
@@ -50,6 +52,10 @@ class Opened(Protocol):
     def known_spec(self) -> InputSpec | None:
         """Its preprocessing, where the caller knows it."""
 
+    @property
+    def class_names(self) -> ClassList | None:
+        """Its classes in order, where its file names them."""
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
 
@@ -65,6 +71,10 @@ class _File:
     def size(self) -> tuple[int, int, int] | None:
         return self.opened.size
 
+    @property
+    def class_names(self) -> ClassList | None:
+        return class_list(self.opened.file)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
 
@@ -79,6 +89,10 @@ class _Live:
 
     @property
     def size(self) -> None:
+        return None
+
+    @property
+    def class_names(self) -> None:
         return None
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
@@ -100,6 +114,10 @@ class _Made:
     @property
     def size(self) -> tuple[int, int, int]:
         return self.made.image_shape
+
+    @property
+    def class_names(self) -> ClassList | None:
+        return None if self.made.file is None else class_list(self.made.file)
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made

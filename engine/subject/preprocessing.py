@@ -168,9 +168,7 @@ def _stated(subject: Subject, options: Sequence[InputSpec], trial: Samples, give
     return stated_options(subject.file, options) or stated_by_statistics(subject, options, trial.images)
 
 
-def _why(
-    options: Sequence[InputSpec], choice: Choice, tried: Sequence[tuple[str, float]], n: int, given: bool
-) -> str:
+def _why(options: Sequence[InputSpec], choice: Choice, tried: Sequence[tuple[str, float]], n: int, given: bool) -> str:
     if given:
         return "as given by the user"
     others = [t for i, t in enumerate(tried) if i != choice.index]
@@ -332,3 +330,13 @@ def _near_chance(
         f"{message}: its answers do not follow the labels in any order",
         "these are not the model's data, or it takes them otherwise: give its own data, or its --scale/--mean/--std/--channel-order",
     )
+
+
+def answered(subject: Subject, samples: Samples, spec: InputSpec | None = None) -> np.ndarray:
+    """Which samples are classified correctly ``(n,)``, with the given preprocessing or the best of the usual ones."""
+    layout = subject.spec.layout
+    options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
+    found = _tried(subject, options, samples.images)
+    choice = choose(found, samples.labels, _stated(subject, options, samples, given=spec is not None))
+    right: np.ndarray = found[choice.index].argmax(1) == samples.labels
+    return right

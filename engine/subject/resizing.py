@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.pixels import Seen, resampled, to_channels
+from onnxspect.engine.readers.reader import Reader
 
 #: torchvision's evaluation transforms scale the shorter side to 256 where 224 are taken: 8/7 of the size.
 USUAL_MARGIN = 8 / 7
@@ -22,20 +23,29 @@ class Resize:
         how: "crop" (shorter side to a length, then the centre), "stretch" (both sides, whatever the aspect), or "try": `crop` and
             `stretch` are tried on the model, and the one that it classifies best is taken.
         shorter: the length in pixels that the shorter side is brought to; None for the size itself.
+        crop: the side of the square that is cut from the centre, which must be what the model takes; None says nothing.
     """
 
     how: str = "try"
     shorter: int | None = None
+    crop: int | None = None
 
     def __post_init__(self) -> None:
         if self.how not in ("crop", "stretch", "try"):
             raise OnnxspectError(f"unknown way to resize {self.how!r}", "crop, stretch or try")
         if self.shorter is not None and self.shorter < 1:
             raise OnnxspectError(f"a shorter side of {self.shorter} pixels", "at least 1")
+        if self.crop is not None and self.crop < 1:
+            raise OnnxspectError(f"a crop of {self.crop} pixels", "at least 1")
 
     def describe(self) -> dict[str, Any]:
         """As fingerprints and reports keep it."""
-        return {"how": self.how, "shorter": self.shorter}
+        return {"how": self.how, "shorter": self.shorter, "crop": self.crop}
+
+    def crop_size(self, reader: Reader) -> tuple[int, int, int]:
+        """The size that a model which takes any is given: the crop's, in the channels of the first image."""
+        side = self.crop or 0
+        return next(reader.images([0])).shape[2], side, side
 
     def text(self, height: int, width: int) -> str:
         """In words, for a model that takes this size."""
@@ -78,6 +88,10 @@ def fit(image: np.ndarray, size: tuple[int, int, int] | None, way: Resize | None
         return image
     image = to_channels(image, size[0], seen)
     height, width = size[1:]
+    if way is not None and way.crop is not None and (height, width) != (way.crop, way.crop):
+        raise OnnxspectError(
+            f"a crop of {way.crop} pixels, but the model takes {width}x{height}", f"--crop {height}, or leave it out"
+        )
     if image.shape[:2] == (height, width) and (way is None or way.shorter is None):
         return image
     if way is None:

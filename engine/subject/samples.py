@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.arrays import ArrayReader, to_labels, to_unit_nchw
 from onnxspect.engine.readers.forms import open_reader
@@ -33,6 +34,7 @@ class Samples:
         files: the image files in order, where there are such; else empty.
         notes: what was changed, guessed or left out in reading, in sentences.
         ordered: class indices are only the alphabetical order of names, which the model's need not be.
+        order_given: the user has stated the order of the classes.
     """
 
     images: np.ndarray
@@ -43,6 +45,7 @@ class Samples:
     files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     ordered: bool = False
+    order_given: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -98,6 +101,7 @@ class Samples:
         resize: Resizing = False,
         classes: ClassList | None = None,
         training: bool = False,
+        trial: int | None = None,
     ) -> Samples:
         """From a path of any form that is read (readers.reader.FORMS).
 
@@ -107,22 +111,27 @@ class Samples:
             resize: bring images of another size to `size` instead of refusing them, or the way to do it.
             classes: the model's classes in order, where they are known.
             training: of a set in parts (x_train and x_test) the training part is meant.
+            trial: only so many images, from all over the set.
 
         Raises:
             OnnxspectError: nothing there, not readable, too large, wrong size, or inconsistent.
         """
         reader = open_reader(path, Asked(classes, training))
         way, seen = way_of(resize), Seen()
+        count = len(reader.labels)
+        rows = (
+            np.arange(count) if trial is None else np.unique(np.linspace(0, count - 1, min(trial, count)).astype(int))
+        )
+        labels, files = reader.labels[rows], tuple(reader.files[r] for r in rows) if reader.files else ()
+        note = ""
         if size is None and way is not None:
-            size, note = _commonest(reader)
-        else:
-            note = ""
+            size, note = (way.crop_size(reader), "") if way.crop is not None else _commonest(reader)
         converted = bool(size) and not isinstance(reader, ArrayReader)
         pixels: np.ndarray | None = None
         first = (0, 0, 0)
         resized = 0
-        for i, image in enumerate(reader.images()):
-            where = f"{path}/{reader.files[i]}" if reader.files else f"{path}: image {i}"
+        for i, image in enumerate(reader.images(rows.tolist())):
+            where = f"{path}/{printable(files[i], 200)}" if files else f"{path}: image {rows[i]}"
             widened = size is not None and size[0] == 3 and image.shape[2] == 1
             wanted = size
             if size is not None and not (converted or widened):
@@ -133,11 +142,11 @@ class Samples:
             resized += fitted.shape[:2] != image.shape[:2]
             if pixels is None:
                 first = fitted.shape
-                count = len(reader.labels)
-                limits().check_bytes(4 * count * int(np.prod(first)), str(path), f"{count} images of {_size_of(first)}")
-                pixels = np.empty((count, first[2], *first[:2]), np.float32)
+                needed = 4 * len(rows) * int(np.prod(first))
+                limits().check_bytes(needed, str(path), f"{len(rows)} images of {_size_of(first)}")
+                pixels = np.empty((len(rows), first[2], *first[:2]), np.float32)
             if fitted.shape != first:
-                named = Path(reader.files[0]).name if reader.files else "the first"
+                named = printable(Path(files[0]).name) if files else "the first"
                 hint = "images must be of one size: --resize brings them to the commonest, or to the model's"
                 if fitted.shape[:2] == first[:2]:
                     hint = "some are grey and some in colour, and the model does not say which it takes"
@@ -148,9 +157,17 @@ class Samples:
         notes = [*reader.notes(), *([note] if note else []), *seen.notes()]
         if resized and way is not None and size is not None:
             notes.append(f"{resized} of {len(pixels)} images were brought to another size: {way.text(*size[1:])}")
-        digest = _digest(pixels, reader.labels)
+        given = classes is not None and classes.certain
         samples = cls(
-            pixels, reader.labels, reader.names, str(path), digest, reader.files, tuple(notes), reader.ordered
+            pixels,
+            labels,
+            reader.names,
+            str(path),
+            _digest(pixels, labels),
+            files,
+            tuple(notes),
+            reader.ordered,
+            given,
         )
         return samples.fitted(size)
 
