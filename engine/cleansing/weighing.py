@@ -7,7 +7,8 @@ is to be trusted shows in its own scores: *separation* is Ashman's D of what it 
     D = sqrt(2) |m1 - m0| / sqrt(s1^2 + s0^2).
 
 Cutting one normal law in two gives 2.65, cutting an even one 3.46; a cut through two groups gives more. Below `APART` a decision
-does not count. Of the methods that remove something of a class and are above, the one with the largest D decides (two that test
+does not count. (Cluster impurity scores components and not samples: its D is the gap of their impurities in units of its threshold,
+times `APART`.) Of the methods that remove something of a class and are above, the one with the largest D decides (two that test
 samples for triggers together). A method that uses the training difference and divides the class decides before all others, as its
 matched filter tests for the trigger itself.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxspect.engine.cleansing.by_activation import IMPURITY, PriorKnowledge
 from onnxspect.engine.cleansing.by_presence import APART, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import GREATEST, REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import Scores
@@ -118,6 +120,10 @@ def _weight(one: Scores, rows: np.ndarray) -> float:
         return 0.0  # most of a class is no poison
     if one.detector == PRESENCE:
         return np.inf
+    if one.detector == IMPURITY:  # a score a component: within one there is no spread that a gap could be measured by
+        score = one.score[rows]
+        gap = float(score[removed].min() - score[~removed].max()) if not removed.all() else 0.0
+        return APART * gap / PriorKnowledge.impurity
     found = separation(one.score[rows], removed)
     return max(found, APART) if one.detector in _TESTED else found
 

@@ -42,6 +42,7 @@ from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.report.progress import watched
@@ -368,6 +369,7 @@ def _method(scores: Scores, labels: np.ndarray, poisoned: np.ndarray | None) -> 
 def _truth(path: Path, n: int) -> np.ndarray:
     """Indices of the poisoned samples; `rates` checks them."""
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             indices = np.asarray(archive["indices"])
     except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:

@@ -44,7 +44,7 @@ from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import check_labels
+from onnxspect.engine.subject.preprocessing import check_labels, check_order
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import Subject
 
@@ -240,6 +240,7 @@ def patch(
         )
     check_writable(file, Path(out))
     check_labels(samples, subject)
+    check_order(subject, samples, run)
     where = samples.path or "the samples"
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:

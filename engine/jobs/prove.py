@@ -18,12 +18,13 @@ from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import check_labels, preflight
+from onnxspect.engine.subject.preprocessing import check_labels, check_order, preflight
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
@@ -93,6 +94,7 @@ def prove(
         triggers[name] = own
     if spec is None and finding is not None:
         chosen = finding.scan.spec
+        check_order(subject.with_spec(replace(chosen, layout=subject.spec.layout)), samples, run)
     else:
         chosen = preflight(subject, samples, run, spec, samples.order_given).subject.spec
     proof = verify(
@@ -118,6 +120,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         OnnxspectError: not such a file, or another shape.
     """
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:

@@ -82,6 +82,25 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
     )
 
 
+def check_npz(path: Path) -> None:
+    """Compare what the arrays of an npz declare with the limit, before `np.load` reads one; what is no npz is left to it.
+
+    Raises:
+        OnnxspectError: one would take more memory than is allowed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                with archive.open(name) as stream:
+                    shape, _, dtype = _header(stream, f"{path}: {name}")
+                count = int(np.prod(shape, dtype=object)) * dtype.itemsize
+                limits().check_bytes(count, str(path), f"{printable(name)} of shape {shape}")
+    except OnnxspectError:
+        raise
+    except _ERRORS:
+        return
+
+
 def _header_of(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
     with archive.open(f"{name}.npy") as stream:
         shape, fortran, dtype = _header(stream, f"{path}: {name}")

@@ -24,7 +24,7 @@ from torch import nn
 from onnxspect.converters.file.external_data import tensors
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.sources.convert import convert
+from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import ClassList
@@ -166,8 +166,17 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
         with _scratch() as folder:
             out = folder / "model.onnx"
             convert(path, out)
-            return _File(_of_bytes(out.read_bytes(), spec, device, str(given)), spec)
+            opened = _of_bytes(out.read_bytes(), spec, device, str(given))
+            _keep_sidecar(out, opened.file)
+            return _File(opened, spec)
     return _File(open_onnx(given, spec, device), spec)
+
+
+def _keep_sidecar(converted: Path, kept: OnnxFile) -> None:
+    """What the conversion found out (range, class names) lies beside the scratch file too, for as long as that does."""
+    there = sidecar_path(kept.path)
+    there.write_bytes(sidecar_path(converted).read_bytes())
+    weakref.finalize(kept, there.unlink, missing_ok=True)
 
 
 def converted_first(path: Path) -> bool:

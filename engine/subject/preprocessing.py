@@ -144,16 +144,7 @@ def preflight(
         raise _near_chance(subject, options, found, choice.accuracies, trial, floor, where, spec is not None, rng)
     answers = settled.predict(samples.images).argmax(1)
     accuracy = float((answers == samples.labels).mean())
-    order = other_order(answers, samples.labels, subject.classes, rng)
-    notes = _alike(options, choice, len(trial))
-    if order is not None:
-        said = (
-            f"the answers of {subject.name} follow the labels better in another order of the classes: {order.share:.1%} instead "
-            f"of {order.as_is:.1%} ({order.moved(samples.names)})"
-        )
-        if not order_given:
-            raise OnnxspectError(f"{where}: {said}", _state_order(order, samples, subject))
-        notes = (*notes, f"{said}; the given order was kept")
+    notes = (*_alike(options, choice, len(trial)), *_order_notes(answers, samples, subject, rng, order_given))
     why = _why(options, choice, tried, len(trial), given=spec is not None)
     run.observer.notice(f"preprocessing: {settled.spec.name} ({settled.spec.layout}), {why}")
     for note in notes:
@@ -188,6 +179,33 @@ def _alike(options: Sequence[InputSpec], choice: Choice, n: int) -> tuple[str, .
         f"{n} samples cannot tell the preprocessing {options[choice.index].name} from {', '.join(names)}: it was taken as the "
         "plainest; where you know the model's own, pass --scale, --mean, --std and --channel-order",
     )
+
+
+def check_order(subject: Subject, samples: Samples, run: RunContext) -> None:
+    """Refuse samples whose labels the settled subject's answers follow better in another order of the classes.
+
+    Raises:
+        OnnxspectError: there is one, and the user has not stated the order.
+    """
+    rng = run.numpy_generator("preflight", "order")
+    for note in _order_notes(subject.predict(samples.images).argmax(1), samples, subject, rng, samples.order_given):
+        run.observer.notice(note)
+
+
+def _order_notes(
+    answers: np.ndarray, samples: Samples, subject: Subject, rng: np.random.Generator, order_given: bool
+) -> tuple[str, ...]:
+    """What is to be said of another order, where the user has stated the one that the labels have. Raises as `check_order`."""
+    order = other_order(answers, samples.labels, subject.classes, rng)
+    if order is None:
+        return ()
+    said = (
+        f"the answers of {subject.name} follow the labels better in another order of the classes: {order.share:.1%} instead "
+        f"of {order.as_is:.1%} ({order.moved(samples.names)})"
+    )
+    if not order_given:
+        raise OnnxspectError(f"{samples.path or 'the samples'}: {said}", _state_order(order, samples, subject))
+    return (f"{said}; the given order was kept",)
 
 
 class Labelled(Protocol):
@@ -321,9 +339,10 @@ def _near_chance(
             if not given
             else "leave out --scale, --mean and --std, and the usual ones are tried",
         )
-    if trial.ordered and present < subject.classes:
+    if trial.ordered and (present < subject.classes or len(trial) < 2 * present):
+        few = "" if present < subject.classes else "; one image a class is too few to find the order by"
         return OnnxspectError(
-            f"{message}: {present} class names were counted in alphabetical order, and the model has {subject.classes} classes",
+            f"{message}: {present} class names were counted in alphabetical order, and the model has {subject.classes} classes{few}",
             "say which of the model's classes they are: --classes FILE, the model's class names, one a line, in its order",
         )
     return OnnxspectError(

@@ -148,7 +148,7 @@ def test_sizes_for_a_model_that_takes_any(tmp_path: Path) -> None:
         image = rng.integers(0, 100, (20 + 4 * (i > 8), 20, 3), np.uint8)
         image[..., i % 3] += 100
         Image.fromarray(image).save(tmp_path / "data" / str(i % 3) / f"{i}.png")
-    with pytest.raises(OnnxspectError, match="20x24.*is 20x20") as caught:
+    with pytest.raises(OnnxspectError, match=r"20x24.*is 20x20") as caught:
         checked(tmp_path / "data", model=model)
     assert "--resize" in caught.value.hint
     samples, found = checked(tmp_path / "data", resize=True, model=model)
