@@ -11,20 +11,20 @@ from rich.text import Text
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
 from onnxspect.engine.jobs.describe_data import describe_data
-from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.datasets import Source
 
 #: Classes that the table lists.
 _LISTED = 40
 
 
 @click.command("data", epilog="Exit status: 0 readable, 2 not readable (why is said), 4 failure.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path), metavar="PATH")
 @options.classes_option
 @click.option("--train", "training", is_flag=True, help="Of a set in parts, look at the training part.")
 @click.option("--pictures", type=click.Path(path_type=Path), metavar="PNG", help="Write five of the images there.")
 @options.JSON
-def command(path: Path, classes: str | None, training: bool, pictures: Path | None, as_json: bool) -> int:
+def command(data: Source, training: bool, pictures: Path | None, as_json: bool) -> int:
     """Show what was understood of the data at PATH: its form, images of each class, sizes, and what was guessed.
 
     \b
@@ -32,7 +32,7 @@ def command(path: Path, classes: str | None, training: bool, pictures: Path | No
       onnxspect data photos/
       onnxspect data test.csv --classes names.txt --pictures five.png
     """
-    facts = describe_data(path, ClassList.of(classes) if classes is not None else None, training, pictures)
+    facts = describe_data(data.path, data.classes, training, pictures)
     if as_json:
         show_raw(to_json(facts))
         return exit_status.CLEAN

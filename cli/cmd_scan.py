@@ -11,11 +11,14 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
-from onnxspect.engine.subject.resizing import Resize
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",
@@ -34,25 +37,21 @@ from onnxspect.engine.subject.resizing import Resize
 )
 @options.JSON
 @options.preprocessing_options
+@options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path,
-    train: Path | None,
+    data: Source,
+    train: Source | None,
     preset: str,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
     as_json: bool,
-    resize: Resize | None,
-    crop: int | None,
-    classes: str | None,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    resize: Resizing,
+    spec: InputSpec | None,
     device: str,
     seed: int,
     quiet: bool,
@@ -66,21 +65,8 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
     """
-    spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
-    result = scan(
-        model,
-        options.source(data, classes),
-        out,
-        preset,
-        detectors,
-        spec,
-        options.resizing(resize, crop),
-        run,
-        train=options.source(train, classes) if train is not None else None,
-        taps=taps,
-        perturb_at=perturb_at,
-    )
+    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
     if as_json:
         show_raw(document.as_json(result.report))
     else:

@@ -65,6 +65,7 @@ def open_case(
     way, said = chosen_way(opened, data, resize, run)
     samples = samples_from(data, opened.size, way, opened.class_names)
     samples = replace(samples, notes=(*samples.notes, *said))
+    opened = opened.fitting(samples)
     training = samples_from(train, opened.size, way, opened.class_names, training=True) if train is not None else None
     return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
 

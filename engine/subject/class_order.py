@@ -100,13 +100,16 @@ def other_order(answers: np.ndarray, labels: np.ndarray, classes: int, rng: np.r
 def _assigned(answers: np.ndarray, labels: np.ndarray, classes: int) -> dict[int, int]:
     """Label -> class, one to one, so that most samples are answered; labels that no answer speaks for keep their own where it is free."""
     present = np.unique(labels)
-    table = np.zeros((len(present), classes))
-    np.add.at(table, (np.searchsorted(present, labels), answers), 1.0)
+    able = np.union1d(
+        np.unique(answers), present[present < classes]
+    )  # of a million classes, those that anything speaks for
+    table = np.zeros((len(present), len(able)))
+    np.add.at(table, (np.searchsorted(present, labels), np.searchsorted(able, answers)), 1.0)
     for row, k in enumerate(present):
         if k < classes:
-            table[row, k] += 0.5  # of equals, the label itself
+            table[row, np.searchsorted(able, k)] += 0.5  # of equals, the label itself
     rows, columns = linear_sum_assignment(-table)
-    return {int(present[r]): int(c) for r, c in zip(rows, columns, strict=True)}
+    return {int(present[r]): int(able[c]) for r, c in zip(rows, columns, strict=True)}
 
 
 def _called(label: int, names: Sequence[str]) -> str:

@@ -15,11 +15,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.batch_statistics import stated_by_statistics
 from onnxspect.engine.subject.class_order import Order, other_order
+from onnxspect.engine.subject.class_scores import ClassScores, are_probabilities
 from onnxspect.engine.subject.file_facts import stated_options
 from onnxspect.engine.subject.input_range import Choice, choose
 from onnxspect.engine.subject.memory import in_parts
@@ -130,6 +133,7 @@ def preflight(
     rng = run.numpy_generator("preflight")
     trial = samples.take(np.sort(rng.permutation(len(samples))[:TRIAL_SAMPLES]))
     layout = subject.spec.layout
+    subject = _of_probabilities(subject, trial.images, run)
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
     if int(samples.labels.max()) >= subject.classes:
         raise _outside(subject, samples, lambda: _tried(subject, options, trial.images), trial, rng)
@@ -206,6 +210,29 @@ def _order_notes(
     if not order_given:
         raise OnnxspectError(f"{samples.path or 'the samples'}: {said}", _state_order(order, samples, subject))
     return (f"{said}; the given order was kept",)
+
+
+#: Images by which it is told that answers are probabilities.
+_TOLD = 32
+
+
+def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> Subject:
+    """The subject, with the logarithm of its answers where these are probabilities whose softmax the graph does not show.
+
+    They are probabilities whatever the preprocessing is, so the first guess serves.
+    """
+    if subject.logits is not None and subject.logits.how != "logits":
+        return subject
+    if not are_probabilities(subject.predict(images[:_TOLD])):
+        return subject
+    run.observer.notice("its answers to the samples are probabilities: their logarithm is searched")
+    info = replace(subject.logits or LogitsInfo("", "logits", ()), how="log_of_probabilities")
+    double = isinstance(subject.module, ClassScores) and subject.module.double_input
+    inner = subject.module if subject.lowered is None else subject.lowered.module
+    if not isinstance(inner, nn.Module):
+        return subject
+    module = ClassScores(inner, info, double)
+    return replace(subject, module=module, logits=None if subject.logits is None else info)
 
 
 class Labelled(Protocol):
