@@ -10,6 +10,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -64,11 +66,8 @@ class ClassList:
             raise OnnxspectError(f"{source}: the class {printable(twice)!r} is in it twice", "one line a class")
         return cls(names, source)
 
-    def index(self, word: str) -> int | None:
-        """Of the class that a word names: the whole name, or a synset id in front of it ("n01440764 tench")."""
-        return self._by_word().get(word)
-
-    def _by_word(self) -> dict[str, int]:
+    def by_word(self) -> dict[str, int]:
+        """Index by what may name a class: the whole name, or a synset id in front of it ("n01440764 tench")."""
         found = {n.split()[0].rstrip(","): i for i, n in enumerate(self.names) if n and SYNSET.match(n)}
         return found | {n: i for i, n in enumerate(self.names)}
 
@@ -105,7 +104,7 @@ def of_words(words: Sequence[str], classes: ClassList | None, where: str, every:
     distinct = sorted({*words, *every})
     notes: list[str] = []
     if classes is not None:
-        table = classes._by_word()
+        table = classes.by_word()
         missing = [w for w in distinct if w not in table]
         if not missing:
             labels = np.array([table[w] for w in words], np.int64)
@@ -118,6 +117,10 @@ def of_words(words: Sequence[str], classes: ClassList | None, where: str, every:
             notes.append(
                 f"{classes.source} names the model's classes, but not {listed(missing)}: the names were not used for labels"
             )
+    if all(w in _imagenet() for w in distinct):
+        labels = np.array([_imagenet()[w] for w in words], np.int64)
+        notes.append("folders are named by ImageNet's synsets: they count in the order of its 1,000 classes")
+        return Labelled(labels, tuple(_imagenet()), False, tuple(notes))
     by_word = labels_of(distinct)
     top = max(by_word.values())
     if top >= MOST_CLASSES:
@@ -145,7 +148,7 @@ def of_numbers(labels: np.ndarray, names: Sequence[str], classes: ClassList | No
     own = tuple(map(str, names))
     if classes is None:
         return Labelled(labels, own, False)
-    table = classes._by_word()
+    table = classes.by_word()
     used = np.unique(labels)
     words = [own[k] if k < len(own) else str(k) for k in used.tolist()]
     if all(w in table for w in words):
@@ -164,6 +167,13 @@ def of_numbers(labels: np.ndarray, names: Sequence[str], classes: ClassList | No
             "one line a class, in the order of the model's outputs",
         )
     return Labelled(labels, classes.names, False)
+
+
+@lru_cache(maxsize=1)
+def _imagenet() -> dict[str, int]:
+    """ImageNet's 1,000 synsets, in their order, which every published network has."""
+    text = resources.files(__package__).joinpath("imagenet_synsets.txt").read_text(encoding="ascii")
+    return {name: i for i, name in enumerate(text.split())}
 
 
 def labels_of(names: Sequence[str]) -> dict[str, int]:

@@ -333,6 +333,13 @@ def test_synsets_are_found_in_their_lines(tmp_path: Path) -> None:
     }
 
 
+def test_imagenets_own_synsets_are_known(tmp_path: Path) -> None:
+    reader = open_reader(as_folder(tmp_path / "data", ("n01440764", "n01443537", "n15075141")))
+    assert set(reader.labels.tolist()) == {0, 1, 999}
+    assert len(reader.names) == 1000
+    assert any("ImageNet's synsets" in note for note in reader.notes())
+
+
 def test_numbers_move_where_a_list_orders_them() -> None:
     from onnxspect.engine.readers.labels import of_numbers
 
