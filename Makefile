@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench-large demo test test-converters fuzz lock audit zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean
+.PHONY: bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -75,6 +75,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
 	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
+
+# Are the tests of what judges, searches and writes able to fail? (docs/mutation.md)
+mutants: $(VENV)/.test
+	$(PIP) -c constraints.txt -e '.[mutants]'
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 # A model beyond protobuf's 2 GiB: 15 GiB of memory, 8 GiB of disk.
 bench-large: $(VENV)/.test

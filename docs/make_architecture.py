@@ -175,7 +175,7 @@ WALKS = {
         Place(
             "The triggers of the named classes are read from the scan's ledger.",
             "engine/mitigation/recovered.py",
-            "read_finding",
+            "read_recovered",
             _PATCH,
         ),
         Place(

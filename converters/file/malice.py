@@ -251,7 +251,7 @@ def _unpacked(data: bytes) -> bytes:
     try:
         for start in range(0, len(data), 1 << 16):
             made += engine.decompress(data[start : start + (1 << 16)], MOST_BYTES - len(made))
-            while len(made) < MOST_BYTES and getattr(engine, "unconsumed_tail", b""):
+            while len(made) < MOST_BYTES and len(getattr(engine, "unconsumed_tail", b"")):
                 made += engine.decompress(engine.unconsumed_tail, MOST_BYTES - len(made))
             if engine.eof or len(made) >= MOST_BYTES:
                 break

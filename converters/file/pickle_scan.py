@@ -189,7 +189,7 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, 
         if name in ("GLOBAL", "INST"):
             argument = "\n".join(_line(stream).decode("utf-8") for _ in range(2))
         elif name == "STRING":
-            argument = codecs.escape_decode(_line(stream).strip(b"\"'"))[0].decode("latin-1")  # type: ignore[attr-defined]
+            argument = codecs.escape_decode(_line(stream).strip(b"\"'"))[0].decode("latin-1")
         elif name == "UNICODE":
             argument = _line(stream).decode("raw-unicode-escape")
         elif name in ("PUT", "GET"):
@@ -197,7 +197,7 @@ def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, 
         elif name in _LINES:
             _line(stream)
         elif opcode.arg is not None:
-            argument = opcode.arg.reader(stream)  # type: ignore[call-arg]  # the stubs have it as a method
+            argument = opcode.arg.reader(stream)
         yield opcode, argument, at
         if name == "STOP":
             return

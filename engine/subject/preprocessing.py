@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
+from torch import nn
 
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.class_scores import ClassScores, are_probabilities
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -126,6 +129,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     rows = run.numpy_generator("preflight").permutation(len(samples))[:TRIAL_SAMPLES]
     trial = samples.take(np.sort(rows))
     layout = subject.spec.layout
+    subject = _of_probabilities(subject, trial.images, run)
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
     found = _tried(subject, options, trial.images)
     scores = [_score(logits, trial.labels) for logits in found]
@@ -160,6 +164,29 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
         why += f" ({accuracies[chosen]:.1%}; next {runner_up[0]}: {runner_up[1]:.1%})"
     run.observer.notice(f"preprocessing: {settled.spec.name} ({settled.spec.layout}), {why}")
     return Preflight(settled, accuracy, why, tried)
+
+
+#: Images by which it is told that answers are probabilities.
+_TOLD = 32
+
+
+def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> Subject:
+    """The subject, with the logarithm of its answers where these are probabilities whose softmax the graph does not show.
+
+    They are probabilities whatever the preprocessing is, so the first guess serves.
+    """
+    if subject.logits is not None and subject.logits.how != "logits":
+        return subject
+    if not are_probabilities(subject.predict(images[:_TOLD])):
+        return subject
+    run.observer.notice("its answers to the samples are probabilities: their logarithm is searched")
+    info = replace(subject.logits or LogitsInfo("", "logits", ()), how="log_of_probabilities")
+    double = isinstance(subject.module, ClassScores) and subject.module.double_input
+    inner = subject.module if subject.lowered is None else subject.lowered.module
+    if not isinstance(inner, nn.Module):
+        return subject
+    module = ClassScores(inner, info, double)
+    return replace(subject, module=module, logits=None if subject.logits is None else info)
 
 
 class Labelled(Protocol):

@@ -51,6 +51,9 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 #: Pixels by which training images are shifted at most, each way.
 SHIFT = 2
+#: With fewer images a class than this in the mean, none is trained: it would be near chance, and the time is better spent.
+#: History: docs/decisions.md.
+FEWEST_OF_EACH = 3
 #: A kept network, at most, in bytes: one of a thousand classes takes a million.
 _MOST_BYTES = 256 << 20
 
@@ -72,6 +75,12 @@ def train_references(
         those that learned to classify; perhaps none, where samples are few.
     """
     if not len(check) or len(np.unique(fit.labels)) < 2:
+        return []
+    if len(fit) < FEWEST_OF_EACH * subject.classes:
+        run.observer.notice(
+            f"{len(fit)} samples of {subject.classes} classes are too few to train reference networks on: "
+            "classes are compared with each other only"
+        )
         return []
     floor = accuracy_floor(check.labels, subject.classes)
     references, accuracies = [], []

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SIDE, quadrant_images, quadrant_weights
+from tolerances import NETWORK_32, SUM_32
 
 from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.subject.reference import COUNT, _keep, _kept, _new, train_references
@@ -126,7 +127,7 @@ def test_folding_keeps_the_answers() -> None:
     """The BatchNorms are folded away: the network has none left, and its answers do not depend on the batch."""
     (reference, *_) = train_references(subject(), FIT, CHECK, RunContext(seed=2))
     whole = reference.predict(CHECK.images)
-    np.testing.assert_allclose(reference.predict(CHECK.images, batch_size=1), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reference.predict(CHECK.images, batch_size=1), whole, rtol=NETWORK_32, atol=SUM_32)
     assert isinstance(reference.module, torch.nn.Module)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in reference.module.modules())
 
