@@ -69,7 +69,9 @@ def refuse_hostile(path: Path, shown: str = "") -> None:
         return
     if offences:
         more = f" and {len(offences) - 5} more" if len(offences) > 5 else ""
-        raise HostileError(f"{shown}: hostile file: {'; '.join(offences[:5])}{more}; it was not run", _HINT)
+        raise HostileError(
+            f"{shown}: hostile file: {'; '.join(offences[:5])}{more}; it was not run", _HINT, str(path), tuple(offences)
+        )
 
 
 def _offences(path: Path) -> Iterator[str]:

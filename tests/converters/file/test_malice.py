@@ -13,6 +13,7 @@ import logging
 import lzma
 import pathlib
 import pickle
+import re
 import struct
 import tarfile
 import uuid
@@ -369,6 +370,50 @@ def test_the_command_line_says_hostile(
     assert said.err.startswith(f"onnxspect: {path}: hostile file: its pickle calls posix.system")
     assert len(said.err.splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_json_and_sarif_for_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rule of its own, one result for each call, and nothing of the file that a viewer would obey."""
+    path = tmp_path / "m [x](http).pt"
+    path.write_bytes(SYSTEM + calls("builtins", "eval"))
+    assert run(["info", str(path), "--format", "sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    (rule,), results = log["runs"][0]["tool"]["driver"]["rules"], log["runs"][0]["results"]
+    assert rule["id"] == "OSX901"
+    assert {r["ruleId"] for r in results} == {"OSX901"}
+    assert [re.search(r"calls (\S+)", r["message"]["text"]).group(1) for r in results] == [
+        "posix.system",
+        "builtins.eval",
+    ]  # type: ignore[union-attr]
+    assert " " not in log["runs"][0]["artifacts"][0]["location"]["uri"]
+    assert run(["info", str(path), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"] == "hostile"
+    assert len(document["findings"]) == 2
+    assert document["path"] == str(path)
+
+
+def test_output_files_of_a_hostile_file(tmp_path: Path) -> None:
+    from onnxspect.cli.hostile_output import put
+
+    error = HostileError("m.pt: hostile file: it bites; it was not run", "leave it", "m.pt", ("it bites",))
+    put(
+        error,
+        [
+            "scan",
+            "m.pt",
+            "-o",
+            str(tmp_path / "a.sarif"),
+            f"--output={tmp_path / 'b.sarif'}",
+            "-o",
+            str(tmp_path / "c.html"),
+        ],
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.sarif", "b.sarif"]
+    assert (
+        json.loads((tmp_path / "a.sarif").read_text())["runs"][0]["results"][0]["message"]["text"]
+        == "Hostile file: it bites."
+    )
 
 
 def test_an_onnx_file_is_left_to_its_own_reader(tmp_path: Path) -> None:
