@@ -5,12 +5,11 @@ There is no report of a scan then: the file was not opened.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from onnxspect.converters.text import visible
+from onnxspect.converters.text import sarif_text, visible
 from onnxspect.engine.errors import HostileError
 from onnxspect.engine.run import tool_version
 
@@ -80,7 +79,7 @@ def _log(path: str, offences: tuple[str, ...], hint: str) -> dict[str, Any]:
                         "ruleId": RULE,
                         "ruleIndex": 0,
                         "level": "error",
-                        "message": {"text": f"Hostile file: {_plain(found)}."},
+                        "message": {"text": f"Hostile file: {sarif_text(found)}."},
                         "locations": [location],
                         "partialFingerprints": {"offence/v1": visible(found)},
                     }
@@ -90,8 +89,3 @@ def _log(path: str, offences: tuple[str, ...], hint: str) -> dict[str, Any]:
             }
         ],
     }
-
-
-def _plain(text: str) -> str:
-    """Text that no viewer takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
-    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")
