@@ -69,11 +69,13 @@ class Scan:
         globals: in their order.
         within: bytes inside it that may be a pickle or an archive of their own.
         whole: whether it was a pickle, or several, up to its end.
+        opcodes: how many were followed.
     """
 
     globals: list[Global] = field(default_factory=list)
     within: list[bytes] = field(default_factory=list)
     whole: bool = False
+    opcodes: int = 0
 
     @property
     def harmful(self) -> list[Global]:
@@ -85,10 +87,10 @@ class Scan:
         return list(seen.values())
 
 
-def scan(data: bytes) -> Scan:
-    """Follow all pickles in `data`, one after the other."""
+def scan(data: bytes, most: int = MOST_OPCODES) -> Scan:
+    """Follow all pickles in `data`, one after the other, up to so many opcodes."""
     found, texts = Scan(), set[str]()
-    stream, left = io.BytesIO(data), MOST_OPCODES
+    stream, left = io.BytesIO(data), most
     start = 0
     while start < len(data) and left > 0:
         used, ended = _follow(stream, found, texts, left)
@@ -97,6 +99,7 @@ def scan(data: bytes) -> Scan:
             break
         start = stream.tell()
     found.whole = start == len(data) > 0
+    found.opcodes = most - left
     if not found.whole:
         found.globals += _anywhere(data, start)
     if texts & TELLING:

@@ -16,6 +16,7 @@ import pickle
 import re
 import struct
 import tarfile
+import tracemalloc
 import uuid
 import zipfile
 import zlib
@@ -423,13 +424,37 @@ def test_an_onnx_file_is_left_to_its_own_reader(tmp_path: Path) -> None:
         convert(tmp_path / "nothing there", tmp_path / "out.onnx")
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: zlib.compress(bytes(1 << 30), 1)[: 1 << 22], lambda: b"PK\x03\x04" + bytes(100)]
-)
-def test_bombs_and_stumps_cost_little(
-    make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def many_members() -> bytes:
+    """Forty members of a mebibyte each, in forty kilobytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(40):
+            archive.writestr(f"{i}.json", bytes(1 << 20))
+    return stream.getvalue()
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "zlib": lambda: zlib.compress(bytes(1 << 26), 1),
+    "gzip in gzip": lambda: gzip.compress(gzip.compress(gzip.compress(bytes(1 << 24)))),
+    "bz2": lambda: bz2.compress(bytes(1 << 26)),
+    "xz": lambda: lzma.compress(bytes(1 << 26)),
+    "stump of a zip": lambda: b"PK\x03\x04" + bytes(100),
+    "many members": many_members,
+    "many opcodes": lambda: b"\x80\x04" + b"N0" * 200_000,
+    "a text of 2^63 bytes": lambda: b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_and_stumps_cost_little(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxspect.converters.file.malice.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("onnxspect.converters.file.malice.ALL_BYTES", 4 << 20)
+    monkeypatch.setattr("onnxspect.converters.file.malice.ALL_OPCODES", 10_000)
     path = tmp_path / "bomb"
-    path.write_bytes(make())
-    refuse_hostile(path)
+    path.write_bytes(BOMBS[kind]())
+    tracemalloc.start()
+    try:
+        refuse_hostile(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
