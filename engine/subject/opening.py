@@ -22,6 +22,7 @@ from onnx import TensorProto
 from torch import nn
 
 from onnxspect.converters.file.external_data import tensors
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert
@@ -205,8 +206,9 @@ def refuse_weights_alone(path: Path) -> None:
     """Refuse another framework's file that `convert` can turn into ONNX with more than a path.
 
     Raises:
-        OnnxspectError: it is one; names what it is, and the command.
+        OnnxspectError: it is one; names what it is, and the command. Or it is hostile.
     """
+    refuse_hostile(path)
     try:
         kind = detect(path) if path.exists() else None
     except OnnxspectError:
