@@ -47,7 +47,7 @@ _ARRAY = b"\x93NUMPY"
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(?:Lambda|__lambda__)"|"function_type"\s*:\s*"lambda"')
 _NAME = re.compile(rb'"name"\s*:\s*"([^"\\]{1,80})"')
 _SCRIPT = re.compile(rb"\b(torch\.(?:from_file|save|load)|os\.(?:system|popen)|subprocess\.\w+|__import__|PythonOp)\b")
-_EXPRESSION = re.compile(rb"\b(__import__|os\.system|os\.popen|subprocess\.\w+|eval\(|exec\()")
+_EXPRESSION = re.compile(rb"(?<![\w.])(__import__|os\.system|os\.popen|subprocess\.\w+|eval\(|exec\()")
 _FLEX = re.compile(b"Flex(" + "|".join(sorted(TENSORFLOW, key=len, reverse=True)).encode() + rb")\x00")
 _OPERATION = re.compile(
     b"|".join(b"\x12" + bytes([len(name)]) + name.encode() for name in sorted(TENSORFLOW, key=len, reverse=True)),

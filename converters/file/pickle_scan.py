@@ -30,7 +30,8 @@ _BYTES = frozenset(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BI
 _LINES = frozenset(("INT", "LONG", "FLOAT", "PERSID"))
 _CODES = {ord(o.code): o for o in pickletools.opcodes}
 _IMPORTS = frozenset(("GLOBAL", "INST", "STACK_GLOBAL"))
-_REACHES = "reaches for code"
+_REACHES, _HIDES = "reaches for code", "hides the name that it calls"
+_PROTO = 0x80
 #: Opcodes after a getattr within which its argument is looked for: two names, each with its memo, and the tuple around them.
 _NEAR = 24
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
@@ -133,8 +134,12 @@ def _begins(head: bytes) -> bool:
 
 def _follow(stream: io.BytesIO, found: Scan, most: int) -> tuple[int, bool]:
     """One pickle: how many opcodes, and whether it came to its end."""
+    start = stream.tell()
     watch, first = _Reach(), len(found.globals)
     used, ended = _run(stream, found, watch, most)
+    if stream.getbuffer()[start] == _PROTO:
+        # Without this mark the bytes may be weights, in which the opcode stands by chance.
+        found.globals[first:] = [replace(g, harm=_HIDES) if g.full == "?.?" else g for g in found.globals[first:]]
     if watch.telling:
         found.globals[first:] = [replace(g, harm=_REACHES) if g.full in GETATTR else g for g in found.globals[first:]]
     return used, ended
@@ -246,7 +251,7 @@ def _of_stack(stack: list[str | None], at: int) -> Global:
     """The name on top of the stack. Only a program that wants to hide it computes one."""
     module, name = stack[-2:] if len(stack) >= 2 else (None, None)
     if module is None or name is None:
-        return Global("?", "?", at, "hides the name that it calls")
+        return Global("?", "?", at, "")
     return Global(module, name, at, harm(module, name))
 
 
