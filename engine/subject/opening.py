@@ -24,6 +24,7 @@ from torch import nn
 from onnxspect.converters.file.bound_inputs import bound
 from onnxspect.converters.file.external_data import tensors
 from onnxspect.converters.file.input_face import with_face
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert, sidecar_path
@@ -239,8 +240,9 @@ def refuse_weights_alone(path: Path) -> None:
     """Refuse another framework's file that `convert` can turn into ONNX with more than a path.
 
     Raises:
-        OnnxspectError: it is one; names what it is, and the command.
+        OnnxspectError: it is one; names what it is, and the command. Or it is hostile.
     """
+    refuse_hostile(path)
     try:
         kind = detect(path) if path.exists() else None
     except OnnxspectError:
