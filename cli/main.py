@@ -22,6 +22,7 @@ COMMANDS = {
     "scan": ("cmd_scan", "Look for backdoors in a model and say how sure it is."),
     "convert": ("cmd_convert", "Turn a model of any framework into ONNX, and prove that it computes the same."),
     "info": ("cmd_info", "Show what a file is: input, logits, weights, taps."),
+    "data": ("cmd_data", "Show what was understood of a data set: classes, sizes, and what was guessed."),
     "patch": ("cmd_patch", "Remove the backdoor that a scan found, and prove it on the written file."),
     "verify": ("cmd_verify", "Measure a patched file against its original in onnxruntime."),
     "diff": ("cmd_diff", "List every difference between two ONNX files."),

@@ -60,17 +60,17 @@ class _Budget:
     """What may still be spent on a file; beyond it only known names are searched for, and then nothing.
 
     Attributes:
-        bytes: that archives unpack to.
+        content: that archives unpack to.
         opcodes: of pickles.
     """
 
-    bytes: int = field(default_factory=lambda: ALL_BYTES)
+    content: int = field(default_factory=lambda: ALL_BYTES)
     opcodes: int = field(default_factory=lambda: ALL_OPCODES)
 
     def read(self, stream: IO[bytes]) -> bytes:
         """The rest of a stream, as far as the budget goes."""
-        data = stream.read(max(min(MOST_BYTES, self.bytes), 0))
-        self.bytes -= len(data)
+        data = stream.read(max(min(MOST_BYTES, self.content), 0))
+        self.content -= len(data)
         return data
 
 
@@ -276,7 +276,7 @@ def _unpacked(data: bytes, budget: _Budget) -> bytes:
         "lzma": lambda: lzma.LZMADecompressor(memlimit=1 << 30),
     }[str(kind)]()
     made = bytearray()
-    most = min(MOST_BYTES, budget.bytes)
+    most = min(MOST_BYTES, budget.content)
     if most <= 0:  # zlib takes nought for no limit
         return b""
     try:
@@ -288,7 +288,7 @@ def _unpacked(data: bytes, budget: _Budget) -> bytes:
                 break
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
         pass  # cut short or damaged: what came before is looked at all the same
-    budget.bytes -= len(made)
+    budget.content -= len(made)
     return bytes(made)
 
 
