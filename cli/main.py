@@ -102,7 +102,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _failed(error: Exception, arguments: list[str] | None) -> int:
     """Say what stopped the work; the exit status of its kind."""
-    from onnxspect.engine.errors import Kind, OnnxspectError, classified
+    from onnxspect.engine.errors import HostileError, Kind, OnnxspectError, classified
 
     fault = classified(error)
     if os.environ.get("ONNXSPECT_DEBUG") and (fault.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
@@ -112,6 +112,10 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
         click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
     else:
         _complain(fault.message, fault.hint)
+    if isinstance(fault, HostileError):
+        from onnxspect.cli.hostile_output import put
+
+        put(fault, sys.argv[1:] if arguments is None else arguments)
     return exit_status.OF_KIND[fault.kind]
 
 

@@ -127,6 +127,8 @@ def scan(
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
+        for said in subject.file.warnings if subject.file is not None else ():
+            run.observer.notice(said)
         checked = preflight(subject, samples, run, spec, samples.order_given)
         _keep_model(subject, folder)
         beyond = unreached(checked.subject, samples, run.seed)

@@ -85,8 +85,9 @@ def _load(file: Path, kind: _Kind) -> tuple[np.ndarray, np.ndarray]:
     else:
         found = plain_pickle.read(data, str(file))
         labels = np.asarray(found.get("labels", found.get("fine_labels", ())))
-        pixels = found.get("data")
-        if not isinstance(pixels, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
+        stored = found.get("data")
+        pixels = stored if isinstance(stored, np.ndarray) else np.empty(0, np.uint8)
+        if not isinstance(stored, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
             raise OnnxspectError(f"{file}: no `data` of {_PIXELS} bytes an image in it")
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import struct
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
-from onnxspect.engine.readers.limits import limits
+from onnxspect.engine.readers.limits import limits, unpacked
 from onnxspect.engine.readers.reader import Asked
 
 #: Beginnings of the file names of each part (EMNIST's carry its name in front), by what is asked for.
@@ -53,9 +52,9 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
     if labels is None:
         raise OnnxspectError(f"{images}: its labels are not beside it", f"expected {stem}")
     try:
-        with _stream(images) as file:
+        with unpacked(images) as file:
             shape = _header(file, images, 3)
-        with _stream(labels) as file:
+        with unpacked(labels) as file:
             (count,) = _header(file, labels, 1)
             limits().check_bytes(8 * count, str(labels), f"{count} labels")
             values = np.frombuffer(_exactly(file, count, labels), np.uint8)
@@ -65,7 +64,7 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
 
     def batches() -> Iterator[np.ndarray]:
         try:
-            with _stream(images) as file:
+            with unpacked(images) as file:
                 _header(file, images, 3)
                 for start in range(0, shape[0], BATCH):
                     n = min(BATCH, shape[0] - start)
@@ -76,12 +75,6 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
             raise caused_by(error, f"{images}: not a readable IDX file ({str(error)[:80]})") from error
 
     return array_reader("IDX files", images, shape[0], values, (), asked.classes, batches, lambda: _hash(images), said)
-
-
-def _stream(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
 
 
 def _header(file: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:

@@ -6,9 +6,12 @@ larger by right.
 
 from __future__ import annotations
 
+import gzip
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
+from typing import IO, cast
 
 from onnxspect.engine.errors import OnnxspectError
 
@@ -101,3 +104,10 @@ def _half_of_memory() -> int:
         return max(2**30, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     except (ValueError, OSError, AttributeError):
         return _MEMORY
+
+
+def unpacked(path: Path) -> IO[bytes]:
+    """A file, opened; unpacked as it is read, where it is packed by gzip."""
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")

@@ -6,7 +6,6 @@ named lists of bytes, floats or whole numbers. Checksums are not compared: a dam
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import struct
@@ -14,14 +13,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.labels import listed, of_numbers
-from onnxspect.engine.readers.limits import limits
+from onnxspect.engine.readers.limits import limits, unpacked
 from onnxspect.engine.readers.listing import TEST_PARTS, TRAIN_PARTS
 from onnxspect.engine.readers.manifest import labelled_column
 from onnxspect.engine.readers.pixels import Seen, read_picture
@@ -160,7 +158,7 @@ def _names(path: Path) -> tuple[str, ...]:
 
 def _records(path: Path) -> Iterator[bytes]:
     try:
-        with _stream(path) as file:
+        with unpacked(path) as file:
             while head := file.read(12):
                 (length,) = struct.unpack("<Q", head[:8])
                 if len(head) < 12 or length > _RECORD:
@@ -171,12 +169,6 @@ def _records(path: Path) -> Iterator[bytes]:
                 yield data[:length]
     except _ERRORS as error:
         raise caused_by(error, f"{path}: not a readable TFRecord file ({printable(str(error), 80)})") from error
-
-
-def _stream(path: Path) -> IO[bytes]:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
 
 
 def _example(data: bytes, where: str) -> dict[str, list[bytes | int | float]]:

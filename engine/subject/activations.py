@@ -30,7 +30,7 @@ from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.readers.pixels import Seen
 from onnxspect.engine.readers.reader import Asked, Reader
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.subject.class_scores import class_scores
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.resizing import fit
 from onnxspect.engine.subject.samples import Samples
@@ -268,7 +268,7 @@ def _compute(
                     raise OnnxspectError(f"the value at {name} has no batch axis", "choose another --tap")
                 flat = value.reshape(len(value), -1).astype(np.float32)
                 if name == "logits":
-                    flat = class_scores(torch.from_numpy(flat), info).numpy()
+                    flat = scores_array(flat, info)
                 if name not in maps:
                     maps[name] = np.lib.format.open_memmap(
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])

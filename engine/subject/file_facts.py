@@ -30,7 +30,7 @@ _WINDOWS_RANGES = {"NominalRange_0_255": (0, 255), "Normalized_0_1": (0, 1), "No
 #: Operators that scale and shift.
 _AFFINE = {"Mul", "Div", "Add", "Sub", "Cast", "Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
 #: Names of the candidates that take a range.
-_NAMED = {(0, 255): "0..255", (0, 1): "0..1", (-1, 1): "-1..1"}
+_NAMED: dict[tuple[float, float], str] = {(0, 255): "0..255", (0, 1): "0..1", (-1, 1): "-1..1"}
 
 
 def stated_options(file: OnnxFile, options: Sequence[InputSpec]) -> dict[int, str]:
