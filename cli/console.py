@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -19,14 +20,22 @@ PLAIN_WIDTH = 120
 #: As errors call it.
 STDOUT = Path("standard output")
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def _terminal(name: str) -> bool | None:
+    """Whether a stream ends on a terminal; of a worker, whose streams are pipes, the supervisor knows it. None: look."""
+    told = os.environ.get("ONNXSPECT_TERMINAL")
+    return None if told is None else name in told.split(",")
+
+
+err = Console(stderr=True, highlight=False, soft_wrap=True, force_terminal=_terminal("stderr"))
 
 
 def show(content: RenderableType) -> None:
     """Print a table or text on stdout."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    terminal = _terminal("stdout")
+    width = None if (sys.stdout.isatty() if terminal is None else terminal) else PLAIN_WIDTH
     with writing(STDOUT):
-        Console(highlight=False, width=width).print(content)
+        Console(highlight=False, width=width, force_terminal=terminal).print(content)
 
 
 def show_raw(text: str) -> None:

@@ -15,15 +15,15 @@ import pytest
 from onnxspect.converters.errors import CLASSES, InternalError, Kind, OnnxspectError
 from onnxspect.converters.sandbox import guard
 from onnxspect.converters.sandbox import linux as sandbox_linux
+from onnxspect.converters.sandbox.child import child_environment, kill_tree
 from onnxspect.converters.sandbox.guard import (
     GuardLimits,
     SandboxLevel,
-    WarmPool,
-    child_environment,
     collect,
     guarded,
     start_ahead,
 )
+from onnxspect.converters.sandbox.pool import WarmPool
 
 LIMITS = GuardLimits(seconds=20, memory_bytes=512 << 20, output_bytes=8 << 20)
 
@@ -324,7 +324,7 @@ def test_a_child_started_ahead_may_crash(waiting: guard._Child) -> None:
 
 @pytest.mark.usefixtures("waiting")
 def test_a_child_started_ahead_that_was_killed_is_named() -> None:
-    guard.kill_tree(guard._waiting["hostile_job"]._process)
+    kill_tree(guard._waiting["hostile_job"].process.process)
     with pytest.raises(OnnxspectError, match=r"evil.bin: .*was killed"):
         ahead("own file")
 
@@ -333,9 +333,9 @@ def test_a_run_with_files_of_its_own_gets_its_own_child(waiting: guard._Child) -
     """The one that waits has locked its files already."""
     assert deed("own file")["did"]
     assert guard._waiting["hostile_job"] is waiting
-    guard._end_waiting()
+    guard.end_waiting()
     assert not waiting.folder.exists()
-    assert waiting._process.returncode is not None
+    assert waiting.process.process.returncode is not None
 
 
 @linux
