@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from onnxspect.converters.errors import writing
+from onnxspect.converters.stages import stage
 
 #: Width of tables where stdout is no terminal.
 PLAIN_WIDTH = 120
@@ -78,6 +79,7 @@ class Progressing:
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         """Show a bar."""
+        stage(task)
         if self._quiet:
             return
         if not err.is_terminal:

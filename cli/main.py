@@ -155,7 +155,8 @@ def _check(level: Level, given: list[str]) -> None:
 
 def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = None) -> int:
     """Say what stopped the work; the exit status of its kind."""
-    from onnxspect.converters.errors import Kind, OnnxspectError, classified, is_device, is_memory
+    from onnxspect.converters.errors import is_device, is_memory
+    from onnxspect.engine.errors import Kind, OnnxspectError, classified
 
     fault = classified(error)
     if os.environ.get("ONNXSPECT_DEBUG") and (fault.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):

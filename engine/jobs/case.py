@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from onnxspect.converters.stages import stage
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet, open_training_set
 from onnxspect.engine.subject.datasets import Data, samples_from
@@ -59,6 +60,7 @@ def open_case(
         OnnxspectError: no usable image classifier, or samples that do not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
+    stage("reading the samples")
     samples = samples_from(data, opened.size, resize)
     training = samples_from(train, opened.size, resize) if train is not None else None
     return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
@@ -79,5 +81,6 @@ def open_training_case(
         OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
+    stage("reading the training set")
     training = open_training_set(train, opened.size)
     return Case(opened.subject(training.shape), training, opened.known_spec)

@@ -26,7 +26,7 @@ from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, re
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert
 from onnxspect.converters.sources.formats import detect
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, writing
 from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_onnx
 
 ACCEPTED = "the path of a model file, the bytes of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a Keras model, a Subject"
@@ -180,7 +180,7 @@ def _of_bytes(data: bytes, spec: InputSpec | None, device: str, name: str = IN_M
             "give its path, or load it with its weights",
         )
     handle, scratch = tempfile.mkstemp(prefix="onnxspect-", suffix=".onnx")
-    with os.fdopen(handle, "wb") as file:
+    with writing(Path(scratch)), os.fdopen(handle, "wb") as file:
         file.write(data)
     try:
         kept = read_onnx(Path(scratch))

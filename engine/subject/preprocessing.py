@@ -17,6 +17,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 
+from onnxspect.converters.stages import stage
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.memory import in_parts
@@ -121,6 +122,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
 
+    stage("finding the preprocessing")
     rows = run.numpy_generator("preflight").permutation(len(samples))[:TRIAL_SAMPLES]
     trial = samples.take(np.sort(rows))
     layout = subject.spec.layout

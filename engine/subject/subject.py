@@ -26,6 +26,7 @@ from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.parity import Comparison
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
@@ -345,6 +346,7 @@ class OpenedModel:
                 f"{self.name}: the file leaves the size of its images open",
                 "give image_shape=(channels, height, width)",
             )
+        stage("running the model")
         classes = _count_classes(self.module, self.spec, shape, self.device, self.name)
         made = Subject(
             self.module,
@@ -358,6 +360,7 @@ class OpenedModel:
             self.logits,
             self.comparison,
         )
+        stage("comparing torch with onnxruntime")
         made._compare(made.spec.encode(_noise(shape)).numpy(), batch_sizes=(1, 4))
         return made
 
@@ -374,6 +377,7 @@ def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, devic
         OnnxspectError: the file is not a usable image classifier; says why.
     """
     file, name = (model, str(model.path)) if isinstance(model, OnnxFile) else (open_file(model), str(model))
+    stage("lowering the graph")
     proto, known = simplify(file.proto)
     try:
         info = logits_of(proto, known.after)
@@ -454,6 +458,7 @@ def open_file(path: str | Path) -> OnnxFile:
     Raises:
         OnnxspectError: it is not usable; says why.
     """
+    stage("checking the file")
     file = read_onnx(Path(path))
     probe(file)
     return file
