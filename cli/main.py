@@ -155,7 +155,6 @@ def _check(level: Level, given: list[str]) -> None:
 
 def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = None) -> int:
     """Say what stopped the work; the exit status of its kind."""
-    from onnxspect.converters.errors import is_device, is_memory
     from onnxspect.engine.errors import Kind, OnnxspectError, classified
 
     fault = classified(error)
@@ -164,7 +163,7 @@ def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = N
     if fault.kind is Kind.INTERNAL:
         _complain(fault.message, fault.hint or "this is a fault of onnxspect, not of your input; please report it")
         click.echo(_what_to_send(arguments), err=True)
-    elif memory_bytes is not None and is_memory(error) and not is_device(error) and "CUDA" not in str(error):
+    elif memory_bytes is not None and _of_memory(error):
         from onnxspect.cli.supervisor import out_of_memory
         from onnxspect.converters import stages
 
@@ -172,6 +171,17 @@ def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = N
     else:
         _complain(fault.message, fault.hint)
     return exit_status.OF_KIND[fault.kind]
+
+
+def _of_memory(error: BaseException | None) -> bool:
+    """Whether this machine's memory, not a GPU's, was what stopped the work."""
+    from onnxspect.converters.errors import is_device, is_memory
+
+    while error is not None:
+        if is_memory(error):
+            return not is_device(error) and "CUDA" not in str(error)
+        error = error.__cause__
+    return False
 
 
 def _what_to_send(arguments: list[str]) -> str:
