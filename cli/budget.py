@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-#: Share of the machine's memory that a command may use where nothing is said; docs/decisions.md.
+#: Share of the machine's memory that a command may use where nothing is said
 MEMORY_SHARE = 0.75
-#: Seconds that a command may take where nothing is said; docs/decisions.md. Those that search or train may take days.
+#: Seconds that a command may take where nothing is said Those that search or train may take days.
 QUICK_SECONDS, LONG_SECONDS = 3600.0, 7 * 86400.0
 _LONG = frozenset({"scan", "patch", "verify", "cleanse", "certify", "demo"})
 _CGROUP = Path("/sys/fs/cgroup/memory.max")

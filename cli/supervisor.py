@@ -39,7 +39,7 @@ from onnxspect.converters.sandbox.removal import remove_tree
 from onnxspect.converters.text import readable_bytes
 from onnxspect.converters.whole import SUFFIX, rename
 
-#: Seconds that a worker has for its own end after a signal or at a limit; then it is killed. docs/decisions.md.
+#: Seconds that a worker has for its own end after a signal or at a limit; then it is killed.
 GRACE = 3.0
 #: Seconds between two looks at the worker's memory.
 _LOOK = 0.25
