@@ -11,10 +11,12 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",
@@ -33,6 +35,7 @@ from onnxspect.engine.report import as_text, document
 )
 @options.JSON
 @options.preprocessing_options
+@options.RESIZE
 @options.run_options
 @options.QUIET
 def command(
@@ -46,10 +49,7 @@ def command(
     out: Path | None,
     as_json: bool,
     resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     device: str,
     seed: int,
     quiet: bool,
@@ -63,7 +63,6 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
     """
-    spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
     result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
     if as_json:

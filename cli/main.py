@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from pathlib import Path
@@ -70,6 +71,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal does not have must not cost the report
+            stream.reconfigure(errors="backslashreplace")
     given = sys.argv[1:] if arguments is None else arguments
     status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
@@ -189,13 +193,15 @@ def _what_to_send(arguments: list[str]) -> str:
     import platform
     import shlex
 
+    from onnxspect.converters.text import visible
+
     lines = [
         "please send these lines, the model if you may, and what the same command prints with ONNXSPECT_DEBUG=1:",
         f"  onnxspect {_version('onnxspect')}, Python {platform.python_version()}, {platform.platform()}",
         "  " + ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxruntime", "numpy")),
         f"  command: {shlex.join(['onnxspect', *arguments])}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _show_version(context: click.Context, asked: bool) -> None:
@@ -214,4 +220,6 @@ def _version(package: str) -> str:
 
 
 def _complain(message: str, hint: str = "") -> None:
-    click.echo(f"onnxspect: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    from onnxspect.converters.text import visible
+
+    click.echo(f"onnxspect: {visible(message)}" + (f"\n  hint: {visible(hint)}" if hint else ""), err=True)

@@ -48,7 +48,7 @@ ROLES: dict[str, dict[str, str]] = {
         "out": FOLDER,
     },
     "certify": {"data": READ, "model": MODEL, "suspect": READ, "out": FOLDER},
-    "report": {"folder": RUN},
+    "report": {"source": RUN, "sign": READ, "verify_key": READ},
     "demo": {"out": FOLDER},
 }
 #: Folders that a command writes into where no option says another.
@@ -185,7 +185,7 @@ def _add(places: Places, role: str, path: Path) -> None:
         places.readable.append(str(absolute))
     if role == MODEL and not absolute.is_dir():
         places.readable += _beside(absolute)
-    if role in (RUN, KEPT_RUN) and absolute.is_dir():
+    if role == KEPT_RUN and absolute.is_dir():
         places.writable.append(str(absolute))
     if role == FOLDER:
         _make(places, path, absolute)

@@ -36,7 +36,7 @@ from onnxspect.converters.errors import OnnxspectError, unwritable, writing
 from onnxspect.converters.sandbox import linux
 from onnxspect.converters.sandbox.guard import stage_in
 from onnxspect.converters.sandbox.removal import remove_tree
-from onnxspect.converters.text import readable_bytes
+from onnxspect.converters.text import readable_bytes, visible
 from onnxspect.converters.whole import SUFFIX, rename
 
 #: Seconds that a worker has for its own end after a signal or at a limit; then it is killed.
@@ -78,7 +78,7 @@ def supervise(arguments: list[str]) -> int:
 def complain(message: str, hint: str = "") -> None:
     """What stopped the work, on stderr."""
     with contextlib.suppress(OSError):
-        click.echo(f"onnxspect: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+        click.echo(f"onnxspect: {visible(message)}" + (f"\n  hint: {visible(hint)}" if hint else ""), err=True)
 
 
 class _Signals:
@@ -385,7 +385,7 @@ class _Run:
             )
         elif code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-            complain(f"the worker crashed ({name} {stage})", _HARMFUL + keeps)
+            complain(f"the worker crashed ({name} {stage})", _HARMFUL)
         elif code != self._answer:
             complain(
                 f"the worker ended with status {code} and no answer ({stage})",

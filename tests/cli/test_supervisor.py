@@ -48,7 +48,7 @@ def line_of(command: str, work: Path, model: str, out: Path) -> list[object]:
         "info": ["info", file],
         "scan": ["scan", file, "--data", data, "--preset", "quick", "--out", out / "new"],
         "patch": ["patch", file, "--run", work / "run", "--data", data, "-o", out / "p.onnx"],
-        "verify": ["verify", file, "--against", work / "model.onnx", "--data", data],
+        "verify": ["verify", file, "--against", work / "model.onnx", "--data", data, "--run", work / "run"],
     }[command]
 
 
