@@ -132,10 +132,12 @@ class _Ready:
         folder: its temporary folder.
         touched: what it may touch.
         mark: in the names of the temporary files that it makes.
+        orderly: whether it ended by itself, and so removed its unfinished files.
     """
 
     folder: Path
     touched: places.Places
+    orderly: bool = False
     mark: str = field(default_factory=lambda: f"w{secrets.token_hex(4)}-")
 
 
@@ -157,7 +159,8 @@ def _prepared(command: str, given: dict[str, Any]) -> Iterator[_Ready]:
         for output in touched.outputs:
             if output.staging is not None:
                 remove_tree(output.staging)
-        _sweep(ready)
+        if not ready.orderly:
+            _sweep(ready)
         for made in reversed(touched.made):
             with contextlib.suppress(OSError):
                 made.rmdir()  # only where nothing is in it
@@ -211,6 +214,9 @@ class _Run:
                 self._signals.pass_on(signal.SIGTERM)
             try:
                 self._serve(worker, ours)
+                ours.settimeout(0)
+                with contextlib.suppress(OSError):
+                    self._hear(ours)  # its last word may come with the end of its pipes
             finally:
                 _end(worker)
         return self._outcome(worker.returncode)
@@ -366,6 +372,7 @@ class _Run:
         """Say what became of the worker where it did not say so itself; the exit status."""
         stage = stage_in(self._ready.folder)
         abnormal = self._signals.came is not None or self._cause is not None or code != self._answer
+        self._ready.orderly = not abnormal
         if abnormal and sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
         keeps = _KEEPS if self._command == "scan" else ""

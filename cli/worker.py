@@ -30,6 +30,8 @@ from onnxspect.converters.sandbox.starter import Starter
 #: The longest file that a command may write: a model with its external data is tens of GiB at most.
 _OUTPUT_BYTES = 1 << 40
 _FILES_OPEN = 4096
+#: What a thread's stack and its allocator map and do not use; several libraries start a thread a core.
+_RESERVED_BY_CORE = 256 << 20
 
 
 def main() -> None:
@@ -78,7 +80,8 @@ def _done(request: Mapping[str, Any], control: socket.socket) -> int:
         int(request["memory_bytes"]),
         float(request["seconds"]),
         _OUTPUT_BYTES,
-        mappings=not request["devices"],
+        watched=bool(request["devices"]),
+        reserved_bytes=(os.cpu_count() or 1) * _RESERVED_BY_CORE,
         files_open=_FILES_OPEN,
     )
     lock.calls(level)

@@ -21,8 +21,6 @@ from onnxspect.converters.sandbox import linux
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf")
 PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")
-#: Room for what is mapped and not used: a thread's stack and its allocator's reserve, by core.
-_RESERVED_BY_CORE = 72 << 20
 
 
 @dataclass
@@ -95,7 +93,8 @@ def limits(
     seconds: float,
     output_bytes: int,
     *,
-    mappings: bool = True,
+    watched: bool = False,
+    reserved_bytes: int = 0,
     files_open: int = 1024,
 ) -> None:
     """Limits that the kernel keeps, on top of what this process maps already.
@@ -105,7 +104,8 @@ def limits(
         memory_bytes: of private memory.
         seconds: of processor time, for each core; wall time is for whoever waits.
         output_bytes: the longest file that may be written.
-        mappings: also limit the address space; a CUDA driver maps far more of it than it uses.
+        watched: someone else watches the memory in use, since a CUDA driver maps far more than it uses: mappings are not limited.
+        reserved_bytes: mapped besides and never used, such as the stacks and allocators' reserves of many threads.
         files_open: at a time.
     """
     try:
@@ -121,10 +121,9 @@ def limits(
         # Wall time is measured outside; this is for the case that nobody is there any more.
         resource.RLIMIT_CPU: int(min(seconds * cores, 1 << 40)) + 10,
     }
-    if sys.platform == "linux":
+    if sys.platform == "linux" and not watched:
         wanted[resource.RLIMIT_DATA] = _status_bytes("VmData") + memory_bytes
-        if mappings:
-            wanted[resource.RLIMIT_AS] = _status_bytes("VmSize") + memory_bytes + cores * _RESERVED_BY_CORE
+        wanted[resource.RLIMIT_AS] = _status_bytes("VmSize") + memory_bytes + reserved_bytes
     for which, value in wanted.items():
         _, hard = resource.getrlimit(which)
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
