@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import click
 
@@ -304,7 +304,7 @@ class _Run:
             self._said = (self._said + piece)[-4000:]
         if self._cause is not None or self._signals.came is not None or not piece:
             return
-        stream: IO[str] = getattr(sys, name)
+        stream: Any = getattr(sys, name)
         try:
             stream.buffer.write(piece)
             stream.flush()

@@ -72,18 +72,21 @@ def _with_batch(nodes: list[onnx.NodeProto], more: list[TensorProto]) -> onnx.Mo
 
 
 def crashing() -> onnx.ModelProto:
-    """Harmless at batch size 1; at 4 it divides the smallest integer by -1, which the processor answers with a signal."""
+    """Harmless at batch size 1; at any other it divides the smallest integer by -1, which the processor answers with a signal."""
     smallest = numpy_helper.from_array(np.array([np.iinfo(np.int64).min], np.int64), "smallest")
-    five = numpy_helper.from_array(np.array([5], np.int64), "five")
+    one = numpy_helper.from_array(np.array([1], np.int64), "one")
     tiny = numpy_helper.from_array(np.array(0, np.float32), "nothing")
     return _with_batch(
         [
-            helper.make_node("Sub", ["n", "five"], ["by"]),
+            helper.make_node("Sub", ["n", "one"], ["others"]),
+            helper.make_node("Min", ["others", "one"], ["any"]),
+            helper.make_node("Add", ["any", "any"], ["twice"]),
+            helper.make_node("Sub", ["one", "twice"], ["by"]),
             helper.make_node("Div", ["smallest", "by"], ["quotient"]),
             helper.make_node("Cast", ["quotient"], ["real"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["real", "nothing"], ["extra"]),
         ],
-        [smallest, five, tiny],
+        [smallest, one, tiny],
     )
 
 
