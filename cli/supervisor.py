@@ -264,6 +264,7 @@ class _Run:
             "MPLCONFIGDIR": str(self._ready.folder / "matplotlib"),
             "USER": os.environ.get("USER", "onnxspect"),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "JOBLIB_MULTIPROCESSING": "0",  # it would look for semaphores, and warn that it may have none
             "ONNXSPECT_TERMINAL": ",".join(n for n in ("stdout", "stderr") if getattr(sys, n).isatty()),
             "ORT_DISABLE_TELEMETRY": "1",
         }

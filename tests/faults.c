@@ -2,7 +2,7 @@
  *
  * Counted are the calls that change a file whose path contains a given part: opening it for writing, write, pwrite, fsync,
  * rename. From the n-th on (or at the n-th alone, for what passes) they fail. The part, the kind and n come from fault_arm() or
- * from FAULT_PATH, FAULT_KIND, FAULT_NTH.
+ * from ONNXSPECT_FAULT_PATH, ONNXSPECT_FAULT_KIND, ONNXSPECT_FAULT_NTH.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -29,8 +29,8 @@ void fault_arm(const char *path, int what, int when) {
 long fault_seen(void) { return seen; }
 
 __attribute__((constructor)) static void from_environment(void) {
-    const char *path = getenv("FAULT_PATH");
-    if (path) fault_arm(path, atoi(getenv("FAULT_KIND")), atoi(getenv("FAULT_NTH")));
+    const char *path = getenv("ONNXSPECT_FAULT_PATH");
+    if (path) fault_arm(path, atoi(getenv("ONNXSPECT_FAULT_KIND")), atoi(getenv("ONNXSPECT_FAULT_NTH")));
 }
 
 /* Whether this call on `path` goes wrong: -1 with errno set, 1 for a short write, 0 for no fault. */

@@ -41,6 +41,16 @@ def ended(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def armed(shim: Path, part: str, kind: int) -> dict[str, str]:
+    """The environment of a command whose first change of a file with `part` in its path fails, and all after it."""
+    return {
+        "LD_PRELOAD": str(shim),
+        "ONNXSPECT_FAULT_PATH": part,
+        "ONNXSPECT_FAULT_KIND": str(kind),
+        "ONNXSPECT_FAULT_NTH": "1",
+    }
+
+
 @pytest.mark.parametrize("fault", KINDS)
 @pytest.mark.parametrize("write", SCENARIOS)
 def test_old_or_new_and_whole(write: str, fault: str, ended: list[dict[str, object]]) -> None:
@@ -75,7 +85,7 @@ def test_a_whole_command(fault: str, words: str, shim: Path, tmp_path: Path) -> 
     out.write_bytes(b"old")
     ended = supervised.command(
         "convert", source, "-o", out,
-        environment={"LD_PRELOAD": str(shim), "FAULT_PATH": ".copy.onnx.", "FAULT_KIND": str(KINDS[fault]), "FAULT_NTH": "1"},
+environment=armed(shim, ".copy.onnx.", KINDS[fault]),
     )  # fmt: skip
     assert ended.status == 4, ended.err
     assert ended.said[0].startswith(f"onnxspect: {out}: cannot be written ({words}")
@@ -89,7 +99,7 @@ def test_a_full_temporary_folder_is_named(shim: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     ended = supervised.command(
         "info", source, temporary=tmp_path / "tmp",
-        environment={"LD_PRELOAD": str(shim), "FAULT_PATH": "/model.onnx", "FAULT_KIND": "1", "FAULT_NTH": "1"},
+environment=armed(shim, "/model.onnx", KINDS["full"]),
     )  # fmt: skip
     assert ended.status == 4, ended.err
     assert f"onnxspect: {tmp_path / 'tmp'}/" in ended.said[0]
