@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -85,25 +86,31 @@ def test_time_is_a_limit_too(work: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_scan_that_ran_out_of_time_goes_on(work: Path, tmp_path: Path) -> None:
-    """What was found before the limit is in the ledger; the next scan starts from there and gives the report of one that was
-    never stopped."""
-    asked = ["scan", work / "model.onnx", "--data", work / "data.npz", "--preset", "quick", "--json"]
-    asked += ["--detector", "neural-cleanse", "--device", "cpu"]
-    seconds = 4
-    for _ in range(20):
-        ended = supervised.command(*asked, "--out", tmp_path / "cut", "--max-seconds", seconds)
-        if ended.status != 4:
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
+def test_a_worker_that_was_killed_and_the_scan_after_it(work: Path, tmp_path: Path) -> None:
+    """As the kernel does it when memory runs out: a line, status 4, and what was finished is in the ledger."""
+    asked = ["scan", work / "model.onnx", "--data", work / "data.npz", "--preset", "quick", "--device", "cpu"]
+    asked += ["--detector", "neural-cleanse", "--out", tmp_path / "run"]
+    (tmp_path / "tmp").mkdir()
+    process = supervised.started(*asked, temporary=tmp_path / "tmp")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("neural-cleanse on reference 0 1/"):
             break
-        assert "a scan goes on where it stopped" in ended.err
-        seconds += 2
-    whole = supervised.command(*asked, "--out", tmp_path / "whole")
-    assert ended.status == whole.status == 1
-
-    def digest(out: str) -> str:
-        return next(line for line in out.splitlines() if '"digest"' in line)
-
-    assert digest(ended.out) == digest(whole.out)
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(worker), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    said = [line for line in err.splitlines() if not line.startswith("neural-cleanse")]
+    assert said[0].startswith(
+        "onnxspect: the worker was killed, as when memory runs out (in neural-cleanse on reference 0)"
+    )
+    assert len(said) == 2
+    assert list((tmp_path / "tmp").iterdir()) == []
+    ended = supervised.command(*asked)
+    assert ended.status == 1, ended.err
+    assert "neural-cleanse on reference 0: 4 to do, " in ended.err
+    assert "done before" in ended.err
 
 
 @locked
