@@ -8,7 +8,7 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import TrainingSet, activations, file_classifier, penultimate
-from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
@@ -177,8 +177,12 @@ def cleanse(
     values = activations(subject, training, [name] if name else [], folder / "cache", run)
     logits = np.asarray(values["logits"])
     session = file_classifier(subject)
+
+    def answers(images: np.ndarray) -> np.ndarray:
+        return scores_array(session.run(images)[0], subject.logits)
+
     scores = tuple(
-        _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
+        _score(m, training, answers, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
     )
     # Where samples are divided by whether they bear the trigger, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
@@ -289,7 +293,7 @@ def _part(training: TrainingSet, run: RunContext) -> Samples:
 def _score(
     method: str,
     training: TrainingSet,
-    session: FileClassifier,
+    answers: Callable[[np.ndarray], np.ndarray],
     logits: np.ndarray,
     values: np.ndarray,
     triggers: Mapping[str, Sequence[Found]],
@@ -315,7 +319,7 @@ def _score(
             training.labels,
             logits,
             training.batches,
-            lambda images: session.run(images)[0],
+            answers,
             superimpose=method == SUPERIMPOSE,
             as_written=as_written,
         )
@@ -325,7 +329,7 @@ def _score(
         return activation_clustering(values, training.labels, known, seed)
 
     def blurred() -> np.ndarray:
-        return np.concatenate([session.run(box_blur(images))[0].argmax(1) for _, images in training.batches()])
+        return np.concatenate([answers(box_blur(images)).argmax(1) for _, images in training.batches()])
 
     return cluster_impurity(values, training.labels, logits.argmax(1), blurred, known, seed)
 

@@ -27,7 +27,7 @@ from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.subject.class_scores import class_scores
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.samples import (
     IMAGE_SUFFIXES,
@@ -310,7 +310,7 @@ def _compute(
                     raise OnnxspectError(f"the value at {name} has no batch axis", "choose another --tap")
                 flat = value.reshape(len(value), -1).astype(np.float32)
                 if name == "logits":
-                    flat = class_scores(torch.from_numpy(flat), info).numpy()
+                    flat = scores_array(flat, info)
                 if name not in maps:
                     maps[name] = np.lib.format.open_memmap(
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])

@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -21,7 +21,9 @@ from google.protobuf.message import EncodeError
 from onnx import TensorProto
 from torch import nn
 
+from onnxspect.converters.file.bound_inputs import bound
 from onnxspect.converters.file.external_data import tensors
+from onnxspect.converters.file.input_face import with_face
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert
@@ -154,20 +156,25 @@ def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu")
 
 def _viewed(view: ModelView, spec: InputSpec | None, device: str) -> Opened:
     """A model of which an output or the value of an input is named."""
-    given = view.model
+    given, bind = view.model, dict(view.bind)
     if isinstance(given, str | Path) and not converted_first(Path(given)):
-        file = open_file(given, dict(view.bind))
+        refuse_weights_alone(Path(given))
+        file = open_file(given, bind)
         return _File(open_onnx(file, spec, device, view.output, name=str(given)), spec, bool(view.output))
-    if view.bind:
-        raise OnnxspectError("inputs are bound of an ONNX file, given by its path", "convert the model first")
+    if isinstance(given, bytes | bytearray | memoryview | onnx.ModelProto):
+        data = _serialized(given) if isinstance(given, onnx.ModelProto) else bytes(given)
+        return _File(_of_bytes(data, spec, device, output=view.output, bind=bind), spec, bool(view.output))
     opened = open_model(given, spec, device)
-    if not view.output:
-        return opened
-    if not isinstance(opened, _File):
-        raise OnnxspectError(
-            "outputs are named of a model with a file", "choose the output in the module's own forward"
-        )
-    return replace(opened, opened=at(opened.opened, view.output), chosen=True)
+    if isinstance(opened, _File) and not bind:
+        named = at(opened.opened, view.output) if view.output else opened.opened
+        return replace(opened, opened=named, chosen=bool(view.output))
+    if isinstance(opened, _Made) and opened.made.file is not None:
+        made = opened.made
+        if dict(made.origin.file.bound) == bind and view.output in ("", made.origin.logits.output):
+            return opened
+    if bind:
+        raise OnnxspectError("inputs are bound of an ONNX file, given by its path", "convert the model first")
+    raise OnnxspectError("outputs are named of a model with a file", "choose the output in the module's own forward")
 
 
 def open_file_of(model: Model, device: str = "cpu") -> OpenedModel:
@@ -239,7 +246,14 @@ def _serialized(model: onnx.ModelProto) -> bytes:
         ) from error
 
 
-def _of_bytes(data: bytes, spec: InputSpec | None, device: str, name: str = IN_MEMORY) -> OpenedModel:
+def _of_bytes(
+    data: bytes,
+    spec: InputSpec | None,
+    device: str,
+    name: str = IN_MEMORY,
+    output: str = "",
+    bind: Mapping[str, float] | None = None,
+) -> OpenedModel:
     """A model that has no file of the caller's: it gets one, which goes when the model is no longer used."""
     checked = check_onnx(data, Path(name), Limits(), name, external=False)
     outside = [t.name for t in tensors(checked.proto) if t.data_location == TensorProto.EXTERNAL]
@@ -252,9 +266,9 @@ def _of_bytes(data: bytes, spec: InputSpec | None, device: str, name: str = IN_M
     with writing(Path(scratch)), os.fdopen(handle, "wb") as file:
         file.write(data)
     try:
-        kept = read_onnx(Path(scratch))
+        kept = with_face(bound(read_onnx(Path(scratch)), bind))
         probe(kept)
-        opened = replace(open_onnx(kept, spec, device), name=name)
+        opened = open_onnx(kept, spec, device, output, name=name)
     except OnnxspectError as error:
         Path(scratch).unlink(missing_ok=True)
         raise type(error)(error.message.replace(scratch, name), error.hint) from error
