@@ -235,7 +235,8 @@ def test_a_usage_error_needs_no_worker(work: Path) -> None:
     start = time.monotonic()
     ended = supervised.command("scan", work / "model.onnx", "--data", work / "data.npz", "--nonsense")
     assert (ended.status, ended.out) == (2, "")
-    assert "No such option: --nonsense" in ended.err
+    assert "No such option" in ended.err
+    assert "--nonsense" in ended.err
     assert "Usage: onnxspect scan" in ended.err
     assert time.monotonic() - start < 10
 
