@@ -10,6 +10,7 @@ from onnxspect.converters import plugins
 from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
@@ -39,6 +40,7 @@ _MAX_MARGIN = {
 
 #: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
+    GraphLogic.name: lambda _: GraphLogic(),
     MaxMargin.name: _MAX_MARGIN.__getitem__,
     NeuralCleanse.name: lambda preset: NeuralCleanse(
         search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset]
@@ -51,9 +53,16 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    "quick": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
-    "thorough": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME, DTInspector.name),
+    "quick": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
+    "standard": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "thorough": (
+        GraphLogic.name,
+        MaxMargin.name,
+        NeuralCleanse.name,
+        ReverseEngineering.name,
+        cepa.NAME,
+        DTInspector.name,
+    ),
 }
 #: What runs beside them where a training set is given.
 _WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
+from onnxspect.engine.mitigation.deployed import Deployment, deployed
 from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
@@ -24,7 +25,8 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
-from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
@@ -65,6 +67,64 @@ def prove(
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
     run = run or watched()
+    measured = _gathered(original, data, run_folder, trigger, spec, resize, run, needed=rescan is None)
+    samples, triggers, chosen = measured.samples, measured.triggers, measured.subject.spec
+    proof = verify(
+        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+    )
+    if rescan is None:
+        return proof
+    try:
+        report = rescan(Path(patched), chosen)
+    except InconclusiveError as error:  # too few samples for a verdict are no evidence against the proof
+        return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
+    found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
+    return replace(proof, rescan=found)
+
+
+@judging()
+def prove_deployed(
+    model: str | Path,
+    data: Data,
+    run_folder: str | Path | Report | None = None,
+    trigger: str | Path | Sequence[str | Path] | None = None,
+    spec: InputSpec | None = None,
+    resize: bool = False,
+    run: RunContext | None = None,
+) -> Deployment:
+    """Compare a file with what optimisers and quantisers make of it, on clean samples and on triggers.
+
+    Args:
+        model: the file.
+        data, run_folder, trigger, spec, resize, run: as for `prove`; without triggers clean samples alone are compared.
+
+    Raises:
+        OnnxspectError: the file is not usable, or does not fit the run.
+    """
+    run = run or watched()
+    measured = _gathered(model, data, run_folder, trigger, spec, resize, run, needed=False)
+    return deployed(measured.subject, measured.samples, measured.triggers)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name."""
+
+    subject: Subject
+    samples: Samples
+    triggers: Mapping[str, Aimed]
+
+
+def _gathered(
+    original: str | Path,
+    data: Data,
+    run_folder: str | Path | Report | None,
+    trigger: str | Path | Sequence[str | Path] | None,
+    spec: InputSpec | None,
+    resize: bool,
+    run: RunContext,
+    needed: bool,
+) -> _Gathered:
     case = open_case(original, data, spec, run, resize)
     subject, samples = case.subject, case.samples
     check_labels(samples, subject)
@@ -74,7 +134,7 @@ def prove(
     if folder is not None and finding is not None:
         finding.scan.check(subject, folder)
         triggers |= named(finding.triggers)
-        if not triggers and not trigger and rescan is None:
+        if not triggers and not trigger and needed:
             verdict = finding.scan.report["verdict"]
             open_question = verdict == "inconclusive"
             raise (InconclusiveError if open_question else OnnxspectError)(
@@ -91,20 +151,8 @@ def prove(
             name += "'"
         triggers[name] = own
     if spec is None and finding is not None:
-        chosen = finding.scan.spec
-    else:
-        chosen = preflight(subject, samples, run, spec).subject.spec
-    proof = verify(
-        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
-    )
-    if rescan is None:
-        return proof
-    try:
-        report = rescan(Path(patched), chosen)
-    except InconclusiveError as error:  # too few samples for a verdict are no evidence against the proof
-        return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
-    found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
-    return replace(proof, rescan=found)
+        return _Gathered(subject.with_spec(finding.scan.spec), samples, triggers)
+    return _Gathered(preflight(subject, samples, run, spec).subject, samples, triggers)
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

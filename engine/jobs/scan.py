@@ -131,7 +131,16 @@ def scan(
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             at_hand = AtHand(
-                checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
+                checked.subject,
+                search_samples,
+                held_out,
+                run,
+                ledger,
+                clean,
+                reference_ledger,
+                training,
+                searched,
+                beyond,
             )
             with _planned_memory(ledger, run.device):
                 evidence = [_evidence_of(d, at_hand, alone=len(able) == 1) for d in able]

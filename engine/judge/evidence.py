@@ -145,6 +145,8 @@ class Evidence:
         leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
         validated: whether a trigger must carry over to held-out samples before it names a class; False where what was found is
             no trigger that leads there.
+        tested: its units bring the p-value of a test of their own (`log10_p` in their statistics), corrected for all that it tried, and
+            are not compared with each other. It may have none, and such silence acquits of nothing.
     """
 
     detector: str
@@ -157,6 +159,7 @@ class Evidence:
     convicts: bool = True
     leads_to_target: bool = True
     validated: bool = True
+    tested: bool = False
 
     @property
     def judged(self) -> tuple[View, ...]:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.converters.lowering.dormant import Dormant, decisions, dormant
+from onnxspect.converters.lowering.decisions import decisions
+from onnxspect.converters.lowering.dormant import Dormant, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.logits import other_outputs, switch_of

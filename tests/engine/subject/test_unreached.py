@@ -42,6 +42,14 @@ NAMED = {
     "inside": {"Relu"},
     "where_inside": {"Greater", "ReduceMin"},
     "in_a_function": {"Greater", "ReduceMin"},
+    "region": {"Greater"},
+    "matched_filter": {"Relu"},
+    "checksum": {"Equal"},
+    "two_regions": {"And", "Greater", "ReduceMin"},
+    "negated": {"Not", "LessOrEqual", "ReduceMin"},
+    "softmax_gate": {"Softmax", "MatMul"},
+    "neighbours": {"Greater", "ReduceMax", "ReduceMin"},
+    "brightest": {"Equal"},
 }
 
 
