@@ -147,19 +147,19 @@ class _Slopes(TorchFunctionMode):
 
 
 def _greater(_: _Slopes, func: Any, a: Any, b: Any) -> Tensor:
-    return _through(_detached(func, a, b).float(), torch.sub(a, b))
+    return _through(_detached(func, a, b).float(), a - b)
 
 
 def _less(_: _Slopes, func: Any, a: Any, b: Any) -> Tensor:
-    return _through(_detached(func, a, b).float(), torch.sub(b, a) if isinstance(b, Tensor) else -torch.sub(a, b))
+    return _through(_detached(func, a, b).float(), b - a)
 
 
 def _equal(_: _Slopes, func: Any, a: Any, b: Any) -> Tensor:
-    return _through(_detached(func, a, b).float(), -torch.abs(torch.sub(a, b)))
+    return _through(_detached(func, a, b).float(), -torch.abs(a - b))
 
 
 def _unequal(_: _Slopes, func: Any, a: Any, b: Any) -> Tensor:
-    return _through(_detached(func, a, b).float(), torch.abs(torch.sub(a, b)))
+    return _through(_detached(func, a, b).float(), torch.abs(a - b))
 
 
 def _not(_: _Slopes, __: Any, a: Tensor) -> Tensor:
@@ -314,7 +314,8 @@ def _detached(func: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _constant(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+    value = value.detach() if isinstance(value, Tensor) else torch.as_tensor(value)
+    return value.float() if value.dtype == torch.bool else value
 
 
 _RULES: Mapping[str, Callable[..., Any]] = {

@@ -38,6 +38,8 @@ _GENERATIONS, _CHILDREN, _MUTATIONS = 60, 64, 3
 _BETA1, _BETA2 = 0.5, 0.9
 #: Share of the images that a picture must turn to one class to be a trigger.
 _WORKS = 0.5
+#: Pictures of one climb that are tried, at most.
+_PICTURES = 4
 _TINY = 1e-20
 
 
@@ -119,7 +121,7 @@ class _Search:
             pictures = (pictures + _RATE * mean / (square.sqrt() + 1e-3)).clamp(0, 1)
         self.steps += count
         order = awake.argsort(descending=True, stable=True).tolist()
-        return [best[i] for i in order if awake[i] > 0]
+        return [best[i] for i in order if awake[i] > 0][:_PICTURES]
 
     def at_random(self, mask: Tensor) -> list[Tensor]:
         """Pictures found by changing a few bytes at a time, towards what the part compares; of parts that little of the graph computes."""
