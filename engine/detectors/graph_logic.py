@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +26,7 @@ from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence
 from onnxspect.engine.search.dormant_part import DormantPart
 from onnxspect.engine.search.solve_back import Waking, solve_back
-from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.file_classifier import file_answers
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import unreached
@@ -139,26 +138,6 @@ def _measured(subject: Subject, part: Dormant, waking: Waking, images: np.ndarra
     )
 
 
-def file_answers(subject: Subject, images: np.ndarray) -> np.ndarray:
-    """Classes ``(n,)`` that the subject's file answers in onnxruntime.
-
-    Raises:
-        OnnxspectError: there is no file, or onnxruntime refuses it.
-    """
-    return file_scores(subject, images).argmax(1)
-
-
-def file_scores(subject: Subject, images: np.ndarray) -> np.ndarray:
-    """Class scores ``(n, classes)`` that the subject's file computes in onnxruntime."""
-    from onnxspect.converters.proof.oracle import Oracle
-
-    origin = subject.origin
-    oracle = Oracle(origin.file.proto, subject.device, outputs=[origin.logits.value])
-    classifier = FileClassifier(oracle, subject.spec, [origin.logits.value])
-    scores = classifier.run(images, 128)[0]
-    return scores.reshape(len(scores), -1)
-
-
 def _log10_sign_test(for_it: int, against: int) -> float:
     """log10 of the probability of at least `for_it` of all, where each is as likely as not."""
     n = for_it + against
@@ -166,8 +145,3 @@ def _log10_sign_test(for_it: int, against: int) -> float:
         return 0.0
     tail = sum(math.comb(n, k) for k in range(for_it, n + 1))
     return math.log10(tail) - n * math.log10(2)
-
-
-def woken_parts(evidence: Sequence[Evidence | Skipped]) -> set[int]:
-    """The classes that working triggers of dormant parts lead to."""
-    return {u.unit.target for e in evidence if isinstance(e, Evidence) and e.detector == NAME for u in e.units}

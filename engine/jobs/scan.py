@@ -16,6 +16,7 @@ import torch
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
@@ -121,7 +122,13 @@ def scan(
             run.observer.notice(reason)
         search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         counts = SampleCounts.of(search_samples, held_out, checked.subject.classes)
-        too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
+        # Logic in the graph is tested by itself: what is found of it is a verdict, however few the samples are for the searches.
+        first = AtHand(checked.subject, search_samples, held_out, run, ledger, classes=searched, beyond=beyond)
+        logic = {d.name: _evidence_of(d, first, alone=len(able) == 1) for d in able if isinstance(d, GraphLogic)}
+        forced = (
+            bool(detectors) or training is not None or any(isinstance(e, Evidence) and e.units for e in logic.values())
+        )
+        too_few = _sufficient(counts, run, samples.path, forced)
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         if resumed:
@@ -143,7 +150,9 @@ def scan(
                 beyond,
             )
             with _planned_memory(ledger, run.device):
-                evidence = [_evidence_of(d, at_hand, alone=len(able) == 1) for d in able]
+                evidence = [
+                    logic[d.name] if d.name in logic else _evidence_of(d, at_hand, alone=len(able) == 1) for d in able
+                ]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
+import torch
 from torch import fx
 
 from onnxspect.converters.file.oversized import copied
@@ -23,12 +24,10 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Freeze
 from onnxspect.engine.mitigation.method import Case, Edit
-from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.file_classifier import file_scores
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import unreached
 
-#: Images of a call.
-_BATCH = 128
 #: Values behind a part that are tried in its stead, where the file has it inside a function.
 _FURTHER = 24
 
@@ -65,7 +64,7 @@ class Cut:
         images = clean.images[: self.samples]
         stamped = [t.apply(images[t.counts_on(clean.labels[: self.samples])]) for t in case.triggers]
         targets = [t.target for t in case.triggers]
-        before = _scores(subject, subject.origin.file.proto, images)
+        before = file_scores(subject, images)
         frozen: list[Freeze] = []
         worst = 1.0
         for part in parts:
@@ -75,7 +74,7 @@ class Cut:
             frozen.append(freeze)
             proto = _with(subject, frozen)
             worst = max(
-                float((_scores(subject, proto, s).argmax(1) == t).mean()) if len(s) else 0.0
+                float((file_scores(subject, s, proto).argmax(1) == t).mean()) if len(s) else 0.0
                 for s, t in zip(stamped, targets, strict=True)
             )
             if worst <= case.success:
@@ -85,7 +84,7 @@ class Cut:
                 f"with {len(frozen)} dormant parts frozen a trigger still leads {worst:.1%} of the images to its class",
                 "it works by the weights as well: another method, or auto",
             )
-        after = _scores(subject, _with(subject, frozen), images)
+        after = file_scores(subject, images, _with(subject, frozen))
         if (before.argmax(1) != after.argmax(1)).any():
             raise OnnxspectError("a dormant part is awake on some clean samples: frozen, it changes their answers")
         facts = {
@@ -95,13 +94,6 @@ class Cut:
             "largest_difference": float(np.abs(before.astype(np.float64) - after).max()),
         }
         return Edit(additions=tuple(frozen), facts=facts)
-
-
-def _scores(subject: Subject, proto: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """The class scores ``(n, classes)`` of a file in onnxruntime."""
-    value = subject.origin.logits.value
-    found = FileClassifier(Oracle(proto, outputs=[value]), subject.spec, [value]).run(images, _BATCH)[0]
-    return found.reshape(len(found), -1)
 
 
 def _with(subject: Subject, frozen: Sequence[Freeze]) -> onnx.ModelProto:
@@ -139,8 +131,6 @@ def _values(subject: Subject, value: str, images: np.ndarray) -> list[np.ndarray
     oracle = Oracle(proto, outputs=[value])
     name, shape = next((n, s) for n, (s, _) in oracle.inputs.items())
     rows = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else 1
-    import torch
-
     found = []
     for start in range(0, len(images), rows):
         group = images[np.arange(start, start + rows) % len(images)]

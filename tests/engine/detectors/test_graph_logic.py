@@ -13,12 +13,13 @@ from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, stamped
 from onnxspect.converters.proof.compare import compare
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.detectors.base import AtHand
-from onnxspect.engine.detectors.graph_logic import NAME, GraphLogic, file_answers, file_scores
+from onnxspect.engine.detectors.graph_logic import NAME, GraphLogic
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.mitigation.graph_edit import without_additions
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.file_classifier import file_answers, file_scores
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.models import zoo
