@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from onnxspect.engine.judge.kind import GRAPH_LOGIC
+
 _RULES = {
     "backdoor": (
         "Backdoor in a neural network",
@@ -52,6 +54,8 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
 
 def _message(report: dict[str, Any], k: int) -> str:
     row = report["classes"][k]
+    if row["kind"] == GRAPH_LOGIC:
+        return f"Class {k} ({row['name']}) is answered where a trigger wakes {GRAPH_LOGIC} (p = {row['p_value']:.2g})."
     return f"Class {k} ({row['name']}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
 
 
