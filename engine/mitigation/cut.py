@@ -62,9 +62,11 @@ class Cut:
                 "the backdoor is in the weights: another method, or auto",
             )
         images = clean.images[: self.samples]
-        stamped = [t.apply(images[t.counts_on(clean.labels[: self.samples])]) for t in case.triggers]
-        targets = [t.target for t in case.triggers]
         before = file_scores(subject, images)
+        # Images that are answered with the class anyway say nothing of a trigger.
+        answers = before.argmax(1)
+        stamped = [t.apply(images[t.counts_on(clean.labels[: self.samples], answers)]) for t in case.triggers]
+        targets = [t.target for t in case.triggers]
         frozen: list[Freeze] = []
         worst = 1.0
         for part in parts:
