@@ -5,16 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",
@@ -25,6 +31,12 @@ from onnxspect.engine.report import as_text, document
 @click.option(
     "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
 )
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="About how long the scan may take, such as 10m: the most thorough preset that fits (up to --preset, where it is given); "
+    "what is left out is said.",
+)
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
 @click.option("--perturb-at", default="", metavar="NAME", help="Perturb this inner value, not the pixels (cepa).")
@@ -33,23 +45,22 @@ from onnxspect.engine.report import as_text, document
 )
 @options.JSON
 @options.preprocessing_options
+@options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path,
-    train: Path | None,
+    data: Source,
+    train: Source | None,
     preset: str,
+    budget: str | None,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
     as_json: bool,
-    resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    resize: Resizing,
+    spec: InputSpec | None,
     device: str,
     seed: int,
     quiet: bool,
@@ -63,9 +74,15 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
     """
-    spec = options.input_spec(scale, mean, std, channel_order)
+    seconds = parse_duration(budget) if budget is not None else None
+    asked = click.get_current_context().get_parameter_source("preset") is not ParameterSource.DEFAULT
+    if seconds is not None and not asked:
+        preset = list(PRESETS)[-1]
     run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
+    result = scan(
+        model, data, out, preset, detectors, spec, resize, run,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds,
+    )  # fmt: skip
     if as_json:
         show_raw(document.as_json(result.report))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -28,6 +32,7 @@ from onnxspect.engine.subject.subject import InputSpec
     "2 usage error, 3 goals missed, 4 failure.",
 )
 @options.MODEL
+@options.view(of="against")
 @click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The original file.")
 @click.option(
     "--as-deployed",
@@ -62,20 +67,8 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Where the fresh scan is kept (default: nowhere).",
 )
 @click.option("--strip", is_flag=True, help="Also say what the STRIP filter would catch (many forward passes).")
-@click.option(
-    "--max-success",
-    type=click.FloatRange(0, 1),
-    default=0.02,
-    show_default=True,
-    help="Most that a trigger may still succeed.",
-)
-@click.option(
-    "--max-accuracy-lost",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Most clean accuracy that may be lost.",
-)
+@options.MAX_SUCCESS
+@options.MAX_ACCURACY_LOST
 @click.option(
     "--max-rejected",
     type=click.FloatRange(0, 1),
@@ -84,6 +77,7 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Most clean images that a guarded file may reject.",
 )
 @options.preprocessing_options
+@options.reading_options
 @options.JSON
 @options.run_options
 @options.QUIET
@@ -91,7 +85,7 @@ def command(
     model: Path,
     against: Path | None,
     as_deployed: bool,
-    data: Path,
+    data: Source,
     run_folder: Path | None,
     triggers: tuple[Path, ...],
     rescan: str | None,
@@ -100,11 +94,8 @@ def command(
     max_success: float,
     max_accuracy_lost: float,
     max_rejected: float,
-    resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    resize: Resizing,
+    spec: InputSpec | None,
     as_json: bool,
     device: str,
     seed: int,
@@ -121,7 +112,6 @@ def command(
     if rescan_out is not None and not rescan:
         raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
     run = options.run_context(device, seed, quiet)
-    spec = options.input_spec(scale, mean, std, channel_order)
     if against is None:
         if not as_deployed:
             raise OnnxspectError("no file to measure MODEL against", "--against names the original; or --as-deployed")
@@ -135,7 +125,8 @@ def command(
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
             out = rescan_out if rescan_out is not None else Path(scratch) / "run"
-            return scan(patched, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
+            again = replace(against, model=patched) if isinstance(against, ModelView) else patched
+            return scan(again, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
 
     proof = prove(
         model,
@@ -156,7 +147,7 @@ def command(
         more = {} if deployment is None else {"as_deployed": deployment.describe()}
         show_raw(to_json(proof.describe() | more))
     else:
-        show(tables.verification(proof, f"{model} against {against}"))
+        show(tables.verification(proof, f"{model} against {getattr(against, 'model', against)}"))
         show(Text("\n".join(_more(proof)), "dim"))
         if deployment is not None:
             show(tables.deployment(deployment, str(model)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import shlex
@@ -21,6 +22,7 @@ COMMANDS = {
     "scan": ("cmd_scan", "Look for backdoors in a model and say how sure it is."),
     "convert": ("cmd_convert", "Turn a model of any framework into ONNX, and prove that it computes the same."),
     "info": ("cmd_info", "Show what a file is: input, logits, weights, taps."),
+    "data": ("cmd_data", "Show what was understood of a data set: classes, sizes, and what was guessed."),
     "patch": ("cmd_patch", "Remove the backdoor that a scan found, and prove it on the written file."),
     "verify": ("cmd_verify", "Measure a patched file against its original in onnxruntime."),
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
@@ -57,6 +59,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal does not have must not cost the report
+            stream.reconfigure(errors="backslashreplace")
     status = run(arguments)
     try:
         sys.stdout.flush()
@@ -97,7 +102,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _failed(error: Exception, arguments: list[str] | None) -> int:
     """Say what stopped the work; the exit status of its kind."""
-    from onnxspect.engine.errors import Kind, OnnxspectError, classified
+    from onnxspect.engine.errors import HostileError, Kind, OnnxspectError, classified
 
     fault = classified(error)
     if os.environ.get("ONNXSPECT_DEBUG") and (fault.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
@@ -107,18 +112,24 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
         click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
     else:
         _complain(fault.message, fault.hint)
+    if isinstance(fault, HostileError):
+        from onnxspect.cli.hostile_output import put
+
+        put(fault, sys.argv[1:] if arguments is None else arguments)
     return exit_status.OF_KIND[fault.kind]
 
 
 def _what_to_send(arguments: list[str]) -> str:
     """What a report of a fault needs, a line each."""
+    from onnxspect.converters.text import visible
+
     lines = [
         "please send these lines, the model if you may, and what the same command prints with ONNXSPECT_DEBUG=1:",
         f"  onnxspect {_version('onnxspect')}, Python {platform.python_version()}, {platform.platform()}",
         "  " + ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxruntime", "numpy")),
         f"  command: {shlex.join(['onnxspect', *arguments])}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _version(package: str) -> str:
@@ -129,4 +140,6 @@ def _version(package: str) -> str:
 
 
 def _complain(message: str, hint: str = "") -> None:
-    click.echo(f"onnxspect: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    from onnxspect.converters.text import visible
+
+    click.echo(f"onnxspect: {visible(message)}" + (f"\n  hint: {visible(hint)}" if hint else ""), err=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
 from onnxspect.cli.console import Progressing
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext, choose_device
+from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resize
 from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,8 +25,71 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 
+MAX_SUCCESS = click.option(
+    "--max-success",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="Most that a trigger may still succeed.",
+)
+MAX_ACCURACY_LOST = click.option(
+    "--max-accuracy-lost",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Most clean accuracy that may be lost.",
+)
 
-def data(help_text: str = "Clean samples: an npz with images and labels, or a folder of images by class.") -> Any:
+
+def view(command: Command | None = None, *, of: str = "model", name: str = "--output") -> Any:
+    """--output and --bind: what of the model is looked at. The command's argument `of` becomes a ModelView where one is given.
+
+    Args:
+        command: what is decorated, where no argument is given.
+        of: name of the argument that the options are about.
+        name: of the first option, where --output is another thing.
+    """
+
+    def decorate(function: Command) -> Any:
+        @functools.wraps(function)
+        def inner(*args: Any, score_output: str, bound_inputs: tuple[str, ...], **kwargs: Any) -> Any:
+            if kwargs[of] is not None and (score_output or bound_inputs):
+                kwargs[of] = ModelView(kwargs[of], score_output, _bindings(bound_inputs))
+            return function(*args, **kwargs)
+
+        wrapped = click.option(
+            "--bind",
+            "bound_inputs",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Fill an input that is no image (keep_prob=1). May be given again.",
+        )(inner)
+        return click.option(
+            name,
+            "score_output",
+            default="",
+            metavar="NAME",
+            help="The output that holds the class scores, where there are several.",
+        )(wrapped)
+
+    return decorate if command is None else decorate(command)
+
+
+def _bindings(given: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    found = []
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = {"true": 1.0, "false": 0.0}.get(value.lower())
+            found.append((name, float(value) if number is None else number))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise OnnxspectError(f"--bind {text!r}: not a name and a number", "such as --bind keep_prob=1")
+    return tuple(sorted(found))
+
+
+def data(help_text: str = "Clean samples: a folder of images by class, an npz, or another form (docs/data.md).") -> Any:
     """--data PATH, required."""
     return click.option(
         "--data", "data", type=click.Path(path_type=Path), required=True, metavar="PATH", help=help_text
@@ -41,10 +110,85 @@ def run_options(command: Command) -> Command:
     )(command)
 
 
+class _Way(click.ParamType):
+    """What --resize takes: nothing, a number of pixels, "crop" or "stretch"."""
+
+    name = "way"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, Resize):
+            return value
+        if value in ("try", "crop", "stretch"):
+            return Resize(value)
+        if str(value).isdecimal() and int(value) > 0:
+            return Resize("crop", int(value))
+        said = f"{value!r} is no number of pixels, crop or stretch (what follows --resize is taken for one)"
+        return self.fail(said, param, ctx)
+
+
+_CLASSES = click.option(
+    "--classes",
+    metavar="FILE",
+    help="The model's class names in its order: a file with one a line (or JSON), or names with commas. Labels and folders are read by it.",
+)
+
+
+def reading_options(command: Command) -> Command:
+    """How samples are read. The command gets its `data` and `train` as a Source, and as `resize` a way or False."""
+
+    @functools.wraps(command)
+    def reading(*args: Any, resize: Resize | None, crop: int | None, **others: Any) -> Any:
+        if crop is not None and resize is None:
+            raise OnnxspectError("--crop says what is cut from resized images", f"--resize N --crop {crop}")
+        return command(*args, resize=False if resize is None else replace(resize, crop=crop), **others)
+
+    wrapped = classes_option(cast(Command, reading))
+    wrapped = click.option(
+        "--crop", type=click.IntRange(min=1), metavar="N", help="With --resize: the size that is cut from the centre."
+    )(wrapped)
+    return click.option(
+        "--resize",
+        type=_Way(),
+        is_flag=False,
+        flag_value="try",
+        metavar="[N|crop|stretch]",
+        help="Bring images of another size to the model's: the shorter side to N pixels, then the centre; or stretch both sides. Alone "
+        "it tries the usual ways.",
+    )(wrapped)
+
+
+def classes_option(command: Command) -> Command:
+    """--classes. The command gets its `data` and `train` as a Source."""
+
+    @functools.wraps(command)
+    def ordered(*args: Any, classes: str | None, **others: Any) -> Any:
+        known = ClassList.of(classes) if classes is not None else None
+        for name in ("data", "train"):
+            if others.get(name) is not None:
+                others[name] = Source(others[name], known)
+        return command(*args, **others)
+
+    return cast(Command, _CLASSES(ordered))
+
+
 def preprocessing_options(command: Command) -> Command:
-    """How pixels are fed to the model, for users who know; without them it is found out."""
+    """How pixels are fed to the model, for users who know; without them it is found out.
+
+    The command gets as `spec` what they say: an InputSpec, or None where they are not given.
+    """
+
+    @functools.wraps(command)
+    def with_spec(
+        *args: Any,
+        scale: float | None,
+        mean: str | None,
+        std: str | None,
+        channel_order: str | None,
+        **others: Any,
+    ) -> Any:
+        return command(*args, spec=_input_spec(scale, mean, std, channel_order), **others)
+
     options = (
-        click.option("--resize", is_flag=True, help="Bring images of another size to the model's."),
         click.option("--scale", type=float, help="The model takes pixels times this (1 or 255)."),
         click.option("--mean", help="Subtracted after scaling: one number, or one a channel (0.485,0.456,0.406)."),
         click.option("--std", help="Divided by, after the mean: one number, or one a channel."),
@@ -52,12 +196,13 @@ def preprocessing_options(command: Command) -> Command:
             "--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the model's colour channels."
         ),
     )
+    wrapped = with_spec
     for option in options:
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast(Command, wrapped)
 
 
-def input_spec(scale: float | None, mean: str | None, std: str | None, channel_order: str | None) -> InputSpec | None:
+def _input_spec(scale: float | None, mean: str | None, std: str | None, channel_order: str | None) -> InputSpec | None:
     """The user's own preprocessing, or None where nothing was said (then it is found out)."""
     if scale is None and mean is None and std is None and channel_order is None:
         return None

@@ -149,7 +149,9 @@ def span(ranges: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def answers_of(scores: Tensor) -> Tensor:
-    return scores.reshape(scores.shape[0], -1).argmax(1)
+    """Classes ``(n,)``; one number an image is the score of a second class, beside a first that has 0."""
+    rows = scores.reshape(scores.shape[0], -1)
+    return (rows[:, 0] > 0).long() if rows.shape[1] == 1 else rows.argmax(1)
 
 
 def producer(node: fx.Node) -> fx.Node:

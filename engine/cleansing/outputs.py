@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.errors import unwritable
 from onnxspect.engine.store import write_atomically
@@ -25,22 +26,26 @@ from onnxspect.engine.subject.activations import TrainingSet
 
 #: Samples on the contact sheet.
 SHOWN = 40
+#: How every method's scores are to be read; they compare within a class only.
+DIRECTION = "higher is more suspicious"
 
 
 def write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) -> None:
-    """scores.csv, and scores.parquet where pyarrow is installed."""
-    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector")}
+    """scores.csv, and scores.parquet where pyarrow is installed: a row for every sample that a method scored, and no others."""
+    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector", "direction")}
     for one in scores:
-        columns["index"] += range(len(training))
-        columns["label"] += training.labels.tolist()
-        columns["score"] += [None if np.isnan(s) else float(s) for s in one.score]
-        columns["decision"] += ["remove" if r else "keep" for r in one.removed]
-        columns["detector"] += [one.detector] * len(training)
+        rows = np.flatnonzero(~np.isnan(one.score))
+        columns["index"] += rows.tolist()
+        columns["label"] += training.labels[rows].tolist()
+        columns["score"] += one.score[rows].tolist()
+        columns["decision"] += ["remove" if r else "keep" for r in one.removed[rows]]
+        columns["detector"] += [one.detector] * len(rows)
+        columns["direction"] += [DIRECTION] * len(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
     write_atomically(folder / "scores.csv", text.getvalue().encode())
     try:
         import pyarrow
@@ -59,7 +64,7 @@ def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
     """
     if training.files:
         lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
-        write_atomically(folder / "kept.txt", ("\n".join(lines) + "\n" if lines else "").encode())
+        write_atomically(folder / "kept.txt", os.fsencode("\n".join(lines) + "\n" if lines else ""))
         return folder / "kept.txt"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
     os.close(handle)
@@ -109,6 +114,6 @@ def contact_sheet(scores: Scores, training: TrainingSet) -> Figure:
         axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
         label = int(training.labels[i])
         named = training.names[label][:10] if label < len(training.names) else str(label)
-        axes.set_title(f"#{i}\n{named}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
+        axes.set_title(f"#{i}\n{visible(named)}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
     figure.suptitle(f"{scores.detector}: {int(scores.removed.sum())} of {len(training)} removed", fontsize=9)
     return figure

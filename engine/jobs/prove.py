@@ -16,30 +16,33 @@ import numpy as np
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.deployed import Deployment, deployed
-from onnxspect.engine.mitigation.recovered import named, read_finding
+from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
+from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import check_labels, preflight
+from onnxspect.engine.subject.preprocessing import check_labels, check_order, preflight
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
 @judging()
 def prove(
     patched: str | Path,
-    original: str | Path,
+    original: Model,
     data: Data,
     run_folder: str | Path | Report | None = None,
     trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
     goals: Goals | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
     strip: Strip | None = None,
     rescan: Callable[[Path, InputSpec], Mapping[str, Any]] | None = None,
@@ -53,7 +56,7 @@ def prove(
         trigger: npz of a trigger of one's own (see `load_trigger`), or several.
         spec: preprocessing where the user knows it; else the run's, else it is found on the original.
         goals: what must hold.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it (resizing.Resize).
         run: seed, device, observer.
         strip: also say what this filter would do on top of the original.
         rescan: scans the patched file with this preprocessing and returns the report; its verdict counts too.
@@ -67,10 +70,21 @@ def prove(
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
     run = run or watched()
-    measured = _gathered(original, data, run_folder, trigger, spec, resize, run, needed=rescan is None)
-    samples, triggers, chosen = measured.samples, measured.triggers, measured.subject.spec
+    gathered = _gathered(original, data, run_folder, trigger, spec, resize, run, needed=rescan is None)
+    subject, samples, triggers, chosen = gathered.subject, gathered.samples, gathered.triggers, gathered.subject.spec
     proof = verify(
-        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+        Path(patched),
+        subject.origin.file.path,
+        samples,
+        chosen,
+        triggers,
+        goals,
+        run.device,
+        timed=True,
+        strip=strip,
+        run=run,
+        opened=(subject.origin.file, open_file(patched, dict(subject.origin.file.bound))),
+        logits=subject.origin.logits,
     )
     if rescan is None:
         return proof
@@ -84,12 +98,12 @@ def prove(
 
 @judging()
 def prove_deployed(
-    model: str | Path,
+    model: Model,
     data: Data,
     run_folder: str | Path | Report | None = None,
     trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
 ) -> Deployment:
     """Compare a file with what optimisers and quantisers make of it, on clean samples and on triggers.
@@ -101,9 +115,8 @@ def prove_deployed(
     Raises:
         OnnxspectError: the file is not usable, or does not fit the run.
     """
-    run = run or watched()
-    measured = _gathered(model, data, run_folder, trigger, spec, resize, run, needed=False)
-    return deployed(measured.subject, measured.samples, measured.triggers)
+    gathered = _gathered(model, data, run_folder, trigger, spec, resize, run or watched(), needed=False)
+    return deployed(gathered.subject, gathered.samples, gathered.triggers)
 
 
 @dataclass(frozen=True)
@@ -116,26 +129,26 @@ class _Gathered:
 
 
 def _gathered(
-    original: str | Path,
+    original: Model,
     data: Data,
     run_folder: str | Path | Report | None,
     trigger: str | Path | Sequence[str | Path] | None,
     spec: InputSpec | None,
-    resize: bool,
+    resize: Resizing,
     run: RunContext,
     needed: bool,
 ) -> _Gathered:
-    case = open_case(original, data, spec, run, resize)
+    folder = folder_of(run_folder) if run_folder is not None else None
+    recovered = read_recovered(folder) if folder is not None else None
+    case = open_case(original if recovered is None else recovered.scan.view(original), data, spec, run, resize)
     subject, samples = case.subject, case.samples
     check_labels(samples, subject)
     triggers: dict[str, Aimed] = {}
-    folder = folder_of(run_folder) if run_folder is not None else None
-    finding = read_finding(folder) if folder is not None else None
-    if folder is not None and finding is not None:
-        finding.scan.check(subject, folder)
-        triggers |= named(finding.triggers)
+    if folder is not None and recovered is not None:
+        recovered.scan.check(subject, folder)
+        triggers |= named(recovered.triggers)
         if not triggers and not trigger and needed:
-            verdict = finding.scan.report["verdict"]
+            verdict = recovered.scan.report["verdict"]
             open_question = verdict == "inconclusive"
             raise (InconclusiveError if open_question else OnnxspectError)(
                 f"{folder}: the scan's verdict is {verdict}: it has no trigger to measure",
@@ -150,9 +163,12 @@ def _gathered(
         while name in triggers:
             name += "'"
         triggers[name] = own
-    if spec is None and finding is not None:
-        return _Gathered(subject.with_spec(finding.scan.spec), samples, triggers)
-    return _Gathered(preflight(subject, samples, run, spec).subject, samples, triggers)
+    if spec is None and recovered is not None:
+        settled = subject.with_spec(replace(recovered.scan.spec, layout=subject.spec.layout))
+        check_order(settled, samples, run)
+    else:
+        settled = preflight(subject, samples, run, spec, samples.order_given).subject
+    return _Gathered(settled, samples, triggers)
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
@@ -165,6 +181,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         OnnxspectError: not such a file, or another shape.
     """
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:

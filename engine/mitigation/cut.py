@@ -23,7 +23,7 @@ from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Freeze
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.subject.file_classifier import file_scores
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import unreached
@@ -45,17 +45,17 @@ class Cut:
     mends: ClassVar[bool] = True
     samples: int = 400
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Freeze the dormant parts that the triggers wake.
 
         Raises:
             OnnxspectError: nothing sleeps in the graph, a part's value is not one and the same on clean images, or the triggers work
                 with all dormant parts frozen.
         """
-        case.needs_triggers(self.name)
-        subject = case.subject
-        clean = case.clean
-        parts = [d for d in reversed(unreached(subject, clean, case.run.seed).dormant) if d.place is not None]
+        given.needs_triggers(self.name)
+        subject = given.subject
+        clean = given.clean
+        parts = [d for d in reversed(unreached(subject, clean, given.run.seed).dormant) if d.place is not None]
         if not parts:
             raise OnnxspectError(
                 "no part of the graph sleeps on the clean samples: there is nothing to cut out",
@@ -65,8 +65,8 @@ class Cut:
         before = file_scores(subject, images)
         # Images that are answered with the class anyway say nothing of a trigger.
         answers = before.argmax(1)
-        stamped = [t.apply(images[t.counts_on(clean.labels[: self.samples], answers)]) for t in case.triggers]
-        targets = [t.target for t in case.triggers]
+        stamped = [t.apply(images[t.counts_on(clean.labels[: self.samples], answers)]) for t in given.triggers]
+        targets = [t.target for t in given.triggers]
         frozen: list[Freeze] = []
         worst = 1.0
         for part in parts:
@@ -79,9 +79,9 @@ class Cut:
                 float((file_scores(subject, s, proto).argmax(1) == t).mean()) if len(s) else 0.0
                 for s, t in zip(stamped, targets, strict=True)
             )
-            if worst <= case.success:
+            if worst <= given.success:
                 break
-        if worst > case.success:
+        if worst > given.success:
             raise OnnxspectError(
                 f"with {len(frozen)} dormant parts frozen a trigger still leads {worst:.1%} of the images to its class",
                 "it works by the weights as well: another method, or auto",

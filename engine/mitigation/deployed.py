@@ -30,6 +30,7 @@ from onnxspect.converters.proof.quantised import QUANTISERS, is_integer, quantis
 from onnxspect.converters.proof.tolerances import allowed_difference
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
@@ -193,8 +194,7 @@ def _scores(subject: Subject, model: onnx.ModelProto, value: str, level: str, de
     classifier = FileClassifier(oracle, subject.spec, [value])
 
     def run(images: np.ndarray) -> np.ndarray:
-        scores = classifier.run(images, _BATCH)[0]
-        return np.asarray(scores.reshape(len(scores), -1), np.float32)
+        return scores_array(classifier.run(images, _BATCH)[0], subject.origin.logits)
 
     return run, oracle.provider
 

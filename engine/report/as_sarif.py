@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from onnxspect.converters.text import sarif_text
 from onnxspect.engine.judge.kind import GRAPH_LOGIC
 
 _RULES = {
@@ -22,7 +23,7 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
     """A SARIF log with one run."""
     results = [_result("backdoor", _message(report, k), report, {"class": k}) for k in report["targets"]]
     if report["verdict"] == "inconclusive":
-        results = [_result("inconclusive", "; ".join(report["reasons"]), report, {})]
+        results = [_result("inconclusive", sarif_text("; ".join(report["reasons"])), report, {})]
     return {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
@@ -54,9 +55,10 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
 
 def _message(report: dict[str, Any], k: int) -> str:
     row = report["classes"][k]
+    name = sarif_text(row["name"])
     if row["kind"] == GRAPH_LOGIC:
-        return f"Class {k} ({row['name']}) is answered where a trigger wakes {GRAPH_LOGIC} (p = {row['p_value']:.2g})."
-    return f"Class {k} ({row['name']}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
+        return f"Class {k} ({name}) is answered where a trigger wakes {GRAPH_LOGIC} (p = {row['p_value']:.2g})."
+    return f"Class {k} ({name}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
 
 
 def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
@@ -72,4 +74,4 @@ def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, 
 
 def _uri(report: dict[str, Any]) -> str:
     """The model's path as a (relative) URI reference."""
-    return quote(Path(report["model"]["path"]).as_posix())
+    return quote(Path(report["model"]["path"]).as_posix().encode("utf-8", "backslashreplace"))

@@ -13,8 +13,9 @@ from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule, group_
 from onnxspect.converters.lowering.program import Program
 from onnxspect.converters.lowering.relaxed import Relaxed
 from onnxspect.converters.lowering.taps import lying_between, results
+from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.subject import Subject, as_scores
+from onnxspect.engine.subject.subject import Subject
 
 #: Images a run where answers are asked for.
 _AT_ONCE = 32
@@ -91,7 +92,7 @@ class DormantPart:
         with torch.no_grad(), judging():
             for part in self._runs(torch.from_numpy(np.ascontiguousarray(pixels)).to(self.subject.device), _AT_ONCE):
                 env = self._program.run(self.subject.spec.encode(part), look)
-                found.append(as_scores(env[self._logits]).argmax(1).cpu())
+                found.append(class_scores(env[self._logits], self.subject.logits).argmax(1).cpu())
         return torch.cat(found).numpy()[: len(pixels)] if found else np.zeros(0, np.int64)
 
     def missing(self, pixels: Tensor) -> Tensor:

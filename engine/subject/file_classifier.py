@@ -9,6 +9,7 @@ import onnx
 import torch
 
 from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: Images of a call.
@@ -58,8 +59,7 @@ def file_scores(subject: Subject, images: np.ndarray, edited: onnx.ModelProto | 
     origin = subject.origin
     value = origin.logits.value
     oracle = Oracle(origin.file.proto if edited is None else edited, subject.device, outputs=[value])
-    scores = FileClassifier(oracle, subject.spec, [value]).run(images, _BATCH)[0]
-    return scores.reshape(len(scores), -1)
+    return scores_array(FileClassifier(oracle, subject.spec, [value]).run(images, _BATCH)[0], origin.logits)
 
 
 def file_answers(subject: Subject, images: np.ndarray) -> np.ndarray:
