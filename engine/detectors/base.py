@@ -21,6 +21,7 @@ from onnxspect.engine.search.search import Choose, SearchConfig, UnitResult, pla
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.unreached import Unreached
 from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 
@@ -39,6 +40,7 @@ class AtHand:
         reference_ledger: the ledger of the references' units.
         training: the training set, perhaps poisoned, where the user has given it.
         classes: the classes that triggers are searched to; none stands for all.
+        beyond: what no search along gradients reaches, where that has been looked at.
     """
 
     subject: Subject
@@ -50,6 +52,7 @@ class AtHand:
     reference_ledger: Ledger | None = None
     training: Samples | None = None
     classes: tuple[int, ...] = ()
+    beyond: Unreached | None = None
 
     @property
     def targets(self) -> Sequence[int]:

@@ -17,6 +17,7 @@ from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.detectors.registry import PRESETS, chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.budget import Plan, in_words, measure_speed, plan
@@ -137,7 +138,13 @@ def scan(
             run.observer.notice(reason)
         search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         counts = SampleCounts.of(search_samples, held_out, checked.subject.classes)
-        too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
+        # Logic in the graph is tested by itself: what is found of it is a verdict, however few the samples are for the searches.
+        first = AtHand(checked.subject, search_samples, held_out, run, ledger, classes=searched, beyond=beyond)
+        logic = {d.name: _evidence_of(d, first, alone=len(able) == 1) for d in able if isinstance(d, GraphLogic)}
+        forced = (
+            bool(detectors) or training is not None or any(isinstance(e, Evidence) and e.units for e in logic.values())
+        )
+        too_few = _sufficient(counts, run, samples.path, forced)
         left_out: list[Skipped] = []
         if budget is not None:
             easier = [] if detectors else list(PRESETS)[: list(PRESETS).index(preset)]
@@ -147,7 +154,7 @@ def scan(
             ]
             left = budget - (time.perf_counter() - started)
             planned = _planned(left, options, checked.subject, search_samples, ledger, run)
-            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept]
+            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept or d.name in logic]
             preset, left_out = planned.preset, planned.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
@@ -158,10 +165,25 @@ def scan(
             compared = any(d.uses_references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             at_hand = AtHand(
-                checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
+                checked.subject,
+                search_samples,
+                held_out,
+                run,
+                ledger,
+                clean,
+                reference_ledger,
+                training,
+                searched,
+                beyond,
             )
             with _planned_memory(ledger, run.device):
-                evidence = [*(_evidence_of(d, at_hand, alone=len(able) == 1) for d in able), *left_out]
+                evidence = [
+                    *(
+                        logic[d.name] if d.name in logic else _evidence_of(d, at_hand, alone=len(able) == 1)
+                        for d in able
+                    ),
+                    *left_out,
+                ]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)

@@ -155,6 +155,8 @@ class Evidence:
             no trigger that leads there.
         silence: why finding nothing proves nothing, where the detector itself can tell: "" where it does prove something; None leaves it
             to the rule for searches of every class.
+        tested: its units bring the p-value of a test of their own (`log10_p` in their statistics), corrected for all that it tried, and
+            are not compared with each other. It may have none, and such silence acquits of nothing.
     """
 
     detector: str
@@ -168,6 +170,7 @@ class Evidence:
     leads_to_target: bool = True
     validated: bool = True
     silence: str | None = None
+    tested: bool = False
 
     @property
     def judged(self) -> tuple[View, ...]:

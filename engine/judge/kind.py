@@ -15,6 +15,8 @@ from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, foremost
 
 #: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
 SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering", "training-difference"})
+#: What is not in the weights at all.
+GRAPH_LOGIC = "a part of the graph that nothing but the trigger wakes (graph logic)"
 #: A change is called local where this share of its energy lies in a box of at most `LOCAL_AREA` of the image.
 ENERGY, LOCAL_AREA = 0.8, 0.16
 #: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
@@ -29,6 +31,8 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         evidence: of all detectors that ran.
         agreeing: names of the detectors that find the class suspicious.
     """
+    if any(e.tested and e.detector in agreeing for e in evidence):
+        return GRAPH_LOGIC
     by_name = {e.detector: e for e in evidence if e.detector in agreeing}
     shared = any(_all_to_all(target, e) for e in by_name.values())
     changes = [

@@ -125,7 +125,7 @@ def decide(
     if classes < FEWEST_CLASSES and not too_few:
         reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
 
-    known = spreads(ran)
+    known = spreads([e for e in ran if not e.tested])
     by_detector = [_judged_detector(e, classes, known) for e in ran]
     findings = tuple(_finding(k, by_detector) for k in range(classes))
     suspects = [f for f in findings if f.p_value < alpha]
@@ -138,7 +138,7 @@ def decide(
             for judgement in by_detector
             if judgement.evidence.detector in agreeing
         ]
-        if too_few and not _OF_TRAINING_SETS & set(agreeing):
+        if too_few and not (_OF_TRAINING_SETS | _tested(ran)) & set(agreeing):
             unconfirmed.append(finding.index)
             reasons.append(f"class {finding.index} stands out, but among so few samples a clean class may: no alarm")
         elif _carries_over(checks):
@@ -168,7 +168,7 @@ def decide(
         return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
     if hidden:
         return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings)
-    able = [e for e in ran if e.convicts]
+    able = [e for e in ran if e.convicts and not e.tested]
     weak = [w for e in able if (w := not_enough(e))]
     if not able:
         names = ", ".join(e.detector for e in ran)
@@ -242,11 +242,21 @@ def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
 _OF_TRAINING_SETS = frozenset({"dtinspector", "training-difference"})
 
 
+def _tested(ran: Sequence[Evidence]) -> set[str]:
+    """Detectors that compare no classes: their triggers are tested each by itself."""
+    return {e.detector for e in ran if e.tested}
+
+
 def _how(targets: Sequence[int], findings: Sequence[ClassFinding], ran: Sequence[Evidence], alpha: float) -> list[str]:
-    """How the named classes stand out: by what they take to reach, or, where nothing else does, by their training samples."""
-    shown = [k for k in targets if set(_agreeing(findings[k], ran, alpha)) <= _OF_TRAINING_SETS]
-    reached = [k for k in targets if k not in shown]
-    sentences = [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
+    """How the named classes stand out: by logic that was woken, by what they take to reach, or by their training samples."""
+    agreeing = {k: set(_agreeing(findings[k], ran, alpha)) for k in targets}
+    woken = [k for k in targets if agreeing[k] & _tested(ran)]
+    shown = [k for k in targets if k not in woken and agreeing[k] <= _OF_TRAINING_SETS]
+    reached = [k for k in targets if k not in woken and k not in shown]
+    sentences = (
+        [_names(woken) + " is answered where a trigger wakes logic that sleeps on clean images"] if woken else []
+    )
+    sentences += [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
     return sentences + ([_names(shown) + " stands out by its training samples"] if shown else [])
 
 
@@ -301,6 +311,9 @@ class _DetectorJudgement:
 
 
 def _judged_detector(evidence: Evidence, classes: int, known: Spreads) -> _DetectorJudgement:
+    if evidence.tested:
+        view = _judge_tested(evidence, classes)
+        return _DetectorJudgement(evidence, (view,), view.calibrated.log10_p)
     views = tuple(_judge(evidence, v, classes, known.prior(evidence.detector, v)) for v in evidence.judged)
     weights = [v.view.weight for v in views]
     by_class = zip(*(v.calibrated.log10_p.tolist() for v in views), strict=True)
@@ -336,6 +349,16 @@ def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judge
         _by_class(paper, speaker, classes),
         {k: units[i] for k, i in speaker.items()},
     )
+
+
+def _judge_tested(evidence: Evidence, classes: int) -> _Judged:
+    """Units with p-values of their own; classes without one are not judged."""
+    units = {u.unit.target: u for u in evidence.units if u.unit.target < classes}
+    log10_p = np.array([units[k].statistics["log10_p"] if k in units else 0.0 for k in range(classes)])
+    unknown = np.full(classes, np.nan)
+    judged = Judgement(unknown, 10**log10_p, log10_p, np.zeros(classes, bool))
+    paper = Judgement(unknown, np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
+    return _Judged(evidence.judged[0], judged, paper, units)
 
 
 def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
@@ -408,7 +431,11 @@ def _finding(k: int, by_detector: Sequence[_DetectorJudgement]) -> ClassFinding:
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    said = [float(judgement.log10_p[k]) for judgement in by_detector if judgement.evidence.convicts]
+    said = [
+        float(judgement.log10_p[k])
+        for judgement in by_detector
+        if judgement.evidence.convicts and not (judgement.evidence.tested and k not in judgement.views[0].units)
+    ]
     log10_p = harmonic_mean(said) if said else 0.0
     return ClassFinding(
         k,

@@ -16,6 +16,8 @@ from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 LEAD_AWAY = frozenset({"dtinspector"})
 #: Detectors that read triggers off the training set: nothing makes them small.
 READ_OFF = frozenset({"training-difference"})
+#: The detector whose triggers wake parts of the graph.
+GRAPH_LOGIC = "graph-logic"
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class RecoveredTriggers:
         scan: what it left.
         triggers: the trigger of every named class, or of those asked for.
         evidence: ids of the evidence.
+        by_logic: some trigger wakes dormant logic of the graph, and the weights may be clean.
     """
 
     scan: FinishedScan
     triggers: tuple[Trigger, ...]
     evidence: str
+    by_logic: bool = False
 
 
 def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> RecoveredTriggers:
@@ -51,6 +55,7 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
         raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(classes)} classes")
     triggers: list[Trigger] = []
     ids = []
+    by_logic = False
     for detector in scan.report["detectors"]:
         if detector["status"] != "ran":
             continue
@@ -61,11 +66,12 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
         # What the scan named may be one trigger to many classes; what the user names is every class for itself.
         shared = _shared(units, speaking) if targets is None else []
         found = shared or [t for k in speaking if (t := trigger_to(units, k, detector["statistic"])) is not None]
+        by_logic |= name == GRAPH_LOGIC and bool(found)
         triggers += [replace(t, smallest=name not in READ_OFF) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return RecoveredTriggers(scan, tuple(triggers), "+".join(ids))
+    return RecoveredTriggers(scan, tuple(triggers), "+".join(ids), by_logic)
 
 
 def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Trigger | None:

@@ -86,7 +86,8 @@ def bars(report: dict[str, Any]) -> Figure:
     """The statistic of every class by the detector with the least p-value, targets in red, with the corrected p-value."""
     ran = [d for d in report["detectors"] if d["status"] == "ran"]
     least = {d["name"]: min((c["p_values"][d["name"]] for c in report["classes"]), default=1.0) for d in ran}
-    detector = min(ran, key=lambda d: least[d["name"]], default=None)
+    shown = [d for d in ran if any(c["statistic"].get(d["name"]) is not None for c in report["classes"])]
+    detector = min(shown, key=lambda d: least[d["name"]], default=None)
     rows = [
         (
             c["index"],

@@ -427,6 +427,41 @@ def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
     assert foremost([whole, near, far], name) == [far, whole, near]
 
 
+def by_itself(log10_p: float, held_out: float | None, target: int = 5, held_out_samples: int = 50) -> Evidence:
+    """What a detector leaves whose units bring the p-value of a test of their own."""
+    found = replace(unit(target, 9.0, held_out), held_out=held_out_samples)
+    return Evidence(
+        "graph-logic", {}, "l1", "l1", "low", (replace(found, statistics={"l1": 9.0, "log10_p": log10_p}),), tested=True
+    )
+
+
+def test_a_test_of_its_own_names_a_class_without_any_comparison() -> None:
+    verdict = decide([by_itself(-12.0, 1.0)], 10)
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (5,))
+    assert verdict.p_value == pytest.approx(1e-12)
+    assert "wakes logic" in verdict.reasons[0]
+    assert "graph logic" in verdict.classes[5].kind
+    # Nor do two classes or few samples matter to it.
+    assert decide([by_itself(-12.0, 1.0, target=1)], 2, too_few=("few",)).targets == (1,)
+    # Beside detectors that find nothing it counts as one of several.
+    both = decide([by_itself(-12.0, 1.0), evidence(CLEAN)], 10)
+    assert both.targets == (5,)
+    assert both.classes[5].p_value == pytest.approx(2e-12)
+
+
+@pytest.mark.parametrize(("log10_p", "held_out"), [(-12.0, 0.4), (-1.0, 1.0)])
+def test_a_trigger_that_does_not_work_or_not_by_the_part_names_none(log10_p: float, held_out: float) -> None:
+    assert decide([by_itself(log10_p, held_out), evidence(CLEAN)], 10).targets == ()
+
+
+def test_silence_of_a_test_of_its_own_changes_nothing() -> None:
+    silent = Evidence("graph-logic", {}, "l1", "l1", "low", (), tested=True)
+    for values in (CLEAN, planted()):
+        alone, beside = decide([evidence(values)], 10), decide([silent, evidence(values)], 10)
+        assert (alone.verdict, alone.targets, alone.p_value) == (beside.verdict, beside.targets, beside.p_value)
+    assert decide([silent], 10).verdict == "inconclusive"
+
+
 def test_a_trigger_that_no_unseen_sample_follows_is_no_alarm() -> None:
     """Exactly none of them: not the same as not tried."""
     verdict = decide([evidence(planted(), held_out=0.0)], 10)
