@@ -28,7 +28,9 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import MachineError, OnnxspectError, unwritable
+from onnxspect.engine.judge.earlier import measurements_of
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import Measurement
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -321,7 +323,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
         "source": evidence.unit.source,
         "tap": evidence.unit.tap,
         "shared": evidence.unit.shared,
-        "statistics": dict(evidence.statistics),
+        "measurements": [m.describe() for m in evidence.measurements],
         "found": evidence.found,
         "converged": evidence.converged,
         "steps": evidence.steps,
@@ -334,4 +336,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
 
 def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
     unit = Unit(row.pop("target"), row.pop("source"), row.pop("tap"), row.pop("shared", False))
-    return UnitEvidence(unit=unit, trigger=trigger, **row)
+    earlier = row.pop("statistics", None)
+    kept = row.pop("measurements", ())
+    measurements = tuple(map(Measurement.described, kept)) if earlier is None else measurements_of(earlier)
+    return UnitEvidence(unit=unit, measurements=measurements, trigger=trigger, **row)

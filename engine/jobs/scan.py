@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -19,6 +20,7 @@ from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
+from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.report import document, pictures
@@ -43,6 +45,8 @@ SEARCH_SHARE = 0.5
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
+#: The ledger's name for the evidence that the verdict was made of (judge/archive.py).
+EVIDENCE = "evidence"
 #: Name, in the run folder, of the ONNX file of a model that came without one.
 MODEL = "model.onnx"
 
@@ -128,7 +132,7 @@ def scan(
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         of_references = _baseline_fingerprint(fingerprint, checked.subject, able)
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
-            compared = any(d.uses_references for d in able)
+            compared = any(d.traits.references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             at_hand = AtHand(
                 checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
@@ -138,7 +142,9 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = _of_part(decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few), searched)
+        archive = Archive(tuple(evidence), checked.subject.classes, tuple(beyond.hidden), tuple(too_few), len(samples))
+        ledger.set_fact(EVIDENCE, json.dumps(archive.describe(), allow_nan=False))
+        verdict = _of_part(decide(evidence, archive.classes, hidden=archive.hidden, too_few=archive.too_few), searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         report = document.build(
@@ -232,7 +238,8 @@ def _evidence_of(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence |
         return Skipped(detector.name, error.message)
     if isinstance(found, Skipped):
         return found
-    return replace(found, convicts=found.convicts and detector.convicts)
+    convicts = found.traits.convicts and detector.traits.convicts
+    return replace(found, traits=replace(detector.traits, convicts=convicts))
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:
@@ -248,7 +255,7 @@ def _baseline_fingerprint(
         for k, v in fingerprint.items()
         if k not in ("model", "model path", "data path", "training set", "preprocessing")
     }
-    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.uses_references}
+    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.traits.references}
     return kept | {"detectors": compared, "classes": subject.classes, "image": list(subject.image_shape)}
 
 

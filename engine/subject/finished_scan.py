@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.earlier import traits_of
 from onnxspect.engine.judge.evidence import UnitEvidence
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -21,11 +23,13 @@ class FinishedScan:
         spec: the preprocessing that the scan settled on.
         report: the scan's report.
         units: what each detector that ran found, by its name.
+        traits: what each of them is.
     """
 
     spec: InputSpec
     report: Mapping[str, Any] = field(repr=False)
     units: Mapping[str, Sequence[UnitEvidence]] = field(repr=False)
+    traits: Mapping[str, Traits] = field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> FinishedScan:
@@ -37,9 +41,9 @@ class FinishedScan:
         with Ledger(folder) as ledger:
             report = ledger.report()
             spec = InputSpec.described(report["preprocessing"]["chosen"])
-            ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
-            units = {name: ledger.evidence(name) for name in ran}
-        return cls(spec, report, units)
+            traits = {d["name"]: traits_of(d) for d in report["detectors"] if d["status"] == "ran"}
+            units = {name: ledger.evidence(name) for name in traits}
+        return cls(spec, report, units, traits)
 
     @property
     def targets(self) -> tuple[int, ...]:
