@@ -4,7 +4,8 @@
 
 Every model is scanned as `onnxspect scan` does it, with --samples clean test images of its data set. Reported are: true
 positives, right target, false alarms on clean models, ROC area (of -log10 p), seconds and gradient steps per model; all
-by attack kind and by network too. With --board each model's evidence is kept (kept.py), to be judged again by replay.py. A run that is interrupted goes on where it stopped: finished scans are in --runs.
+by attack kind and by network too. With --board each
+model's evidence is kept (kept.py), to be judged again by replay.py. A run that is interrupted goes on where it stopped: finished scans are in --runs.
 """
 
 from __future__ import annotations

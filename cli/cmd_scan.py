@@ -10,6 +10,7 @@ from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.report import as_text, document
 
 
@@ -31,6 +32,13 @@ from onnxspect.engine.report import as_text, document
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
+@click.option(
+    "--prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=PRIOR,
+    show_default=True,
+    help="Share of models taken to be infected, for P(backdoored).",
+)
 @options.JSON
 @options.preprocessing_options
 @options.run_options
@@ -44,6 +52,7 @@ def command(
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
+    prior: float,
     as_json: bool,
     resize: bool,
     scale: float | None,
@@ -65,7 +74,20 @@ def command(
     """
     spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
+    result = scan(
+        model,
+        data,
+        out,
+        preset,
+        detectors,
+        spec,
+        resize,
+        run,
+        train=train,
+        taps=taps,
+        perturb_at=perturb_at,
+        prior=prior,
+    )
     if as_json:
         show_raw(document.as_json(result.report))
     else:

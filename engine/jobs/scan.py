@@ -21,6 +21,7 @@ from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.judge.archive import Archive
+from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.report import document, pictures
@@ -67,6 +68,7 @@ def scan(
     perturb_at: str = "",
     classes: Sequence[int] = (),
     search: SearchConfig | Mapping[str, Any] | None = None,
+    prior: float = PRIOR,
 ) -> Report:
     """Scan a model for backdoors.
 
@@ -91,6 +93,7 @@ def scan(
         classes: only triggers to these classes are searched for; such a scan names a backdoor, but never says "clean".
         search: how hard the detectors search: a SearchConfig in place of the preset's, or a mapping of the fields that are
             to be others, such as ``{"steps": 100}``.
+        prior: share of models that are taken to be infected, in (0, 1): for P(backdoored), beside the p-value.
 
     Returns:
         the report. A model that had no ONNX file of its own lies beside it, as model.onnx in the run folder.
@@ -99,6 +102,8 @@ def scan(
         OnnxspectError: anything that stops the scan, with a hint; inconclusive where the samples are too few for a verdict and
             neither detectors are named nor a training set is given.
     """
+    if not 0 < prior < 1:
+        raise OnnxspectError(f"prior is {prior:g}", "a share between 0 and 1, such as 0.1")
     run = run or watched()
     wanted = chosen(preset, detectors, with_training_set=train is not None, search=search)
     able = [_aimed(d, taps, perturb_at) for d in wanted]
@@ -111,6 +116,8 @@ def scan(
     subject, samples, training, spec = case.subject, case.samples, case.training, case.spec
     searched = _searched(classes, subject.classes)
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
+    if prior != PRIOR:
+        fingerprint["prior"] = prior
     if searched:
         fingerprint["searched classes"] = list(searched)
     folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"
@@ -144,7 +151,16 @@ def scan(
                 ledger.keep_evidence(found.detector, found.units)
         archive = Archive(tuple(evidence), checked.subject.classes, tuple(beyond.hidden), tuple(too_few), len(samples))
         ledger.set_fact(EVIDENCE, json.dumps(archive.describe(), allow_nan=False))
-        verdict = _of_part(decide(evidence, archive.classes, hidden=archive.hidden, too_few=archive.too_few), searched)
+        verdict = decide(
+            evidence,
+            archive.classes,
+            hidden=archive.hidden,
+            too_few=archive.too_few,
+            samples=archive.samples,
+            bank=shipped(),
+            prior=prior,
+        )
+        verdict = _of_part(verdict, searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         report = document.build(

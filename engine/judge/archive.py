@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,3 @@ def _unit_of(row: Mapping[str, Any]) -> UnitEvidence:
         {},
         float(row["seconds"]),
     )
-
-
-def detectors_of(evidence: Sequence[Evidence | Skipped]) -> tuple[str, ...]:
-    """The names of the detectors that may name a class, in order: what a score depends on."""
-    return tuple(sorted(e.detector for e in evidence if isinstance(e, Evidence) and e.traits.convicts))

@@ -243,3 +243,8 @@ class Skipped:
 
     detector: str
     reason: str
+
+
+def detectors_of(evidence: Sequence[Evidence | Skipped]) -> tuple[str, ...]:
+    """The names of the detectors that may name a class, in order: what a score depends on."""
+    return tuple(sorted(e.detector for e in evidence if isinstance(e, Evidence) and e.traits.convicts))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, View
+from onnxspect.engine.judge.few_classes import beside_references
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import (
     FEWEST_CLASSES,

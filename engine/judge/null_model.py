@@ -47,8 +47,6 @@ import numpy as np
 import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 from scipy import special
 
-from onnxspect.engine.judge.tails import log_alone, log_subsets, log_tail, log_together
-
 #: Neural Cleanse, sec. IV: 1.4826 makes the median absolute deviation a consistent estimate of a normal's deviation.
 MAD_TO_SIGMA = 1.4826
 #: Above the median by more robust deviations than this a value is winsorised. History: docs/decisions.md.
@@ -59,6 +57,10 @@ FEWEST_TO_WINSORISE = 8
 SPREAD_SHARE = 0.5
 #: Two searches that differ by less than a thousandth on a log scale differ by rounding alone.
 ROUNDING = 1e-3
+#: Gauss-Hermite nodes for a standard normal, the logarithms of their weights, and steps of the integral over log s.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_LOG_WEIGHTS = np.log(_WEIGHTS / _WEIGHTS.sum())
+_STEPS = 300
 #: Fewer classes than this have no outliers that a test could distinguish from chance.
 FEWEST_CLASSES = 4
 
@@ -69,7 +71,6 @@ class Prior:
 
     deviation: float = 0.0
     df: float = 0.0
-    careful: bool = True
 
 
 NO_PRIOR = Prior()
@@ -145,9 +146,7 @@ def leave_one_out(
     index = np.full(len(values), np.nan)
     log_p = np.zeros(len(values))
     if known.sum() >= FEWEST_CLASSES:
-        index[known], log_p[known] = _against_the_rest(
-            _winsorised(signed[known]), max(noise, ROUNDING), prior, normal=not log
-        )
+        index[known], log_p[known] = _against_the_rest(_winsorised(signed[known]), max(noise, ROUNDING), prior)
     return Judgement(index, np.exp(log_p), log_p / np.log(10), _mad_flag(values, tail, threshold) & known)
 
 
@@ -187,11 +186,11 @@ def against_reference(
         return leave_one_out(values, tail, log, noise=noise)
     floor = max(noise, SPREAD_SHARE * spread, ROUNDING)
     rest, credit = _beyond(y[able], x[able], reliability)
-    t, log_p = _against_the_rest(rest, floor, prior, normal=not log)
+    t, log_p = _against_the_rest(rest, floor, prior)
     for k in np.flatnonzero((credit > 0) & (log_p < 0)):
         with_credit = rest.copy()
         with_credit[k] += credit[k]
-        one_t, one_log_p = _against_the_rest(with_credit, floor, prior, normal=not log)
+        one_t, one_log_p = _against_the_rest(with_credit, floor, prior)
         t[k], log_p[k] = one_t[k], one_log_p[k]
     index, log10_p = np.full(len(values), np.nan), np.zeros(len(values))
     index[able], log10_p[able] = t, log_p / np.log(10)
@@ -232,9 +231,8 @@ def one_against_reference(
     ahead = max(0.0, float(x[1:].mean() - x[0]))
     rest = _winsorised(y[1:] - b * x[1:])
     floor = max(noise, SPREAD_SHARE * spread, ROUNDING)
-    value = y[0] - b * x[0] + max(0.0, reliability - b) * ahead
-    t, n = _distance(value, rest, floor, prior), len(rest)
-    return t, log_alone(t, _df(n, prior), n, normal=not log) / float(np.log(10))
+    t, log_p = _t(y[0] - b * x[0] + max(0.0, reliability - b) * ahead, rest, floor, prior)
+    return t, log_p / float(np.log(10))
 
 
 def beyond_references(values: np.ndarray, references: np.ndarray, tail: str = "low", log: bool = True) -> np.ndarray:
@@ -312,15 +310,14 @@ def harmonic_mean(log10_p: Sequence[float], weights: Sequence[float] | None = No
     return float(-(log_sum + np.log1p(-location * np.exp(-log_sum))) / np.log(10))
 
 
-def _against_the_rest(
-    values: np.ndarray, floor: float, prior: Prior = NO_PRIOR, normal: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
+def _against_the_rest(values: np.ndarray, floor: float, prior: Prior = NO_PRIOR) -> tuple[np.ndarray, np.ndarray]:
     """(t, log of the corrected p-value) of each value, small values giving large t."""
     k = len(values)
     order = np.argsort(values, kind="stable")
     most = max(1, k // 3)
     log_sets = [
-        log_subsets(k, i) + _log_set(values[order[i - 1]], values[order[i:]], i, floor, prior, normal)
+        _log_subsets(k, i)
+        + _log_joint_tail(*_t(values[order[i - 1]], values[order[i:]], floor, prior), k - i, i, prior.df)
         for i in range(1, most + 1)
     ]
     t, log_p = np.zeros(k), np.zeros(k)
@@ -329,36 +326,70 @@ def _against_the_rest(
         smaller = values < values[j] if place < most else np.zeros(k, bool)
         others = ~smaller
         others[j] = False
-        t[j] = _distance(values[j], values[others], floor, prior)
+        t[j] = _t(values[j], values[others], floor, prior)[0]
         # A class takes the least p-value of the sets that it is in: itself alone, and those of the smallest that reach
         # to it.
-        alone = log_subsets(k, 1) + _log_set(values[j], np.delete(values, j), 1, floor, prior, normal)
+        alone = _log_subsets(k, 1) + _t(values[j], np.delete(values, j), floor, prior)[1]
         log_p[j] = min(0.0, alone, *log_sets[place:])
     return t, log_p
 
 
-def _log_set(weakest: float, rest: np.ndarray, members: int, floor: float, prior: Prior, normal: bool) -> float:
-    """Log of the chance that all members of a fixed set lie as far below the rest as its weakest does."""
-    t, n = _distance(weakest, rest, floor, prior), len(rest)
-    df = _df(n, prior)
-    student = log_tail(t, df)
-    if members == 1 and student + log_subsets(n + 1, 1) >= 0:
-        return student  # corrected it is 1, and no law has less
-    return log_together(t, log_alone(t, df, n, normal), df, n, members, normal)
-
-
-def _distance(value: float, rest: np.ndarray, floor: float, prior: Prior) -> float:
-    """How far `value` lies below `rest`, in deviations: the deleted studentised residual, moderated."""
+def _t(value: float, rest: np.ndarray, floor: float, prior: Prior) -> tuple[float, float]:
+    """(t, log of its upper tail) of `value` being below `rest`: the deleted studentised residual, moderated."""
     n = len(rest)
-    own = float(rest.var(ddof=1))
-    moderated = ((n - 1) * own + prior.df * prior.deviation**2) / _df(n, prior)
-    deviation = max(own, moderated) ** 0.5 if prior.careful else moderated**0.5
-    return (float(rest.mean()) - value) / (max(deviation, floor) * float(np.sqrt(1 + 1 / n)))
+    df = n - 1 + prior.df
+    variance = ((n - 1) * float(rest.var(ddof=1)) + prior.df * prior.deviation**2) / df
+    t = (float(rest.mean()) - value) / (max(variance**0.5, floor) * np.sqrt(1 + 1 / n))
+    return t, _log_tail(t, df)
 
 
-def _df(n: int, prior: Prior) -> float:
-    """Degrees of freedom of the deviation of n values."""
-    return n - 1 + prior.df
+def _log_joint_tail(t: float, log_alone: float, n: int, members: int, prior_df: float = 0.0) -> float:
+    """Log of the chance that `members` normal values all lie at least t below n others: E[Phi(m - t s c)^members].
+
+    m ~ N(0, 1/n) and s^2 ~ chi2(df) / df are the mean and the (moderated) variance of the others, df = n - 1 + prior_df,
+    c = sqrt(1 + 1/n). Integrated over m by Gauss-Hermite quadrature and over the logarithm of s by the midpoint rule.
+
+    Args:
+        t: of the weakest member.
+        log_alone: log of Student's tail at t, the chance of one member.
+        n: how many others.
+        members: how many values.
+        prior_df: of the prior that moderates the variance.
+    """
+    if members == 1 or t <= 0:
+        return log_alone
+    df = n - 1 + prior_df
+    m = _NODES / np.sqrt(n)
+    # The integrand lives where s is usual and where it is so small that t is not far: down to s = 1e-3 / t.
+    edges = np.linspace(np.log(1e-3 / max(t, 1.0)), np.log(1 + 8 / np.sqrt(df)), _STEPS + 1)
+    log_s = (edges[1:] + edges[:-1]) / 2
+    log_density = _log_chi(log_s, df) + np.log(edges[1] - edges[0])
+    inner = scipy.stats.norm.logcdf(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
+    joint = float(special.logsumexp(log_density[:, None] + inner + _LOG_WEIGHTS[None, :]))
+    return min(log_alone, joint)
+
+
+def _log_chi(log_s: np.ndarray, df: float) -> np.ndarray:
+    """Log density, over log s, of the deviation s of df + 1 normal values: df s^2 ~ chi2(df)."""
+    return np.log(2.0) + (df / 2) * np.log(df / 2) - special.gammaln(df / 2) + df * log_s - df * np.exp(2 * log_s) / 2
+
+
+def _log_tail(t: float, df: float) -> float:
+    """Logarithm of Student's upper tail, where scipy's underflows too.
+
+    sf(t) = I_x(df/2, 1/2) / 2 with x = df / (df + t^2), and I_x(a, b) -> x^a / (a B(a, b)) for x -> 0.
+    """
+    log_sf = float(scipy.stats.t.logsf(t, df=df))
+    if log_sf > -500:
+        return log_sf
+    a = df / 2
+    return float(a * np.log(df / (df + t * t)) - np.log(2 * a) - special.betaln(a, 0.5))
+
+
+def _log_subsets(k: int, size: int) -> float:
+    """Logarithm of the multiplicity correction for all subsets of that size among k classes."""
+    share = 0.9 if size == 1 else 0.1 * 0.5 ** (size - 1)
+    return float(special.gammaln(k + 1) - special.gammaln(size + 1) - special.gammaln(k - size + 1) - np.log(share))
 
 
 def _signed(values: np.ndarray, tail: str) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.engine.judge.evidence import Evidence, Skipped
+from onnxspect.engine.judge.calibration import PRIOR, Bank, Calibration, Scored
+from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
 from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES
 from onnxspect.engine.judge.judged import DetectorJudgement, judged_detector, references_of
 from onnxspect.engine.judge.kind import suggest_kind
@@ -78,6 +79,8 @@ class Verdict:
         p_value: of the most suspicious class.
         reasons: why, in sentences.
         classes: one finding a class.
+        score: -log10 of the null model's p-value of the most suspicious class, before any bank was asked.
+        calibration: what the bank of clean models says of it; None where none was asked.
     """
 
     verdict: str
@@ -85,6 +88,8 @@ class Verdict:
     p_value: float
     reasons: tuple[str, ...]
     classes: tuple[ClassFinding, ...]
+    score: float = 0.0
+    calibration: Calibration | None = None
 
 
 def decide(
@@ -93,6 +98,9 @@ def decide(
     alpha: float = ALPHA,
     hidden: Sequence[str] = (),
     too_few: Sequence[str] = (),
+    samples: int = 0,
+    bank: Bank | None = None,
+    prior: float = PRIOR,
 ) -> Verdict:
     """Combine what the detectors found into one verdict.
 
@@ -108,7 +116,26 @@ def decide(
             nothing says nothing.
         too_few: what the clean samples lack (sample_size.py), in sentences: where they lack anything, finding nothing says
             nothing, nor does a class that stands out in searches on them.
+        samples: how many clean samples there are in all; 0 where that is not known.
+        bank: scores of clean models, by which p-values are calibrated (calibration.py); None leaves the null models' as they are.
+        prior: share of models that are taken to be infected, for P(backdoored).
     """
+    found = _decided(evidence, classes, alpha, hidden, too_few, samples, bank)
+    if bank is None or not found.classes:
+        return found
+    scored = Scored(classes, detectors_of(evidence), samples, found.score)
+    return replace(found, calibration=bank.calibration(scored, prior))
+
+
+def _decided(
+    evidence: Sequence[Evidence | Skipped],
+    classes: int,
+    alpha: float,
+    hidden: Sequence[str],
+    too_few: Sequence[str],
+    samples: int,
+    bank: Bank | None,
+) -> Verdict:
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
     reasons = [*too_few, *(f"{s.detector} did not run: {s.reason}" for s in skipped)]
@@ -124,6 +151,10 @@ def decide(
     known = spreads(ran)
     by_detector = [judged_detector(e, classes, known) for e in ran]
     findings = tuple(_finding(k, by_detector) for k in range(classes))
+    score = max(0.0, max((-f.log10_p for f in findings), default=0.0))
+    if bank is not None:
+        names = detectors_of(ran)
+        findings = tuple(_calibrated(f, bank, Scored(classes, names, samples, -f.log10_p)) for f in findings)
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     unconfirmed: list[int] = []
@@ -161,9 +192,9 @@ def decide(
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
         reasons = [*named, *hidden, *reasons]
-        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
+        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings, score)
     if hidden:
-        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings)
+        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings, score)
     able = [e for e in ran if e.traits.convicts]
     weak = [w for e in able if (w := not_enough(e, classes))]
     if not able:
@@ -172,10 +203,10 @@ def decide(
     # More than half of the detectors, with enough evidence, make a statement; what the others lacked is said beside it. Of two
     # one is not enough: what only the other one finds was not looked for.
     if not comparable or too_few or unconfirmed or 2 * len(weak) >= len(able):
-        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
+        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, score)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
-    return Verdict("clean", (), p_value, tuple(reasons), findings)
+    return Verdict("clean", (), p_value, tuple(reasons), findings, score)
 
 
 @dataclass(frozen=True)
@@ -250,7 +281,13 @@ def _names(targets: Sequence[int]) -> str:
 def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> list[str]:
     """The detectors that find the class suspicious, each at its own level: at least one wherever all together do."""
     able = {e.detector for e in ran if e.traits.convicts}
-    return [d for d, p in finding.p_values.items() if d in able and p < alpha]
+    of_able = {d: p for d, p in finding.p_values.items() if d in able}
+    agreeing = [d for d, p in of_able.items() if p < alpha]
+    if agreeing or finding.p_value >= alpha:
+        return agreeing
+    return (
+        [min(of_able, key=lambda d: of_able[d])] if of_able else []
+    )  # a bank finds suspicious what no null model does
 
 
 def _suspicions(
@@ -298,6 +335,12 @@ def _finding(k: int, by_detector: Sequence[DetectorJudgement]) -> ClassFinding:
         mad_index=by["mad"],
         held_out_success=by["held_out"],
     )
+
+
+def _calibrated(finding: ClassFinding, bank: Bank, scored: Scored) -> ClassFinding:
+    """The finding with its p-value by the bank: the chance that any class of a clean model has such a score."""
+    p = min(1.0, bank.p_value(scored))
+    return finding if p == finding.p_value else replace(finding, p_value=p, log10_p=math.log10(p))
 
 
 def _finite(value: float) -> float | None:

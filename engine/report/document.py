@@ -65,6 +65,7 @@ def build(
         "verdict": verdict.verdict,
         "targets": list(verdict.targets),
         "p_value": verdict.p_value,
+        "calibration": _calibration(verdict),
         "reasons": list(verdict.reasons),
         "classes": [
             {
@@ -115,6 +116,24 @@ def _timeless(value: Any) -> Any:
 def as_json(document: dict[str, Any]) -> str:
     """A document as it is stored and printed."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _calibration(verdict: Verdict) -> dict[str, Any] | None:
+    """How the score stands beside the bank of clean models; None where no detector ran."""
+    known = verdict.calibration
+    if known is None:
+        return None
+    return {
+        "bank": known.version,
+        "models": known.models,
+        "covered": known.covered,
+        "note": known.note,
+        "score": verdict.score,
+        "p_value": known.p_value,
+        "interval": None if known.interval is None else list(known.interval),
+        "prior": known.prior,
+        "p_backdoored": known.p_backdoored,
+    }
 
 
 def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from onnxspect.engine.judge import null_model
 from onnxspect.engine.judge.null_model import (
     against_reference,
     harmonic_mean,
@@ -17,7 +18,6 @@ from onnxspect.engine.judge.null_model import (
     one_against_reference,
     robust_deviation,
 )
-from onnxspect.engine.judge.tails import log_together
 
 ALPHA = 0.05
 
@@ -62,14 +62,10 @@ def test_one_class_by_hand() -> None:
     logs = np.array([0.0, 0.3, -0.2, 0.1, -0.4, 0.2, -3.0])
     others = logs[:-1]
     t = (others.mean() - logs[-1]) / (others.std(ddof=1) * np.sqrt(1 + 1 / 6))
-    judged = leave_one_out(logs, log=False)
+    judged = leave_one_out(np.exp(logs))
     assert judged.index[-1] == pytest.approx(t)
     # Seven classes tested, nine tenths of the error for single classes.
     assert judged.p_value[-1] == pytest.approx(stats.t.sf(t, 5) * 7 / 0.9)
-    # On a logarithmic scale nobody knows the law of the noise: the most careful of several tails.
-    careful = leave_one_out(np.exp(logs))
-    assert careful.index[-1] == pytest.approx(t)
-    assert careful.p_value[-1] > judged.p_value[-1]
 
 
 def test_null_statistic_follows_students_t() -> None:
@@ -98,10 +94,8 @@ def test_false_alarms_under_the_null(classes: int) -> None:
     draws = 2000 if classes == 10 else 1000
     alarms = sum(leave_one_out(norms(rng, classes)).p_value.min() < ALPHA for _ in range(draws))
     assert alarms <= stats.binom.ppf(0.9999, draws, ALPHA)
-    # Noise is not known to be normal; where it is, the test is no paper tiger all the same.
-    assert alarms >= stats.binom.ppf(0.0001, draws, ALPHA / 2)
-    plain = sum(leave_one_out(rng.normal(0, 1, classes), log=False).p_value.min() < ALPHA for _ in range(draws))
-    assert stats.binom.ppf(0.0001, draws, 0.8 * ALPHA) <= plain <= stats.binom.ppf(0.9999, draws, ALPHA)
+    # Nine tenths of alpha are spent on single classes, at a cost of next to nothing: the test is no paper tiger.
+    assert alarms >= stats.binom.ppf(0.0001, draws, 0.03)
 
 
 @pytest.mark.parametrize("outliers", [1, 2, 3])
@@ -234,7 +228,7 @@ def test_joint_tail_is_the_chance_it_says(n: int, members: int) -> None:
     rest, weakest = draws[:, members:], draws[:, :members].max(1)
     seen = (rest.mean(1) - weakest) / (rest.std(1, ddof=1) * np.sqrt(1 + 1 / n))
     for t in (0.2, 0.6, 1.0, 1.5):
-        expected = np.exp(log_together(t, float(stats.t.logsf(t, n - 1)), n - 1, n, members, normal=True))
+        expected = np.exp(null_model._log_joint_tail(t, float(stats.t.logsf(t, n - 1)), n, members))
         count = int((seen >= t).sum())
         if count >= 100:
             assert count / len(seen) == pytest.approx(expected, abs=4 * np.sqrt(expected / len(seen)))

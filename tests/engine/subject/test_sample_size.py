@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from onnxspect.cli.main import run
-from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.jobs.scan import SEARCH_SHARE, scan
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.verdict import FEWEST_HELD_OUT
