@@ -6,14 +6,15 @@ is worth, S is compared here with the scores of clean models that were scanned i
 * *Rank.* With n clean models of the same kind, p = (1 + number of them with a score at least as large) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
 * *Tail.* Beyond all of the bank the rank says no more than 1 / (n + 1). A generalised Pareto law (Pickands, 1975) fitted to the
-  excesses over the bank's 80th percentile goes on from there; its uncertainty is shown as an interval (a parametric bootstrap).
+  excesses over the bank's 80th percentile goes on from there; its uncertainty is
+  shown as an interval (a parametric bootstrap).
 * *Kind.* What matters is the number of classes, the detectors that may name a class, and the number of clean samples a class: each in
   coarse steps. Fewer than FEWEST models cannot give a rank below ALPHA: then the bank does not cover the model.
 * *Not covered.* With enough models of other kinds the larger of the two p-values is taken, the null model's and the rank among all;
   with fewer the null model's stands alone. Either is said in the report.
 
 P(backdoored) needs infected models as well: log odds = logit(prior) + log of the likelihood ratio of S, which is fitted as a logistic
-curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it never falls with S. Without enough of both
+curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it does not fall with S. Without enough of both
 there is none.
 
 The bank ships as a small file that `benchmarks/derive.py` makes from committed evidence of the tuning half.
@@ -244,24 +245,29 @@ def beyond(score: float, clean: Sequence[float]) -> tuple[float, tuple[float, fl
     if len(excesses) < 5 or np.ptp(excesses) == 0:
         return rank, None
     share = (len(excesses) + 1) / (n + 1)
-    fit = _pareto(excesses)
-    rng = np.random.default_rng(n)
-    drawn = [
-        _tail(
-            _pareto(scipy.stats.genpareto.rvs(*fit[:1], scale=fit[1], size=len(excesses), random_state=rng)),
-            score - threshold,
-        )
-        for _ in range(_DRAWS)
-    ]
-    low, high = (min(rank, share * float(np.quantile(drawn, q))) for q in (_ERROR / 2, 1 - _ERROR / 2))
-    return min(rank, share * _tail(fit, score - threshold)), (low, high)
+    shape, scale = _pareto(excesses[None])
+    uniform = np.random.default_rng(n).random((_DRAWS, len(excesses)))
+    again = _pareto(scale * (np.log(1 / uniform) if shape[0] == 0 else (uniform ** -shape[0] - 1) / shape[0]))
+    far = score - threshold
+    low, high = (min(rank, share * float(np.quantile(_tail(*again, far), q))) for q in (_ERROR / 2, 1 - _ERROR / 2))
+    p = min(rank, share * float(_tail(shape, scale, far)[0]))
+    return p, (min(low, p), max(high, p))
 
 
-def _pareto(excesses: np.ndarray) -> tuple[float, float]:
-    """(shape, scale) by maximum likelihood; a tail that ends, which few excesses suggest by chance, is taken as exponential."""
-    shape, _, scale = scipy.stats.genpareto.fit(excesses, floc=0)
-    return (float(shape), float(scale)) if shape > 0 else (0.0, float(excesses.mean()))
+def _pareto(excesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(shape, scale), ``(sample,)`` each, of samples ``(sample, n)``: probability-weighted moments (Hosking and Wallis, 1987).
+
+    A tail that ends, which few excesses suggest by chance, is taken as exponential; one without a mean is not fitted.
+    """
+    ordered = np.sort(excesses, axis=1)
+    n = ordered.shape[1]
+    first, second = ordered.mean(1), (ordered * (n - 1 - np.arange(n)) / (n - 1)).mean(1)
+    shape = np.clip(2 - first / np.maximum(first - 2 * second, 1e-12 * first), 0.0, 0.9)
+    return shape, first * (1 - shape)
 
 
-def _tail(fit: tuple[float, float], excess: float) -> float:
-    return float(scipy.stats.genpareto.sf(excess, fit[0], scale=fit[1]))
+def _tail(shape: np.ndarray, scale: np.ndarray, excess: float) -> np.ndarray:
+    """The share of excesses beyond one: (1 + shape x / scale)^(-1 / shape), exp(-x / scale) where the shape is 0."""
+    power = np.where(shape > 1e-9, shape, 1.0)
+    heavy = (1 + power * excess / scale) ** (-1 / power)
+    return np.asarray(np.where(shape > 1e-9, heavy, np.exp(-excess / scale)))

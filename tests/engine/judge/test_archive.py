@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxspect.engine.errors import OnnxspectError
@@ -65,6 +65,7 @@ archives = st.builds(
 )
 
 
+@settings(max_examples=40)
 @given(archives)
 def test_what_is_kept_comes_back(kept: Archive) -> None:
     document = json.loads(json.dumps(kept.describe(), allow_nan=False))
