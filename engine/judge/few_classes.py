@@ -1,19 +1,21 @@
 """Two and three classes: too few to be compared with each other, so each is compared with the references of the same data.
 
 How much a model takes as a whole differs between networks, and a well-trained one takes less than a reference. What is
-compared is therefore a contrast, in which that cancels: a class's logarithm less the mean of the other classes',
+compared is therefore a difference, in which that cancels: a class's logarithm less another's,
 
-    c_k = y_k - mean of y_j over j != k,
+    c_kj = y_k - y_j,
 
-and the same on each of R reference networks. Were the subject one more clean network of the same data, c_k and the
-references' c_kr would be R + 1 draws of one law, and
+and the same on each of R reference networks. Were the subject one more clean network of the same data, c_kj and the
+references' c_kjr would be R + 1 draws of one law, and
 
-    t_k = (mean of c_kr - c_k) / (s_k sqrt(1 + 1/R))
+    t_kj = (mean of c_kjr - c_kj) / (s_kj sqrt(1 + 1/R))
 
-would follow Student's law with R - 1 degrees of freedom (s_k the references' standard deviation). No deviation is assumed beforehand,
-and none is taken from other models: where there are few references the tail is as heavy as that makes it. A contrast of independent
-draws of one law is symmetric for two classes, however skewed that law is. The correction for K classes is a factor K. A trained subject
-whose classes differ less than the references' makes the test conservative.
+would follow Student's law with R - 1 degrees of freedom (s_kj the references' standard deviation). No deviation is assumed beforehand,
+and none is taken from other models: where there are few references the tail is as heavy as that makes it. A difference of two draws of one
+law is symmetric, however skewed that law is; the mean of the other classes in place of one of them is not, and did not keep
+its level under left-skewed noise. Of three classes the suspicious one must lie below *both* others: its p-value is the larger one.
+The correction for K classes is a factor K. A trained subject whose classes differ less than the references' makes the test
+conservative.
 """
 
 from __future__ import annotations
@@ -50,15 +52,13 @@ def beside_references(
         return unknown
     sign = 1.0 if tail == "low" else -1.0
     y, b = (sign * (np.log(x) if log else x) for x in (values, whole))
-    own, theirs = _contrasts(y[:, None])[:, 0], _contrasts(b)
-    least = max(noise, ROUNDING) * np.sqrt(1 + 1 / (k - 1))
-    deviation = np.maximum(theirs.std(1, ddof=1), least)
-    t = (theirs.mean(1) - own) / (deviation * np.sqrt(1 + 1 / r))
+    t = np.min([_distances(y, b, (np.arange(k) + step) % k, noise) for step in range(1, k)], axis=0)
     log_p = np.minimum(0.0, scipy.stats.t.logsf(t, r - 1) + np.log(k))
     return Judgement(t, np.exp(log_p), log_p / np.log(10), np.zeros(k, bool))
 
 
-def _contrasts(logs: np.ndarray) -> np.ndarray:
-    """Each class's row less the mean of the others' ``(class, network)``."""
-    k = len(logs)
-    return np.asarray(logs - (logs.sum(0) - logs) / (k - 1))
+def _distances(y: np.ndarray, b: np.ndarray, others: np.ndarray, noise: float) -> np.ndarray:
+    """t of each class less one other ``(class,)``: y ``(class,)`` of the subject, b ``(class, reference)``."""
+    own, theirs = y - y[others], b - b[others]
+    deviation = np.maximum(theirs.std(1, ddof=1), max(noise, ROUNDING) * np.sqrt(2))
+    return np.asarray((theirs.mean(1) - own) / (deviation * np.sqrt(1 + 1 / b.shape[1])))
