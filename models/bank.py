@@ -86,7 +86,8 @@ def families(path: Path = FILE) -> tuple[tuple[Family, ...], dict[str, AttackKin
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise OnnxspectError(f"{path}: cannot be read as a bank ({error})", "see models/bank.toml") from error
     kinds = {n: AttackKind.from_plain(k, f"attacks.{n}") for n, k in document.get("attacks", {}).items()}
-    defaults, found = document.get("defaults", {}), []
+    defaults = document.get("defaults", {})
+    found: list[Family] = []
     for row in document.get("family", []):
         training = {**defaults.get("training", {}), **row.get("training", {})}
         plain = {**defaults, **row, "training": training}

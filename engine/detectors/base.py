@@ -322,9 +322,9 @@ def against_references(
     extended = []
     for unit, log, of_each in zip(units, mean, values.T, strict=True):
         if np.isfinite(log):
-            baselines, normal = tuple(of_each.tolist()), float(np.exp(log))
+            of_references, normal = tuple(of_each.tolist()), float(np.exp(log))
             known = [
-                replace(m, baselines=baselines, reference=normal, spread=common[0], reliability=common[1])
+                replace(m, baselines=of_references, reference=normal, spread=common[0], reliability=common[1])
                 if m.statistic == statistic
                 else m
                 for m in unit.measurements

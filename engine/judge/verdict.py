@@ -153,8 +153,8 @@ def _decided(
     findings = tuple(_finding(k, by_detector) for k in range(classes))
     score = max(0.0, max((-f.log10_p for f in findings), default=0.0))
     if bank is not None:
-        names = detectors_of(ran)
-        findings = tuple(_calibrated(f, bank, Scored(classes, names, samples, -f.log10_p)) for f in findings)
+        convicting = detectors_of(ran)
+        findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, -f.log10_p)) for f in findings)
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     unconfirmed: list[int] = []
