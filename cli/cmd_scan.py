@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @options.data()
 @click.option(
     "--train",
@@ -25,6 +29,12 @@ from onnxspect.engine.report import as_text, document
 )
 @click.option(
     "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="About how long the scan may take, such as 10m: the most thorough preset that fits (up to --preset, where it is given); "
+    "what is left out is said.",
 )
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
@@ -41,6 +51,7 @@ from onnxspect.engine.report import as_text, document
 )
 @options.JSON
 @options.preprocessing_options
+@options.RESIZE
 @options.run_options
 @options.QUIET
 def command(
@@ -48,6 +59,7 @@ def command(
     data: Path,
     train: Path | None,
     preset: str,
+    budget: str | None,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
@@ -55,10 +67,7 @@ def command(
     prior: float,
     as_json: bool,
     resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     device: str,
     seed: int,
     quiet: bool,
@@ -72,22 +81,15 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
     """
-    spec = options.input_spec(scale, mean, std, channel_order)
+    seconds = parse_duration(budget) if budget is not None else None
+    asked = click.get_current_context().get_parameter_source("preset") is not ParameterSource.DEFAULT
+    if seconds is not None and not asked:
+        preset = list(PRESETS)[-1]
     run = options.run_context(device, seed, quiet)
     result = scan(
-        model,
-        data,
-        out,
-        preset,
-        detectors,
-        spec,
-        resize,
-        run,
-        train=train,
-        taps=taps,
-        perturb_at=perturb_at,
-        prior=prior,
-    )
+        model, data, out, preset, detectors, spec, resize, run,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior,
+    )  # fmt: skip
     if as_json:
         show_raw(document.as_json(result.report))
     else:

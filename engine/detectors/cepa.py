@@ -50,8 +50,10 @@ from torch import Tensor
 
 from onnxspect.engine.detectors.base import (
     NATURE,
+    USUAL_STEPS,
     AtHand,
     Detector,
+    Work,
     against_references,
     compared,
     present_classes,
@@ -140,6 +142,15 @@ class Cepa(Detector):
     def paper(cls, **settings: object) -> Cepa:
         """The detector as the paper has it: ten images a class, all of sec. 4.1's numbers."""
         return cls(**({"search": PAPER, "form": "paper"} | settings))  # type: ignore[arg-type]
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Every class at every tap, and the front-runners carried to unseen images."""
+        usual = min(self.search.steps, USUAL_STEPS["cepa"])
+        own = [
+            (classes * len(self.taps), usual, self.search.samples),
+            (self.carried * len(self.taps), usual + self.carry_steps, self.held_out),
+        ]
+        return (*(Work(*w) for w in own), *(Work(references * w[0], *w[1:], True) for w in own if references))
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""

@@ -111,6 +111,7 @@ def _detector(found: Evidence | Skipped) -> dict[str, Any]:
         "paper_statistic": found.paper_statistic,
         "tail": found.tail,
         "traits": found.traits.describe(),
+        "silence": found.silence,
         "views": [v.describe() for v in found.views],
         "units": [_unit(u) for u in found.units],
     }
@@ -121,6 +122,7 @@ def _unit(unit: UnitEvidence) -> dict[str, Any]:
     row |= {} if unit.unit.source is None else {"source": unit.unit.source}
     row |= {"tap": unit.unit.tap} if unit.unit.tap else {}
     row |= {"shared": True} if unit.unit.shared else {}
+    row |= {"start": unit.unit.start} if unit.unit.start else {}
     row |= {name: getattr(unit, name) for name in _OF_UNIT}
     return row | {"measurements": [m.describe() for m in unit.measurements]}
 
@@ -137,6 +139,7 @@ def _evidence(row: Mapping[str, Any]) -> Evidence | Skipped:
         tuple(map(_unit_of, row["units"])),
         tuple(map(View.described, row["views"])),
         Traits.described(row["traits"]),
+        row.get("silence"),
     )
 
 
@@ -144,7 +147,13 @@ def _unit_of(row: Mapping[str, Any]) -> UnitEvidence:
     source = row.get("source")
     held_out = row["held_out_success"]
     return UnitEvidence(
-        Unit(int(row["target"]), None if source is None else int(source), str(row.get("tap", "")), "shared" in row),
+        Unit(
+            int(row["target"]),
+            None if source is None else int(source),
+            str(row.get("tap", "")),
+            "shared" in row,
+            int(row.get("start", 0)),
+        ),
         tuple(map(Measurement.described, row["measurements"])),
         bool(row["found"]),
         bool(row["converged"]),

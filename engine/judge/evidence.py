@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.judge.measurement import Measurement, Search
+from onnxspect.engine.judge.spacing import Usual
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.trigger import UNTARGETED, Trigger, in_pixels
 
@@ -23,18 +24,21 @@ class Unit:
         source: the only class that it is to lead there; None for all others.
         tap: where it perturbs.
         shared: found as one trigger for all classes (UNTARGETED), which leads `source` to `target` and others elsewhere.
+        start: which of several searches for the same, each on images and from a start of its own.
     """
 
     target: int
     source: int | None = None
     tap: str = ""
     shared: bool = False
+    start: int = 0
 
     @property
     def key(self) -> str:
         """Its name in the store."""
         to = "other" if self.target == UNTARGETED else self.target
         pair = f"{'any' if self.source is None else self.source}->{to}{'*' if self.shared else ''}"
+        pair += f"#{self.start}" if self.start else ""
         return f"{pair}@{self.tap}" if self.tap else pair
 
 
@@ -131,6 +135,8 @@ class View:
         weight: its share of the error in the multiplicity correction over several views.
         typical: deviation that the statistic usually has between the classes of one network (beyond the references,
             where it has any), on the scale that is judged (spread.py); 0 where it is not known.
+        spacing: only the smallest classes were measured, and are judged by their spacings (spacing.py); what is usual for these.
+        beyond: name of how far a search went that reached no further class, where one did: any other class's value is larger.
     """
 
     statistic: str
@@ -142,6 +148,8 @@ class View:
     references: bool = False
     weight: float = 1.0
     typical: float = 0.0
+    spacing: Usual | None = None
+    beyond: str = ""
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -154,7 +162,8 @@ class View:
         Raises:
             KeyError, TypeError, ValueError: the row is not one.
         """
-        return cls(**{**row, "search": Search(row["search"])})
+        spacing = row.get("spacing")
+        return cls(**{**row, "search": Search(row["search"]), "spacing": None if spacing is None else Usual(**spacing)})
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,8 @@ class Evidence:
         views: all that the null model is to judge, where there is more than `statistic`; the multiplicity correction
             for several of them is `decide`'s.
         traits: what the detector is.
+        silence: why finding nothing proves nothing, where the detector itself can tell: "" where it does prove something; None leaves it
+            to the rule for searches of every class.
     """
 
     detector: str
@@ -181,6 +192,7 @@ class Evidence:
     units: tuple[UnitEvidence, ...]
     views: tuple[View, ...] = ()
     traits: Traits = field(default_factory=Traits)
+    silence: str | None = None
 
     @property
     def judged(self) -> tuple[View, ...]:

@@ -20,6 +20,7 @@ from onnxspect.engine.judge.null_model import (
     mad,
     one_against_reference,
 )
+from onnxspect.engine.judge.spacing import Usual, smallest_stand_apart
 from onnxspect.engine.judge.spread import Spreads
 
 
@@ -69,6 +70,8 @@ def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> Judged
     """
     if view.search is Search.SHARED:
         return _judge_shared(evidence, view, classes, prior)
+    if view.spacing is not None:
+        return _judge_smallest(evidence, view, view.spacing, classes)
     units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
     values = evidence.values(units, view.statistic, view.search)
     if classes < FEWEST_CLASSES:
@@ -132,6 +135,18 @@ def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) ->
             index[named], log10_p[named], p_value[named] = t, log10, 10**log10
     unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
     return JudgedView(view, Judgement(index, p_value, log10_p, unknown.paper_flag), unknown, speaker)
+
+
+def _judge_smallest(evidence: Evidence, view: View, usual: Usual, classes: int) -> JudgedView:
+    """Judge the smallest classes, the only ones that were measured, by their spacings."""
+    units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
+    beyond = next((m.value for u in units if (m := u.measurement(view.beyond)) is not None), np.nan)
+    values = np.append(evidence.values(units, view.statistic), beyond)
+    index, log_p = (v[:-1] for v in smallest_stand_apart(values, usual))
+    judged = Judgement(index, np.exp(log_p), log_p / np.log(10), np.zeros(len(units), bool))
+    speaker = {u.unit.target: i for i, u in enumerate(units)}
+    unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
+    return JudgedView(view, _by_class(judged, speaker, classes), unknown, {k: units[i] for k, i in speaker.items()})
 
 
 def _common(units: Sequence[UnitEvidence], view: View) -> tuple[float, float]:

@@ -353,6 +353,8 @@ def not_enough(evidence: Evidence, classes: int) -> str:
     A search counts as silent only where it found a trigger that its class needs and came to its end: one that ran out of its
     budget, and one whose images go to the class without any trigger, have looked for nothing.
     """
+    if evidence.silence is not None:
+        return evidence.silence
     units = [u for u in evidence.units if not u.unit.shared]
     reached = [u for u in units if u.found and u.measurements]
     if len(reached) < min(FEWEST_CLASSES, classes):

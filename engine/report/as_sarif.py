@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from onnxspect.converters.text import visible
 
 _RULES = {
     "backdoor": (
@@ -20,7 +23,7 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
     """A SARIF log with one run."""
     results = [_result("backdoor", _message(report, k), report, {"class": k}) for k in report["targets"]]
     if report["verdict"] == "inconclusive":
-        results = [_result("inconclusive", "; ".join(report["reasons"]), report, {})]
+        results = [_result("inconclusive", _plain("; ".join(report["reasons"])), report, {})]
     return {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
@@ -52,7 +55,7 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
 
 def _message(report: dict[str, Any], k: int) -> str:
     row = report["classes"][k]
-    return f"Class {k} ({row['name']}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
+    return f"Class {k} ({_plain(row['name'])}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
 
 
 def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
@@ -66,6 +69,11 @@ def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, 
     }
 
 
+def _plain(text: str) -> str:
+    """Text that no viewer takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
+    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")
+
+
 def _uri(report: dict[str, Any]) -> str:
     """The model's path as a (relative) URI reference."""
-    return quote(Path(report["model"]["path"]).as_posix())
+    return quote(Path(report["model"]["path"]).as_posix().encode("utf-8", "backslashreplace"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from onnxspect.converters.text import all_visible
 
 STYLE = {"clean": "bold green", "backdoored": "bold red", "inconclusive": "bold yellow"}
 #: Rows of the class table at most: the most suspicious ones.
@@ -16,16 +17,7 @@ MOST_ROWS = 25
 
 def render(report: dict[str, Any]) -> RenderableType:
     """Verdict, reasons, one row a class, what ran, and what was not checked."""
-    return _render(_printable(report))
-
-
-def _printable(value: Any) -> Any:
-    """The report without control characters: a class name is untrusted text, and a terminal obeys escape codes."""
-    if isinstance(value, dict):
-        return {k: _printable(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_printable(v) for v in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
+    return _render(all_visible(report))  # a class name is untrusted text, and a terminal obeys escape codes
 
 
 def _render(report: dict[str, Any]) -> RenderableType:
@@ -39,15 +31,17 @@ def _render(report: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     accuracy = report["preprocessing"]["clean_accuracy"]
     chosen = report["preprocessing"]["chosen"]
-    facts.add_row("model", f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…")
-    facts.add_row("data", f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly")
-    facts.add_row("input", escape(f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}"))
-    facts.add_row(
-        "run", f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s"
-    )
+    rows = {
+        "model": f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…",
+        "data": f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly",
+        "input": f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}",
+        "run": f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s",
+    }
     calibration = report.get("calibration")  # reports of early versions have none
     if calibration is not None:
-        facts.add_row("calibration", escape(_calibrated(calibration)))
+        rows["calibration"] = _calibrated(calibration)
+    for name, words in rows.items():
+        facts.add_row(name, Text(words))  # Text, since a str would be read as markup
     return Group(*lines, facts, Text(), _classes(report), Text(), *_detectors(report), *_limits(report))
 
 
@@ -77,7 +71,7 @@ def _classes(report: dict[str, Any]) -> Table:
     table.add_column("class")
     several = len(ran) > 1  # then what they say in common matters more than how each came to it
     for d in ran:
-        table.add_column(f"{d['name']}\n{d['statistic']}", justify="right")
+        table.add_column(Text(f"{d['name']}\n{d['statistic']}"), justify="right")
         if several:
             table.add_column("p", justify="right")
             continue
@@ -105,7 +99,7 @@ def _classes(report: dict[str, Any]) -> Table:
             ]
         label = str(c["index"]) if c["name"] == str(c["index"]) else f"{c['index']} {c['name']}"
         style = "bold red" if c["index"] in report["targets"] else ""
-        table.add_row(escape(label), *cells, f"{c['p_value']:.2g}", style=style)
+        table.add_row(Text(label), *cells, f"{c['p_value']:.2g}", style=style)
     if len(rows) > len(shown):
         table.caption = f"{len(rows) - len(shown)} less suspicious classes are not shown"
     return table

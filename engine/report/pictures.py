@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.judge.verdict import ALPHA
 from onnxspect.engine.store import write_atomically
@@ -31,6 +33,22 @@ def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples
 
     The first detector's files have these names; the others' carry the detector's name too. Returns what was written.
     """
+    with plain_text():
+        return _drawn(report, evidence, samples, folder)
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Names are drawn letter by letter in the block: a "$" begins no formula, and nothing in the working folder asks for TeX."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.usetex": False, "text.parse_math": False, "axes.formatter.use_mathtext": False}):
+        yield
+
+
+def _drawn(
+    report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path
+) -> list[Path]:
     written = [_write(folder / "classes.png", bars(report))]
     targets = set(report["targets"])
     first = True
@@ -101,7 +119,7 @@ def bars(report: dict[str, Any]) -> Figure:
         if detector
         else "statistic"
     )
-    axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10, loc="left")
+    axes.set_title(f"{visible(Path(report['model']['path']).name)}: {report['verdict']}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -153,7 +171,7 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
         _show(grid[0, 1 + j], before[j])
         _show(grid[1, 1 + j], after[j])
         label = int(samples.labels[row])
-        grid[0, 1 + j].set_title(report["classes"][label]["name"][:16], y=_ABOVE, fontsize=8)
+        grid[0, 1 + j].set_title(visible(report["classes"][label]["name"][:16]), y=_ABOVE, fontsize=8)
         grid[1, 1 + j].set_title("with trigger", y=_ABOVE, fontsize=8)
     rate = "" if unit.held_out_success is None else f": sends {unit.held_out_success:.0%} of unseen images there"
     figure.suptitle(f"trigger to {_label(k, report['classes'][k]['name'])}{rate}", fontsize=9)
@@ -216,4 +234,4 @@ def _pair(unit: UnitEvidence, report: dict[str, Any]) -> str:
 
 
 def _label(index: int, name: str) -> str:
-    return str(index) if name == str(index) else f"{index} {name[:14]}"
+    return str(index) if name == str(index) else f"{index} {visible(name[:14])}"
