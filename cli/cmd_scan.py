@@ -14,6 +14,8 @@ from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -51,13 +53,13 @@ from onnxspect.engine.subject.subject import InputSpec
 )
 @options.JSON
 @options.preprocessing_options
-@options.RESIZE
+@options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path,
-    train: Path | None,
+    data: Source,
+    train: Source | None,
     preset: str,
     budget: str | None,
     detectors: tuple[str, ...],
@@ -66,7 +68,7 @@ def command(
     out: Path | None,
     prior: float,
     as_json: bool,
-    resize: bool,
+    resize: Resizing,
     spec: InputSpec | None,
     device: str,
     seed: int,
