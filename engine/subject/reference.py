@@ -46,7 +46,8 @@ from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: Independent networks; the mean of their log statistics is the baseline. Of few classes, which are compared with the references
 #: alone (judge/few_classes.py), more: each class has but that many values to be compared with.
-COUNT, COUNT_OF_FEW = 3, 8
+COUNT = 3
+COUNT_OF_FEW = 8
 EPOCHS = 25
 BATCH = 32
 LEARNING_RATE = 2e-3
