@@ -24,6 +24,9 @@ import numpy as np
 from onnxspect.converters.lowering.dormant import Dormant
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence
+from onnxspect.engine.judge.judged import LOG10_P
+from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.search.dormant_part import DormantPart
 from onnxspect.engine.search.solve_back import Waking, solve_back
 from onnxspect.engine.subject.file_classifier import file_answers
@@ -46,7 +49,7 @@ class GraphLogic(Detector):
     """
 
     name: ClassVar[str] = NAME
-    uses_references: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(Family.GRAPH, references=False, tested=True)
     parts: int = 8
     held_out: int = 200
 
@@ -68,7 +71,7 @@ class GraphLogic(Detector):
             )
         at_hand.run.observer.finish(NAME)
         units = tuple(found[t] for t in sorted(found) if t in at_hand.targets)
-        return Evidence(NAME, self.settings(), STATISTIC, STATISTIC, "low", units, tested=True)
+        return Evidence(NAME, self.settings(), STATISTIC, STATISTIC, "low", units, traits=self.traits)
 
     def _woken(self, at_hand: AtHand, part: Dormant, parts: int) -> UnitEvidence | None:
         """The part's trigger as evidence; None where none was found, or none that works on unseen samples because of the part."""
@@ -83,22 +86,20 @@ class GraphLogic(Detector):
         if not len(rows):
             return None
         images = unseen.images[rows]
-        measured = _measured(subject, part, waking, images)
+        effect = _measured(subject, part, waking, images)
         log10_p = min(
-            0.0, _log10_sign_test(measured.turned, measured.against) + math.log10(max(1, parts) * subject.classes)
+            0.0, _log10_sign_test(effect.turned, effect.against) + math.log10(max(1, parts) * subject.classes)
         )
         return UnitEvidence(
             unit=Unit(target=waking.trigger.target),
-            statistics={
-                STATISTIC: waking.trigger.size,
-                "log10_p": log10_p,
-                "success_with_part_asleep": measured.asleep,
-            },
+            measurements=measured(
+                **{STATISTIC: waking.trigger.size, LOG10_P: log10_p, "success_with_part_asleep": effect.asleep}
+            ),
             found=True,
             converged=True,
             steps=waking.steps,
             search_success=waking.success,
-            held_out_success=measured.success if len(at_hand.held_out) else None,
+            held_out_success=effect.success if len(at_hand.held_out) else None,
             held_out=len(rows) if len(at_hand.held_out) else 0,
             trigger=dict(waking.trigger.arrays),
             seconds=time.perf_counter() - started,

@@ -53,7 +53,7 @@ def _drawn(
     targets = set(report["targets"])
     first = True
     for e in evidence:
-        if not isinstance(e, Evidence) or not e.leads_to_target:
+        if not isinstance(e, Evidence) or not e.traits.leads_to_target:
             continue
         units = [u for u in e.units if u.found and u.in_pixels]
         if not units:
@@ -79,7 +79,7 @@ def _speaking(units: Sequence[UnitEvidence], targets: set[int], tail: str) -> li
 
 
 def _value(unit: UnitEvidence) -> float:
-    return next(iter(unit.statistics.values()), float("nan"))
+    return unit.value(unit.measurements[0].statistic) if unit.measurements else float("nan")
 
 
 def bars(report: dict[str, Any]) -> Figure:
