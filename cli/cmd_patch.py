@@ -17,6 +17,8 @@ from onnxspect.engine.mitigation.settings import parsed
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 
 
 class _Method(click.Choice[str]):
@@ -74,14 +76,14 @@ class _Method(click.Choice[str]):
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
-@options.RESIZE
+@options.reading_options
 @options.JSON
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
     run_folder: Path,
-    data: Path,
+    data: Source,
     output: Path,
     method: str,
     targets: tuple[int, ...],
@@ -94,7 +96,7 @@ def command(
     false_positives: float | None,
     max_success: float,
     max_accuracy_lost: float,
-    resize: bool,
+    resize: Resizing,
     as_json: bool,
     device: str,
     seed: int,

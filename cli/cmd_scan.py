@@ -13,6 +13,8 @@ from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import as_text, document
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -43,13 +45,13 @@ from onnxspect.engine.subject.subject import InputSpec
 )
 @options.JSON
 @options.preprocessing_options
-@options.RESIZE
+@options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path,
-    train: Path | None,
+    data: Source,
+    train: Source | None,
     preset: str,
     budget: str | None,
     detectors: tuple[str, ...],
@@ -57,7 +59,7 @@ def command(
     perturb_at: str,
     out: Path | None,
     as_json: bool,
-    resize: bool,
+    resize: Resizing,
     spec: InputSpec | None,
     device: str,
     seed: int,

@@ -21,6 +21,8 @@ from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -69,14 +71,14 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Most clean images that a guarded file may reject.",
 )
 @options.preprocessing_options
-@options.RESIZE
+@options.reading_options
 @options.JSON
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
     against: Path,
-    data: Path,
+    data: Source,
     run_folder: Path | None,
     triggers: tuple[Path, ...],
     rescan: str | None,
@@ -85,7 +87,7 @@ def command(
     max_success: float,
     max_accuracy_lost: float,
     max_rejected: float,
-    resize: bool,
+    resize: Resizing,
     spec: InputSpec | None,
     as_json: bool,
     device: str,

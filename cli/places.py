@@ -49,6 +49,7 @@ ROLES: dict[str, dict[str, str]] = {
     },
     "certify": {"data": READ, "model": MODEL, "suspect": READ, "out": FOLDER},
     "report": {"source": RUN, "sign": READ, "verify_key": READ},
+    "data": {"data": READ, "pictures": OUTPUT},
     "demo": {"out": FOLDER},
 }
 #: Folders that a command writes into where no option says another.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from onnxspect.converters.text import visible
+from onnxspect.converters.text import sarif_text
 
 _RULES = {
     "backdoor": (
@@ -23,7 +22,7 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
     """A SARIF log with one run."""
     results = [_result("backdoor", _message(report, k), report, {"class": k}) for k in report["targets"]]
     if report["verdict"] == "inconclusive":
-        results = [_result("inconclusive", _plain("; ".join(report["reasons"])), report, {})]
+        results = [_result("inconclusive", sarif_text("; ".join(report["reasons"])), report, {})]
     return {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
@@ -55,7 +54,7 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
 
 def _message(report: dict[str, Any], k: int) -> str:
     row = report["classes"][k]
-    return f"Class {k} ({_plain(row['name'])}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
+    return f"Class {k} ({sarif_text(row['name'])}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
 
 
 def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
@@ -67,11 +66,6 @@ def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, 
         "partialFingerprints": {"model/v1": f"{report['model']['sha256']}:{rule}:{properties.get('class', '')}"},
         "properties": properties,
     }
-
-
-def _plain(text: str) -> str:
-    """Text that no viewer takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
-    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")
 
 
 def _uri(report: dict[str, Any]) -> str:

@@ -24,12 +24,19 @@ from torch import nn
 from onnxspect.converters.file.bound_inputs import bound
 from onnxspect.converters.file.external_data import tensors
 from onnxspect.converters.file.input_face import with_face
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.sources.convert import convert
+from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
+<<<<<<< HEAD
 from onnxspect.engine.errors import OnnxspectError, writing
+=======
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
+>>>>>>> main
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.file_facts import class_list
 from onnxspect.engine.subject.heads import at, likeliest
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_file, open_onnx
@@ -55,6 +62,10 @@ class Opened(Protocol):
     def known_spec(self) -> InputSpec | None:
         """Its preprocessing, where the caller knows it."""
 
+    @property
+    def class_names(self) -> ClassList | None:
+        """Its classes in order, where its file names them."""
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
 
@@ -74,6 +85,10 @@ class _File:
     def size(self) -> tuple[int, int, int] | None:
         return self.opened.size
 
+    @property
+    def class_names(self) -> ClassList | None:
+        return class_list(self.opened.file)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
 
@@ -91,6 +106,10 @@ class _Live:
 
     @property
     def size(self) -> None:
+        return None
+
+    @property
+    def class_names(self) -> None:
         return None
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
@@ -115,6 +134,10 @@ class _Made:
     @property
     def size(self) -> tuple[int, int, int]:
         return self.made.image_shape
+
+    @property
+    def class_names(self) -> ClassList | None:
+        return None if self.made.file is None else class_list(self.made.file)
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made
@@ -203,17 +226,27 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
         with _scratch() as folder:
             out = folder / "model.onnx"
             convert(path, out)
-            return _File(_of_bytes(out.read_bytes(), spec, device, str(given)), spec)
+            opened = _of_bytes(out.read_bytes(), spec, device, str(given))
+            _keep_sidecar(out, opened.file)
+            return _File(opened, spec)
     refuse_weights_alone(path)
     return _File(open_onnx(given, spec, device), spec)
+
+
+def _keep_sidecar(converted: Path, kept: OnnxFile) -> None:
+    """What the conversion found out (range, class names) lies beside the scratch file too, for as long as that does."""
+    there = sidecar_path(kept.path)
+    there.write_bytes(sidecar_path(converted).read_bytes())
+    weakref.finalize(kept, there.unlink, missing_ok=True)
 
 
 def refuse_weights_alone(path: Path) -> None:
     """Refuse another framework's file that `convert` can turn into ONNX with more than a path.
 
     Raises:
-        OnnxspectError: it is one; names what it is, and the command.
+        OnnxspectError: it is one; names what it is, and the command. Or it is hostile.
     """
+    refuse_hostile(path)
     try:
         kind = detect(path) if path.exists() else None
     except OnnxspectError:
