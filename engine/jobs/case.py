@@ -10,11 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-<<<<<<< HEAD
 from onnxspect.converters.stages import stage
-=======
 from onnxspect.engine.jobs.fitting import chosen_way
->>>>>>> main
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet, open_training_set
 from onnxspect.engine.subject.datasets import Data, Source, samples_from
@@ -64,17 +61,12 @@ def open_case(
     Raises:
         OnnxspectError: no usable image classifier, or samples that do not fit it; says why.
     """
-<<<<<<< HEAD
-    opened = open_model(model, spec, (run or RunContext()).device)
-    stage("reading the samples")
-    samples = samples_from(data, opened.size, resize)
-=======
     run = run or RunContext()
     opened = open_model(model, spec, run.device)
+    stage("reading the samples")
     way, said = chosen_way(opened, data, resize, run)
     samples = samples_from(data, opened.size, way, opened.class_names)
     samples = replace(samples, notes=(*samples.notes, *said))
->>>>>>> main
     opened = opened.fitting(samples)
     training = samples_from(train, opened.size, way, opened.class_names, training=True) if train is not None else None
     return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
@@ -95,11 +87,7 @@ def open_training_case(
         OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
-<<<<<<< HEAD
-    stage("reading the training set")
-    training = open_training_set(train, opened.size)
-=======
     source = train if isinstance(train, Source) else Source(Path(train))
+    stage("reading the training set")
     training = open_training_set(source.path, opened.size, source.classes or opened.class_names)
->>>>>>> main
     return Case(opened.subject(training.shape), training, opened.known_spec)

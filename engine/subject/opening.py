@@ -29,12 +29,8 @@ from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, re
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
-<<<<<<< HEAD
 from onnxspect.engine.errors import OnnxspectError, writing
-=======
-from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import ClassList
->>>>>>> main
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.file_facts import class_list
 from onnxspect.engine.subject.heads import at, likeliest

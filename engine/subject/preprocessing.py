@@ -131,15 +131,9 @@ def preflight(
         raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}")
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
-<<<<<<< HEAD
-
     stage("finding the preprocessing")
-    rows = run.numpy_generator("preflight").permutation(len(samples))[:TRIAL_SAMPLES]
-    trial = samples.take(np.sort(rows))
-=======
     rng = run.numpy_generator("preflight")
     trial = samples.take(np.sort(rng.permutation(len(samples))[:TRIAL_SAMPLES]))
->>>>>>> main
     layout = subject.spec.layout
     subject = _of_probabilities(subject, trial.images, run)
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
