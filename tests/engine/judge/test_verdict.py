@@ -463,7 +463,9 @@ def test_a_trigger_that_does_not_work_or_not_by_the_part_names_none(log10_p: flo
 
 
 def test_silence_of_a_test_of_its_own_changes_nothing() -> None:
-    silent = Evidence("graph-logic", {}, "l1", "l1", "low", (), tested=True)
+    silent = Evidence(
+        "graph-logic", {}, "l1", "l1", "low", (), traits=Traits(Family.GRAPH, references=False, tested=True)
+    )
     for values in (CLEAN, planted()):
         alone, beside = decide([evidence(values)], 10), decide([silent, evidence(values)], 10)
         assert (alone.verdict, alone.targets, alone.p_value) == (beside.verdict, beside.targets, beside.p_value)
