@@ -1,11 +1,12 @@
 """The report: one JSON document (docs/report.schema.json) that everything else is drawn from.
 
-Everything in it but the fields named `seconds` depends on file, data, settings, seed and device alone. `digest` is the
+Everything in it but the fields of TIMES depends on file, data, settings, seed and device alone. `digest` is the
 SHA-256 of the report without them: two runs agree bit for bit exactly where their digests do.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
+from onnxspect.engine.report.measured import measured
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
@@ -25,6 +27,8 @@ from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
 
 SCHEMA = "onnxspect-report/1"
+#: What a clock says, and so differs from run to run.
+TIMES = ("seconds", "finished")
 
 
 def build(
@@ -82,6 +86,8 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
+        "found": measured(evidence, verdict),
+        "hidden": list(beyond.hidden),
         "limits": [
             *_narrowed(searched),
             *_moved(devices),
@@ -94,21 +100,27 @@ def build(
         "precision": asdict(precision_on(run.device)),
         "seed": run.seed,
         "seconds": round(seconds, 3),
+        "finished": now(),
     }
     report["digest"] = digest(report)
     return report
 
 
 def digest(report: dict[str, Any]) -> str:
-    """SHA-256 of the report without `seconds` and `digest`, at any depth."""
+    """SHA-256 of the report without TIMES and `digest`, at any depth."""
     text = json.dumps(_timeless(report), sort_keys=True, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "digest")}
+        return {k: _timeless(v) for k, v in value.items() if k not in (*TIMES, "digest")}
     return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def now() -> str:
+    """The time in UTC, to the second, as reports write it: 2026-01-31T12:00:00Z."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def as_json(document: dict[str, Any]) -> str:

@@ -1,0 +1,76 @@
+"""The HTML pages: templates, style and script, and what puts them together under a strict content security policy.
+
+A page is one file: pictures, style and script are inside, nothing is loaded from anywhere. Its policy allows the style and
+the script by their hashes alone, so that a name which slipped through the escaping could still not run or load anything.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from onnxspect.engine.report import words
+from onnxspect.engine.report.glossary import GLOSSARY
+
+_HERE = Path(__file__).parent
+#: A picture in a run folder that is larger is not one of ours.
+MOST_BYTES = 4 << 20
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from one of the templates; every value is escaped."""
+    return _environment().get_template(f"{template}.html.j2").render(**values)
+
+
+def policy() -> str:
+    """The content security policy of every page."""
+    return (
+        f"default-src 'none'; img-src data:; style-src '{_hash(_text('page.css'))}'; "
+        f"script-src '{_hash(_text('page.js'))}'; base-uri 'none'; form-action 'none'"
+    )
+
+
+def picture(path: Path) -> str | None:
+    """A PNG file as a data URI; None where there is none.
+
+    A run folder may be a stranger's: a link that leads out of it, what is no PNG, and what is too large are left out.
+    """
+    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
+        return None
+    data = path.read_bytes()
+    return "data:image/png;base64," + base64.b64encode(data).decode() if data.startswith(_PNG) else None
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    made.globals |= {
+        "css": Markup(_text("page.css")),  # noqa: S704 - our own files
+        "js": Markup(_text("page.js")),  # noqa: S704
+        "policy": policy(),
+        "glossary": GLOSSARY,
+        "words": words,
+    }
+    return made
+
+
+@cache
+def _text(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
