@@ -67,7 +67,7 @@ def _view(report: Report, folder: Path) -> dict[str, Any]:
     """Everything that the template shows and that is not in the report as it stands."""
     detector = telling_detector(report)
     found = [_found(report, k, folder) for k in report["targets"][:_MOST_SHOWN]]
-    rows = [_row(report, c) for c in sorted(report["classes"], key=lambda c: (c["index"] not in report["targets"], c["log10_p"]))]
+    rows = [_row(report, c, detector) for c in sorted(report["classes"], key=lambda c: (c["index"] not in report["targets"], c["log10_p"]))]
     drawn = [c for c in report["classes"] if c["statistic"].get(detector) is not None]
     on_one_line = len(drawn) > charts.MOST_ROWS
     has_references = any(c["reference"].get(detector) is not None for c in drawn)
@@ -265,14 +265,14 @@ def _step(text: str, command: str = "") -> dict[str, str]:
     return {"text": text, "command": command}
 
 
-def _row(report: Report, c: Mapping[str, Any]) -> dict[str, Any]:
-    """One class, for the table."""
+def _row(report: Report, c: Mapping[str, Any], telling: str) -> dict[str, Any]:
+    """One class, for the table; where several searches find it equally suspicious, `telling` is shown."""
     searches = [
         _search(d, c)
         for d in report["detectors"]
         if d["status"] == "ran" and (c["statistic"].get(d["name"]) is not None or d["name"] in c["p_values"])
     ]
-    best = min(searches, key=lambda s: s["sort_p"], default=_NO_SEARCH)
+    best = min(searches, key=lambda s: (s["sort_p"], s["name"] != telling), default=_NO_SEARCH)
     return {
         "index": c["index"],
         "label": str(c["index"]) if c["name"] == str(c["index"]) else f"{c['index']} {c['name']}",

@@ -75,7 +75,7 @@
     show();
   }
   addEventListener("beforeprint", () => {
-    for (const fold of document.querySelectorAll("details")) if (!fold.open) { fold.open = true; fold.dataset.printed = ""; }
+    for (const fold of document.querySelectorAll("section > details, .named details")) if (!fold.open) { fold.open = true; fold.dataset.printed = ""; }
   });
   addEventListener("afterprint", () => {
     for (const fold of document.querySelectorAll("details[data-printed]")) { fold.open = false; delete fold.dataset.printed; }
