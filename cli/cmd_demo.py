@@ -150,7 +150,8 @@ def _true_trigger(row: dict[str, object]) -> Callable[[np.ndarray], np.ndarray]:
 
 def _step(silent: bool, text: str) -> None:
     if not silent:
-        err.print(f"\n[bold]{text}[/bold]")
+        err.print()
+        err.print(text, style="bold")
 
 
 def _ended(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console, RenderableType
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from onnxspect.converters.errors import writing
+from onnxspect.converters.text import visible
 
 #: Width of tables where stdout is no terminal.
 PLAIN_WIDTH = 120
@@ -19,25 +24,74 @@ PLAIN_WIDTH = 120
 #: As errors call it.
 STDOUT = Path("standard output")
 
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class _Plain(Console):
+    """A console that reads no markup in texts, and lets nothing through that a terminal would obey."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich does it; a text is one line."""
+        super().print(*(Text(visible(o)) if isinstance(o, str) else o for o in objects), **options)
+
+
+err = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+@dataclass(frozen=True)
+class _Door:
+    """What rich makes of a table or text, with the characters escaped that a terminal would obey; its own styles pass."""
+
+    content: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            if segment.control or segment.text.isprintable() or segment.text == "\n":
+                yield segment
+            else:
+                yield Segment("\n".join(map(visible, segment.text.split("\n"))), segment.style)
 
 
 def show(content: RenderableType) -> None:
     """Print a table or text on stdout."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
     with writing(STDOUT):
-        Console(highlight=False, width=width).print(content)
+        Console(highlight=False, width=width, markup=False, emoji=False).print(_Door(content))
 
 
 def show_raw(text: str) -> None:
-    """Print a document on stdout exactly as it is."""
+    """Print a document on stdout: JSON and HTML as they are, other text line by line without what a terminal would obey.
+
+    Letters that stdout's encoding does not have are escaped as the kind of document does it.
+    """
+    if text.startswith(("{", "[")):
+        text = _encodable(text, lambda c: json.dumps(c)[1:-1])
+    elif text.startswith("<"):
+        text = _encodable(text, lambda c: f"&#{ord(c)};")
+    else:
+        text = "\n".join(map(visible, text.split("\n")))
     with writing(STDOUT):
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
 
 
+def _encodable(text: str, escape: Callable[[str], str]) -> str:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return "".join(c if _in(c, encoding) else escape(c) for c in text)
+    return text
+
+
+def _in(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass
-class _Plain:
+class _Lines:
     """A task that is reported in lines: how far it is, and how long the rest will take at the speed so far."""
 
     total: int
@@ -60,12 +114,12 @@ class Progressing:
         self._quiet = quiet
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
-        self._plain: dict[str, _Plain] = {}
+        self._plain: dict[str, _Lines] = {}
 
     def notice(self, text: str) -> None:
         """One line."""
         if not self._quiet:
-            err.print(escape(text), style="dim")
+            err.print(text, style="dim")
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         """Show a bar."""
@@ -73,19 +127,19 @@ class Progressing:
             return
         if not err.is_terminal:
             err.print(f"{task}: {total} to do" + (f", {done} done before" if done else ""))
-            self._plain[task] = _Plain(total, done, time.monotonic())
+            self._plain[task] = _Lines(total, done, time.monotonic())
             return
         if self._bars is None:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("[dim]{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", style="dim", markup=False),
             )
             self._bars = Progress(*columns, console=err, transient=True)
             self._bars.start()
-        self._tasks[task] = self._bars.add_task(task, total=total, completed=done, detail="")
+        self._tasks[task] = self._bars.add_task(visible(task), total=total, completed=done, detail="")
 
     def advance(self, task: str, detail: str = "") -> None:
         """Move the bar."""
@@ -93,9 +147,9 @@ class Progressing:
             return
         if self._bars is None:
             at = self._plain.get(task)
-            err.print(f"{task}{'' if at is None else at.advanced()}: {escape(detail)}", style="dim")
+            err.print(f"{task}{'' if at is None else at.advanced()}: {detail}", style="dim")
         elif task in self._tasks:
-            self._bars.update(self._tasks[task], advance=1, detail=escape(detail))
+            self._bars.update(self._tasks[task], advance=1, detail=visible(detail))
 
     def finish(self, task: str) -> None:
         """Take the bar away; the last one takes the display with it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from onnxspect.converters.errors import Kind
 
 CLEAN = 0  # or: done, the goals hold
-BACKDOOR = 1
+BACKDOOR = 1  # or: the file attacks whoever opens it
 USAGE = 2
 INCONCLUSIVE = 3  # or: the goals of a patch are missed
 FAILURE = 4
@@ -13,9 +13,10 @@ FAILURE = 4
 OF_VERDICT = {"clean": CLEAN, "backdoored": BACKDOOR, "inconclusive": INCONCLUSIVE}
 OF_KIND = {
     Kind.INPUT: USAGE,
+    Kind.HOSTILE: BACKDOOR,
     Kind.INCONCLUSIVE: INCONCLUSIVE,
     Kind.MACHINE: FAILURE,
     Kind.INTERNAL: FAILURE,
 }
 
-HELP = "Exit status: 0 clean, 1 backdoor found, 2 usage error, 3 inconclusive, 4 failure."
+HELP = "Exit status: 0 clean, 1 backdoor found or hostile file, 2 usage error, 3 inconclusive, 4 failure."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import platform
 import shlex
@@ -57,6 +58,9 @@ def cli() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; ends the process with the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal does not have must not cost the report
+            stream.reconfigure(errors="backslashreplace")
     status = run(arguments)
     try:
         sys.stdout.flush()
@@ -112,13 +116,15 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
 
 def _what_to_send(arguments: list[str]) -> str:
     """What a report of a fault needs, a line each."""
+    from onnxspect.converters.text import visible
+
     lines = [
         "please send these lines, the model if you may, and what the same command prints with ONNXSPECT_DEBUG=1:",
         f"  onnxspect {_version('onnxspect')}, Python {platform.python_version()}, {platform.platform()}",
         "  " + ", ".join(f"{name} {_version(name)}" for name in ("torch", "onnx", "onnxruntime", "numpy")),
         f"  command: {shlex.join(['onnxspect', *arguments])}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))
 
 
 def _version(package: str) -> str:
@@ -129,4 +135,6 @@ def _version(package: str) -> str:
 
 
 def _complain(message: str, hint: str = "") -> None:
-    click.echo(f"onnxspect: {message}" + (f"\n  hint: {hint}" if hint else ""), err=True)
+    from onnxspect.converters.text import visible
+
+    click.echo(f"onnxspect: {visible(message)}" + (f"\n  hint: {visible(hint)}" if hint else ""), err=True)

@@ -1,4 +1,4 @@
-"""Errors that a user may see: one class, four kinds. They live in the lowest layer so that every layer can raise them.
+"""Errors that a user may see: one class, five kinds. They live in the lowest layer so that every layer can raise them.
 
 They are raised where the fact is known. What no code expected is made one of them in one place, `classified`, which the
 command line calls at its boundary. A kind says who can mend it, and maps to one exit status (cli/exit_status.py).
@@ -23,6 +23,8 @@ class Kind(enum.Enum):
 
     INPUT = "input"
     """The user: a file, an option or a value must be corrected."""
+    HOSTILE = "hostile"
+    """Nobody: the file holds what is known to attack whoever opens it."""
     INCONCLUSIVE = "inconclusive"
     """More evidence: the input can be used, but it does not allow an answer, or the goals were not reached."""
     MACHINE = "machine"
@@ -56,6 +58,12 @@ class OnnxspectError(Exception):
         return CLASSES[self.kind](f"{place}: {self.message}", self.hint)
 
 
+class HostileError(OnnxspectError):
+    """A file with known-bad content, which the message names; it was not opened."""
+
+    kind = Kind.HOSTILE
+
+
 class InconclusiveError(OnnxspectError):
     """There is not enough evidence for an answer, or the goals of a patch are missed."""
 
@@ -76,7 +84,7 @@ class InternalError(OnnxspectError):
 
 #: Kind -> its class.
 CLASSES: dict[Kind, type[OnnxspectError]] = {
-    c.kind: c for c in (OnnxspectError, InconclusiveError, MachineError, InternalError)
+    c.kind: c for c in (OnnxspectError, HostileError, InconclusiveError, MachineError, InternalError)
 }
 
 #: What a file system answers where a name is wrong: the user's to correct, whether he reads or writes.

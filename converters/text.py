@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 
 def printable(name: str, limit: int = 80) -> str:
     """An untrusted name made safe to print.
@@ -14,6 +17,33 @@ def printable(name: str, limit: int = 80) -> str:
         c if c.isascii() and c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name[:limit]
     )
     return text + ("..." if len(name) > limit else "")
+
+
+def visible(text: str) -> str:
+    """Untrusted text as people may read it, in any script, on one line.
+
+    Whatever a terminal, a page or a reader's eye would obey is escaped: control characters and escape codes, line ends,
+    marks that turn the direction of writing, invisible letters, halves of surrogate pairs (bytes of a path that are not UTF-8).
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def well_formed(value: Any) -> Any:
+    """A document in which every text can be written as UTF-8: a path may hold bytes that are not, as halves of pairs."""
+    return _each(value, lambda text: text.encode("utf-8", "backslashreplace").decode("utf-8"))
+
+
+def all_visible(value: Any) -> Any:
+    """A document in which every text is `visible`; names of fields are left as they are."""
+    return _each(value, visible)
+
+
+def _each(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _each(v, change) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(v, change) for v in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def readable_bytes(n: int) -> str:

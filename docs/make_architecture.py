@@ -48,7 +48,12 @@ ROOMS = (
     Room("engine/mitigation", ("ways to patch, and the", "proof of the written file"), ("engine/mitigation",), 2),
     Room("engine/search", ("the one gradient search", "for triggers"), ("engine/search",), 1.5),
     Room("engine/subject", ("model, samples, references,", "memory, numerics policy"), ("engine/subject",), 1.5),
-    Room("engine/store", ("the ledger of a run", "(crash-safe)"), ("engine/store.py",), 1),
+    Room(
+        "engine/store",
+        ("the ledger of a run (crash-", "safe), and reading a stranger's"),
+        ("engine/store.py", "engine/run_folder.py", "engine/stored_report.py", "engine/stored_unit.py"),
+        1,
+    ),
     Room("engine/judge", ("evidence, p-values,", "the decision"), ("engine/judge",), 1),
     Room(
         "engine/run, trigger, errors",
@@ -105,6 +110,8 @@ WHERE = (
     Place("the tolerances of that comparison", "converters/proof/tolerances.py", "TOLERANCES"),
     Place("the write-back of weights into the file", "converters/proof/writeback.py", "write_back"),
     Place("the ledger", "engine/store.py", "Ledger"),
+    Place("how a stranger's run folder is read", "engine/run_folder.py", "Snapshot"),
+    Place("the check of a report that is read back", "engine/stored_report.py", "checked"),
     Place("a trigger and how it is stamped", "engine/trigger.py", "Trigger"),
     Place("the methods of `patch`", "engine/mitigation/registry.py", "METHODS"),
     Place("the proof of a patch", "engine/mitigation/verify.py", "verify"),

@@ -6,6 +6,7 @@ import sqlite3
 
 from onnxspect.converters import errors
 from onnxspect.converters.errors import (
+    HostileError,
     InconclusiveError,
     InternalError,
     Kind,
@@ -17,6 +18,7 @@ from onnxspect.converters.errors import (
 )
 
 __all__ = [
+    "HostileError",
     "InconclusiveError",
     "InternalError",
     "Kind",

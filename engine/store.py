@@ -8,6 +8,9 @@ whose array is missing or damaged counts as not finished.
 A ledger belongs to one *fingerprint*: model, data, settings, seed, device and tool version. Opening the folder with
 another one is refused once anything was found, so results never mix; where the files lie does not count. An unfinished run
 may go on on another device (a GPU was lost): `devices` then says on which it was, and so does the report.
+
+Without a fingerprint a folder is opened for reading, and may be a stranger's: see run_folder.py, and stored_report.py and
+stored_unit.py for what is checked of its rows.
 """
 
 from __future__ import annotations
@@ -29,17 +32,21 @@ import numpy as np
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import MachineError, OnnxspectError, unwritable
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.run_folder import (
+    ARRAYS,
+    FILE,
+    LOCK,
+    SCHEMA,
+    Snapshot,
+    check_tables,
+    has_ledger,
+    read_array,
+    refuse_links,
+)
+from onnxspect.engine.stored_report import checked
+from onnxspect.engine.stored_unit import checked_arrays, checked_row
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS units (
-    detector TEXT NOT NULL, unit TEXT NOT NULL, row TEXT NOT NULL, arrays TEXT NOT NULL,
-    PRIMARY KEY (detector, unit)
-);
-"""
-FILE = "run.sqlite"
 FORMAT = "1"
-
 
 #: What of a fingerprint may change while a run is unfinished: a GPU that was lost is no reason to lose what it found.
 ELSEWHERE = frozenset({"device", "threads"})
@@ -89,26 +96,29 @@ class Ledger:
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None, movable: bool = False) -> None:
         self.folder = folder
         self._lock: IO[bytes] | None = None
-        if fingerprint is None and not (folder / FILE).is_file():
-            raise OnnxspectError(f"{folder}: no run in this folder", "give the folder that `onnxspect scan` wrote")
-        if fingerprint is not None:
-            _refuse_foreign(folder)
+        self._snapshot: Snapshot | None = None
         try:
-            (folder / "arrays").mkdir(parents=True, exist_ok=True)
-            if fingerprint is not None:
-                self._lock = _exclusive(folder)
+            if fingerprint is None:
+                self._snapshot = _snapshot(folder)
+                self._db = self._snapshot.db
+                return
+            _refuse_foreign(folder)
+            refuse_links(folder)
+            (folder / ARRAYS).mkdir(parents=True, exist_ok=True)
+            self._lock = _exclusive(folder)
             self._db = sqlite3.connect(folder / FILE, isolation_level=None, timeout=30)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(SCHEMA)
+            check_tables(self._db)
         except OSError as error:
             raise unwritable(folder, error, "choose another --out", "cannot keep a run there") from error
         except sqlite3.DatabaseError as error:
             raise MachineError(
-                f"{folder / FILE}: damaged, or not a run of onnxspect ({error})", "scan again into another --out"
+                f"{folder / FILE}: damaged, or not a run of onnxspect ({_one_line(error)})",
+                "scan again into another --out",
             ) from error
-        if fingerprint is not None:
-            self._claim(fingerprint, movable)
+        self._claim(fingerprint, movable)
 
     def _claim(self, fingerprint: Mapping[str, Any], movable: bool) -> None:
         text = json.dumps(fingerprint, sort_keys=True)
@@ -124,7 +134,7 @@ class Ledger:
         # Where a file lies is recorded, but what it holds is what counts.
         differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k) and not k.endswith(" path"))
         if differing and movable and set(differing) <= ELSEWHERE and self.fact("report") is None:
-            moved = json.loads(self.fact(_DEVICES) or "[]") or [old["device"]]
+            moved = self.devices or [str(old.get("device"))]
             if moved[-1] != new["device"]:
                 moved.append(new["device"])
             self.set_fact(_DEVICES, json.dumps(moved))
@@ -141,7 +151,8 @@ class Ledger:
     @property
     def devices(self) -> list[str]:
         """The devices that an unfinished run was moved over, in order; none where it stayed on one."""
-        return [str(d) for d in json.loads(self.fact(_DEVICES) or "[]")]
+        with self._undamaged():
+            return [str(d) for d in list(json.loads(self.fact(_DEVICES) or "[]"))]
 
     def _started(self) -> bool:
         """Whether anything was found here."""
@@ -149,13 +160,17 @@ class Ledger:
 
     def units(self, detector: str) -> dict[str, UnitEvidence]:
         """The finished units of `detector` by key; those with a damaged array are left out, to be done again."""
+        return {key: unit for key, unit in self._units(detector).items() if unit is not None}
+
+    def _units(self, detector: str) -> dict[str, UnitEvidence | None]:
+        """All units of `detector` by key; None for one with a damaged array."""
         rows = self._select("SELECT unit, row, arrays FROM units WHERE detector = ?", detector)
-        found = {}
+        found: dict[str, UnitEvidence | None] = {}
         with self._undamaged():
             for key, row, arrays in rows:
-                trigger = {name: self._read(digest) for name, digest in json.loads(arrays).items()}
-                if all(a is not None for a in trigger.values()):
-                    found[key] = _unit(json.loads(row), {n: a for n, a in trigger.items() if a is not None})
+                trigger = {n: read_array(self.folder, digest) for n, digest in checked_arrays(arrays).items()}
+                whole = {n: a for n, a in trigger.items() if a is not None}
+                found[str(key)] = _unit(checked_row(row), whole) if len(whole) == len(trigger) else None
         return found
 
     def commit(self, detector: str, finished: Sequence[UnitEvidence]) -> None:
@@ -172,8 +187,20 @@ class Ledger:
         self.commit(_EVIDENCE_OF.format(detector), units)
 
     def evidence(self, detector: str) -> list[UnitEvidence]:
-        """What `keep_evidence` kept; nothing before the scan has finished with the detector."""
-        return list(self.units(_EVIDENCE_OF.format(detector)).values())
+        """What `keep_evidence` kept; nothing before the scan has finished with the detector.
+
+        Raises:
+            OnnxspectError: a part of it is missing, or was changed.
+        """
+        found = self._units(_EVIDENCE_OF.format(detector))
+        lost = [key for key, unit in found.items() if unit is None]
+        if lost:
+            raise MachineError(
+                f"{self.folder}: the run is damaged: the arrays of {printable(detector)} {printable(lost[0])} are missing, or "
+                "were changed",
+                "scan again into another --out",
+            )
+        return [unit for unit in found.values() if unit is not None]
 
     def fact(self, name: str) -> str | None:
         """A named text of the run, or None."""
@@ -189,7 +216,7 @@ class Ledger:
         """The finished report.
 
         Raises:
-            OnnxspectError: the scan has not finished.
+            OnnxspectError: the scan has not finished, or the report is damaged or was changed since.
         """
         text = self.fact("report")
         if text is None:
@@ -197,11 +224,13 @@ class Ledger:
                 f"{self.folder}: the scan in this folder has not finished", "run the same `onnxspect scan` to resume it"
             )
         with self._undamaged():
-            return dict(json.loads(text))
+            return checked(text)
 
     def close(self) -> None:
         """Close the file and give the folder free."""
         self._db.close()
+        if self._snapshot is not None:
+            self._snapshot.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -221,9 +250,9 @@ class Ledger:
         """What SQLite cannot read, and what is not in it as we wrote it, is a damaged run."""
         try:
             yield
-        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise MachineError(
-                f"{self.folder / FILE}: the run is damaged ({error})", "scan again into another --out"
+                f"{self.folder / FILE}: the run is damaged ({_one_line(error)})", "scan again into another --out"
             ) from error
 
     def _set(self, name: str, value: str) -> None:
@@ -245,17 +274,26 @@ class Ledger:
         np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
         data = buffer.getvalue()
         digest = hashlib.sha256(data).hexdigest()
-        write_atomically(self.folder / "arrays" / f"{digest}.npy", data)
+        write_atomically(self.folder / ARRAYS / f"{digest}.npy", data)
         return digest
 
-    def _read(self, digest: str) -> np.ndarray | None:
-        try:
-            data = (self.folder / "arrays" / f"{digest}.npy").read_bytes()
-        except OSError:
-            return None
-        if hashlib.sha256(data).hexdigest() != digest:
-            return None
-        return np.asarray(np.load(io.BytesIO(data), allow_pickle=False))
+
+def _snapshot(folder: Path) -> Snapshot:
+    """A private copy of a run's ledger, for reading."""
+    if not has_ledger(folder):
+        raise OnnxspectError(
+            f"{printable(str(folder), 200)}: no run in this folder", "give the folder that `onnxspect scan` wrote"
+        )
+    try:
+        return Snapshot(folder)
+    except OnnxspectError as error:
+        raise type(error)(
+            f"{printable(str(folder), 200)}: {error.message}", "give the folder that `onnxspect scan` wrote"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return printable(" ".join(str(error).split()), 300)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -300,7 +338,9 @@ def _sync_folder(folder: Path) -> None:
 
 def _exclusive(folder: Path) -> IO[bytes]:
     """A lock that dies with the process, so that a killed scan leaves none behind."""
-    lock = (folder / ".lock").open("ab")
+    # Neither a link is followed nor a FIFO waited for: the folder may have been handed on.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    lock = os.fdopen(os.open(folder / LOCK, flags, 0o666), "r+b", buffering=0)
     if sys.platform == "win32":
         return lock  # SQLite's own locks still guard every commit
     import fcntl

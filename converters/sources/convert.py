@@ -31,6 +31,7 @@ from google.protobuf.message import EncodeError
 
 from onnxspect.converters import plugins
 from onnxspect.converters.errors import OnnxspectError, caused_by, unwritable
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
 from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
@@ -82,6 +83,7 @@ def convert(
     shown = printable(str(source), 200)
     shape = _shape(input_shape)
     _require_place(out, source)
+    refuse_hostile(source, shown)
     kind = _format(source, framework, shown)
     digest = source_digest(source, limits.source_bytes)
     refusal: OnnxspectError | None = None

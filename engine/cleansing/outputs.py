@@ -18,6 +18,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.cleansing.scores import Scores
 from onnxspect.engine.errors import unwritable
 from onnxspect.engine.store import write_atomically
@@ -59,7 +60,7 @@ def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
     """
     if training.files:
         lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
-        write_atomically(folder / "kept.txt", ("\n".join(lines) + "\n" if lines else "").encode())
+        write_atomically(folder / "kept.txt", os.fsencode("\n".join(lines) + "\n" if lines else ""))
         return folder / "kept.txt"
     handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
     os.close(handle)
@@ -109,6 +110,6 @@ def contact_sheet(scores: Scores, training: TrainingSet) -> Figure:
         axes.imshow(pixels[..., 0] if grey else pixels, cmap="gray" if grey else None, vmin=0, vmax=1)
         label = int(training.labels[i])
         named = training.names[label][:10] if label < len(training.names) else str(label)
-        axes.set_title(f"#{i}\n{named}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
+        axes.set_title(f"#{i}\n{visible(named)}", fontsize=7, color="#c0392b" if scores.removed[i] else "black")
     figure.suptitle(f"{scores.detector}: {int(scores.removed.sum())} of {len(training)} removed", fontsize=9)
     return figure

@@ -42,7 +42,7 @@ from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.report.document import as_json
-from onnxspect.engine.report.pictures import png
+from onnxspect.engine.report.pictures import plain_text, png
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
@@ -209,7 +209,8 @@ def cleanse(
     kept_path = write_kept(training, ~removed, folder)
     report["kept_as"] = kept_path.name
     if scores:
-        write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
+        with plain_text():
+            write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
     proof = None
     if retrain is not None:
         # DTInspector's patches lead out of their class: they prove nothing.

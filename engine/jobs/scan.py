@@ -301,4 +301,5 @@ def _settings(detector: Detector) -> dict[str, str]:
 
 
 def _short(fingerprint: dict[str, Any]) -> str:
-    return document.digest(fingerprint)[:8]
+    """Part of the run folder's name; where the files lie does not count."""
+    return document.digest({k: v for k, v in fingerprint.items() if not k.endswith(" path")})[:8]

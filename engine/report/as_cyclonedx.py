@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.report.findings import Finding, findings
 from onnxspect.engine.report.rules import documentation
 
@@ -76,7 +77,7 @@ def _component(path: str, sha256: str, report: Mapping[str, Any], reference: str
         "digest": report["digest"],
     }
     return Component(
-        name=Path(path).name or "model",
+        name=visible(Path(path).name) or "model",
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=f"{reference}-{sha256[:16] or 'live'}",
         version=sha256[:12] or None,
@@ -92,7 +93,7 @@ def _data(report: Mapping[str, Any]) -> Any:
 
     sha256 = report["data"]["sha256"]
     return Component(
-        name=Path(report["data"]["path"]).name or "clean samples",
+        name=visible(Path(report["data"]["path"]).name) or "clean samples",
         type=ComponentType.DATA,
         bom_ref=f"data-{sha256[:16] or 'live'}",
         description=f"{report['data']['samples']} clean samples that the model was scanned with",
@@ -121,7 +122,10 @@ def _vulnerability(finding: Finding, component: Any, accepted: str | None, mende
     if accepted is not None:
         response, detail = ImpactAnalysisResponse.WILL_NOT_FIX, f"{finding.message} Accepted: {accepted}"
     elif mended and finding.target is not None:
-        state, detail = ImpactAnalysisState.RESOLVED, f"{finding.message} Removed by a patch that was proven in onnxruntime."
+        state, detail = (
+            ImpactAnalysisState.RESOLVED,
+            f"{finding.message} Removed by a patch that was proven in onnxruntime.",
+        )
     grade = "CRITICAL" if severity >= 9 else "HIGH" if severity >= 7 else "MEDIUM" if severity >= 4 else "UNKNOWN"
     home = documentation()
     return Vulnerability(

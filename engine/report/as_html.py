@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.text import all_visible
 from onnxspect.engine.judge.verdict import ALPHA
 from onnxspect.engine.report import charts, pages, words
 from onnxspect.engine.report.findings import (
@@ -19,7 +20,11 @@ from onnxspect.engine.report.glossary import GLOSSARY
 
 MOOD = {"clean": "good", "backdoored": "bad", "inconclusive": "open"}
 #: What a statistic of a trigger is, as the end of "takes a change of 3.9 ...".
-STATISTICS = {"l1": "pixels (size of the mask)", "l2": "(length of the pattern)", "max_margin": "(margin of the scores)"}
+STATISTICS = {
+    "l1": "pixels (size of the mask)",
+    "l2": "(length of the pattern)",
+    "max_margin": "(margin of the scores)",
+}
 _EXAMPLE = re.compile(r"found-(\d+)-(\d+)-from-(\d+)-before\.png")
 
 Report = Mapping[str, Any]
@@ -27,7 +32,9 @@ Report = Mapping[str, Any]
 
 def render(report: Report, folder: Path) -> str:
     """The page; pictures are taken from the run folder where they are there."""
-    return pages.render("scan", report=report, view=_view(report, folder))
+    shown = all_visible(dict(report))
+    view = _view(shown, folder) | {"steps": steps(report, folder)}  # a command needs the path as it is
+    return pages.render("scan", report=shown, view=view)
 
 
 def headline(report: Report) -> str:
@@ -67,12 +74,19 @@ def _view(report: Report, folder: Path) -> dict[str, Any]:
     """Everything that the template shows and that is not in the report as it stands."""
     detector = telling_detector(report)
     found = [_found(report, k, folder) for k in report["targets"][:_MOST_SHOWN]]
-    rows = [_row(report, c, detector) for c in sorted(report["classes"], key=lambda c: (c["index"] not in report["targets"], c["log10_p"]))]
+    rows = [
+        _row(report, c, detector)
+        for c in sorted(report["classes"], key=lambda c: (c["index"] not in report["targets"], c["log10_p"]))
+    ]
     drawn = [c for c in report["classes"] if c["statistic"].get(detector) is not None]
     on_one_line = len(drawn) > charts.MOST_ROWS
     has_references = any(c["reference"].get(detector) is not None for c in drawn)
     chart = charts.against_references(report, detector)
-    why_title = {"backdoored": "Why it is believed", "clean": "Why no alarm was raised", "inconclusive": "Why there is no verdict"}
+    why_title = {
+        "backdoored": "Why it is believed",
+        "clean": "Why no alarm was raised",
+        "inconclusive": "Why there is no verdict",
+    }
     sections = [("found", "What was found")] if found else []
     sections += [("why", why_title[report["verdict"]]), ("limits", "Not checked"), ("next", "What to do")]
     sections += [("classes", "Every class")] if rows else []
@@ -80,7 +94,9 @@ def _view(report: Report, folder: Path) -> dict[str, Any]:
     terms = ["backdoor", "trigger", "target", "p", "reference", "anomaly", "unseen", "mad", "accuracy", "converged"]
     more = len(report["targets"]) - len(found)
     return {
-        "title": {"clean": "No backdoor found", "backdoored": "Backdoor found", "inconclusive": "No verdict"}[report["verdict"]],
+        "title": {"clean": "No backdoor found", "backdoored": "Backdoor found", "inconclusive": "No verdict"}[
+            report["verdict"]
+        ],
         "mood": MOOD[report["verdict"]],
         "headline": headline(report),
         "lead": lead(report),
@@ -95,7 +111,6 @@ def _view(report: Report, folder: Path) -> dict[str, Any]:
         "chart_caption": _caption(report, detector, on_one_line, has_references),
         "on_one_line": on_one_line,
         "has_references": has_references,
-        "steps": steps(report, folder),
         "ids": [f.id for f in findings(report, folder)][:8],
         "rows": rows,
         "inputs": _inputs(report),
@@ -143,7 +158,7 @@ def _found(report: Report, k: int, folder: Path) -> dict[str, Any]:
     names = sorted(p.name for p in folder.glob(f"found-{k}-*-before.png")) if folder.is_dir() else []
     for match in filter(None, map(_EXAMPLE.fullmatch, names)):
         parts = {
-            part: pages.picture(folder / match[0].replace("before", part)) for part in ("before", "after", "change")
+            part: pages.picture(folder, match[0].replace("before", part)) for part in ("before", "after", "change")
         }
         source = int(match[3])
         if all(parts.values()) and source < len(report["classes"]):
@@ -151,8 +166,8 @@ def _found(report: Report, k: int, folder: Path) -> dict[str, Any]:
     return {
         "label": label,
         "text": _found_text(report, k, row),
-        "trigger": pages.picture(folder / f"found-{k}-trigger.png"),
-        "sheet": pages.picture(folder / f"trigger-class-{k}.png"),
+        "trigger": pages.picture(folder, f"found-{k}-trigger.png"),
+        "sheet": pages.picture(folder, f"trigger-class-{k}.png"),
         "alt": f"The trigger to class {label}{f', which acts {where}' if where else ''}.",
         "stretched": row is not None and row["form"] == "delta",
         "form": row["form"] if row is not None else "mask",
@@ -166,7 +181,9 @@ def _found_text(report: Report, k: int, row: Mapping[str, Any] | None) -> str:
     sentences = [f"It looks like {kind}." if kind else ""]
     if row is None:
         held_out = c["held_out_success"].get(telling_detector(report))
-        sentences.append(f"It works on {words.share(held_out)} of the images that the search never saw." if held_out else "")
+        sentences.append(
+            f"It works on {words.share(held_out)} of the images that the search never saw." if held_out else ""
+        )
         return " ".join(filter(None, sentences))
     if row["box"] is not None:
         height, width = row["size"]
@@ -194,7 +211,9 @@ def why(report: Report) -> list[str]:
     if not rows:
         return []
     statistic = next(d["statistic"] for d in report["detectors"] if d["name"] == detector)
-    named = [report["classes"][k] for k in report["targets"] if report["classes"][k]["statistic"].get(detector) is not None]
+    named = [
+        report["classes"][k] for k in report["targets"] if report["classes"][k]["statistic"].get(detector) is not None
+    ]
     lines = [_compared(c, detector, statistic) for c in named[:3]]
     if not named:
         first = min(rows, key=lambda c: (c["log10_p"], c["p_values"].get(detector, 1.0)))
@@ -206,7 +225,9 @@ def why(report: Report) -> list[str]:
             f"{words.number(max(ratios), 2)} times what the references take."
         )
     if report["verdict"] == "clean":
-        lines.append(f"An alarm is raised where a clean model would look like this in fewer than {ALPHA:.0%} of scans; this is more.")
+        lines.append(
+            f"An alarm is raised where a clean model would look like this in fewer than {ALPHA:.0%} of scans; this is more."
+        )
     return lines
 
 
@@ -253,11 +274,22 @@ def steps(report: Report, folder: Path) -> list[dict[str, str]]:
         ]  # fmt: skip
     found = [_step("Keep this page with the model: it is about the file with the SHA-256 below and no other.")]
     if report["verdict"] == "inconclusive":
-        found = [_step("Do not take this for a clean bill. The reasons above say what is missing; most often more clean images help.")]
+        found = [
+            _step(
+                "Do not take this for a clean bill. The reasons above say what is missing; most often more clean images help."
+            )
+        ]
     if report["preset"] != "thorough":
-        found.append(_step("Search harder, where much depends on the model:", scan_command(report, "--preset", "thorough")))
+        found.append(
+            _step("Search harder, where much depends on the model:", scan_command(report, "--preset", "thorough"))
+        )
     if not any(d["name"] == "dtinspector" and d["status"] == "ran" for d in report["detectors"]):
-        found.append(_step("If you have the training set, let it be looked at too:", scan_command(report, "--train", "TRAINING-SET")))
+        found.append(
+            _step(
+                "If you have the training set, let it be looked at too:",
+                scan_command(report, "--train", "TRAINING-SET"),
+            )
+        )
     return found
 
 
@@ -316,7 +348,10 @@ def _inputs(report: Report) -> Sequence[tuple[str, str]]:
         ("SHA-256 of the model", report["model"]["sha256"] or "–"),
         ("Clean images", f"{report['data']['path'] or '–'}, {report['data']['samples']:,}"),
         ("SHA-256 of the images", report["data"]["sha256"] or "–"),
-        ("Pixels are fed as", f"{chosen['name']} ({chosen['layout']}, {chosen['channel_order']}); {report['preprocessing']['why']}"),
+        (
+            "Pixels are fed as",
+            f"{chosen['name']} ({chosen['layout']}, {chosen['channel_order']}); {report['preprocessing']['why']}",
+        ),
         ("Settings", f"preset {report['preset']}, seed {report['seed']}"),
         ("Machine", f"{report['device']}, {words.seconds(report['seconds'])}"),
         ("Tool", f"onnxspect {report['tool']['version']}"),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.text import visible
+from onnxspect.engine.report import words
 from onnxspect.engine.report.findings import Finding, findings
 
 #: Beyond so many classes only those with a finding have a case of their own.
@@ -18,7 +20,9 @@ def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapp
     found = findings(report, folder)
     by_class = {f.target: f for f in found if f.target is not None}
     rows = report["classes"] if len(report["classes"]) <= MOST_CASES else [report["classes"][k] for k in by_class]
-    suite = ET.Element("testsuite", name=_clean(f"onnxspect {report['model']['path']}"), time=f"{report['seconds']:.3f}")
+    suite = ET.Element(
+        "testsuite", name=_clean(f"onnxspect {visible(report['model']['path'])}"), time=f"{report['seconds']:.3f}"
+    )
     if report.get("finished"):
         suite.set("timestamp", report["finished"].rstrip("Z"))
     properties = ET.SubElement(suite, "properties")
@@ -30,10 +34,12 @@ def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapp
     ):
         ET.SubElement(properties, "property", name=name, value=value)
     for row in rows:
-        case = ET.SubElement(suite, "testcase", classname="onnxspect.classes", name=_clean(f"class {row['index']} {row['name']}"))
+        case = ET.SubElement(suite, "testcase", classname="onnxspect.classes", name=_clean(f"class {words.label(row)}"))
         case.set("time", "0")
         _outcome(case, by_class.get(row["index"]), accepted or {})
-    whole = ET.SubElement(suite, "testcase", classname="onnxspect.model", name="verdict", time=f"{report['seconds']:.3f}")
+    whole = ET.SubElement(
+        suite, "testcase", classname="onnxspect.model", name="verdict", time=f"{report['seconds']:.3f}"
+    )
     for finding in found:
         if finding.target is None:
             _outcome(whole, finding, accepted or {})
@@ -62,4 +68,7 @@ def _outcome(case: ET.Element, finding: Finding | None, accepted: Mapping[str, s
 
 def _clean(text: str) -> str:
     """Without the characters that XML 1.0 cannot hold, escaped or not; class names are untrusted."""
-    return "".join(c if c in "\t\n" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c >= "\U00010000" else "?" for c in text)
+    return "".join(
+        c if c in "\t\n" or " " <= c <= "\ud7ff" or "\ue000" <= c <= "\ufffd" or c >= "\U00010000" else "?"
+        for c in text
+    )

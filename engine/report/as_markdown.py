@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.report import as_html, words
 from onnxspect.engine.report.findings import findings
 
@@ -40,7 +41,12 @@ def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapp
         lines += ["**What to do now**", "", "```sh", *(s["command"] for s in from_step), "```", ""]
     rows = sorted(report["classes"], key=lambda c: c["log10_p"])[:MOST_ROWS]
     if rows:
-        lines += ["<details><summary>The most suspicious classes</summary>", "", "| class | p-value | kind |", "|---|---|---|"]
+        lines += [
+            "<details><summary>The most suspicious classes</summary>",
+            "",
+            "| class | p-value | kind |",
+            "|---|---|---|",
+        ]
         lines += [f"| {escaped(words.label(c))} | {c['p_value']:.2g} | {escaped(c['kind'])} |" for c in rows]
         lines += ["", "</details>", ""]
     lines += ["**Not checked**", "", *(f"- {escaped(limit)}" for limit in report["limits"]), ""]
@@ -50,12 +56,12 @@ def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapp
 
 def escaped(text: str) -> str:
     """Plain text as Markdown: on one line, with every character escaped that means something there."""
-    flat = "".join(c if c.isprintable() else " " for c in text)
+    flat = visible(text)
     marked = re.sub(r"([\\`*_{}\[\]<>#|~!&@])", r"\\\1", flat)
     return marked.replace("://", r":\/\/").replace("www.", r"www\.")  # GitHub makes links of bare addresses
 
 
 def _code(text: str) -> str:
     """Plain text as code; a backtick or a bar in it would end the code or the cell."""
-    flat = "".join(c if c.isprintable() else " " for c in text).replace("`", "'").replace("|", "¦")
+    flat = visible(text).replace("`", "'").replace("|", "¦")
     return f"`{flat}`"

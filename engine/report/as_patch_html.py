@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
+from onnxspect.converters.text import all_visible
 from onnxspect.engine.report import charts, pages, words
 from onnxspect.engine.report.patch_document import PATCH
 
@@ -15,7 +16,8 @@ MOST_CHANGED = 60
 
 def render(document: Document) -> str:
     """The page."""
-    return pages.render("patch", document=document, view=_view(document))
+    shown = all_visible(dict(document))
+    return pages.render("patch", document=shown, view=_view(shown) | {"steps": _steps(document)})
 
 
 def _view(document: Document) -> dict[str, Any]:
@@ -37,7 +39,6 @@ def _view(document: Document) -> dict[str, Any]:
         "sections": sections,
         "chart": charts.before_and_after(_pairs(result), result["goals"]["success"]),
         "curve": found_curve,
-        "steps": _steps(document),
         "limits": _limits(document),
         "changed": sorted(result["changed_initializers"], key=lambda c: -(c["relative_change"] or 0.0))[:MOST_CHANGED],
         "terms": ["trigger", "accuracy", "interval", "initializer", *(["divergence"] if found_curve else []),
@@ -64,7 +65,9 @@ def _lead(document: Document) -> str:
         )
     lost = accuracy["before"] - accuracy["after"]
     change = "stayed what it was" if abs(lost) < 0.0005 else f"{'fell' if lost > 0 else 'rose'} by {abs(lost):.1%}"
-    sentences.append(f"Clean accuracy {change}, to {words.share(accuracy['after'], 1)}. Measured on the written file, in onnxruntime.")
+    sentences.append(
+        f"Clean accuracy {change}, to {words.share(accuracy['after'], 1)}. Measured on the written file, in onnxruntime."
+    )
     return " ".join(sentences)
 
 
@@ -75,7 +78,9 @@ def _facts(document: Document) -> list[tuple[str, str]]:
     facts.append(("Same answer on clean images", words.share(result["agreement"], 1)))
     if result["rejected"] is not None:
         facts.append(("Clean images rejected", words.share(result["rejected"], 1)))
-    facts.append(("Changed", f"{len(result['changed_initializers'])} arrays of weights, {len(result['additions'])} additions"))
+    facts.append(
+        ("Changed", f"{len(result['changed_initializers'])} arrays of weights, {len(result['additions'])} additions")
+    )
     if result["rescan"] is not None:
         facts.append(("A fresh scan says", result["rescan"]["verdict"]))
     return facts
@@ -88,23 +93,43 @@ def _pairs(result: Mapping[str, Any]) -> list[tuple[str, float, float, bool]]:
 
 
 def curve(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The curve of a method's facts: epochs of training, or neurons switched off; None where it has none."""
+    """The curve of a method's facts: epochs of training, or neurons switched off; None where it has none.
+
+    A method of one's own may put anything there: what has not the numbers of a curve is left out.
+    """
     epochs = facts.get("epochs")
-    if epochs and all({"epoch", "accuracy", "success"} <= set(e) for e in epochs):
+    if _points(epochs, "epoch"):
         numbers = [e["epoch"] for e in epochs]
         kept = facts.get("kept_epoch")
         return _curve("epoch", numbers, epochs, numbers.index(kept) if kept in numbers else None)
-    trials = [t for t in facts.get("trials", ()) if isinstance(t, Mapping) and "curve" in t]
-    taken = next((t for t in trials if t.get("layer") == facts.get("layer")), None)
-    if taken is not None:
-        return _curve("neurons switched off", [p["pruned"] for p in taken["curve"]], taken["curve"], taken.get("chosen"))
+    trials = facts.get("trials")
+    for trial in trials if isinstance(trials, list) else ():
+        if (
+            isinstance(trial, Mapping)
+            and trial.get("layer") == facts.get("layer")
+            and _points(trial.get("curve"), "pruned")
+        ):
+            points, chosen = trial["curve"], trial.get("chosen")
+            return _curve(
+                "neurons switched off", [p["pruned"] for p in points], points, chosen if type(chosen) is int else None
+            )
     return None
 
 
-def _curve(name: str, x: Sequence[float], points: Sequence[Mapping[str, Any]], kept: int | None) -> dict[str, Any] | None:
+def _points(found: object, x: str) -> TypeGuard[list[Mapping[str, float]]]:
+    """Whether this is a list of measurements, each with numbers for its place on the curve and its two shares."""
+    return isinstance(found, list) and all(
+        isinstance(p, Mapping) and all(isinstance(p.get(name), int | float) for name in (x, "accuracy", "success"))
+        for p in found
+    )
+
+
+def _curve(
+    name: str, x: Sequence[float], points: Sequence[Mapping[str, Any]], kept: int | None
+) -> dict[str, Any] | None:
     series = [charts.Series("clean accuracy", "accuracy", [p["accuracy"] for p in points])]
     series.append(charts.Series("success of the trigger", "success", [p["success"] for p in points]))
-    if all("stronger" in p for p in points):
+    if all(isinstance(p.get("stronger"), int | float) for p in points):
         series.append(charts.Series("success of stronger triggers", "stronger", [p["stronger"] for p in points]))
     drawn = charts.curve(name, x, series, kept)
     return {"chart": drawn, "series": series, "kept": kept is not None, "x": name} if drawn else None
@@ -114,7 +139,9 @@ def _steps(document: Document) -> list[dict[str, str]]:
     original = words.path(document["original"]["path"], "MODEL.onnx")
     patched = words.path(document["patched"]["path"], "PATCHED.onnx")
     run = ["--run", words.path(document["run"], "RUN")] if document["run"] else []
-    verify = words.command("onnxspect", "verify", patched, "--against", original, "--data", "FRESH-SAMPLES", *run, "--rescan", "quick")
+    verify = words.command(
+        "onnxspect", "verify", patched, "--against", original, "--data", "FRESH-SAMPLES", *run, "--rescan", "quick"
+    )
     differ = words.command("onnxspect", "diff", original, patched)
     if not document["result"]["holds"]:
         return [
@@ -122,12 +149,23 @@ def _steps(document: Document) -> list[dict[str, str]]:
             {"text": "Patch anew with more clean samples, or with another method.", "command": ""},
         ]
     found = [
-        {"text": "Prove it on clean images that neither scan nor patch has seen, with a fresh scan of the patched file:", "command": verify},
+        {
+            "text": "Prove it on clean images that neither scan nor patch has seen, with a fresh scan of the patched file:",
+            "command": verify,
+        },
         {"text": "See what differs between the two files:", "command": differ},
-        {"text": "Deploy the file with this SHA-256 and no other: " + (document["patched"]["sha256"] or "–"), "command": ""},
+        {
+            "text": "Deploy the file with this SHA-256 and no other: " + (document["patched"]["sha256"] or "–"),
+            "command": "",
+        },
     ]
     if document["result"]["rejected"] is not None:
-        found.append({"text": "Read the output “rejected” wherever the file runs: its class scores are as before.", "command": ""})
+        found.append(
+            {
+                "text": "Read the output “rejected” wherever the file runs: its class scores are as before.",
+                "command": "",
+            }
+        )
     return found
 
 
@@ -137,6 +175,8 @@ def _limits(document: Document) -> list[str]:
     if result["rescan"] is None:
         found.append("The patched file was not scanned anew (verify --rescan).")
     if document["kind"] == PATCH:
-        found.append("It was measured on samples that the scan, and partly the patch, had at hand; fresh ones prove more.")
+        found.append(
+            "It was measured on samples that the scan, and partly the patch, had at hand; fresh ones prove more."
+        )
     found.append(f"{result['samples']} images leave room for chance; the intervals say how much.")
     return found

@@ -5,12 +5,14 @@ It passes the public validator (Microsoft's SARIF Multitool) with its rules for 
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.report.findings import Finding, findings
 from onnxspect.engine.report.rules import RULES, TAXONOMIES, Rule, Taxon, documentation
 
@@ -18,7 +20,9 @@ from onnxspect.engine.report.rules import RULES, TAXONOMIES, Rule, Taxon, docume
 _NAMESPACE = uuid.UUID("7d1f5a52-6f0c-5d39-9a8e-2f1d0b6b7c11")
 
 
-def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapping[str, str] | None = None) -> dict[str, Any]:
+def render(
+    report: Mapping[str, Any], folder: Path | None = None, accepted: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """A SARIF log with one run.
 
     Args:
@@ -76,15 +80,14 @@ def _rule(rule: Rule) -> dict[str, Any]:
 def _result(finding: Finding, report: Mapping[str, Any], accepted: str | None) -> dict[str, Any]:
     properties: dict[str, Any] = {"id": finding.id}
     if finding.target is not None:
-        properties |= {"class": finding.target, "className": report["classes"][finding.target]["name"]}
+        properties |= {"class": finding.target, "className": visible(report["classes"][finding.target]["name"])}
     if finding.p_value is not None:
         properties["pValue"] = finding.p_value
     found: dict[str, Any] = {
         "ruleId": finding.rule.id,
         "ruleIndex": list(RULES).index(finding.rule.id),
         "level": finding.rule.level,
-        # Plain text: with arguments, braces in a class's name would be places to fill.
-        "message": {"text": f"{finding.message} {finding.fix}"},
+        "message": {"text": _plain(f"{finding.message} {finding.fix}")},
         "locations": [
             {
                 "physicalLocation": {
@@ -115,7 +118,13 @@ def _taxonomies() -> list[dict[str, Any]]:
             "shortDescription": {"text": t.description},
             "isComprehensive": False,
             "taxa": [
-                {"id": x.id, "name": x.name, "guid": _guid(x.id), "helpUri": x.url, "shortDescription": {"text": f"{x.name}."}}
+                {
+                    "id": x.id,
+                    "name": x.name,
+                    "guid": _guid(x.id),
+                    "helpUri": x.url,
+                    "shortDescription": {"text": f"{x.name}."},
+                }
                 for x in _entries(t.name)
             ],
         }
@@ -131,7 +140,12 @@ def _entries(taxonomy: str) -> list[Taxon]:
 def _reference(taxon: Taxon) -> dict[str, Any]:
     names = [t.name for t in TAXONOMIES]
     component = {"name": taxon.taxonomy, "index": names.index(taxon.taxonomy), "guid": _guid(taxon.taxonomy)}
-    return {"id": taxon.id, "index": _entries(taxon.taxonomy).index(taxon), "guid": _guid(taxon.id), "toolComponent": component}
+    return {
+        "id": taxon.id,
+        "index": _entries(taxon.taxonomy).index(taxon),
+        "guid": _guid(taxon.id),
+        "toolComponent": component,
+    }
 
 
 def _guid(name: str) -> str:
@@ -140,4 +154,9 @@ def _guid(name: str) -> str:
 
 def _uri(report: Mapping[str, Any]) -> str:
     """The model's path as a (relative) URI reference."""
-    return quote(Path(report["model"]["path"]).as_posix())
+    return quote(Path(report["model"]["path"]).as_posix().encode("utf-8", "backslashreplace"))
+
+
+def _plain(text: str) -> str:
+    """Text that no viewer takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
+    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
+
+from onnxspect.converters.text import all_visible
 
 STYLE = {"clean": "bold green", "backdoored": "bold red", "inconclusive": "bold yellow"}
 #: Columns, where nothing says how wide the reader's window is.
@@ -20,7 +21,7 @@ MOST_ROWS, THAT_MATTER = 25, 10
 
 def render(report: dict[str, Any]) -> RenderableType:
     """Verdict, reasons, one row a class, what ran, and what was not checked."""
-    return _render(_printable(report))
+    return _render(all_visible(report))  # a class name is untrusted text, and a terminal obeys escape codes
 
 
 def plain(report: dict[str, Any], width: int = WIDTH) -> str:
@@ -29,15 +30,6 @@ def plain(report: dict[str, Any], width: int = WIDTH) -> str:
     console = Console(file=written, width=width, highlight=False, color_system=None, force_jupyter=False)
     console.print(render(report))
     return written.getvalue()
-
-
-def _printable(value: Any) -> Any:
-    """The report without control characters: a class name is untrusted text, and a terminal obeys escape codes."""
-    if isinstance(value, dict):
-        return {k: _printable(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_printable(v) for v in value]
-    return "".join(c if c.isprintable() else "?" for c in value) if isinstance(value, str) else value
 
 
 def _render(report: dict[str, Any]) -> RenderableType:
@@ -51,12 +43,14 @@ def _render(report: dict[str, Any]) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     accuracy = report["preprocessing"]["clean_accuracy"]
     chosen = report["preprocessing"]["chosen"]
-    facts.add_row("model", f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…")
-    facts.add_row("data", f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly")
-    facts.add_row("input", escape(f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}"))
-    facts.add_row(
-        "run", f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s"
-    )
+    rows = {
+        "model": f"{report['model']['classes']} classes, sha256 {report['model']['sha256'][:16]}…",
+        "data": f"{report['data']['samples']} clean samples, {accuracy:.1%} classified correctly",
+        "input": f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}",
+        "run": f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s",
+    }
+    for name, words in rows.items():
+        facts.add_row(name, Text(words))  # Text, since a str would be read as markup
     return Group(*lines, facts, Text(), _classes(report), Text(), *_detectors(report), *_limits(report))
 
 
@@ -77,7 +71,7 @@ def _classes(report: dict[str, Any]) -> Table:
     table.add_column("class")
     several = len(ran) > 1  # then what they say in common matters more than how each came to it
     for d in ran:
-        table.add_column(f"{d['name']}\n{d['statistic']}", justify="right")
+        table.add_column(Text(f"{d['name']}\n{d['statistic']}"), justify="right")
         if several:
             table.add_column("p", justify="right")
             continue
@@ -104,7 +98,7 @@ def _classes(report: dict[str, Any]) -> Table:
             ]
         label = str(c["index"]) if c["name"] == str(c["index"]) else f"{c['index']} {c['name']}"
         style = "bold red" if c["index"] in report["targets"] else ""
-        table.add_row(escape(label), *cells, f"{c['p_value']:.2g}", style=style)
+        table.add_row(Text(label), *cells, f"{c['p_value']:.2g}", style=style)
     if len(rows) > len(shown):
         table.caption = f"{len(rows) - len(shown):,} less suspicious classes are not shown (`onnxspect report DIR --format html` has all)"
     return table

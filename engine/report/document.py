@@ -1,24 +1,26 @@
 """The report: one JSON document (docs/report.schema.json) that everything else is drawn from.
 
-Everything in it but the fields of TIMES depends on file, data, settings, seed and device alone. `digest` is the
-SHA-256 of the report without them: two runs agree bit for bit exactly where their digests do.
+Everything in it but `seconds` and `finished` depends on file, data, settings, seed and device alone. `digest` is the
+SHA-256 of the report without them (stored_report.py): two runs agree bit for bit exactly where their digests do.
 """
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from onnxspect.converters.text import well_formed
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.report.measured import measured
 from onnxspect.engine.run import RunContext, device_name, tool_version
+from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
 from onnxspect.engine.subject.sample_size import SampleCounts
@@ -27,8 +29,7 @@ from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
 
 SCHEMA = "onnxspect-report/1"
-#: What a clock says, and so differs from run to run.
-TIMES = ("seconds", "finished")
+_UNSEEN = re.compile(r"[^\x00-\x7e]+")
 
 
 def build(
@@ -102,20 +103,9 @@ def build(
         "seconds": round(seconds, 3),
         "finished": now(),
     }
+    report = well_formed(report)
     report["digest"] = digest(report)
     return report
-
-
-def digest(report: dict[str, Any]) -> str:
-    """SHA-256 of the report without TIMES and `digest`, at any depth."""
-    text = json.dumps(_timeless(report), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _timeless(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k not in (*TIMES, "digest")}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def now() -> str:
@@ -124,8 +114,13 @@ def now() -> str:
 
 
 def as_json(document: dict[str, Any]) -> str:
-    """A document as it is stored and printed."""
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    """A document as it is stored and printed: whatever a terminal would obey, or UTF-8 cannot hold, is escaped as JSON does it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    return text if text.isascii() else _UNSEEN.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in match.group())
 
 
 def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:

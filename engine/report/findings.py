@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.report import words
 from onnxspect.engine.report.rules import RULES, Rule
 
@@ -80,13 +81,18 @@ def _backdoor(report: Mapping[str, Any], k: int, folder: Path | None) -> Finding
             "never saw."
         )
     return Finding(
-        _id(rule, report, k), rule, k, " ".join(sentences), f"Remove it: {patch_command(report, folder)}", row["p_value"]
+        _id(rule, report, k),
+        rule,
+        k,
+        " ".join(sentences),
+        f"Remove it: {patch_command(report, folder)}",
+        row["p_value"],
     )
 
 
 def _of_model(report: Mapping[str, Any], rule_id: str, message: str) -> Finding:
     rule = RULES[rule_id]
-    return Finding(_id(rule, report, None), rule, None, f"{rule.title}: {message}.", rule.fix)
+    return Finding(_id(rule, report, None), rule, None, f"{rule.title}: {visible(message)}.", rule.fix)
 
 
 def _id(rule: Rule, report: Mapping[str, Any], k: int | None) -> str:

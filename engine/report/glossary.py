@@ -69,7 +69,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     ),
     "limit": (
         "not checked",
-        "What this scan cannot rule out. No scan can rule out everything: \"clean\" means that nothing of the kinds searched "
+        'What this scan cannot rule out. No scan can rule out everything: "clean" means that nothing of the kinds searched '
         "for was found.",
     ),
     "converged": ("converged", "The search met its own stopping rule before its budget of steps was spent."),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, foremost
-from onnxspect.engine.judge.kind import strongest_box, strength
+from onnxspect.engine.judge.kind import strength, strongest_box
 from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, Verdict, speaks_for
 from onnxspect.engine.trigger import DELTA, MASK
 
@@ -21,9 +21,7 @@ def measured(evidence: Sequence[Evidence | Skipped], verdict: Verdict) -> list[d
     return [_row(k, name, unit) for k in verdict.targets for name, unit in [telling(evidence, verdict, k)]]
 
 
-def telling(
-    evidence: Sequence[Evidence | Skipped], verdict: Verdict, k: int
-) -> tuple[str, UnitEvidence | None]:
+def telling(evidence: Sequence[Evidence | Skipped], verdict: Verdict, k: int) -> tuple[str, UnitEvidence | None]:
     """The detector that names a class most certainly, and the unit that shows its trigger best: one that can be looked at, if any.
 
     Args:
@@ -33,9 +31,7 @@ def telling(
     """
     p_values = verdict.classes[k].p_values
     speaking = [
-        e
-        for e in evidence
-        if isinstance(e, Evidence) and e.detector in p_values and speaks_for(p_values, e.detector)
+        e for e in evidence if isinstance(e, Evidence) and e.detector in p_values and speaks_for(p_values, e.detector)
     ]
     speaking.sort(key=lambda e: p_values[e.detector])
     units = [(e.detector, u) for e in speaking if e.leads_to_target for u in _carrying(e, k)]

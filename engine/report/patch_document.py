@@ -7,11 +7,17 @@ with --json (`result`), and what it is about: the two files, the samples, the ru
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from onnxspect.engine.errors import MachineError
+import msgspec
+from msgspec import Meta
+
+from onnxspect.converters.sandbox.safe_open import read_beneath
+from onnxspect.converters.text import printable
+from onnxspect.engine.errors import MachineError, OnnxspectError
 from onnxspect.engine.report.document import as_json, now
 from onnxspect.engine.run import tool_version
 from onnxspect.engine.store import write_atomically
@@ -74,16 +80,116 @@ def read(folder: Path, kind: str) -> dict[str, Any] | None:
         MachineError: the file is damaged, or something else.
     """
     path = folder / f"{kind}.json"
-    if path.is_symlink() or not path.is_file():
+    if not os.path.lexists(path):
         return None
-    damaged = MachineError(f"{path}: damaged, or not written by onnxspect", f"run `onnxspect {kind}` again")
-    if path.stat().st_size > MOST_BYTES:
-        raise damaged
+    damaged = MachineError(
+        f"{printable(str(path), 200)}: damaged, or not written by onnxspect", f"run `onnxspect {kind}` again"
+    )
     try:
-        document = json.loads(path.read_bytes())
-    except ValueError as error:
+        document = json.loads(read_beneath(folder, path.name, MOST_BYTES).data)
+    except (OnnxspectError, ValueError, RecursionError) as error:
         raise damaged from error
-    wanted = {"tool", "kind", "original", "patched", "data", "run", "method", "attempts", "result", "finished"}
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA or not wanted <= set(document):
-        raise damaged
-    return document
+    try:
+        msgspec.convert(document, _Document)
+    except msgspec.ValidationError as error:
+        raise damaged from error
+    return dict(document)
+
+
+_Share = Annotated[float, Meta(ge=0, le=1)]
+_Digest = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
+
+
+class _Tool(msgspec.Struct):
+    name: str
+    version: str
+
+
+class _File(msgspec.Struct):
+    path: str
+    sha256: _Digest
+
+
+class _Data(_File):
+    samples: Annotated[int, Meta(ge=0)]
+
+
+class _Accuracy(msgspec.Struct):
+    before: _Share
+    after: _Share
+    after_interval: Annotated[list[float], Meta(min_length=2, max_length=2)]
+
+
+class _Trigger(msgspec.Struct):
+    name: str
+    target: int
+    before: _Share
+    after: _Share
+    samples: Annotated[int, Meta(ge=0)]
+    rejected: _Share | None
+
+
+class _Latency(msgspec.Struct):
+    batch: int
+    before: float
+    after: float
+
+
+class _Strip(msgspec.Struct):
+    rejected: _Share
+
+
+class _Rescan(msgspec.Struct):
+    verdict: str
+    reasons: list[str]
+
+
+class _Changed(msgspec.Struct):
+    name: str
+    relative_change: float | None
+
+
+class _Goals(msgspec.Struct):
+    success: _Share
+    accuracy_lost: _Share
+
+
+class _Result(msgspec.Struct):
+    holds: bool
+    failures: list[str]
+    samples: Annotated[int, Meta(ge=1)]
+    clean_accuracy: _Accuracy
+    agreement: _Share
+    triggers: list[_Trigger]
+    rejected: _Share | None
+    withheld: bool
+    additions: list[str]
+    latency_ms: list[_Latency]
+    strip: _Strip | None
+    rescan: _Rescan | None
+    checker: str
+    changed_initializers: list[_Changed]
+    other_differences: list[str]
+    goals: _Goals
+
+
+class _Attempt(msgspec.Struct):
+    method: str
+    outcome: str
+    facts: dict[str, Any]
+
+
+class _Document(msgspec.Struct):
+    """What every reader of a document relies on; its facts are looked at one by one where they are used."""
+
+    schema: Literal["onnxspect-patch/1"]
+    tool: _Tool
+    kind: Literal["patch", "verify"]
+    original: _File
+    patched: _File
+    data: _Data
+    run: str
+    method: str
+    attempts: list[_Attempt]
+    result: _Result
+    finished: Annotated[str, Meta(pattern=r"\A[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z\Z")]

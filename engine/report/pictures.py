@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
+from onnxspect.converters.text import visible
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.judge.verdict import ALPHA
 from onnxspect.engine.report.measured import difference
@@ -35,6 +37,22 @@ def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples
     The first detector's files have these names; the others' carry the detector's name too. Of the trigger that a report's
     `found` names there are plain images too, for the page. Returns what was written.
     """
+    with plain_text():
+        return _drawn(report, evidence, samples, folder)
+
+
+@contextlib.contextmanager
+def plain_text() -> Iterator[None]:
+    """Names are drawn letter by letter in the block: a "$" begins no formula, and nothing in the working folder asks for TeX."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.usetex": False, "text.parse_math": False, "axes.formatter.use_mathtext": False}):
+        yield
+
+
+def _drawn(
+    report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path
+) -> list[Path]:
     written = [_write(folder / "classes.png", bars(report)), *_found(report, evidence, samples, folder)]
     targets = set(report["targets"])
     first = True
@@ -62,7 +80,9 @@ def _found(
         k, name = row["class"], row["detector"]
         units = [u for e in evidence if isinstance(e, Evidence) and e.detector == name for u in e.units]
         own = [u for u in units if u.unit.target == k and u.found and u.in_pixels]
-        unit = next((u for u in own if u.unit.source == row["source"] and u.held_out_success == row["held_out_success"]), None)
+        unit = next(
+            (u for u in own if u.unit.source == row["source"] and u.held_out_success == row["held_out_success"]), None
+        )
         if unit is None:
             continue
         written.append(_small(folder / f"found-{k}-trigger.png", trigger_alone(unit.trigger)))
@@ -144,7 +164,7 @@ def bars(report: dict[str, Any]) -> Figure:
         if detector
         else "statistic"
     )
-    axes.set_title(f"{Path(report['model']['path']).name}: {report['verdict']}", fontsize=10, loc="left")
+    axes.set_title(f"{visible(Path(report['model']['path']).name)}: {report['verdict']}", fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -196,7 +216,7 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
         _show(grid[0, 1 + j], before[j])
         _show(grid[1, 1 + j], after[j])
         label = int(samples.labels[row])
-        grid[0, 1 + j].set_title(report["classes"][label]["name"][:16], y=_ABOVE, fontsize=8)
+        grid[0, 1 + j].set_title(visible(report["classes"][label]["name"][:16]), y=_ABOVE, fontsize=8)
         grid[1, 1 + j].set_title("with trigger", y=_ABOVE, fontsize=8)
     rate = "" if unit.held_out_success is None else f": sends {unit.held_out_success:.0%} of unseen images there"
     figure.suptitle(f"trigger to {_label(k, report['classes'][k]['name'])}{rate}", fontsize=9)
@@ -259,4 +279,4 @@ def _pair(unit: UnitEvidence, report: dict[str, Any]) -> str:
 
 
 def _label(index: int, name: str) -> str:
-    return str(index) if name == str(index) else f"{index} {name[:14]}"
+    return str(index) if name == str(index) else f"{index} {visible(name[:14])}"

@@ -57,9 +57,7 @@ TAXONOMIES = (
         "https://owasp.org/www-project-machine-learning-security-top-10/",
     ),
 )
-_POISON = Taxon(
-    "MITRE ATLAS", "AML.T0018.000", "Poison AI Model", "https://atlas.mitre.org/techniques/AML.T0018.000"
-)
+_POISON = Taxon("MITRE ATLAS", "AML.T0018.000", "Poison AI Model", "https://atlas.mitre.org/techniques/AML.T0018.000")
 _ARCHITECTURE = Taxon(
     "MITRE ATLAS",
     "AML.T0018.001",
@@ -121,7 +119,10 @@ class Rule:
         lines = [f"# {self.id}: {self.title}", "", f"**What it means.** {self.what}", "", f"**The risk.** {self.risk}"]
         lines += ["", f"**The evidence.** {self.evidence}", "", f"**What to do.** {self.fix}"]
         if self.taxa:
-            lines += ["", "**In public taxonomies.** " + "; ".join(f"[{t.id} {t.name}]({t.url})" for t in self.taxa) + "."]
+            lines += [
+                "",
+                "**In public taxonomies.** " + "; ".join(f"[{t.id} {t.name}]({t.url})" for t in self.taxa) + ".",
+            ]
         return "\n".join(lines) + "\n"
 
 
@@ -219,7 +220,7 @@ RULES: Mapping[str, Rule] = {
             "OSX301",
             "NoVerdict",
             "No verdict",
-            "What was measured allows neither \"clean\" nor \"backdoored\". The report's reasons say why: too few clean samples, "
+            'What was measured allows neither "clean" nor "backdoored". The report\'s reasons say why: too few clean samples, '
             "searches that did not converge, too few classes.",
             "A model without a verdict is a model that was not checked.",
             "See the reasons in the report; each names what is missing.",

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from onnxspect.converters.text import visible
+
 #: Chances below this are not told apart: no null model is true that far out.
 LEAST_CHANCE = 1e-9
 _LARGE = ((1e9, "billion"), (1e6, "million"))
@@ -92,7 +94,7 @@ def _third(at: float, size: int, names: tuple[str, str, str]) -> str:
 
 def label(row: Mapping[str, Any]) -> str:
     """A class as people call it: "7, Sneaker"; the index alone where it has no name."""
-    return str(row["index"]) if row["name"] == str(row["index"]) else f"{row['index']}, {row['name']}"
+    return str(row["index"]) if row["name"] == str(row["index"]) else f"{row['index']}, {visible(row['name'])}"
 
 
 def listed(parts: Sequence[str]) -> str:

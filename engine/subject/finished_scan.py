@@ -7,10 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onnxspect.engine.errors import OnnxspectError
+import numpy as np
+
+from onnxspect.converters.text import printable
+from onnxspect.engine.errors import MachineError, OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.subject import InputSpec, Subject
+
+#: By how much a kept trigger may leave its range: what float32 adds up to.
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,15 @@ class FinishedScan:
         """
         with Ledger(folder) as ledger:
             report = ledger.report()
-            spec = InputSpec.described(report["preprocessing"]["chosen"])
             ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
             units = {name: ledger.evidence(name) for name in ran}
+        try:
+            spec = InputSpec.described(report["preprocessing"]["chosen"])
+        except (TypeError, ValueError, OnnxspectError) as error:
+            raise _damaged(folder, f"its preprocessing: {printable(str(error), 200)}") from error
+        for name, found in units.items():
+            for unit in found:
+                _check(unit, report["model"], folder, name)
         return cls(spec, report, units)
 
     @property
@@ -47,13 +59,46 @@ class FinishedScan:
         return tuple(self.report["targets"])
 
     def check(self, subject: Subject, folder: Path) -> None:
-        """Refuse a run that belongs to another model.
+        """Refuse a run that belongs to another model, or that says otherwise than the model of what it takes.
 
         Raises:
             OnnxspectError: it does, or there is no ONNX file behind the subject.
         """
         if subject.origin.file.sha256 != self.report["model"]["sha256"]:
             raise OnnxspectError(
-                f"{folder}: the run belongs to another model ({self.report['model']['path']})",
+                f"{folder}: the run belongs to another model ({printable(self.report['model']['path'], 200)})",
                 "scan this model first, and take that run",
             )
+        model = self.report["model"]
+        if model["classes"] != subject.classes or tuple(model["input"]["shape"]) != tuple(subject.image_shape):
+            raise _damaged(folder, "it says of another number of classes, or size of images, than the model has")
+        if any(len(values) not in (1, subject.image_shape[0]) for values in (self.spec.mean, self.spec.std)):
+            raise _damaged(folder, "its preprocessing is of another number of channels")
+
+
+def _damaged(folder: Path, why: str) -> MachineError:
+    return MachineError(f"{folder}: the run is damaged: {why}", "scan again into another --out")
+
+
+def _check(unit: UnitEvidence, model: Mapping[str, Any], folder: Path, detector: str) -> None:
+    """Refuse a unit that is no trigger on the model's images: of another class, another shape, or out of range.
+
+    Raises:
+        MachineError: naming it.
+    """
+    where = f"{printable(detector)} {printable(unit.unit.key)}"
+    if unit.unit.target >= model["classes"] or (unit.unit.source or 0) >= model["classes"]:
+        raise _damaged(folder, f"{where} is of a class that the model does not have")
+    if not unit.in_pixels:
+        return
+    channels, height, width = model["input"]["shape"]
+    for name in {"mask", "pattern", "delta", "difference"} & set(unit.trigger):
+        array = unit.trigger[name]
+        shapes = [(channels, height, width)] + ([(1, height, width)] if name == "mask" else [])
+        if array.shape not in shapes or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise MachineError(
+                f"{folder}: the {name} of {where} is not of the model's images ({array.dtype}, {array.shape})",
+                "what perturbs an inner value cannot be taken up; scan again into another --out",
+            )
+        if name in ("mask", "pattern") and array.size and not -_ROUNDING <= array.min() <= array.max() <= 1 + _ROUNDING:
+            raise _damaged(folder, f"the {name} of {where} has values outside [0, 1]")

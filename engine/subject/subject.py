@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
@@ -454,6 +455,7 @@ def open_file(path: str | Path) -> OnnxFile:
     Raises:
         OnnxspectError: it is not usable; says why.
     """
+    refuse_hostile(Path(path))
     file = read_onnx(Path(path))
     probe(file)
     return file

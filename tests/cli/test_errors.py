@@ -1,4 +1,4 @@
-"""Four kinds of error, each with its exit status, as the command line tells them."""
+"""Five kinds of error, each with its exit status, as the command line tells them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from onnxspect.engine.store import FILE, Ledger
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits and devices")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="Linux devices and file systems")
-STATUS = {Kind.INPUT: 2, Kind.INCONCLUSIVE: 3, Kind.MACHINE: 4, Kind.INTERNAL: 4}
+STATUS = {Kind.INPUT: 2, Kind.HOSTILE: 1, Kind.INCONCLUSIVE: 3, Kind.MACHINE: 4, Kind.INTERNAL: 4}
 
 
 @pytest.fixture

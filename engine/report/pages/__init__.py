@@ -17,11 +17,9 @@ from markupsafe import Markup
 
 from onnxspect.engine.report import words
 from onnxspect.engine.report.glossary import GLOSSARY
+from onnxspect.engine.run_folder import read_picture
 
 _HERE = Path(__file__).parent
-#: A picture in a run folder that is larger is not one of ours.
-MOST_BYTES = 4 << 20
-_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def render(template: str, **values: Any) -> str:
@@ -37,15 +35,10 @@ def policy() -> str:
     )
 
 
-def picture(path: Path) -> str | None:
-    """A PNG file as a data URI; None where there is none.
-
-    A run folder may be a stranger's: a link that leads out of it, what is no PNG, and what is too large are left out.
-    """
-    if path.is_symlink() or not path.is_file() or path.stat().st_size > MOST_BYTES:
-        return None
-    data = path.read_bytes()
-    return "data:image/png;base64," + base64.b64encode(data).decode() if data.startswith(_PNG) else None
+def picture(folder: Path, name: str) -> str | None:
+    """A picture of a run folder as a data URI; None where there is none, or it is not one of ours (run_folder.py)."""
+    data = read_picture(folder, name)
+    return None if data is None else "data:image/png;base64," + base64.b64encode(data).decode()
 
 
 @cache
@@ -58,8 +51,8 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     made.globals |= {
-        "css": Markup(_text("page.css")),  # noqa: S704 - our own files
-        "js": Markup(_text("page.js")),  # noqa: S704
+        "css": Markup(_text("page.css")),
+        "js": Markup(_text("page.js")),
         "policy": policy(),
         "glossary": GLOSSARY,
         "words": words,
