@@ -7,15 +7,22 @@ from pathlib import Path
 import click
 
 from onnxspect.cli import exit_status, options
-from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.console import err
+from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.report import as_text, document
+from onnxspect.engine.report import formats, policy
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
-@options.data()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Clean samples: an npz with images and labels, or a folder of images by class.  [required, but for a policy with data]",
+)
 @click.option(
     "--train",
     type=click.Path(path_type=Path),
@@ -23,7 +30,7 @@ from onnxspect.engine.report import as_text, document
     help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
 )
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
+    "--preset", type=click.Choice(list(PRESETS)), help="How hard to search.  [default: the policy's, or standard]"
 )
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
@@ -31,20 +38,37 @@ from onnxspect.engine.report import as_text, document
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
+@click.option("--format", "form", type=click.Choice(formats.FORMATS), help="How to print the report.  [default: text]")
 @options.JSON
+@report_options
+@click.option(
+    "--fail-on",
+    type=click.Choice(policy.FAIL_ON),
+    help="Which verdicts end in a status that is not 0: backdoored alone, inconclusive too, or none.  [default: the policy's, or "
+    "inconclusive]",
+)
+@click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
+@options.PROGRESS
 @options.preprocessing_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path,
+    data: Path | None,
     train: Path | None,
-    preset: str,
+    preset: str | None,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
+    form: str | None,
     as_json: bool,
+    outputs: tuple[Path, ...],
+    policy_file: Path | None,
+    no_policy: bool,
+    fail_on: str | None,
+    exit_zero: bool,
+    progress: str,
     resize: bool,
     scale: float | None,
     mean: str | None,
@@ -56,20 +80,40 @@ def command(
 ) -> int:
     """Look for backdoors in the ONNX file MODEL and say how sure it is.
 
-    The report goes to stdout; triggers and charts go to the run folder as pictures. A scan that was interrupted
-    resumes when the same command is given again.
+    The report goes to stdout, and to files with -o; triggers and charts go to the run folder as pictures. A scan that was
+    interrupted resumes when the same command is given again.
 
     \b
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
+      onnxspect scan model.onnx --data clean.npz -o report.html -o report.sarif --fail-on backdoored
     """
+    if exit_zero and fail_on not in (None, policy.NEVER):
+        raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")
+    rules = found_policy(policy_file, no_policy)
+    form = "json" if as_json else form or formats.TEXT
+    files = check(outputs, None)
+    data, preset = data or rules.data, preset or rules.preset or "standard"
+    if data is None:
+        raise OnnxspectError("no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/policy.md)')
     spec = options.input_spec(scale, mean, std, channel_order)
-    run = options.run_context(device, seed, quiet)
-    result = scan(model, data, out, preset, detectors, spec, resize, run, train=train, taps=taps, perturb_at=perturb_at)
-    if as_json:
-        show_raw(document.as_json(result.report))
-    else:
-        show(as_text.render(result.report))
-    if not quiet:
+    run = options.run_context(device, seed, quiet, progress)
+    result = scan(
+        model,
+        data,
+        out,
+        preset,
+        detectors,
+        spec,
+        resize,
+        run,
+        train=train or rules.train,
+        taps=taps,
+        perturb_at=perturb_at,
+    )
+    accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
+    put(result.report, result.folder, form, files, accepted)
+    if not quiet and progress != "json":
         err.print(f"run folder: {result.folder}")
-    return exit_status.OF_VERDICT[result.report["verdict"]]
+    wanted = policy.NEVER if exit_zero else fail_on or rules.fail_on or policy.INCONCLUSIVE
+    return exit_status.of_scan(result.verdict, wanted, all_accepted)

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.report_output import patch_format, put_patch
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.prove import prove
+from onnxspect.engine.jobs.prove import document_of, prove
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
@@ -77,8 +78,15 @@ from onnxspect.engine.subject.subject import InputSpec
     show_default=True,
     help="Most clean images that a guarded file may reject.",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page of the proof there, as .html or .json.",
+)
 @options.preprocessing_options
 @options.JSON
+@options.PROGRESS
 @options.run_options
 @options.QUIET
 def command(
@@ -93,12 +101,14 @@ def command(
     max_success: float,
     max_accuracy_lost: float,
     max_rejected: float,
+    report: Path | None,
     resize: bool,
     scale: float | None,
     mean: str | None,
     std: str | None,
     channel_order: str | None,
     as_json: bool,
+    progress: str,
     device: str,
     seed: int,
     quiet: bool,
@@ -110,9 +120,11 @@ def command(
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --run runs/model
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
     """
+    if report is not None:
+        patch_format(report)
     if rescan_out is not None and not rescan:
         raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
-    run = options.run_context(device, seed, quiet)
+    run = options.run_context(device, seed, quiet, progress)
 
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
@@ -132,6 +144,9 @@ def command(
         Strip() if strip else None,
         scan_again if rescan else None,
     )
+    made = document_of(proof, model, against, data, run_folder)
+    if report is not None:
+        put_patch(made, report)
     if as_json:
         show_raw(to_json(proof.describe()))
     else:

@@ -28,6 +28,7 @@ COMMANDS = {
     "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
+    "view": ("cmd_view", "Show the pages of a folder of runs in a browser, and compare two."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from onnxspect.cli.console import Progressing
+from onnxspect.cli.json_lines import JsonLines
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device
 from onnxspect.engine.subject.subject import InputSpec
@@ -18,6 +19,15 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+
+PROGRESS = click.option(
+    "--progress",
+    type=click.Choice(["auto", "json"]),
+    default="auto",
+    show_default=True,
+    help="Bars or lines for people, or one JSON object a line for programs; on stderr.",
+)
 
 
 def data(help_text: str = "Clean samples: an npz with images and labels, or a folder of images by class.") -> Any:
@@ -82,6 +92,7 @@ def _numbers(option: str, text: str | None, default: float) -> tuple[float, ...]
     return values
 
 
-def run_context(device: str, seed: int, quiet: bool = False) -> RunContext:
+def run_context(device: str, seed: int, quiet: bool = False, progress: str = "auto") -> RunContext:
     """Seed, device and progress of a command."""
-    return RunContext(seed=seed, device=choose_device(device), observer=Progressing(quiet))
+    observer = JsonLines() if progress == "json" and not quiet else Progressing(quiet)
+    return RunContext(seed=seed, device=choose_device(device), observer=observer)

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.recovered import named, read_finding
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
+from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
@@ -105,6 +107,33 @@ def prove(
         return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
     found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
     return replace(proof, rescan=found)
+
+
+def document_of(
+    proof: Verification, patched: Path, original: Path, data: Path, run_folder: Path | None = None
+) -> dict[str, Any]:
+    """The document of a verification (report/patch_document.py), kept in the run folder too where there is one.
+
+    Args:
+        proof: what `prove` gave.
+        patched, original: the files.
+        data: clean samples.
+        run_folder: of the scan whose triggers were measured.
+
+    Raises:
+        OnnxspectError: it cannot be written.
+    """
+    made = patch_document.build(
+        patch_document.VERIFY,
+        proof.describe(),
+        (str(original), read_onnx(Path(original)).sha256),
+        (str(patched), read_onnx(Path(patched)).sha256),
+        (str(data), "", proof.samples),
+        "" if run_folder is None else str(run_folder),
+    )
+    if run_folder is not None:
+        patch_document.keep(made, run_folder)
+    return made
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

@@ -22,16 +22,23 @@ from onnxspect.engine.run_folder import read_picture
 _HERE = Path(__file__).parent
 
 
-def render(template: str, **values: Any) -> str:
-    """A page from one of the templates; every value is escaped."""
-    return _environment().get_template(f"{template}.html.j2").render(**values)
+def render(template: str, forms: bool = False, **values: Any) -> str:
+    """A page from one of the templates; every value is escaped.
+
+    Args:
+        template: its name.
+        forms: it has a form, for the server that it comes from.
+        values: what the template shows.
+    """
+    return _environment().get_template(f"{template}.html.j2").render(policy=policy(forms), **values)
 
 
-def policy() -> str:
-    """The content security policy of every page."""
+def policy(forms: bool = False) -> str:
+    """The content security policy of every page; with `forms` one may ask the server that the page comes from."""
+    target = "'self'" if forms else "'none'"
     return (
         f"default-src 'none'; img-src data:; style-src '{_hash(_text('page.css'))}'; "
-        f"script-src '{_hash(_text('page.js'))}'; base-uri 'none'; form-action 'none'"
+        f"script-src '{_hash(_text('page.js'))}'; base-uri 'none'; form-action {target}"
     )
 
 
@@ -53,7 +60,6 @@ def _environment() -> jinja2.Environment:
     made.globals |= {
         "css": Markup(_text("page.css")),
         "js": Markup(_text("page.js")),
-        "policy": policy(),
         "glossary": GLOSSARY,
         "words": words,
     }
