@@ -95,7 +95,7 @@ def command(
     files = check(outputs, None)
     data, preset = data or rules.data, preset or rules.preset or "standard"
     if data is None:
-        raise OnnxspectError("no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/policy.md)')
+        raise OnnxspectError("no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)')
     spec = options.input_spec(scale, mean, std, channel_order)
     run = options.run_context(device, seed, quiet, progress)
     result = scan(

@@ -81,7 +81,6 @@ def _component(path: str, sha256: str, report: Mapping[str, Any], reference: str
         type=ComponentType.MACHINE_LEARNING_MODEL,
         bom_ref=f"{reference}-{sha256[:16] or 'live'}",
         version=sha256[:12] or None,
-        mime_type="application/onnx",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else [],
         properties=[Property(name=f"onnxspect:{k}", value=v) for k, v in facts.items()],
     )

@@ -87,8 +87,4 @@ GLOSSARY: dict[str, tuple[str, str]] = {
         "STRIP",
         "A filter that blends an input with others: an input whose answer stays the same is suspected to carry a trigger.",
     ),
-    "divergence": (
-        "divergence",
-        "How far the patched model's answers on clean images are from the original's (Kullback-Leibler, in nats).",
-    ),
 }

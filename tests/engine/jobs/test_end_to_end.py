@@ -96,9 +96,10 @@ def test_a_clean_model_is_called_clean(work: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json", "html", "sarif"])
-def test_report_in_every_format_keeps_the_exit_status(work: Path, infected: Ran, form: str) -> None:
+def test_report_in_every_format(work: Path, infected: Ran, form: str) -> None:
+    """The report command reports, whatever the verdict is: the scan's own status decides."""
     done = onnxspect("report", work / "infected", "--format", form)
-    assert done.status == infected.status
+    assert (infected.status, done.status) == (1, 0)
     assert {"text": "BACKDOORED", "json": '"verdict"', "html": "<!doctype html>", "sarif": "2.1.0"}[form] in done.out
 
 

@@ -1,0 +1,217 @@
+"""What a pipeline relies on: statuses, files by their endings, policies, progress as JSON; the action and the hook run as they stand."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import quadrant_images
+from report_support import draw_found, patched, report_of
+from run_folder_support import finished
+
+from onnxspect.cli.main import run
+from onnxspect.engine.report import patch_document
+
+ROOT = Path(__file__).parents[2]
+NAMES = ("report.html", "report.sarif", "report.json", "report.cdx.json", "report.xml", "report.md", "report.txt")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run of a backdoored model, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "run", report_of("backdoored"))
+    draw_found(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_report_writes_every_format_and_reports(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(folder), *(a for name in NAMES for a in ("-o", name))]) == 0
+    assert capsys.readouterr().out == ""
+    begins = ("<!doctype html>", "{", "{", "{", "<?xml", "## ", "BACKDOORED")
+    for name, begin in zip(NAMES, begins, strict=True):
+        assert Path(name).read_text().startswith(begin), name
+    assert json.loads(Path("report.sarif").read_text())["version"] == "2.1.0"
+    assert json.loads(Path("report.cdx.json").read_text())["specVersion"] == "1.6"
+    assert run(["report", str(folder), "--format", "markdown"]) == 0
+    assert capsys.readouterr().out == Path("report.md").read_text()
+
+
+def test_an_ending_that_names_nothing_is_refused_before_any_work(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["report", str(folder), "-o", "report.doc"]) == 2
+    assert ".sarif" in capsys.readouterr().err
+    assert run(["scan", "nowhere.onnx", "--data", "nowhere", "-o", "report.doc"]) == 2
+    assert "report.doc" in capsys.readouterr().err
+    assert run(["report", str(folder), "-o", "no/such/folder/report.html"]) == 2
+
+
+def test_report_of_a_patch(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["report", str(folder), "--of", "patch"]) == 2
+    assert "no patch was made" in capsys.readouterr().err
+    patch_document.keep(patched(), folder)
+    assert run(["report", str(folder), "--of", "patch", "-o", "patch.html", "-o", "patch.json"]) == 0
+    assert "The patch holds" in Path("patch.html").read_text()
+    assert json.loads(Path("patch.json").read_text()) == patched() | {
+        "finished": json.loads(Path("patch.json").read_text())["finished"]
+    }
+    assert run(["report", str(folder), "--of", "patch", "-o", "patch.sarif"]) == 2
+
+
+def test_accepted_findings_are_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accept = '[[accept]]\nid = "OSX101-2-abababababab"\nreason = "known"\nexpires = {}\n'
+    Path("onnxspect.toml").write_text(accept.format("2999-01-01"))
+    assert run(["report", str(folder), "-o", "a.sarif", "-o", "a.xml"]) == 0
+    assert "is accepted: known" in capsys.readouterr().err
+    (result,) = json.loads(Path("a.sarif").read_text())["runs"][0]["results"]
+    assert result["suppressions"] == [{"kind": "external", "status": "accepted", "justification": "known"}]
+    assert 'failures="0"' in Path("a.xml").read_text()
+    assert run(["report", str(folder), "-o", "b.sarif", "--no-policy"]) == 0
+    assert "suppressions" not in Path("b.sarif").read_text()
+    Path("onnxspect.toml").write_text(accept.format("2020-01-01"))
+    assert run(["report", str(folder), "-o", "c.sarif"]) == 0
+    assert "expired on 2020-01-01" in capsys.readouterr().err
+    assert "suppressions" not in Path("c.sarif").read_text()
+    assert run(["report", str(folder), "--policy", "x.toml", "--no-policy"]) == 2
+
+
+@pytest.fixture(scope="module")
+def scanned(planted_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with the tiny planted model, samples, a policy that names them, and a finished scan."""
+    work = tmp_path_factory.mktemp("work")
+    (work / "model.onnx").write_bytes(planted_file.read_bytes())
+    samples = quadrant_images(60)
+    np.savez(work / "clean.npz", images=samples.images.transpose(0, 2, 3, 1), labels=samples.labels)
+    (work / "onnxspect.toml").write_text('data = "clean.npz"\npreset = "quick"\n')
+    done = onnxspect(work, "scan", "model.onnx", *DETECTOR, "--progress", "json", "-o", "a.html", "-o", "a.json")
+    assert done.returncode == 1, done.stderr
+    assert "BACKDOORED" in done.stdout
+    events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert {"start", "advance", "finish"} <= {e["event"] for e in events}
+    last = [e for e in events if e["event"] == "advance" and e["task"] == "neural-cleanse"][-1]
+    assert last["done"] == last["total"] == 4
+    return work
+
+
+DETECTOR = ("--detector", "neural-cleanse", "--out", "run")
+
+
+def onnxspect(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "onnxspect", *arguments],
+        cwd=work,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+
+def test_a_scan_leaves_what_its_page_shows(scanned: Path) -> None:
+    report = json.loads((scanned / "a.json").read_text())
+    (found,) = report["found"]
+    assert (found["class"], found["form"], found["size"]) == (2, "mask", [8, 8])
+    assert found["held_out"] > 10
+    assert found["held_out_success"] > 0.5
+    box = found["box"]
+    assert box["top"] <= 4 < box["top"] + box["height"] + 1
+    assert (scanned / "a.html").read_text().count("data:image/png") >= 7  # the trigger, and two examples at least
+    assert report["finished"].endswith("Z")
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [((), 1), (("--fail-on", "backdoored"), 1), (("--fail-on", "never"), 0), (("--exit-zero",), 0)],
+)
+def test_what_a_scan_fails_on(scanned: Path, options: tuple[str, ...], status: int) -> None:
+    """The finished run answers, so that only the status is new."""
+    assert onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "-q", *options).returncode == status
+
+
+def test_an_accepted_backdoor_fails_no_scan(scanned: Path) -> None:
+    log = onnxspect(scanned, "report", "run", "--format", "sarif")
+    (result,) = json.loads(log.stdout)["runs"][0]["results"]
+    policy = scanned / "accepting.toml"
+    policy.write_text(
+        f'data = "clean.npz"\npreset = "quick"\n[[accept]]\nid = "{result["properties"]["id"]}"\nreason = "test"\nexpires = 2999-01-01\n'
+    )
+    done = onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "-q", "--policy", str(policy))
+    assert done.returncode == 0, done.stderr
+    assert "BACKDOORED" in done.stdout
+
+
+def test_exit_zero_and_fail_on_contradict_each_other(scanned: Path) -> None:
+    assert onnxspect(scanned, "scan", "model.onnx", "--exit-zero", "--fail-on", "backdoored").returncode == 2
+    assert onnxspect(scanned, "scan", "model.onnx", "--no-policy").returncode == 2  # no samples
+
+
+def test_the_action_runs(scanned: Path, tmp_path: Path) -> None:
+    """Its steps as GitHub runs them: bash, inputs as the environment says, outputs read back."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text())
+    assert action["runs"]["using"] == "composite"
+    install, scan = action["runs"]["steps"]
+    for step in (install, scan):
+        assert "${{" not in step["run"]  # an input in a script would be a command
+    given = {"MODEL": "model.onnx", "FAIL_ON": "backdoored", "OUT": "run", "ARGS": "--detector neural-cleanse -q"}
+    assert set(scan["env"]) == {*given, "DATA", "PRESET", "POLICY"}
+    named = {e.removeprefix("${{ inputs.").removesuffix(" }}") for s in (install, scan) for e in s["env"].values()}
+    assert named == set(action["inputs"])
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "onnxspect").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m onnxspect "$@"\n')
+    (tools / "onnxspect").chmod(0o755)
+    (tools / "python").symlink_to(sys.executable)
+    environment = os.environ | dict.fromkeys(scan["env"], "") | given
+    environment |= {"PATH": f"{tools}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "INSTALL": "none"}
+    environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    bash = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c"]
+    assert subprocess.run([*bash, install["run"]], env=environment, cwd=scanned, timeout=60).returncode == 0
+    done = subprocess.run(
+        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1, done.stderr
+    outputs = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
+    assert (outputs["status"], outputs["verdict"]) == ("1", "backdoored")
+    assert json.loads(Path(outputs["sarif"]).read_text())["version"] == "2.1.0"
+    assert Path(outputs["html"]).read_text().startswith("<!doctype html>")
+    assert "A backdoor was found" in (tmp_path / "summary").read_text()
+    environment["MODEL"] = "$(touch hijacked).onnx"
+    done = subprocess.run(
+        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 2
+    assert not (scanned / "hijacked").exists()
+    assert (tmp_path / "output").read_text().splitlines()[-1] == "status=2"
+
+
+def test_the_hook_scans_every_file_it_is_given(scanned: Path, tmp_path: Path) -> None:
+    (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    asked = tmp_path / "asked"
+    # The hook alone is tried here: what it starts is written down, and fails for the first file.
+    (tools / "onnxspect").write_text(f'#!/bin/sh\necho "$@" >> {shlex.quote(str(asked))}\n[ "$4" != a.onnx ]\n')
+    (tools / "onnxspect").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
+    command = [*shlex.split(hook["entry"]), "a.onnx", "b c.onnx"]
+    assert subprocess.run(command, env=environment, cwd=scanned, timeout=60).returncode == 1
+    assert asked.read_text() == "scan --quiet -- a.onnx\nscan --quiet -- b c.onnx\n"
+
+
+def test_completion(capsys: pytest.CaptureFixture[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from onnxspect.cli.main import main; main()"],
+        env=os.environ | {"COMP_WORDS": "onnxspect rep", "COMP_CWORD": "1", "_ONNXSPECT_COMPLETE": "bash_complete"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "plain,report" in done.stdout
