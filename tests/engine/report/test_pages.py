@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import copy
-import hashlib
 import re
 from pathlib import Path
 
 import pytest
-from report_support import CURVES, HOSTILE, Page, draw_found, finished, of_many_classes, patched, report_of
+from report_support import CURVES, HOSTILE, Page, draw_found, finished, of_many_classes, patched, report_of, sealed
 
 from onnxspect.engine.errors import MachineError
 from onnxspect.engine.report import as_html, as_patch_html, patch_document, words
@@ -17,29 +15,6 @@ from onnxspect.engine.report.findings import patch_command
 from onnxspect.engine.report.glossary import GLOSSARY
 
 VERDICTS = ("clean", "backdoored", "inconclusive")
-
-
-def sealed(page: str) -> Page:
-    """The page, read; its policy must name the hashes of its one style and its one script, and it must ask for nothing."""
-    parsed = Page(page)
-    assert not {t for t, _ in parsed.tags} & {"link", "iframe", "object", "embed", "form", "base", "audio", "video"}
-    (policy,) = [m["content"] for m in parsed.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
-    assert policy is not None
-    rules = dict(part.split(" ", 1) for part in policy.split("; "))
-    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
-    assert rules["img-src"] == "data:"
-    for tag in ("style", "script"):
-        digest = base64.b64encode(hashlib.sha256(parsed.inside[tag].encode()).digest()).decode()
-        assert rules[f"{tag}-src"] == f"'sha256-{digest}'"
-        assert len(parsed.all(tag)) == 1
-    for _, attributes in parsed.tags:
-        assert not any(name.startswith("on") or name == "style" for name in attributes)
-        for name in ("src", "href", "srcset", "action", "data", "poster", "background"):
-            value = attributes.get(name)
-            assert value is None or value.startswith(("data:image/png;base64,", "#")), (name, value)
-    assert "url(" not in parsed.inside["style"]
-    assert "@import" not in parsed.inside["style"]
-    return parsed
 
 
 def check_links(parsed: Page) -> None:
