@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench-large demo test test-converters zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean
+.PHONY: bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -30,6 +30,33 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
 	touch $@
 
+# With LOCKED=1 everything but torch is installed by the hashes of requirements-ci.txt (torch is the build that constraints.txt's version has
+# on the machine's own index, with CUDA or without, and so has no one hash).
+ifdef LOCKED
+$(VENV)/.locked: requirements-ci.txt constraints.txt | $(VENV)/bin/python
+	$(PIP) -c constraints.txt torch
+	$(PIP) --no-deps --require-hashes -r requirements-ci.txt
+	touch $@
+$(VENV)/.demo: $(VENV)/.locked
+endif
+
+# Writes requirements-ci.txt anew after a change of pyproject.toml or constraints.txt: needs uv. No index is named in it.
+lock:
+	uv pip compile pyproject.toml --extra test --extra keras --extra tensorflow --extra jax --extra sklearn -c constraints.txt --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
+	  $(foreach p,torch triton $(NVIDIA),--no-emit-package $(p)) -o requirements-ci.txt
+NVIDIA = $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 \
+  nvjitlink nvshmem-cu13 nvtx) cuda-bindings cuda-pathfinder cuda-toolkit
+
+# Known vulnerabilities of what is locked: needs pip-audit, and asks the package index about each of these packages.
+audit:
+	pip-audit --requirement requirements-ci.txt --require-hashes --disable-pip
+
+# Mutants of everything that is parsed here, for SECONDS; what breaks a promise is kept in tests/fuzz_kept, where the tests replay it.
+SECONDS ?= 3600
+fuzz: $(VENV)/.test
+	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
+
 # All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 test-converters: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
@@ -48,6 +75,11 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
 	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
+
+# Are the tests of what judges, searches and writes able to fail? (docs/mutation.md)
+mutants: $(VENV)/.test
+	$(PIP) -c constraints.txt -e '.[mutants]'
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py
 
 # A model beyond protobuf's 2 GiB: 15 GiB of memory, 8 GiB of disk.
 bench-large: $(VENV)/.test

@@ -4,7 +4,7 @@
 
 The folder then holds
 
-    gpu.py, gpu_jobs.py     the benchmark itself
+    gpu.py, gpu_*.py        the benchmark itself
     wheels/                 this repository's wheel, and what it needs beside torch, onnx, onnxruntime, numpy, scipy and scikit-learn
                             (CPython 3.12 on x86-64 Linux); those that are there already are not used
     data/cifar10.npz        10,000 training images (lossy WebP), 1,000 clean samples (lossless), 1,000 images to measure on (lossy)
@@ -49,6 +49,16 @@ FILES = {"cifar10": "cifar10_subset.npz", "gtsrb": "gtsrb32_subset.npz"}
 #: Quality of lossy images, and of ImageNet's.
 LOSSY, LOSSY_LARGE = 90, 75
 MIB = 2**20
+#: The benchmark's own files.
+SCRIPTS = (
+    "gpu.py",
+    "gpu_plan.py",
+    "gpu_supervisor.py",
+    "gpu_commands.py",
+    "gpu_machine.py",
+    "gpu_words.py",
+    "gpu_jobs.py",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,7 +123,7 @@ def own_wheel(out: Path) -> None:
     # setuptools copies into build/lib, and what an earlier build left there would be shipped too.
     shutil.rmtree(ROOT / "build" / "lib", ignore_errors=True)
     pip("wheel", "--no-deps", "--wheel-dir", str(wheels.resolve()), ".")
-    for script in ("gpu.py", "gpu_jobs.py"):
+    for script in SCRIPTS:
         shutil.copyfile(ROOT / "benchmarks" / script, out / script)
 
 

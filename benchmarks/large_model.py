@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.input_filter import InputFilter
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.neurons import layers, switch_off
 from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.verify import Goals, verify
@@ -71,13 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     fit, guard = samples.split(0.6, rng)
     mask, pattern = np.zeros((1, 32, 32), np.float32), np.ones((3, 32, 32), np.float32)
     mask[0, 2:6, 2:6] = 1
-    case = Case(subject, fit, guard, (Trigger(0, {"mask": mask, "pattern": pattern}),), RunContext(asked.seed))
+    given = PatchInput(subject, fit, guard, (Trigger(0, {"mask": mask, "pattern": pattern}),), RunContext(asked.seed))
     timed("torch against onnxruntime", lambda: subject.check(images))
     assert subject.file is not None
     layer = layers(subject)[-1]
     edits: dict[str, Callable[[], Edit]] = {
         "pruned": lambda: switch_off(subject, layer, np.arange(layer.neurons) % 50 == 0),
-        "guarded": lambda: InputFilter().edit(case),
+        "guarded": lambda: InputFilter().edit(given),
     }
     for name, make in edits.items():
         edit = timed(f"{name}: work it out", make)
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         proof = timed(
             f"{name}: prove",
             lambda out=out, opened=opened, goals=goals: verify(
-                out, path, guard, subject.spec, named(case.triggers), goals, opened=opened
+                out, path, guard, subject.spec, named(given.triggers), goals, opened=opened
             ),
         )
         steps[-1] |= {"checker": proof.checker, "changed": list(proof.changed), "additions": list(proof.additions)}

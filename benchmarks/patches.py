@@ -41,7 +41,7 @@ from onnxspect.engine.jobs.export import write_model
 from onnxspect.engine.jobs.patch import FIT_SHARE, try_methods
 from onnxspect.engine.judge.evidence import Evidence, Unit
 from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
-from onnxspect.engine.mitigation.method import Case
+from onnxspect.engine.mitigation.method import PatchInput
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_size_limits
 from onnxspect.engine.mitigation.strip import Strip
@@ -146,12 +146,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.only not in name or not waiting:
             continue
         infected = make()
-        case, seconds = prepare(infected, run)
+        given, seconds = prepare(infected, run)
         if asked.train and infected.training is not None:
             # What a search recovers where the training set shows the trigger is what any clean model has too.
-            case = replace(case, triggers=shown(infected, case, run) or case.triggers)
+            given = replace(given, triggers=shown(infected, given, run) or given.triggers)
         for method in waiting:
-            row = measure(infected, case, method, run)
+            row = measure(infected, given, method, run)
             row |= {
                 "search_seconds": round(seconds, 1),
                 "clean": len(infected.clean),
@@ -222,17 +222,17 @@ def seen(row: dict[str, Any], zoo: Path, asked: argparse.Namespace) -> Samples:
     return Samples.from_arrays(poisoned.images, poisoned.labels)
 
 
-def shown(infected: Infected, case: Case, run: RunContext) -> tuple[Trigger, ...]:
+def shown(infected: Infected, given: PatchInput, run: RunContext) -> tuple[Trigger, ...]:
     """What the training set shows of the known targets: triggers that work, by `training-difference`."""
     assert infected.training is not None
-    at_hand = AtHand(case.subject, case.fit, case.guard, run, training=infected.training())
+    at_hand = AtHand(given.subject, given.fit, given.guard, run, training=infected.training())
     evidence = TrainingDifference().run(at_hand)
     if not isinstance(evidence, Evidence):
         return ()
     own = [u for u in evidence.units if u.unit.target in {v.target for v in infected.units}]
     able = [u for u in own if (u.held_out_success or 0.0) >= HELD_OUT_SUCCESS]
     found = [replace(t, smallest=False) for u in able if (t := u.stampable) is not None]
-    return with_size_limits(case.subject, case.fit, found, run)
+    return with_size_limits(given.subject, given.fit, found, run)
 
 
 def units_of(attack: Attack, classes: int) -> tuple[Unit, ...]:
@@ -297,7 +297,7 @@ def parted(
     return Samples.from_arrays(images[rows], labels[rows]), rest
 
 
-def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
+def prepare(infected: Infected, run: RunContext) -> tuple[PatchInput, float]:
     """The model opened, and the triggers that a search recovers for the known targets; seconds it took."""
     started = time.perf_counter()
     subject = Subject.from_onnx(infected.path, infected.spec, image_shape=infected.clean.shape)
@@ -314,11 +314,11 @@ def prepare(infected: Infected, run: RunContext) -> tuple[Case, float]:
     )
     goals = Goals()
     triggers = with_size_limits(subject, fit, triggers, run)
-    case = Case(subject, fit, guard, triggers, run, goals.success / 2, goals.accuracy_lost)
-    return case, time.perf_counter() - started
+    given = PatchInput(subject, fit, guard, triggers, run, goals.success / 2, goals.accuracy_lost)
+    return given, time.perf_counter() - started
 
 
-def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dict[str, Any]:
+def measure(infected: Infected, given: PatchInput, method: str, run: RunContext) -> dict[str, Any]:
     """One row: before and after, with the true trigger, on images that nothing has seen."""
     before = answers(infected.path, infected)
     row: dict[str, Any] = {
@@ -329,15 +329,15 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
         "method": method,
         "images": len(infected.labels),
         "stamped": len(infected.wanted),
-        "triggers_recovered": len(case.triggers),
+        "triggers_recovered": len(given.triggers),
         **{f"{k}_before": v for k, v in before.items() if k in MEASURED},
     }
     if method == "strip":
         return row | strip_row(infected, run)
     started, cpu = time.perf_counter(), time.process_time()
     try:
-        best, attempts = try_methods(chosen(method), case, "benchmark", Goals())
-        best = best or missed(method, case)
+        best, attempts = try_methods(chosen(method), given, "benchmark", Goals())
+        best = best or missed(method, given)
     except OnnxspectError as error:
         return row | {"written": False, "problem": error.message}
     row |= {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
@@ -348,8 +348,8 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
     path = Path(f"{infected.name}.{method}.onnx")
 
     with tempfile.TemporaryDirectory(prefix="onnxspect-") as folder:
-        assert case.subject.file is not None
-        write_model(proto, case.subject.file, Path(folder) / path)
+        assert given.subject.file is not None
+        write_model(proto, given.subject.file, Path(folder) / path)
         after = answers(Path(folder) / path, infected)
     proof = attempt.proof
     return row | {
@@ -360,11 +360,11 @@ def measure(infected: Infected, case: Case, method: str, run: RunContext) -> dic
     }
 
 
-def missed(method: str, case: Case) -> Any:
+def missed(method: str, given: PatchInput) -> Any:
     """The file of a method that misses its goals, to be measured all the same: its own, or for "auto" none."""
     if method == AUTO:
         return None
-    best, _ = try_methods(chosen(method), case, "benchmark", Goals(success=1.0, accuracy_lost=1.0))
+    best, _ = try_methods(chosen(method), given, "benchmark", Goals(success=1.0, accuracy_lost=1.0))
     if best is None:
         return None
     attempt, proto, changes = best

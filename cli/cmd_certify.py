@@ -22,6 +22,7 @@ from onnxspect.engine.report.document import as_json as to_json
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--classes", type=int, nargs=2, required=True, metavar="A B", help="The two classes to tell apart.")
 @click.option("--model", type=click.Path(path_type=Path), metavar="MODEL", help="Take features at a tap of this model.")
+@options.view
 @click.option(
     "--tap", metavar="VALUE", help="Which tap (`onnxspect info` lists them).  [default: the penultimate layer]"
 )

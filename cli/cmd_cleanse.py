@@ -15,10 +15,12 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.cleansing.by_activation import PriorKnowledge
 from onnxspect.engine.jobs.cleanse import METHODS, cleanse
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("cleanse", epilog="Exit status: 0 nothing to remove, 1 samples removed, 2 usage error, 4 failure.")
 @options.MODEL
+@options.view
 @click.option(
     "--train",
     type=click.Path(path_type=Path),
@@ -69,10 +71,7 @@ from onnxspect.engine.report.document import as_json as to_json
     "--out", type=click.Path(path_type=Path), default=Path("cleansed"), show_default=True, metavar="DIR",
     help="Folder for scores, kept samples and pictures.",
 )  # fmt: skip
-@click.option("--scale", type=float, help="The model takes pixels times this (1 or 255).")
-@click.option("--mean", help="Subtracted after scaling: one number, or one a channel.")
-@click.option("--std", help="Divided by, after the mean: one number, or one a channel.")
-@click.option("--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the model's colour channels.")
+@options.preprocessing_options
 @options.JSON
 @options.run_options
 @options.QUIET
@@ -91,10 +90,7 @@ def command(
     truth: Path | None,
     retrain: Path | None,
     out: Path,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     as_json: bool,
     device: str,
     seed: int,
@@ -112,7 +108,7 @@ def command(
     known = PriorKnowledge(count=count, expected=expected, silhouette=silhouette, impurity=impurity)
     done = cleanse(
         model, train, out, run_folder, detectors, tap, targets, known, as_written, truth, retrain,
-        spec=options.input_spec(scale, mean, std, channel_order), run=options.run_context(device, seed, quiet),
+        spec=spec, run=options.run_context(device, seed, quiet),
     )  # fmt: skip
     if as_json:
         show_raw(to_json(done.report))

@@ -13,11 +13,14 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 
 
-@click.command("convert", epilog="Exit status: 0 converted and equal, 2 usage error or refused, 4 failure.")
+@click.command(
+    "convert", epilog="Exit status: 0 converted and equal, 1 hostile file, 2 usage error or refused, 4 failure."
+)
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The ONNX file.")
 @click.option("--factory", metavar="MODULE:FUNCTION", help="Makes the network, where SOURCE holds weights alone.")
 @click.option("--input-shape", metavar="C,H,W", help="Of one sample, where SOURCE does not say.")
+@click.option("--head", default="", metavar="NAME", help="The output that is meant, where SOURCE has several.")
 @click.option("--framework", metavar="NAME", help="What SOURCE is, where its content misleads.")
 @click.option("--require-sandbox", is_flag=True, help="Refuse where the system cannot lock the conversion in.")
 @click.option("--json", "as_json", is_flag=True, help="Print the facts as JSON.")
@@ -26,6 +29,7 @@ def command(
     output: Path,
     factory: str | None,
     input_shape: str | None,
+    head: str,
     framework: str | None,
     require_sandbox: bool,
     as_json: bool,
@@ -53,6 +57,7 @@ def command(
         input_shape=shape,
         framework=framework,
         require_sandbox=require_sandbox,
+        head=head,
     )
     for warning in made.warnings:
         err.print(printable(warning, 400), style="dim", markup=False)

@@ -11,12 +11,14 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
+from onnxspect.converters.text import visible
 from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report.document import as_json as to_json
 
 
-@click.command("info", epilog="Exit status: 0 usable, 2 not usable (why is said), 4 failure.")
+@click.command("info", epilog="Exit status: 0 usable, 1 hostile file, 2 not usable (why is said), 4 failure.")
 @options.MODEL
+@options.view
 @click.option(
     "--second-opinion", "second", is_flag=True, help="Compare with onnx2torch, an independent implementation."
 )
@@ -34,8 +36,10 @@ def command(model: Path, second: bool, as_json: bool) -> int:
         show_raw(to_json(facts))
         return exit_status.CLEAN
     grid = Table.grid(padding=(0, 2))
-    for name in ("path", "sha256", "opset", "producer", "input", "logits", "parameters", "operators"):
-        grid.add_row(name, Text(str(facts[name])))
+    for name in ("path", "sha256", "opset", "producer", "input", "outputs", "logits", "parameters", "operators"):
+        grid.add_row(name, Text(visible(str(facts[name]))))
+    for warning in facts["warnings"]:
+        grid.add_row("warning", Text(visible(warning), "yellow"))
     show(grid)
     table = Table(box=None, pad_edge=False, header_style="bold", title="taps", title_justify="left")
     for column in ("index", "value", "shape", "depth", "operator"):

@@ -31,6 +31,7 @@ class _Method(click.Choice[str]):
     "patch", epilog="Exit status: 0 patched and proven, 2 usage error, 3 goals missed (nothing written), 4 failure."
 )
 @options.MODEL
+@options.view(name="--head")
 @click.option(
     "--run", "run_folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The scan's run folder."
 )
@@ -72,21 +73,9 @@ class _Method(click.Choice[str]):
 @click.option("--batch-norm", type=click.Choice(BATCH_NORM), hidden=True)
 @click.option("--rounds", type=click.IntRange(min=1), hidden=True)
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
-@click.option(
-    "--max-success",
-    type=click.FloatRange(0, 1),
-    default=0.02,
-    show_default=True,
-    help="Most that a trigger may still succeed.",
-)
-@click.option(
-    "--max-accuracy-lost",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Most clean accuracy that may be lost.",
-)
-@click.option("--resize", is_flag=True, help="Bring images of another size to the model's.")
+@options.MAX_SUCCESS
+@options.MAX_ACCURACY_LOST
+@options.RESIZE
 @click.option(
     "--report",
     type=click.Path(path_type=Path),

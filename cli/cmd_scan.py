@@ -13,10 +13,12 @@ from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import formats, policy
+from onnxspect.engine.subject.subject import InputSpec
 
 
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
+@options.view
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
@@ -50,6 +52,7 @@ from onnxspect.engine.report import formats, policy
 @click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
 @options.PROGRESS
 @options.preprocessing_options
+@options.RESIZE
 @options.run_options
 @options.QUIET
 def command(
@@ -70,10 +73,7 @@ def command(
     exit_zero: bool,
     progress: str,
     resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     device: str,
     seed: int,
     quiet: bool,
@@ -95,8 +95,9 @@ def command(
     files = check(outputs, None)
     data, preset = data or rules.data, preset or rules.preset or "standard"
     if data is None:
-        raise OnnxspectError("no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)')
-    spec = options.input_spec(scale, mean, std, channel_order)
+        raise OnnxspectError(
+            "no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)'
+        )
     run = options.run_context(device, seed, quiet, progress)
     result = scan(
         model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -28,6 +30,7 @@ from onnxspect.engine.subject.subject import InputSpec
     epilog="Exit status: 0 the goals hold, 1 the fresh scan finds a backdoor, 2 usage error, 3 goals missed, 4 failure.",
 )
 @options.MODEL
+@options.view(of="against")
 @click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The original file.")
 @options.data("Clean samples, best those that neither the scan nor the patch has seen.")
 @click.option(
@@ -57,20 +60,8 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Where the fresh scan is kept (default: nowhere).",
 )
 @click.option("--strip", is_flag=True, help="Also say what the STRIP filter would catch (many forward passes).")
-@click.option(
-    "--max-success",
-    type=click.FloatRange(0, 1),
-    default=0.02,
-    show_default=True,
-    help="Most that a trigger may still succeed.",
-)
-@click.option(
-    "--max-accuracy-lost",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Most clean accuracy that may be lost.",
-)
+@options.MAX_SUCCESS
+@options.MAX_ACCURACY_LOST
 @click.option(
     "--max-rejected",
     type=click.FloatRange(0, 1),
@@ -85,6 +76,7 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Write the page of the proof there, as .html or .json.",
 )
 @options.preprocessing_options
+@options.RESIZE
 @options.JSON
 @options.PROGRESS
 @options.run_options
@@ -103,10 +95,7 @@ def command(
     max_rejected: float,
     report: Path | None,
     resize: bool,
-    scale: float | None,
-    mean: str | None,
-    std: str | None,
-    channel_order: str | None,
+    spec: InputSpec | None,
     as_json: bool,
     progress: str,
     device: str,
@@ -129,7 +118,8 @@ def command(
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
             out = rescan_out if rescan_out is not None else Path(scratch) / "run"
-            return scan(patched, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
+            again = replace(against, model=patched) if isinstance(against, ModelView) else patched
+            return scan(again, data, out, rescan or "quick", spec=spec, resize=resize, run=run).report
 
     proof = prove(
         model,
@@ -137,7 +127,7 @@ def command(
         data,
         run_folder,
         triggers,
-        options.input_spec(scale, mean, std, channel_order),
+        spec,
         Goals(max_success, max_accuracy_lost, rejected=max_rejected),
         resize,
         run,
@@ -150,7 +140,7 @@ def command(
     if as_json:
         show_raw(to_json(proof.describe()))
     else:
-        show(tables.verification(proof, f"{model} against {against}"))
+        show(tables.verification(proof, f"{model} against {getattr(against, 'model', against)}"))
         show(Text("\n".join(_more(proof)), "dim"))
     if proof.rescan is not None and proof.rescan.verdict == "backdoored":
         return exit_status.BACKDOOR

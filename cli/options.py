@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -12,6 +13,7 @@ from onnxspect.cli.console import Progressing
 from onnxspect.cli.json_lines import JsonLines
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, choose_device
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,6 +21,70 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+RESIZE = click.option("--resize", is_flag=True, help="Bring images of another size to the model's.")
+MAX_SUCCESS = click.option(
+    "--max-success",
+    type=click.FloatRange(0, 1),
+    default=0.02,
+    show_default=True,
+    help="Most that a trigger may still succeed.",
+)
+MAX_ACCURACY_LOST = click.option(
+    "--max-accuracy-lost",
+    type=click.FloatRange(0, 1),
+    default=0.01,
+    show_default=True,
+    help="Most clean accuracy that may be lost.",
+)
+
+
+def view(command: Command | None = None, *, of: str = "model", name: str = "--output") -> Any:
+    """--output and --bind: what of the model is looked at. The command's argument `of` becomes a ModelView where one is given.
+
+    Args:
+        command: what is decorated, where no argument is given.
+        of: name of the argument that the options are about.
+        name: of the first option, where --output is another thing.
+    """
+
+    def decorate(function: Command) -> Any:
+        @functools.wraps(function)
+        def inner(*args: Any, score_output: str, bound_inputs: tuple[str, ...], **kwargs: Any) -> Any:
+            if kwargs[of] is not None and (score_output or bound_inputs):
+                kwargs[of] = ModelView(kwargs[of], score_output, _bindings(bound_inputs))
+            return function(*args, **kwargs)
+
+        wrapped = click.option(
+            "--bind",
+            "bound_inputs",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Fill an input that is no image (keep_prob=1). May be given again.",
+        )(inner)
+        return click.option(
+            name,
+            "score_output",
+            default="",
+            metavar="NAME",
+            help="The output that holds the class scores, where there are several.",
+        )(wrapped)
+
+    return decorate if command is None else decorate(command)
+
+
+def _bindings(given: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
+    found = []
+    for text in given:
+        name, equals, value = text.rpartition("=")
+        try:
+            number = {"true": 1.0, "false": 0.0}.get(value.lower())
+            found.append((name, float(value) if number is None else number))
+        except ValueError:
+            equals = ""
+        if not equals or not name:
+            raise OnnxspectError(f"--bind {text!r}: not a name and a number", "such as --bind keep_prob=1")
+    return tuple(sorted(found))
 
 
 PROGRESS = click.option(
@@ -52,9 +118,23 @@ def run_options(command: Command) -> Command:
 
 
 def preprocessing_options(command: Command) -> Command:
-    """How pixels are fed to the model, for users who know; without them it is found out."""
+    """How pixels are fed to the model, for users who know; without them it is found out.
+
+    The command gets as `spec` what they say: an InputSpec, or None where they are not given.
+    """
+
+    @functools.wraps(command)
+    def with_spec(
+        *args: Any,
+        scale: float | None,
+        mean: str | None,
+        std: str | None,
+        channel_order: str | None,
+        **others: Any,
+    ) -> Any:
+        return command(*args, spec=_input_spec(scale, mean, std, channel_order), **others)
+
     options = (
-        click.option("--resize", is_flag=True, help="Bring images of another size to the model's."),
         click.option("--scale", type=float, help="The model takes pixels times this (1 or 255)."),
         click.option("--mean", help="Subtracted after scaling: one number, or one a channel (0.485,0.456,0.406)."),
         click.option("--std", help="Divided by, after the mean: one number, or one a channel."),
@@ -62,12 +142,13 @@ def preprocessing_options(command: Command) -> Command:
             "--channel-order", type=click.Choice(["RGB", "BGR"]), help="Order of the model's colour channels."
         ),
     )
+    wrapped = with_spec
     for option in options:
-        command = option(command)
-    return command
+        wrapped = option(wrapped)
+    return cast(Command, wrapped)
 
 
-def input_spec(scale: float | None, mean: str | None, std: str | None, channel_order: str | None) -> InputSpec | None:
+def _input_spec(scale: float | None, mean: str | None, std: str | None, channel_order: str | None) -> InputSpec | None:
     """The user's own preprocessing, or None where nothing was said (then it is found out)."""
     if scale is None and mean is None and std is None and channel_order is None:
         return None

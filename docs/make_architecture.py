@@ -70,7 +70,7 @@ ROOMS = (
     Room("converters/sandbox", ("the locked-in child", "process"), ("converters/sandbox",), 2),
     Room(
         "converters/errors, text",
-        ("four kinds of errors,", "safe text, extensions"),
+        ("five kinds of errors,", "safe text, extensions"),
         ("converters/__init__.py", "converters/errors.py", "converters/text.py", "converters/plugins.py"),
         2,
     ),
@@ -104,6 +104,7 @@ WHERE = (
     Place("the sandbox, the parent's side", "converters/sandbox/guard.py", "guarded"),
     Place("the sandbox, the child's side", "converters/sandbox/guard_child.py", "main"),
     Place("what is refused in an untrusted file", "converters/file/onnx_file.py", "check_onnx"),
+    Place("what a file is called hostile for", "converters/file/malice.py", "refuse_hostile"),
     Place("the lowering of a graph", "converters/lowering/lower.py", "lower"),
     Place("the lowering of an operator (Conv)", "converters/lowering/ops/convolution.py", "conv"),
     Place("the comparison with onnxruntime", "converters/proof/parity.py", "Comparison"),
@@ -116,7 +117,8 @@ WHERE = (
     Place("the methods of `patch`", "engine/mitigation/registry.py", "METHODS"),
     Place("the proof of a patch", "engine/mitigation/verify.py", "verify"),
     Place("the report as JSON", "engine/report/document.py", "build"),
-    Place("the four kinds of errors", "converters/errors.py", "Kind"),
+    Place("the five kinds of errors", "converters/errors.py", "Kind"),
+    Place("the signature of a report", "engine/report/signature.py", "signed"),
     Place("the exit statuses", "cli/exit_status.py", "OF_VERDICT"),
     Place("how poisoned samples are named", "engine/jobs/cleanse.py", "cleanse"),
     Place("certificates", "engine/certification/fixed.py", "certify_fixed"),
@@ -173,7 +175,7 @@ WALKS = {
         Place(
             "The triggers of the named classes are read from the scan's ledger.",
             "engine/mitigation/recovered.py",
-            "read_finding",
+            "read_recovered",
             _PATCH,
         ),
         Place(

@@ -361,6 +361,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
         "source": evidence.unit.source,
         "tap": evidence.unit.tap,
         "shared": evidence.unit.shared,
+        "start": evidence.unit.start,
         "statistics": dict(evidence.statistics),
         "found": evidence.found,
         "converged": evidence.converged,
@@ -373,5 +374,5 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
 
 
 def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
-    unit = Unit(row.pop("target"), row.pop("source"), row.pop("tap"), row.pop("shared", False))
+    unit = Unit(row.pop("target"), row.pop("source"), row.pop("tap"), row.pop("shared", False), row.pop("start", 0))
     return UnitEvidence(unit=unit, trigger=trigger, **row)

@@ -6,6 +6,8 @@ planted weight the checkerboard of a 2x2 patch adds to one class's logit. On cle
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,15 +141,24 @@ def planted(planted_file: Path) -> Subject:
     return Subject.from_onnx(planted_file)
 
 
-#: Files that take minutes: they start first, so that no core waits at the end for one that another has just begun.
+#: Files that take minutes, the longest first: they start first, so that no core waits at the end for one that another has just begun.
 SLOWEST = (
     "test_end_to_end",
-    "test_sources_frameworks",
-    "test_demo",
-    "test_sources_applications",
     "test_models_train",
+    "test_sources_applications",
+    "test_sources_frameworks",
     "test_neural_cleanse",
+    "test_sources_hostile",
+    "test_python_page",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One folder for the models of other frameworks: workers inherit its name from the process that starts them."""
+    if not hasattr(config, "workerinput"):
+        home = tempfile.TemporaryDirectory(prefix="onnxspect-test-models-")
+        config.add_cleanup(home.cleanup)
+        os.environ["ONNXSPECT_TEST_MODELS"] = home.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

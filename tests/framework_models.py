@@ -48,7 +48,7 @@ def small_network(layers: Any, sequential: Any) -> Any:
 
 def calibration(count: int, *, pixels: bool = False) -> np.ndarray:
     """Images of the kind that `convert` compares on: ``(count, SIZE, SIZE, 3)`` in [0, 1], or in [0, 255]."""
-    from onnxspect.converters.sources.convert_job import test_image
+    from onnxspect.converters.sources.images import test_image
 
     rng = np.random.default_rng(100)
     images = np.stack([test_image((SIZE, SIZE, 3), "NHWC", rng) for _ in range(count)])

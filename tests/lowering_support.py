@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import SUM_32
 
 from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.proof.oracle import Oracle
@@ -41,7 +42,7 @@ def model(
     return helper.make_model(graph, opset_imports=imports, ir_version=10, functions=list(functions))
 
 
-def expect(proto: onnx.ModelProto, x: np.ndarray, tolerance: float = 1e-5) -> LoweredModel:
+def expect(proto: onnx.ModelProto, x: np.ndarray, tolerance: float = SUM_32) -> LoweredModel:
     """Lowering answers what onnxruntime answers."""
     lowered = lower(proto)
     found = lowered.module(torch.from_numpy(x))

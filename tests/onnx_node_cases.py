@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import torch
 from onnx import numpy_helper
+from tolerances import OPERATION_32
 
 from onnxspect.converters.lowering.builder import host_dtype
 from onnxspect.converters.lowering.lower import LoweredModel, lower
@@ -162,5 +163,5 @@ def _compare(name: str, found: Any, expected: Any, case: NodeCase) -> None:
     rtol = max(case.rtol, _TWO_UNITS.get(expected.dtype.name, 0.0))
     # Sums round relative to what was summed, so what cancels to 0 is compared on the scale of the tensor.
     finite = np.abs(expected.astype(wide))
-    atol = max(case.atol, 1e-6 * float(finite[np.isfinite(finite)].max(initial=0.0)))
+    atol = max(case.atol, OPERATION_32 * float(finite[np.isfinite(finite)].max(initial=0.0)))
     np.testing.assert_allclose(actual.astype(wide), expected.astype(wide), rtol, atol, err_msg=name)

@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
@@ -140,9 +140,9 @@ def opened(model: onnx.ModelProto, folder: Path) -> Subject:
     return Subject.from_onnx(saved(model, folder / "model.onnx"))
 
 
-def case_of(subject: Subject, *triggers: Trigger, fit: Samples = FIT, guard: Samples = GUARD) -> Case:
+def case_of(subject: Subject, *triggers: Trigger, fit: Samples = FIT, guard: Samples = GUARD) -> PatchInput:
     """What a method is given; the planted trigger by default."""
-    return Case(subject, fit, guard, triggers or (patch_trigger(),), RunContext())
+    return PatchInput(subject, fit, guard, triggers or (patch_trigger(),), RunContext())
 
 
 def written(subject: Subject, edit: Edit, folder: Path, name: str = "method") -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ def reference_folder() -> Path:
     return next((p for p in (root / "reference", root.parent / "reference") if p.is_dir()), root / "reference")
 
 
-_HOME = tempfile.TemporaryDirectory(prefix="onnxspect-test-models-")
+#: conftest.py makes the folder, one for all workers of a run.
+HOME = "ONNXSPECT_TEST_MODELS"
 
 
 def installed(kind: str) -> bool:
@@ -51,14 +53,24 @@ def needs(kind: str) -> pytest.MarkDecorator:
 
 @functools.cache
 def made(kind: str, *names: str) -> Path:
-    """The folder of models that framework_models.py makes, in a process of its own, once a session."""
-    folder = Path(_HOME.name) / "-".join((kind, *names))
-    folder.mkdir()
+    """The folder of models that framework_models.py makes, in a process of its own, once a run for all workers."""
+    folder = Path(os.environ[HOME]) / "-".join((kind, *names))
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            _make(folder, kind, names)
+    return folder
+
+
+def _make(folder: Path, kind: str, names: Sequence[str]) -> None:
+    """Into a folder beside it first: what failed half way is nobody's model."""
+    part = folder.with_suffix(".part")
+    part.mkdir(exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, str(HERE / "framework_models.py"), kind, str(folder), *names]
+    command = [sys.executable, str(HERE / "framework_models.py"), kind, str(part), *names]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return folder
+    part.rename(folder)
 
 
 def converted(source: Path, out: Path, **options: Any) -> Conversion:

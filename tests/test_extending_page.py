@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from conftest import quadrant_images, quadrant_model, quadrant_weights, saved
+from tolerances import NETWORK_32
 
 from onnxspect import OnnxspectError, scan
 from onnxspect.converters import plugins
@@ -117,7 +118,7 @@ def test_a_package_brings_a_source_format_in(package: Path, tmp_path: Path) -> N
     assert done.stdout.split() == ["linear-text", "False"]
     images = quadrant_images(2).images
     (logits,) = onnxruntime.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"image": images})
-    np.testing.assert_allclose(logits, images.reshape(8, -1) @ quadrant_weights(2), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits, images.reshape(8, -1) @ quadrant_weights(2), rtol=NETWORK_32, atol=NETWORK_32)
 
 
 def test_two_perturbations_are_two_fingerprints(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

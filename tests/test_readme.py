@@ -25,7 +25,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 def test_every_page_is_linked() -> None:
-    assert {p.name for p in (ROOT / "docs").glob("*.md")} == set(re.findall(r"\(docs/(\w+\.md)\)", README))
+    assert {p.name for p in (ROOT / "docs").glob("*.md")} == set(re.findall(r"\(docs/([\w-]+\.md)\)", README))
 
 
 def test_the_two_commands_are_there() -> None:

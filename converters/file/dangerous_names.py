@@ -9,6 +9,7 @@ wrapper; and less whole modules that a user's own may be named like (code, test,
 from __future__ import annotations
 
 PROGRAMS = "runs programs"
+SYSTEM = "reaches into the system"
 CODE = "runs Python code"
 LOADS = "loads code or other files"
 NETWORK = "reaches the network"
@@ -16,13 +17,9 @@ FILES = "reads or writes files"
 
 #: Module -> what its functions do; with everything below it.
 MODULES: dict[str, str] = {
+    **dict.fromkeys(["os", "posix", "nt", "posixpath", "ntpath"], SYSTEM),
     **dict.fromkeys(
         [
-            "os",
-            "posix",
-            "nt",
-            "posixpath",
-            "ntpath",
             "subprocess",
             "popen2",
             "pty",
@@ -154,6 +151,10 @@ MODULES: dict[str, str] = {
     ),
 }
 
+_RUNNING = (
+    "system popen startfile fork forkpty execl execle execlp execv execve execvp execvpe spawnl spawnle spawnv spawnve spawnvp "
+    "posix_spawn posix_spawnp"
+)
 _BUILTINS = {
     **dict.fromkeys(("eval", "exec", "execfile", "compile", "apply", "breakpoint", "globals", "locals", "vars"), CODE),
     **dict.fromkeys(("__import__", "delattr", "setattr", "__build_class__"), CODE),
@@ -161,6 +162,7 @@ _BUILTINS = {
 }
 #: "module.name" -> what it does.
 NAMES: dict[str, str] = {
+    **{f"{module}.{name}": PROGRAMS for module in ("os", "posix", "nt") for name in _RUNNING.split()},
     **{
         f"{module}.{name}": does
         for module in ("builtins", "__builtin__", "__builtins__")

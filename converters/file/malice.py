@@ -45,6 +45,7 @@ _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(?:Lambda|__lambda__)"|"function_typ
 _NAME = re.compile(rb'"name"\s*:\s*"([^"\\]{1,80})"')
 _SCRIPT = re.compile(rb"\b(torch\.(?:from_file|save|load)|os\.(?:system|popen)|subprocess\.\w+|__import__|PythonOp)\b")
 _EXPRESSION = re.compile(rb"\b(__import__|os\.system|os\.popen|subprocess\.\w+|eval\(|exec\()")
+_FLEX = re.compile(b"Flex(" + "|".join(sorted(TENSORFLOW, key=len, reverse=True)).encode() + rb")\x00")
 _OPERATION = re.compile(
     b"|".join(b"\x12" + bytes([len(name)]) + name.encode() for name in sorted(TENSORFLOW, key=len, reverse=True)),
     re.DOTALL,
@@ -93,6 +94,10 @@ def _of_file(file: IO[bytes]) -> Iterator[str]:
     if any(head[at : at + 8] == _HDF5 for at in (0, 512, 1024, 2048)):
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             yield from _layers(data)
+        return
+    if head[4:8] == b"TFL3":
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield from _flex(data)
         return
     size = os.fstat(file.fileno()).st_size
     archived = head.startswith(b"PK") or head[257:262] == b"ustar"
@@ -246,7 +251,7 @@ def _unpacked(data: bytes) -> bytes:
     try:
         for start in range(0, len(data), 1 << 16):
             made += engine.decompress(data[start : start + (1 << 16)], MOST_BYTES - len(made))
-            while len(made) < MOST_BYTES and getattr(engine, "unconsumed_tail", b""):
+            while len(made) < MOST_BYTES and len(getattr(engine, "unconsumed_tail", b"")):
                 made += engine.decompress(engine.unconsumed_tail, MOST_BYTES - len(made))
             if engine.eof or len(made) >= MOST_BYTES:
                 break
@@ -301,6 +306,12 @@ def _objects_of(text: bytes) -> Iterator[dict[str, Any]]:
             queue += item.values()
         elif isinstance(item, list):
             queue += item
+
+
+def _flex(data: Any) -> Iterator[str]:
+    """TensorFlow's operations in a TensorFlow Lite file, by the names under which its Flex delegate runs them."""
+    for name in sorted({m.group(1).decode() for m in _FLEX.finditer(data)}):
+        yield f"its graph holds {name}, which {TENSORFLOW[name]}"
 
 
 def _graph(data: bytes) -> Iterator[str]:

@@ -6,10 +6,11 @@ some damaged files: those first meet it in the child (probe.py). What happens he
 1. open (safe_open.py): a regular file of at least one byte and at most `Limits.file_bytes` (`onnx.load` takes an empty
    file for a model without nodes);
 2. bound the memory that parsing takes (wire_scan.py), then parse with protobuf;
-3. bring the external data in (external_data.py), from the file's folder and nowhere else;
-4. repair what old exporters left out, with a warning each: a missing opset_import is opset 1 (the ONNX IR before
+3. refuse what two readers would read in two ways (two_readings.py);
+4. bring the external data in (external_data.py), from the file's folder and nowhere else;
+5. repair what old exporters left out, with a warning each: a missing opset_import is opset 1 (the ONNX IR before
    version 3 had none), and attributes without a type get the type of the field that is filled;
-5. count nodes after expansion of functions and loops (graph_cost.py).
+6. count nodes after expansion of functions and loops (graph_cost.py).
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from onnx import AttributeProto, TensorProto
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.external_data import ExternalFile, embed, tensor_bytes, tensors
 from onnxspect.converters.file.graph_cost import GraphCost, graph_cost
+from onnxspect.converters.file.two_readings import refuse_overlaps, refuse_two_readings
 from onnxspect.converters.file.wire_scan import Damaged, parse_bound
 from onnxspect.converters.sandbox.safe_open import read_regular
 from onnxspect.converters.text import printable, readable_bytes
@@ -69,6 +71,9 @@ class OnnxFile:
         cost: nodes as written, expanded and executed.
         external: the pieces of external data that were read.
         warnings: one line for each thing that was repaired or is odd.
+        bound: inputs beside the image that got a value (bound_inputs.py), by name; they are initializers of `proto`, and none of the
+            file on disk.
+        faced: `proto` has another input than the file on disk: a batch axis, or a shape (input_face.py).
     """
 
     path: Path
@@ -79,6 +84,8 @@ class OnnxFile:
     cost: GraphCost
     external: tuple[ExternalFile, ...] = ()
     warnings: tuple[str, ...] = ()
+    bound: tuple[tuple[str, float], ...] = ()
+    faced: bool = False
 
     @property
     def identity(self) -> str:
@@ -123,7 +130,9 @@ def check_onnx(
     """
     try:
         proto = parse_onnx(data, limits)
+        refuse_two_readings(proto)
         pieces = embed(proto, path.parent, limits.external_bytes) if external else ()
+        refuse_overlaps(pieces)
         warnings = _repair(proto)
         cost = _check(proto, limits, external=external)
     except OnnxspectError as error:

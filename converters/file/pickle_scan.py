@@ -1,6 +1,6 @@
 """What a pickle would import, found without running it.
 
-A pickle is a program for a stack machine. This follows the opcodes (pickletools, protocol 0 to 5) with a stack on which only
+A pickle is a program for a stack machine. This follows the opcodes (protocol 0 to 5) with a stack on which only
 texts keep their value, so that a name put together out of the memo is found as well (STACK_GLOBAL). Nothing is imported, called or
 built. A program that breaks off is read up to there, because the unpickler runs it up to there too; what follows is searched for the
 opcodes of *known* names at any offset: raw arrays lie between the pickles of joblib and after those of PyTorch's older files.
@@ -8,11 +8,13 @@ opcodes of *known* names at any offset: raw arrays lie between the pickles of jo
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickletools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from onnxspect.converters.file.dangerous_names import GETATTR, TELLING, harm
 
@@ -24,6 +26,9 @@ _TEXTS = frozenset(
     ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING")
 )
 _BYTES = frozenset(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BINSTRING", "SHORT_BINSTRING", "STRING"))
+#: Opcodes whose argument is a line, which is of no use here.
+_LINES = frozenset(("INT", "LONG", "FLOAT", "PERSID"))
+_CODES = {ord(o.code): o for o in pickletools.opcodes}
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 #: How a pickle, a zip archive or an array with a pickle begins, inside a text of bytes.
@@ -112,7 +117,7 @@ def _begins(head: bytes) -> bool:
     """Whether the first opcodes are those of a pickle of protocol 0 or 1; a text begins with such letters by chance."""
     steps = 0
     try:
-        for opcode, _, _ in pickletools.genops(io.BytesIO(head)):
+        for opcode, _, _ in _opcodes(io.BytesIO(head)):
             steps += 1
             if opcode.name == "STOP":
                 return steps > 1
@@ -130,14 +135,14 @@ def _follow(stream: io.BytesIO, found: Scan, texts: set[str], most: int) -> tupl
     memo: dict[int, str | None] = {}
     used = 0
     try:
-        for opcode, argument, at in pickletools.genops(stream):
+        for opcode, argument, at in _opcodes(stream):
             used += 1
             name = opcode.name
             if name in ("GLOBAL", "INST"):
-                module, _, attribute = str(argument).partition(" ")
-                found.globals.append(Global(module, attribute, at or 0, harm(module, attribute)))
+                module, _, attribute = str(argument).partition("\n")
+                found.globals.append(Global(module, attribute, at, harm(module, attribute)))
             elif name == "STACK_GLOBAL":
-                found.globals.append(_of_stack(stack, at or 0))
+                found.globals.append(_of_stack(stack, at))
             if name in _PUT:
                 memo[int(argument)] = stack[-1] if stack else None
             elif name == "MEMOIZE":
@@ -160,9 +165,49 @@ def _follow(stream: io.BytesIO, found: Scan, texts: set[str], most: int) -> tupl
                 return used, False
             if name == "STOP":
                 return used, True
-    except (ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError, MemoryError, AttributeError, KeyError):
+    except (ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError, MemoryError):
         return used, False  # it breaks off, and so would the unpickler; or its memo is of another make
     return used, False
+
+
+def _opcodes(stream: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any, int]]:
+    """Opcode, argument and offset, one after the other up to STOP, read as the unpickler reads them.
+
+    pickletools.genops reads lines otherwise: it gives up at a letter that is not ASCII and at a number such as 0x10, undoes escapes
+    in names that the unpickler takes as they stand, and so can be made to stop before what a file hides.
+
+    Raises:
+        ValueError, EOFError, UnicodeDecodeError: the program breaks off.
+    """
+    while code := stream.read(1):
+        at = stream.tell() - 1
+        opcode = _CODES.get(code[0])
+        if opcode is None:
+            return
+        name = opcode.name
+        argument: Any = None
+        if name in ("GLOBAL", "INST"):
+            argument = "\n".join(_line(stream).decode("utf-8") for _ in range(2))
+        elif name == "STRING":
+            argument = codecs.escape_decode(_line(stream).strip(b"\"'"))[0].decode("latin-1")
+        elif name == "UNICODE":
+            argument = _line(stream).decode("raw-unicode-escape")
+        elif name in ("PUT", "GET"):
+            argument = int(_line(stream))
+        elif name in _LINES:
+            _line(stream)
+        elif opcode.arg is not None:
+            argument = opcode.arg.reader(stream)
+        yield opcode, argument, at
+        if name == "STOP":
+            return
+
+
+def _line(stream: io.BytesIO) -> bytes:
+    line = stream.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError("a line without an end")
+    return line[:-1]
 
 
 def _of_stack(stack: list[str | None], at: int) -> Global:

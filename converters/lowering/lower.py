@@ -183,8 +183,20 @@ def unsupported_error(failures: Sequence[str]) -> OnnxspectError:
     more = f" and {len(shown) - 20} more" if len(shown) > 20 else ""
     return OnnxspectError(
         f"{len(failures)} node(s) cannot be turned into a torch graph: {'; '.join(shown[:20])}{more}",
-        "docs/operators.md lists what is supported; exporting again at another opset may avoid these operators",
+        _way_out(shown),
     )
+
+
+def _way_out(failures: Sequence[str]) -> str:
+    """What to do about operators that are not supported, by whose they are."""
+    if any(f.startswith("com.microsoft.nchwc:") for f in failures):
+        return (
+            "the file was saved by onnxruntime's optimiser for one kind of processor: scan the original, or save it at the level "
+            "ORT_ENABLE_EXTENDED"
+        )
+    if all(f.startswith(("com.microsoft:", "ai.onnx.contrib:", "com.ms.")) for f in failures):
+        return "these are onnxruntime's own operators: scan the model before it was optimised or extended"
+    return "docs/operators.md lists what is supported; exporting again at another opset may avoid these operators"
 
 
 def _needed(graph: onnx.GraphProto, wanted: Sequence[str]) -> list[onnx.NodeProto]:

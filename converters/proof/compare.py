@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 from onnx import numpy_helper
 
 from onnxspect.converters.text import printable
@@ -124,7 +125,7 @@ def _metadata(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:
 
 
 def _rest(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:
-    """Fields that neither weights nor nodes nor interface nor metadata hold: functions, inferred shapes, names, ..."""
+    """What neither weights nor nodes nor interface nor metadata hold: functions, inferred shapes, names, unknown fields, ..."""
     compared_elsewhere = {"node", "initializer", "input", "output"}
     pairs: list[tuple[str, Message, Message, set[str]]] = [
         ("model", a, b, {"graph", "metadata_props", "opset_import", *_VERSION_FIELDS}),
@@ -134,6 +135,22 @@ def _rest(a: onnx.ModelProto, b: onnx.ModelProto) -> Iterator[Difference]:
         for field in x.DESCRIPTOR.fields:
             if field.name not in known and _bytes(x, field.name) != _bytes(y, field.name):
                 yield Difference("other", field.name, f"{where}: {field.name} differs")
+        if _unknown(x) != _unknown(y):
+            numbers = sorted({n for n, _, _ in _unknown(x) ^ _unknown(y)})
+            listed = ", ".join(map(str, numbers[:5]))
+            yield Difference("other", "", f"{where}: fields that ONNX does not know differ (number {listed})")
+    for name in ("opset_import", "metadata_props"):
+        # Compared by key above; what repeats a key, or holds more than a key and a value, is seen here alone.
+        x_entries, y_entries = list(getattr(a, name)), list(getattr(b, name))
+        more = [m for m in (*x_entries, *y_entries) if _unknown(m)]
+        keys = [[m.domain if name == "opset_import" else m.key for m in side] for side in (x_entries, y_entries)]
+        if (more or any(len(set(k)) < len(k) for k in keys)) and sorted(_bytes(a, name)) != sorted(_bytes(b, name)):
+            yield Difference("other", name, f"model: {name} differs (repeated keys, or fields that ONNX does not know)")
+
+
+def _unknown(message: Message) -> set[tuple[int, int, str]]:
+    """The fields of a message, of itself alone, that this version of ONNX has no name for: number, wire type, content."""
+    return {(f.field_number, f.wire_type, repr(f.data)) for f in UnknownFieldSet(message)}
 
 
 def _bytes(message: Message, field: str) -> list[bytes]:

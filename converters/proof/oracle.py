@@ -16,6 +16,7 @@ import onnxruntime as ort
 import torch
 
 from onnxspect.converters.errors import OnnxspectError, caused_by
+from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.file.oversized import arrays, copied, oversized, parted
 
 _NUMPY = {
@@ -75,6 +76,11 @@ def _source(
         del model.graph.output[:]
         model.graph.output.extend(wanted)
     return model.SerializeToString(), values
+
+
+def of_file(file: OnnxFile) -> Path | onnx.ModelProto:
+    """What a session over a file is made of: the file itself; or the model, where an input of it was bound or got a face."""
+    return file.proto if file.bound or file.faced else file.path
 
 
 class Oracle:

@@ -310,7 +310,7 @@ def _compare(
     Where onnxruntime takes several runs for the batch, only the outputs are compared: how the parts of an inner value
     fit together is known for these alone.
     """
-    fed = np.ascontiguousarray(batch, dtype=oracle.dtype(name))
+    fed = _whole_groups(oracle, name, np.ascontiguousarray(batch, dtype=oracle.dtype(name)))
     expected = _run_oracle(oracle, name, fed, names)
     wide = fed.astype(np.float32) if fed.dtype == np.float16 else fed
     x = torch.from_numpy(wide).to(_device(lowered))
@@ -334,8 +334,6 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
     """
     fixed = oracle.inputs[name][0][0] if oracle.inputs[name][0] else None
     if isinstance(fixed, int) and fixed > 0 and len(fed) != fixed:
-        if len(fed) % fixed:
-            raise OnnxspectError(f"the file takes batches of {fixed}; {len(fed)} samples do not make whole ones")
         return [oracle.run({name: fed[i : i + fixed]}, names) for i in range(0, len(fed), fixed)]
     try:
         return [oracle.run({name: fed}, names)]
@@ -347,6 +345,13 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
                 pass
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise caused_by(error, f"onnxruntime cannot run the model: {line}") from error
+
+
+def _whole_groups(oracle: Oracle, name: str, fed: np.ndarray) -> np.ndarray:
+    """A batch for a file that takes so many images at a time: filled up with its own last image."""
+    fixed = oracle.inputs[name][0][0] if oracle.inputs[name][0] else None
+    missing = -len(fed) % fixed if isinstance(fixed, int) and fixed > 0 else 0
+    return np.concatenate([fed, np.repeat(fed[-1:], missing, axis=0)]) if missing and len(fed) else fed
 
 
 def _row(name: str, batch: int, chunks: Sequence[np.ndarray], found: np.ndarray, smallest: float) -> TensorParity:
@@ -374,6 +379,10 @@ def _seeded(
     oracle: Oracle, name: str, given: Sequence[np.ndarray], batch_sizes: Sequence[int], seed: int
 ) -> Iterator[np.ndarray]:
     shape, dtype = oracle.inputs[name][0], oracle.dtype(name)
+    if not shape:  # without any: as the given ones are
+        if not given:
+            return
+        shape = (None, *given[0].shape[1:])
     sizes: list[int] = []
     for axis, size in enumerate(shape[1:], 1):
         if isinstance(size, int) and size > 0:

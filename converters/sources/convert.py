@@ -58,6 +58,7 @@ def convert(
     require_sandbox: bool = False,
     search_path: Sequence[Path] | None = None,
     seed: int = 0,
+    head: str = "",
 ) -> Conversion:
     """Turn a model of any framework into an ONNX file, and prove that it computes the same.
 
@@ -74,6 +75,7 @@ def convert(
         search_path: folders in which the factory's module is looked for; the current folder by default. The child can
             read them.
         seed: of the inputs that are compared.
+        head: name of the output that is meant, where the model has several; the first by default.
 
     Raises:
         OnnxspectError: one line with the file's name and the cause, and a hint.
@@ -100,6 +102,7 @@ def convert(
         "input_shape": list(shape),
         "search_path": [str(p) for p in _search_path(search_path)] if factory else [],
         "seed": seed,
+        "head": head,
     }
     try:
         return _convert(kind, request, source, out, limits, require_sandbox, digest)

@@ -21,6 +21,7 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.proof.tolerances import allowed_difference
 from onnxspect.converters.sandbox.guard_child import stage
 from onnxspect.converters.sources.exported import Exported, Source, takes_arrays
+from onnxspect.converters.sources.images import test_image
 from onnxspect.converters.text import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # torch.export colours its messages
@@ -45,10 +46,12 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
         folder=folder,
         search_path=tuple(request["search_path"]),
         sandbox_missing=tuple(request["sandbox_missing"]),
+        head=request["head"],
     )
     stage(f"opening ({request['title']})")
     name = request["module"]
-    if source.format == "safetensors" and source.factory and takes_arrays(source):
+    library = source.factory.partition(":")[0] in ("timm", "torchvision")  # they make networks of torch
+    if source.format == "safetensors" and source.factory and not library and takes_arrays(source):
         name = "jax"  # the same container serves both; the factory tells which
     exported: Exported = _imported(name).export(source)
     pairs = references(exported, int(request["seed"]))
@@ -102,24 +105,6 @@ def references(exported: Exported, seed: int) -> list[tuple[np.ndarray, np.ndarr
     if not np.isfinite(everything).all():
         raise OnnxspectError("its outputs on noise are not finite", "its weights may be damaged")
     return pairs
-
-
-def test_image(shape: tuple[int, ...], layout: str, rng: np.random.Generator) -> np.ndarray:
-    """A seeded image of `shape` in [0, 1]: coarse blocks and fine noise, of random contrast.
-
-    To a trained network, images of noise alone are all one class; blocks of random size and colour tell them apart.
-    """
-    noise = rng.random(shape, dtype=np.float32)
-    if layout not in ("NCHW", "NHWC"):
-        return noise * rng.random(dtype=np.float32)
-    height, width, channels = (shape[1], shape[2], shape[0]) if layout == "NCHW" else shape
-    cells = int(rng.integers(2, 7))
-    grid = rng.random((cells, cells, channels), dtype=np.float32) > 0.5
-    rows, columns = np.arange(height) * cells // height, np.arange(width) * cells // width
-    blocks = grid[rows][:, columns].astype(np.float32)
-    blocks = blocks if layout == "NHWC" else blocks.transpose(2, 0, 1)
-    share = 0.3 * rng.random(dtype=np.float32)
-    return np.asarray((1 - share) * blocks + share * noise, np.float32)
 
 
 def _first_equal(exported: Exported, pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[str, onnx.ModelProto]:

@@ -40,6 +40,7 @@ class Source:
         input_shape: of one sample, without the batch, or ().
         folder: the only place that can be written.
         search_path: folders in which the factory's module is looked for first.
+        head: name of the output that is meant, where the model has several; "" for the first.
         sandbox_missing: measures that are not in force in this process; empty where it is locked in completely.
     """
 
@@ -50,6 +51,7 @@ class Source:
     folder: Path
     search_path: tuple[str, ...]
     sandbox_missing: tuple[str, ...]
+    head: str = ""
 
     def require_sandbox(self, what: str, hint: str) -> None:
         """Refuse to go on where opening the file can run code and this process is not locked in."""
@@ -151,6 +153,24 @@ def call_factory(source: Source, *arguments: Any) -> Any:
         raise OnnxspectError(
             f"factory {source.factory} failed: {type(error).__name__}: {printable(str(error), 300)}"
         ) from None
+
+
+def chosen_head(names: Sequence[str], head: str) -> tuple[int, tuple[str, ...]]:
+    """(index of the output that is meant, notes for the user) of a model with these outputs.
+
+    Raises:
+        OnnxspectError: there is none of that name.
+    """
+    if head and head not in names:
+        shown = ", ".join(printable(n, 60) for n in names[:10])
+        raise OnnxspectError(f"has no head named {printable(head, 60)}", f"its heads are {shown}: --head NAME")
+    at = list(names).index(head) if head else 0
+    if len(names) < 2 or head:
+        return at, ()
+    others = ", ".join(printable(n, 60) for n in names[1:10])
+    return at, (
+        f"of {len(names)} heads the first was taken, {printable(names[0], 60)}; --head takes another ({others})",
+    )
 
 
 def image_layout(shape: Sequence[int | None]) -> Layout:

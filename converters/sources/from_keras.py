@@ -23,7 +23,15 @@ from typing import Any
 import numpy as np
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sources.exported import Attempt, Exported, Source, call_factory, image_layout, missing_extra
+from onnxspect.converters.sources.exported import (
+    Attempt,
+    Exported,
+    Source,
+    call_factory,
+    chosen_head,
+    image_layout,
+    missing_extra,
+)
 from onnxspect.converters.text import printable
 
 os.environ["KERAS_BACKEND"] = "torch"  # read at the first import of keras
@@ -41,6 +49,16 @@ _TOOLS = frozenset(("utils", "saving", "export", "config", "callbacks", "dataset
 # Modules of TensorFlow whose functions only compute, and functions outside any module that do more.
 _TF_MODULES = frozenset(("math", "nn", "image", "linalg", "signal", "bitwise", "quantization", "__operators__"))
 _TF_NOT_CALLED = frozenset(("py_function", "numpy_function", "load_op_library", "load_library", "py_func"))
+#: Layers that change images in training and nothing in use. (RandomCrop, RandomHeight and RandomWidth are not among them.)
+_AUGMENTING = frozenset(
+    [
+        f"Random{n}"
+        for n in ("Flip", "Rotation", "Zoom", "Translation", "Contrast", "Brightness", "Hue", "Saturation", "Shear")
+    ]
+    + [f"Random{n}" for n in ("ColorDegeneration", "ColorJitter", "Erasing", "GaussianBlur", "Grayscale", "Invert")]
+    + [f"Random{n}" for n in ("Perspective", "Posterization", "Sharpness", "ElasticTransform", "AutoContrast")]
+    + ["AugMix", "CutMix", "MixUp", "RandAugment", "GaussianNoise", "GaussianDropout", "AlphaDropout"]
+)
 _SAFE_WAY = "replace it by a built-in layer (Rescaling, Activation, ...) and save again"
 
 
@@ -230,6 +248,10 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
 
     from onnxspect.converters.sources.from_torch import _dynamo, trace
 
+    notes: tuple[str, ...] = ()
+    if isinstance(model.outputs, list) and len(model.outputs) > 1:
+        at, notes = chosen_head([str(n) for n in model.output_names], source.head)
+        model = keras.Model(model.inputs, model.outputs[at])
     inputs = model.inputs
     if inputs is None or len(inputs) != 1:
         count = "no fixed input" if inputs is None else f"{len(inputs)} inputs"
@@ -248,13 +270,28 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
             return np.asarray(model(torch.from_numpy(images), training=False).detach().numpy())
 
     attempts = (
-        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(model, shape, 0)),
-        Attempt("Keras on torch, torch.onnx (torch.export)", lambda: _dynamo(model, shape, 0)),
+        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(_in_use(model), shape, 0)),
+        Attempt("Keras on torch, torch.onnx (torch.export)", lambda: _dynamo(_in_use(model), shape, 0)),
     )
     channels_first = any(getattr(layer, "data_format", "") == "channels_first" for layer in model.layers)
     layout = "NCHW" if channels_first else "NHWC" if len(shape) == 3 else image_layout(shape)
     versions = {"keras": keras.__version__, "torch": torch.__version__}
-    return Exported(run, shape, attempts, versions, layout, value_range(model.layers))
+    return Exported(run, shape, attempts, versions, layout, value_range(model.layers), warnings=notes)
+
+
+def _in_use(model: Any) -> Any:
+    """The model with its augmentation layers handing on what they get, as they do in use; they cannot be exported.
+
+    That they do is not believed: what the model answered before is compared with the exported file.
+    """
+    for layer in model._flatten_layers():
+        if type(layer).__name__ in _AUGMENTING and type(layer).__module__.startswith("keras."):
+            layer.call = _handed_on
+    return model
+
+
+def _handed_on(inputs: Any, *_: Any, **__: Any) -> Any:
+    return inputs
 
 
 def value_range(layers: Any) -> tuple[float, float] | None:

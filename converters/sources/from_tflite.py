@@ -3,7 +3,11 @@
 tf2onnx keeps quantisation as QuantizeLinear/DequantizeLinear pairs. A fully quantised model also takes and gives
 integers; here it gets a floating-point face: the input is quantised by the scale and zero point that the file gives for
 it, the output dequantised by its own, both as ONNX nodes. So the input keeps the range that it had before quantisation,
-and the rest of the graph is untouched. The reference is TensorFlow Lite's own interpreter without delegates.
+and the rest of the graph is untouched.
+
+The reference is TensorFlow Lite's interpreter as users run it, with its default delegates. Its kernels are of several sets (those,
+the built-in ones, the reference ones), and an integer model's answers differ between them: an ordinary one by nine steps of its
+output. So a quantised model is compared with them all, on the same images, and ONNX may be as far from the reference as they are.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.proof.tolerances import TOLERANCES
 from onnxspect.converters.sources.exported import Attempt, Exported, Source, image_layout, missing_extra, quiet
+from onnxspect.converters.sources.images import test_image
 from onnxspect.converters.text import printable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -34,6 +40,10 @@ except ImportError as error:
 OPSET = 17
 _QUANTISED = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
 _STEPS = 3  # how many quantisation steps the output may differ by: integer kernels round at other places than ONNX's
+_OF_SPREAD = 2.0  # the kernel sets are a sample of few: the next one may lie as far outside as they lie apart
+_AT_MOST = 0.2  # of the largest answer: kernels that differ by more show a fault of theirs, and allow nothing
+_KERNELS = {"built-in": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+_COMPARED = 4  # images that the kernel sets are compared on
 
 
 def export(source: Source) -> Exported:
@@ -50,12 +60,7 @@ def export(source: Source) -> Exported:
             raise OnnxspectError(f"its {what} is {np.dtype(detail['dtype'])}; float32, uint8 or int8 is expected")
 
     def run(images: np.ndarray) -> np.ndarray:
-        rows = []
-        for image in images:  # one by one: a file may fix its batch size at 1
-            interpreter.set_tensor(given["index"], _quantise(image[None], given))
-            interpreter.invoke()
-            rows.append(_dequantise(interpreter.get_tensor(result["index"]), result))
-        return np.concatenate(rows)
+        return _answers(interpreter, images)
 
     def build() -> onnx.ModelProto:
         with quiet():
@@ -66,28 +71,65 @@ def export(source: Source) -> Exported:
 
     signature = given.get("shape_signature", given["shape"])
     low_high = _range(given)
-    step = _output_step(interpreter, result)
+    layout = image_layout(shape) or ("NHWC" if len(shape) == 3 else "")
+    precision = _precision(interpreter)
+    tolerance: float | None = None
+    notes: tuple[str, ...] = ()
+    if precision == "quantized":
+        with quiet():
+            apart, scale = _spread(source.path, interpreter, shape, layout, low_high)
+        step = _output_step(interpreter, result)
+        least = TOLERANCES["quantized"] * scale if step is None else _STEPS * step
+        tolerance = max(least, min(_OF_SPREAD * apart, _AT_MOST * scale))
+        notes = (
+            f"TensorFlow Lite's own kernel sets differ by up to {apart:.3g} on the same images, where answers reach {scale:.3g}",
+        )
     return Exported(
         run,
         shape,
         (Attempt(f"tf2onnx {tf2onnx.__version__}", build),),
         {"tensorflow": tf.__version__, "tf2onnx": tf2onnx.__version__},
-        image_layout(shape) or "NHWC",
+        layout,
         low_high,
         classes=_labels(source.path),
         batch=0 if int(signature[0]) < 0 else int(signature[0]),
-        precision=_precision(interpreter),
-        tolerance=None if step is None else _STEPS * step,
+        precision=precision,
+        tolerance=tolerance,
+        warnings=notes,
     )
 
 
-def _interpreter(path: Path) -> Any:
+def _answers(interpreter: Any, images: np.ndarray) -> np.ndarray:
+    """What an interpreter makes of images, one by one: a file may fix its batch size at 1."""
+    given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    rows = []
+    for image in images:
+        interpreter.set_tensor(given["index"], _quantise(image[None], given))
+        interpreter.invoke()
+        rows.append(_dequantise(interpreter.get_tensor(result["index"]), result))
+    return np.concatenate(rows)
+
+
+def _spread(
+    path: Path, interpreter: Any, shape: tuple[int, ...], layout: str, low_high: tuple[float, float] | None
+) -> tuple[float, float]:
+    """(how far TensorFlow Lite's kernel sets are from the default one, the largest answer), on seeded images."""
+    rng = np.random.default_rng(0)
+    low, high = low_high or (0.0, 1.0)
+    images = np.stack([test_image(shape, layout, rng) for _ in range(_COMPARED)])
+    images = (low + (high - low) * images).astype(np.float32)
+    usual = _answers(interpreter, images)
+    apart = 0.0
+    for kernels in _KERNELS.values():
+        with contextlib.suppress(OnnxspectError, ValueError, RuntimeError):  # a set that lacks an operator says nothing
+            apart = max(apart, float(np.abs(_answers(_interpreter(path, kernels), images) - usual).max(initial=0.0)))
+    return apart, float(np.abs(usual).max(initial=0.0))
+
+
+def _interpreter(path: Path, kernels: str = "AUTO") -> Any:
     try:
-        interpreter = tf.lite.Interpreter(
-            str(path),
-            num_threads=1,
-            experimental_op_resolver_type=tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        )
+        resolver = getattr(tf.lite.experimental.OpResolverType, kernels)
+        interpreter = tf.lite.Interpreter(str(path), num_threads=1, experimental_op_resolver_type=resolver)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         text = printable(" ".join(str(error).split()), 300)
@@ -142,7 +184,8 @@ def _output_step(interpreter: Any, result: dict[str, Any]) -> float | None:
 def _precision(interpreter: Any) -> str:
     """The row of the table of tolerances: whether anything in the file is quantised."""
     integers = any(
-        d["quantization"][0] and np.dtype(d["dtype"]) in _QUANTISED for d in interpreter.get_tensor_details()
+        np.dtype(d["dtype"]) in _QUANTISED and (d["quantization"][0] or len(d["quantization_parameters"]["scales"]))
+        for d in interpreter.get_tensor_details()
     )
     return "quantized" if integers else "float32"
 

@@ -26,7 +26,17 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sources.exported import Attempt, Exported, Source, call_factory, missing_extra, quiet
+from onnxspect.converters.sources.checkpoint import Candidate, fitted, is_hostile, read_without_code, state_dicts
+from onnxspect.converters.sources.exported import (
+    Attempt,
+    Exported,
+    Source,
+    call_factory,
+    chosen_head,
+    missing_extra,
+    quiet,
+)
+from onnxspect.converters.sources.libraries import library_network
 from onnxspect.converters.text import printable
 
 try:
@@ -35,7 +45,6 @@ try:
 except ImportError:
     raise missing_extra("torch", "torch") from None
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _SAFE_WAY = "save its state_dict() and give the network as --factory package.module:function"
 _EXPORT_OPSET = 18  # the lowest that torch.export's exporter writes without converting down
 
@@ -48,7 +57,7 @@ def export(source: Source) -> Exported:
     if source.format == "torch-script":
         return _torch_script(source)
     if source.format == "safetensors":
-        return _with_weights(source, _safetensors(source.path))
+        return _with_weights(source, [Candidate("", _safetensors(source.path))])
     return _pickled(source)
 
 
@@ -94,7 +103,7 @@ def _torch_script(source: Source) -> Exported:
         raise _unreadable("TorchScript cannot load it", error) from None
     if not source.input_shape:
         raise _shape_needed("TorchScript")
-    return _from_module(module, source.input_shape, exporters=("trace",))
+    return _from_module(module, source.input_shape, exporters=("trace",), head=source.head)
 
 
 def _pickled(source: Source) -> Exported:
@@ -102,6 +111,11 @@ def _pickled(source: Source) -> Exported:
     try:
         content = torch.load(source.path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        hostile = [n for n in foreign if is_hostile(n)]
+        if not hostile:
+            candidates = _without_code(source)
+            if candidates and (source.factory or any(not c.of_module for c in candidates)):
+                return _with_weights(source, candidates)
         named = f" ({_strangest(foreign)})" if foreign else ""
         source.require_sandbox(
             f"it is not a plain state dict but a pickle that runs code when it is opened{named}", _SAFE_WAY
@@ -111,7 +125,14 @@ def _pickled(source: Source) -> Exported:
         return _whole_module(source, foreign)
     except Exception as error:
         raise _unreadable("torch cannot load it", error) from None
-    return _with_weights(source, _state_dict(content))
+    return _with_weights(source, state_dicts(content))
+
+
+def _without_code(source: Source) -> list[Candidate]:
+    """The state dicts of a pickle whose own classes are not run; none where it holds nothing of the kind."""
+    with contextlib.suppress(Exception):  # what goes wrong is said by the way that opens it in the sandbox
+        return state_dicts(read_without_code(source.path))
+    return []
 
 
 def _whole_module(source: Source, foreign: list[str]) -> Exported:
@@ -131,60 +152,58 @@ def _whole_module(source: Source, foreign: list[str]) -> Exported:
         raise OnnxspectError(f"the pickle holds {len(modules)} torch modules, not one", _SAFE_WAY)
     if not source.input_shape:
         raise _shape_needed("a pickled module")
-    made = _from_module(modules[0].eval().float(), source.input_shape)
+    made = _from_module(modules[0].eval().float(), source.input_shape, head=source.head)
     note = "a pickled module runs code when it is opened: it was opened in the sandbox only"
     return replace(made, warnings=(*made.warnings, note))
 
 
-def _with_weights(source: Source, weights: dict[str, Any]) -> Exported:
+def _with_weights(source: Source, candidates: list[Candidate]) -> Exported:
     """Load a state dict into what the user's factory returns."""
+    weights = candidates[0].tensors
     if not source.factory:
         shown = ", ".join(f"{printable(k, 40)} {tuple(v.shape)}" for k, v in list(weights.items())[:4])
         raise OnnxspectError(
             f"holds {len(weights)} tensors ({shown}, ...) but no network",
             "give the function that makes the network: --factory package.module:function",
         )
-    module = call_factory(source)
+    module, shape = library_network(source, candidates) or (call_factory(source), ())
     if not isinstance(module, nn.Module):
         raise OnnxspectError(
             f"factory {source.factory} returned {type(module).__name__}, not a torch.nn.Module",
             "it must take nothing and return the network",
         )
-    if not source.input_shape:
+    shape = source.input_shape or shape
+    if not shape:
         raise _shape_needed("a state dict")
-    notes = []
-    wanted = set(module.state_dict())
-    if not wanted & set(weights) and all(k.startswith("module.") for k in weights):
-        weights = {k.removeprefix("module."): v for k, v in weights.items()}
-        notes.append("the weights were saved from DataParallel; the prefix 'module.' was taken off")
-    missing, extra = sorted(wanted - set(weights)), sorted(set(weights) - wanted)
-    if missing or extra:
-        raise OnnxspectError(
-            f"the weights do not fit {source.factory}: {len(missing)} missing ({_some(missing)}), "
-            f"{len(extra)} not known ({_some(extra)})",
-            "the factory must return the network that the weights were saved from",
-        )
+    wanted = module.state_dict()
+    found = fitted(candidates, wanted)
+    if found is None:
+        raise _does_not_fit(source, weights, wanted)
     try:
-        module.load_state_dict(weights)
+        module.load_state_dict(dict(found.tensors))
     except RuntimeError as error:
         raise OnnxspectError(
             f"the weights do not fit {source.factory}: {printable(' '.join(str(error).split()), 400)}"
         ) from None
-    made = _from_module(module.eval().float(), source.input_shape)
-    return replace(made, warnings=(*made.warnings, *notes))
+    made = _from_module(module.eval().float(), shape, head=source.head)
+    return replace(made, warnings=(*made.warnings, *found.notes))
 
 
-def _state_dict(content: Any) -> dict[str, Any]:
-    """The tensors of a state dict, taken out of the checkpoint around it."""
-    if isinstance(content, Mapping):
-        if content and all(isinstance(v, torch.Tensor) for v in content.values()):
-            return {str(k): v for k, v in content.items()}
-        for key in _WRAPPERS:
-            if isinstance(content.get(key), Mapping):
-                return _state_dict(content[key])
-        keys = ", ".join(printable(str(k), 30) for k in list(content)[:8])
-        raise OnnxspectError(f"is a checkpoint without a state dict; it has {keys}")
-    raise OnnxspectError(f"holds a {type(content).__name__}, not a state dict")
+def _does_not_fit(source: Source, weights: Mapping[str, Any], wanted: Mapping[str, Any]) -> OnnxspectError:
+    missing, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    other = [k for k in wanted if k in weights and wanted[k].shape != weights[k].shape]
+    if other and not missing and not extra:
+        k = other[0]
+        return OnnxspectError(
+            f"the weights do not fit {source.factory}: size mismatch for {printable(k, 60)}, {tuple(weights[k].shape)} in the "
+            f"file and {tuple(wanted[k].shape)} in the network",
+            "the factory must return the network that the weights were saved from",
+        )
+    return OnnxspectError(
+        f"the weights do not fit {source.factory}: {len(missing)} missing ({_some(missing)}), "
+        f"{len(extra)} not known ({_some(extra)})",
+        "the factory must return the network that the weights were saved from",
+    )
 
 
 def _safetensors(path: Path) -> dict[str, Any]:
@@ -250,23 +269,34 @@ def _foreign_globals(path: Path) -> list[str]:
 class _Logits(nn.Module):
     """The one tensor of logits out of what a network returns."""
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, head: str) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.head = inner, head
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        found = self.inner(image)
-        if isinstance(found, Mapping):
-            found = found["logits"] if "logits" in found else next(iter(found.values()))
-        elif isinstance(found, tuple | list):
-            found = found[0]
-        elif hasattr(found, "logits"):
-            found = found.logits
-        return found
+        return dict(_heads(self.inner(image)))[self.head]
+
+
+def _heads(found: Any) -> list[tuple[str, Any]]:
+    """(name, tensor) of everything that a network returns: names of a mapping or of a data class, else numbers from 0 on."""
+    if isinstance(found, Mapping):
+        pairs = [(str(k), v) for k, v in found.items()]
+    elif isinstance(found, tuple | list):
+        pairs = list(zip(getattr(found, "_fields", map(str, range(len(found)))), found, strict=False))
+    elif hasattr(found, "logits"):
+        pairs = [("logits", found.logits)]
+    else:
+        pairs = []
+    return sorted(((k, v) for k, v in pairs if isinstance(v, torch.Tensor)), key=lambda p: p[0] != "logits")
 
 
 def _from_module(
-    module: Any, shape: tuple[int, ...], *, batch: int = 0, exporters: tuple[str, ...] = ("export", "trace")
+    module: Any,
+    shape: tuple[int, ...],
+    *,
+    batch: int = 0,
+    exporters: tuple[str, ...] = ("export", "trace"),
+    head: str = "",
 ) -> Exported:
     with torch.no_grad():
         try:
@@ -277,7 +307,16 @@ def _from_module(
                 f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
                 "give the shape of one sample with --input-shape, such as 3,224,224",
             ) from None
-    net = module if isinstance(result, torch.Tensor) else _Logits(module)
+    net: nn.Module = module
+    notes: tuple[str, ...] = ()
+    if not isinstance(result, torch.Tensor):
+        names = [name for name, _ in _heads(result)]
+        if not names:
+            raise OnnxspectError(
+                f"the network returns {type(result).__name__}, which holds no tensor", "return class scores"
+            )
+        at, notes = chosen_head(names, head)
+        net = _Logits(module, names[at])
 
     def run(images: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -289,7 +328,7 @@ def _from_module(
     if "trace" in exporters:
         attempts.append(Attempt("torch.onnx (trace)", lambda: trace(net, shape, batch)))
     layout = "flat" if len(shape) == 1 else "NCHW" if len(shape) == 3 else ""
-    return Exported(run, shape, tuple(attempts), {"torch": torch.__version__}, layout, batch=batch)
+    return Exported(run, shape, tuple(attempts), {"torch": torch.__version__}, layout, batch=batch, warnings=notes)
 
 
 def _dynamo(module: Any, shape: tuple[int, ...], batch: int) -> onnx.ModelProto:

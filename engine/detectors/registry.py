@@ -8,6 +8,7 @@ from typing import Any
 
 from onnxspect.converters import plugins
 from onnxspect.engine.detectors import cepa
+from onnxspect.engine.detectors.attractor import FEWEST_TO_CONVICT, Attractor
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
 from onnxspect.engine.detectors.max_margin import MaxMargin
@@ -36,9 +37,15 @@ _MAX_MARGIN = {
     "standard": MaxMargin(),
     "thorough": MaxMargin(),
 }
+_ATTRACTOR = {
+    "quick": Attractor(),
+    "standard": Attractor(starts=4, destinations=4, rounds=4),
+    "thorough": Attractor(starts=6, destinations=6, rounds=6),
+}
 
 #: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
+    Attractor.name: _ATTRACTOR.__getitem__,
     MaxMargin.name: _MAX_MARGIN.__getitem__,
     NeuralCleanse.name: lambda preset: NeuralCleanse(
         search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset]
@@ -55,6 +62,13 @@ _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "standard": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
     "thorough": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME, DTInspector.name),
 }
+#: The same for models of at least MANY_CLASSES: a search of each class is left to the most patient preset.
+MANY_CLASSES = FEWEST_TO_CONVICT
+_OF_MANY_CLASSES: Mapping[str, tuple[str, ...]] = {
+    "quick": (Attractor.name,),
+    "standard": (Attractor.name,),
+    "thorough": (Attractor.name, NeuralCleanse.name, ReverseEngineering.name),
+}
 #: What runs beside them where a training set is given.
 _WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)
 
@@ -64,6 +78,7 @@ def chosen(
     names: str | Detector | Sequence[str | Detector] = (),
     with_training_set: bool = False,
     search: SearchConfig | Mapping[str, Any] | None = None,
+    classes: int = 0,
 ) -> list[Detector]:
     """The detectors of a scan: those that are named or given, or the preset's, in the order in which they run.
 
@@ -73,6 +88,7 @@ def chosen(
             themselves, which stand in for those of the same name; none leaves it to the preset.
         with_training_set: a training set is at hand.
         search: how hard to search, in place of the preset's; a mapping changes the fields that it names.
+        classes: how many the model has; 0 where that is not known yet.
 
     Raises:
         OnnxspectError: no such preset or detector, or a field that SearchConfig does not have.
@@ -81,7 +97,8 @@ def chosen(
         raise OnnxspectError(f"unknown preset {preset!r}", f"one of {', '.join(PRESETS)}")
     asked = [names] if isinstance(names, str | Detector) else list(names)
     if not asked:
-        asked = [*_BY_PRESET[preset], *(_WITH_TRAINING_SET if with_training_set else ())]
+        usual = _OF_MANY_CLASSES if classes >= MANY_CLASSES else _BY_PRESET
+        asked = [*usual[preset], *(_WITH_TRAINING_SET if with_training_set else ())]
     given = [n if isinstance(n, Detector) else _named(n, preset) for n in asked]
     by_name = {d.name: d for d in given}
     for name in by_name:

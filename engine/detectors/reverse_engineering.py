@@ -103,12 +103,16 @@ class Climb(ReachTarget):
 
     def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
         """Along the gradient, by `growth` times the present norm or `learning_rate`, whichever is longer."""
-        delta, gradient = state["delta"].detach(), gradients["delta"]
-        shape = (-1, *[1] * (delta.ndim - 1))
-        present = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-        length = (self.growth * present).clamp_min(settings.learning_rate)
-        steep = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        return {"delta": (delta - (length / steep).view(shape) * gradient).clamp(-1, 1)}
+        return {"delta": climbed(state["delta"], gradients["delta"], self.growth, settings.learning_rate)}
+
+
+def climbed(delta: Tensor, gradient: Tensor, growth: float, least: float) -> Tensor:
+    """Patterns ``(unit, ...)`` a step along their gradients: `growth` times their present norm or `least`, whichever is longer."""
+    delta = delta.detach()
+    present = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    length = (growth * present).clamp_min(least)
+    steep = torch.linalg.vector_norm(gradient.flatten(1), dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    return (delta - (length / steep).view(-1, *[1] * (delta.ndim - 1)) * gradient).clamp(-1, 1)
 
 
 @dataclass(frozen=True)

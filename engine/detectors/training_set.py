@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.preprocessing import accuracy_floor
+from onnxspect.engine.subject.preprocessing import accuracy_floor, check_labels
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -18,11 +18,7 @@ def check_training_set(training: Samples, subject: Subject) -> None:
     """
     if training.shape != subject.image_shape:
         raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.image_shape}")
-    if int(training.labels.max()) >= subject.classes:
-        raise OnnxspectError(
-            f"the training set has label {int(training.labels.max())}, the model {subject.classes} classes",
-            "give the training set of this very model",
-        )
+    check_labels(training, subject)
 
 
 def check_agreement(predicted: np.ndarray, labels: np.ndarray, subject: Subject) -> None:

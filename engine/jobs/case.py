@@ -60,6 +60,7 @@ def open_case(
     """
     opened = open_model(model, spec, (run or RunContext()).device)
     samples = samples_from(data, opened.size, resize)
+    opened = opened.fitting(samples)
     training = samples_from(train, opened.size, resize) if train is not None else None
     return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
 

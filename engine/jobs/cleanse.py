@@ -54,7 +54,7 @@ from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
@@ -152,23 +152,23 @@ def cleanse(
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
     prepare_process(run.device)
     folder = made_folder(Path(out))
-    finding = FinishedScan.read(folder_of(run_folder)) if run_folder is not None else None
-    chosen = spec or (finding.spec if finding is not None else None)
+    scan = FinishedScan.read(folder_of(run_folder)) if run_folder is not None else None
+    chosen = spec or (scan.spec if scan is not None else None)
     case = open_training_case(model, train, chosen, run)
     subject, training, chosen = case.subject, case.samples, case.spec
     check_labels(training, subject)
     sizes = np.bincount(training.labels, minlength=subject.classes)
     notes = [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
     part = _part(training, run)
-    if finding is not None:
-        finding.check(subject, folder_of(run_folder or ""))
+    if scan is not None:
+        scan.check(subject, folder_of(run_folder or ""))
     else:
         subject = preflight(subject, part, run, chosen).subject
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or PriorKnowledge(), targets=known_targets(targets, subject.classes))
     by_method, found_notes = _triggers(
-        subject, training, part, finding, detectors, known, as_written, retrain is not None, folder, run
+        subject, training, part, scan, detectors, known, as_written, retrain is not None, folder, run
     )
     notes += found_notes
     methods = list(detectors) or [m for m in FROM_SCAN if by_method.get(m)]
@@ -230,7 +230,7 @@ def _triggers(
     subject: Subject,
     training: TrainingSet,
     part: Samples,
-    finding: FinishedScan | None,
+    scan: FinishedScan | None,
     detectors: Sequence[str],
     known: PriorKnowledge,
     as_written: bool,
@@ -243,31 +243,31 @@ def _triggers(
     A pattern to take off is chosen, which is most of the work, where a method or a proof needs one.
     """
     for needed, what in {SUPERIMPOSE: "DTInspector's patch", PRESENCE: "the training difference"}.items():
-        if needed in detectors and (finding is None or needed not in finding.units):
+        if needed in detectors and (scan is None or needed not in scan.units):
             raise OnnxspectError(
                 f"{what} comes from a scan with the training set"
-                + ("" if finding is None else ", which this run had not"),
+                + ("" if scan is None else ", which this run had not"),
                 f"onnxspect scan MODEL --data clean.npz --train PATH --detector {needed} --out DIR, then --run DIR",
             )
-    if finding is None and TRIGGER_BEARING in detectors:
+    if scan is None and TRIGGER_BEARING in detectors:
         raise OnnxspectError(
             "what samples may carry is found by a scan",
             "onnxspect scan MODEL --data clean.npz --out DIR, then --run DIR",
         )
     choose = chooser(subject, training, part, as_written, run)
-    if finding is not None:
-        targets = known.targets or finding.targets
+    if scan is not None:
+        targets = known.targets or scan.targets
         wanted = not detectors or REMOVE in detectors or proving
 
         def usual(target: int) -> np.ndarray:
             return np.asarray(part.images[part.labels != target].mean(0))
 
-        found = triggers_of(finding, targets, choose if wanted else None, usual)
+        found = triggers_of(scan, targets, choose if wanted else None, usual)
         if not targets:
             return found, ["the scan names no target class, so no trigger is looked for"]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
-        without_training = not detectors and not {SUPERIMPOSE, PRESENCE} & set(finding.units)
+        without_training = not detectors and not {SUPERIMPOSE, PRESENCE} & set(scan.units)
         return found, [WITHOUT_TRAIN] if without_training else []
     if detectors and REMOVE not in detectors:
         return {}, []
@@ -387,7 +387,17 @@ def _retrained(
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
     write_model(proto, file, out)
     to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
-    return verify(out, file.path, apart, subject.spec, named(to_all), Goals(), run.device)
+    return verify(
+        out,
+        file.path,
+        apart,
+        subject.spec,
+        named(to_all),
+        Goals(),
+        run.device,
+        opened=(file, open_file(out, dict(file.bound))),
+        logits=subject.origin.logits,
+    )
 
 
 def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:

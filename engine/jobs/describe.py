@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,38 +12,42 @@ import torch
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
-from onnxspect.engine.subject.subject import OpenedModel, open_onnx
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.opening import Model, open_file_of
+from onnxspect.engine.subject.subject import OpenedModel, infinite
 
 #: Channels, height and width that a second opinion takes where the file leaves them open.
 _OPEN = (3, 64, 64)
 
 
-def describe(model: str | Path, second: bool = False) -> dict[str, Any]:
+def describe(model: Model, second: bool = False) -> dict[str, Any]:
     """Facts of an ONNX file as plain JSON values; names from the file are made safe to print.
 
     Args:
-        model: the file.
+        model: the file, in any form that has an ONNX file behind it (opening.ACCEPTED).
         second: ask onnx2torch for a second opinion (`second_opinion` in the answer).
 
     Raises:
         OnnxspectError: the file is not a usable image classifier; says why. Or a second opinion is asked for and onnx2torch
             is not installed.
     """
-    opened = open_onnx(model)
+    opened = open_file_of(model)
     file, lowered, logits = opened.file, opened.lowered, opened.logits
-    classes = opened.subject().classes if opened.size is not None else "unknown number of"
-    channels, height, width = (size or "any" for size in opened.image_shape)
     operators = Counter(node.op_type for node in file.proto.graph.node)
     facts = {
-        "path": str(model),
+        "path": opened.name,
         "sha256": file.sha256,
         "opset": file.opset,
         "producer": printable(f"{file.proto.producer_name} {file.proto.producer_version}".strip()),
-        "input": f"{printable(lowered.inputs[0])}: {opened.spec.layout}, {width}x{height}, {channels} channels",
-        "logits": f"{printable(logits.value)} ({logits.how}), {classes} classes",
+        "input": f"{printable(lowered.inputs[0])}: {_input(opened)}",
+        "logits": f"{printable(logits.value)} ({logits.how}), {_classes(opened)} classes",
+        "outputs": _outputs(opened),
         "parameters": sum(p.numel() for p in lowered.module.parameters()),
         "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
-        "warnings": list(file.warnings),
+        "warnings": [
+            *map(printable, file.warnings),
+            *(f"weights {printable(w)} hold infinite values" for w in infinite(lowered)[:10]),
+        ],
         "taps": [
             {
                 "index": tap.index,
@@ -57,6 +62,45 @@ def describe(model: str | Path, second: bool = False) -> dict[str, Any]:
     if second:
         facts["second_opinion"] = second_opinion(file.proto, lowered, _sizes(opened)).describe()
     return facts
+
+
+def _input(opened: OpenedModel) -> str:
+    """Layout and sizes of the images, in words."""
+    channels, height, width = opened.image_shape
+    if opened.spec.layout == "FLAT":
+        numbers = opened.numbers
+        if not numbers:
+            return "FLAT, rows of any number of values"
+        square = next(((c, side) for c in (1, 3) if (side := math.isqrt(numbers // c)) ** 2 * c == numbers), None)
+        shown = "" if square is None else f": {square[1]}x{square[1]}, {_channels(square[0])}"
+        return f"FLAT, rows of {numbers} values{shown}"
+    return f"{opened.spec.layout}, {width or 'any'}x{height or 'any'}, {_channels(channels)}"
+
+
+def _channels(count: int) -> str:
+    return f"{count or 'any number of'} channel{'' if count == 1 else 's'}"
+
+
+def _classes(opened: OpenedModel) -> int | str:
+    """How many classes it has: by one run where the size of its images is known, else by what the graph alone says."""
+    if opened.size is not None:
+        return opened.subject().classes
+    if opened.numbers:
+        with contextlib.suppress(OnnxspectError):  # rows that are no square image: the graph's own shapes say it
+            return opened.subject((1, 1, opened.numbers)).classes
+    return opened.known_classes or "an unknown number of"
+
+
+def _outputs(opened: OpenedModel) -> str:
+    """Every output, and which of them is looked at."""
+    used = opened.logits.output
+    names = [o.name for o in opened.file.proto.graph.output]
+    scores = {o.output for o in opened.others}
+    said = [
+        f"{printable(n)} ({'looked at' if n == used else 'class scores of its own: --output ' + printable(n) if n in scores else 'not looked at'})"
+        for n in names
+    ]
+    return ", ".join(said)
 
 
 def _sizes(opened: OpenedModel) -> tuple[int, ...]:

@@ -53,6 +53,11 @@ def patched_model(
             caller may set, or an addition does not fit.
     """
     file = subject.origin.file
+    if file.faced:
+        raise OnnxspectError(
+            f"{file.path}: its input is no batch of images as the file has it, and a patch keeps a file's own inputs",
+            "export it with a batch axis and a shape, and scan and patch that file",
+        )
     patched, changes = write_back(file.proto, subject.origin.lowered.weights, values)
     if not changes and not additions:
         raise InconclusiveError(f"{file.path}: the patch changed nothing")

@@ -32,8 +32,8 @@ from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
-from onnxspect.engine.mitigation.method import Case, Method
-from onnxspect.engine.mitigation.recovered import named, read_finding
+from onnxspect.engine.mitigation.method import Method, PatchInput
+from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_size_limits
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
@@ -229,14 +229,14 @@ def patch(
     methods = chosen(method, **settings)
     prepare_process(run.device)
     folder = folder_of(run_folder)
-    finding = read_finding(folder, targets)
+    recovered = read_recovered(folder, targets)
     if proactive:
-        finding = read_finding(folder, _reachable(finding.scan.report))
-    opened = open_case(model, data, finding.scan.spec, run, resize)
+        recovered = read_recovered(folder, _reachable(recovered.scan.report))
+    opened = open_case(recovered.scan.view(model), data, recovered.scan.spec, run, resize)
     subject, samples, file = opened.subject, opened.samples, opened.subject.origin.file
-    finding.scan.check(subject, folder)
-    if not finding.triggers:
-        verdict = finding.scan.report["verdict"]
+    recovered.scan.check(subject, folder)
+    if not recovered.triggers:
+        verdict = recovered.scan.report["verdict"]
         open_question = verdict == "inconclusive"
         raise (InconclusiveError if open_question else OnnxspectError)(
             f"{folder}: the scan's verdict is {verdict}: there is no backdoor to patch",
@@ -252,12 +252,12 @@ def patch(
             f"{int(np.ceil(FEWEST_JUDGES / (1 - FIT_SHARE)))} at least, ten times as many for figures one can rely on",
         )
     wanted = goals or Goals()
-    for trigger in finding.triggers:
+    for trigger in recovered.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
             raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
-    triggers = with_size_limits(subject, fit, finding.triggers, run)
-    case = Case(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
-    best, attempts = try_methods(methods, case, finding.evidence, wanted, folder)
+    triggers = with_size_limits(subject, fit, recovered.triggers, run)
+    given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
+    best, attempts = try_methods(methods, given, recovered.evidence, wanted, folder)
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
         hint = "more clean samples give a better patch"
@@ -285,13 +285,13 @@ Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]
 
 
 def try_methods(
-    methods: Sequence[Method], case: Case, evidence: str, goals: Goals, folder: Path | None = None
+    methods: Sequence[Method], given: PatchInput, evidence: str, goals: Goals, folder: Path | None = None
 ) -> tuple[Result | None, tuple[Attempt, ...]]:
     """Try methods in turn, up to the first that meets the goals and withstands a new search.
 
     Args:
         methods: what to try.
-        case: the model, its triggers and clean samples.
+        given: the model, its triggers and clean samples.
         evidence: id of the evidence, for the provenance.
         goals: what must be reached.
         folder: where pictures go; None keeps none.
@@ -304,9 +304,9 @@ def try_methods(
     for method in methods:
         # A search of what only stands guard would find the backdoor, which is still there.
         searched = len(methods) > 1 and method.mends
-        attempt, proto, changes = _try(method, case, evidence, goals, folder, searched, alone=len(methods) == 1)
+        attempt, proto, changes = _try(method, given, evidence, goals, folder, searched, alone=len(methods) == 1)
         attempts.append(attempt)
-        case.run.observer.notice(attempt.outcome)
+        given.run.observer.notice(attempt.outcome)
         if proto is None or attempt.proof is None or not attempt.proof.holds:
             continue
         if best is None or attempt.rank > best[0].rank:
@@ -317,15 +317,15 @@ def try_methods(
 
 
 def _try(
-    method: Method, case: Case, evidence: str, goals: Goals, folder: Path | None, searched: bool, alone: bool
+    method: Method, given: PatchInput, evidence: str, goals: Goals, folder: Path | None, searched: bool, alone: bool
 ) -> tuple[Attempt, onnx.ModelProto | None, tuple[Change, ...]]:
     """One method: its edit, the file made of it, and what is measured on that file."""
     started = time.perf_counter()
-    subject = case.subject
+    subject = given.subject
     file = subject.origin.file
     provenance = Provenance(file.sha256, tool_version(), method.name, evidence)
     try:
-        edit = method.edit(case)
+        edit = method.edit(given)
         proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
     except OnnxspectError as error:
         if alone or error.kind in (Kind.MACHINE, Kind.INTERNAL):  # the next method would meet the same
@@ -339,12 +339,20 @@ def _try(
     with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
         trial = Path(scratch) / "patched.onnx"
         write_model(proto, file, trial)
-        judges = case.guard if method.trains else case.clean
+        judges = given.guard if method.trains else given.clean
         opened = (file, read_onnx(trial))  # made of a file that was checked; nothing to guard against
         proof = verify(
-            trial, file.path, judges, subject.spec, named(case.triggers), wanted, case.run.device, opened=opened
+            trial,
+            file.path,
+            judges,
+            subject.spec,
+            named(given.triggers),
+            wanted,
+            given.run.device,
+            opened=opened,
+            logits=given.subject.origin.logits,
         )
-        left, withstands = _left(trial, case) if searched and proof.holds else (None, None)
+        left, withstands = _left(trial, given) if searched and proof.holds else (None, None)
     attempt = Attempt(
         method.name,
         proof,
@@ -359,10 +367,10 @@ def _try(
     return attempt, proto, tuple(changes)
 
 
-def _left(patched: Path, case: Case) -> tuple[float, bool]:
+def _left(patched: Path, given: PatchInput) -> tuple[float, bool]:
     """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small."""
-    subject = Subject.from_onnx(patched, case.subject.spec, case.run.device, case.subject.image_shape)
-    found = search_again(subject, case.fit, case.triggers, case.run, "patch: new search", _NEW_SEARCH)
+    subject = Subject.from_onnx(patched, given.subject.spec, given.run.device, given.subject.image_shape)
+    found = search_again(subject, given.fit, given.triggers, given.run, "patch: new search", _NEW_SEARCH)
     return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found)
 
 

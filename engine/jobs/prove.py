@@ -16,7 +16,7 @@ import numpy as np
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
-from onnxspect.engine.mitigation.recovered import named, read_finding
+from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
 from onnxspect.engine.report import patch_document
@@ -26,7 +26,7 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
-from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.subject.subject import InputSpec, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
@@ -67,17 +67,17 @@ def prove(
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
     run = run or watched()
-    case = open_case(original, data, spec, run, resize)
+    folder = folder_of(run_folder) if run_folder is not None else None
+    recovered = read_recovered(folder) if folder is not None else None
+    case = open_case(original if recovered is None else recovered.scan.view(original), data, spec, run, resize)
     subject, samples = case.subject, case.samples
     check_labels(samples, subject)
     triggers: dict[str, Aimed] = {}
-    folder = folder_of(run_folder) if run_folder is not None else None
-    finding = read_finding(folder) if folder is not None else None
-    if folder is not None and finding is not None:
-        finding.scan.check(subject, folder)
-        triggers |= named(finding.triggers)
+    if folder is not None and recovered is not None:
+        recovered.scan.check(subject, folder)
+        triggers |= named(recovered.triggers)
         if not triggers and not trigger and rescan is None:
-            verdict = finding.scan.report["verdict"]
+            verdict = recovered.scan.report["verdict"]
             open_question = verdict == "inconclusive"
             raise (InconclusiveError if open_question else OnnxspectError)(
                 f"{folder}: the scan's verdict is {verdict}: it has no trigger to measure",
@@ -92,12 +92,23 @@ def prove(
         while name in triggers:
             name += "'"
         triggers[name] = own
-    if spec is None and finding is not None:
-        chosen = finding.scan.spec
+    if spec is None and recovered is not None:
+        chosen = recovered.scan.spec
     else:
         chosen = preflight(subject, samples, run, spec).subject.spec
     proof = verify(
-        Path(patched), Path(original), samples, chosen, triggers, goals, run.device, timed=True, strip=strip, run=run
+        Path(patched),
+        subject.origin.file.path,
+        samples,
+        chosen,
+        triggers,
+        goals,
+        run.device,
+        timed=True,
+        strip=strip,
+        run=run,
+        opened=(subject.origin.file, open_file(patched, dict(subject.origin.file.bound))),
+        logits=subject.origin.logits,
     )
     if rescan is None:
         return proof

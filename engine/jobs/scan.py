@@ -27,6 +27,7 @@ from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
@@ -96,17 +97,19 @@ def scan(
             neither detectors are named nor a training set is given.
     """
     run = run or watched()
-    wanted = chosen(preset, detectors, with_training_set=train is not None, search=search)
-    able = [_aimed(d, taps, perturb_at) for d in wanted]
-    if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
-        raise OnnxspectError("taps are cepa's, which does not run", "add it, or choose a more thorough preset")
+    _detectors(
+        preset, detectors, train is not None, search, 0, taps, perturb_at
+    )  # what is wrong is said before anything is opened
     prepare_process(run.device)
     started = time.perf_counter()
     load_ahead(run.device)
     case = open_case(model, data, spec, run, resize, train)
     subject, samples, training, spec = case.subject, case.samples, case.training, case.spec
+    able = _detectors(preset, detectors, train is not None, search, subject.classes, taps, perturb_at)
     searched = _searched(classes, subject.classes)
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
+    if isinstance(model, ModelView) and (model.output or model.bind):
+        fingerprint["view"] = {"output": model.output, "bind": dict(model.bind)}
     if searched:
         fingerprint["searched classes"] = list(searched)
     folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"
@@ -149,6 +152,29 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
         return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
+
+
+def _detectors(
+    preset: str,
+    named: str | Detector | Sequence[str | Detector],
+    with_training_set: bool,
+    search: SearchConfig | Mapping[str, Any] | None,
+    classes: int,
+    taps: Sequence[str],
+    perturb_at: str,
+) -> list[Detector]:
+    """The detectors of a scan of a model of so many classes (0: not known yet), at the layers that the user wants.
+
+    Raises:
+        OnnxspectError: they cannot be had so; says why.
+    """
+    wanted = chosen(preset, named, with_training_set, search, classes)
+    able = [_aimed(d, taps, perturb_at) for d in wanted]
+    if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
+        raise OnnxspectError(
+            "taps are cepa's, which does not run", "name it with --detector, or choose a more thorough preset"
+        )
+    return able
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:

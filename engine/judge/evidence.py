@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxspect.engine.judge.spacing import Usual
 from onnxspect.engine.trigger import UNTARGETED, Trigger, in_pixels
 
 
@@ -21,18 +22,21 @@ class Unit:
         source: the only class that it is to lead there; None for all others.
         tap: where it perturbs.
         shared: found as one trigger for all classes (UNTARGETED), which leads `source` to `target` and others elsewhere.
+        start: which of several searches for the same, each on images and from a start of its own.
     """
 
     target: int
     source: int | None = None
     tap: str = ""
     shared: bool = False
+    start: int = 0
 
     @property
     def key(self) -> str:
         """Its name in the store."""
         to = "other" if self.target == UNTARGETED else self.target
         pair = f"{'any' if self.source is None else self.source}->{to}{'*' if self.shared else ''}"
+        pair += f"#{self.start}" if self.start else ""
         return f"{pair}@{self.tap}" if self.tap else pair
 
 
@@ -109,6 +113,8 @@ class View:
         weight: its share of the error in the multiplicity correction over several views.
         typical: deviation that the statistic usually has between the classes of one network (beyond the references,
             where it has any), on the scale that is judged (spread.py); 0 where it is not known.
+        spacing: only the smallest classes were measured, and are judged by their spacings (spacing.py); what is usual for these.
+        beyond: name of how far a search went that reached no further class, where one did: any other class's value is larger.
     """
 
     statistic: str
@@ -122,6 +128,8 @@ class View:
     among: str = ""
     weight: float = 1.0
     typical: float = 0.0
+    spacing: Usual | None = None
+    beyond: str = ""
 
     def with_reference(self, raw: str) -> View:
         """The same, judged against what the statistic `raw` is on the reference networks."""
@@ -145,6 +153,8 @@ class Evidence:
         leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
         validated: whether a trigger must carry over to held-out samples before it names a class; False where what was found is
             no trigger that leads there.
+        silence: why finding nothing proves nothing, where the detector itself can tell: "" where it does prove something; None leaves it
+            to the rule for searches of every class.
     """
 
     detector: str
@@ -157,6 +167,7 @@ class Evidence:
     convicts: bool = True
     leads_to_target: bool = True
     validated: bool = True
+    silence: str | None = None
 
     @property
     def judged(self) -> tuple[View, ...]:

@@ -20,6 +20,7 @@ from onnxspect.engine.judge.null_model import (
     mad,
     one_against_reference,
 )
+from onnxspect.engine.judge.spacing import Usual, smallest_stand_apart
 from onnxspect.engine.judge.spread import Spreads, spreads
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
@@ -315,6 +316,8 @@ def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judge
     """
     if view.among:
         return _judge_shared(evidence, view, classes, prior)
+    if view.spacing is not None:
+        return _judge_smallest(evidence, view, view.spacing, classes)
     units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
     values = evidence.values(units, view.statistic)
     if view.reference:
@@ -362,6 +365,18 @@ def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) ->
             index[named], log10_p[named], p_value[named] = t, log10, 10**log10
     unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
     return _Judged(view, Judgement(index, p_value, log10_p, unknown.paper_flag), unknown, speaker)
+
+
+def _judge_smallest(evidence: Evidence, view: View, usual: Usual, classes: int) -> _Judged:
+    """Judge the smallest classes, the only ones that were measured, by their spacings."""
+    units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
+    beyond = _common(units, view.beyond, np.nan)
+    values = np.append(evidence.values(units, view.statistic), beyond)
+    index, log_p = (v[:-1] for v in smallest_stand_apart(values, usual))
+    judged = Judgement(index, np.exp(log_p), log_p / np.log(10), np.zeros(len(units), bool))
+    speaker = {u.unit.target: i for i, u in enumerate(units)}
+    unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
+    return _Judged(view, _by_class(judged, speaker, classes), unknown, {k: units[i] for k, i in speaker.items()})
 
 
 def _common(units: Sequence[UnitEvidence], name: str, unknown: float) -> float:
@@ -418,6 +433,8 @@ def not_enough(evidence: Evidence) -> str:
     A search counts as silent only where it found a trigger that its class needs and came to its end: one that ran out of its
     budget, and one whose images go to the class without any trigger, have looked for nothing.
     """
+    if evidence.silence is not None:
+        return evidence.silence
     units = [u for u in evidence.units if not u.unit.shared]
     reached = [u for u in units if u.found and u.statistics]
     if len(reached) < FEWEST_CLASSES:

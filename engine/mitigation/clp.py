@@ -21,7 +21,7 @@ import onnx
 import torch
 
 from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, trainable_copy
 
@@ -57,16 +57,16 @@ class ChannelLipschitz:
     def __post_init__(self) -> None:
         require(len(self.thresholds) > 0, "clp needs a threshold to try")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Prune the channels that stand out.
 
         Raises:
             OnnxspectError: no channel stands out, or none can go without losing too much accuracy.
         """
-        student, parameters = trainable_copy(case.subject)
+        student, parameters = trainable_copy(given.subject)
         original = {n: p.detach().clone() for n, p in parameters.items()}
-        found = channels(case)
-        guard = Guard(case.subject, case.clean, case.triggers)
+        found = channels(given)
+        guard = Guard(given.subject, given.clean, given.triggers)
         first = guard.measure(0, student)
         best: tuple[float, dict[str, np.ndarray], int] | None = None
         trials: list[dict[str, float]] = []
@@ -85,10 +85,10 @@ class ChannelLipschitz:
                         parameters[name].movedim(axis, 0)[torch.from_numpy(gone)] = 0
             now = guard.measure(len(trials) + 1, student)
             trials.append({"u": u, "pruned": count, "accuracy": now.accuracy, "success": now.success})
-            if first.accuracy - now.accuracy > case.accuracy_lost + 0.5 / len(case.clean):
+            if first.accuracy - now.accuracy > given.accuracy_lost + 0.5 / len(given.clean):
                 break
             best = (u, {n: p.detach().cpu().numpy().copy() for n, p in parameters.items()}, count)
-            if case.triggers and now.success <= case.success:
+            if given.triggers and now.success <= given.success:
                 break
         if best is None:
             raise InconclusiveError(
@@ -98,9 +98,9 @@ class ChannelLipschitz:
         return replace(Edit(best[1]), facts={"u": best[0], "pruned": best[2], "trials": trials})
 
 
-def channels(case: Case) -> list[Channels]:
+def channels(given: PatchInput) -> list[Channels]:
     """The bounds of every layer whose weights are in the file and its own; the layer of the logits is left out."""
-    subject = case.subject
+    subject = given.subject
     file, lowered = subject.origin.file, subject.origin.lowered
     by_initializer = {w.initializer: name for name, w in lowered.weights.items()}
     parameters = {n: p.detach().cpu().numpy() for n, p in lowered.module.named_parameters()}

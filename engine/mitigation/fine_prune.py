@@ -10,17 +10,16 @@ hold them at zero by holding those weights.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.mitigation.fine_tune import chosen_by
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.fine_tune import fine_tuned
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.neurons import (
-    Halves,
     Layer,
     curve_points,
     last_convolutional,
@@ -30,7 +29,8 @@ from onnxspect.engine.mitigation.neurons import (
     zeroed,
 )
 from onnxspect.engine.mitigation.settings import require
-from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
+from onnxspect.engine.mitigation.training import Retraining, trainable_copy
+from onnxspect.engine.search.embedding import embed
 
 NAME = "fine-prune"
 #: Keys the draws of its training. It was the name until the command line had one style, and a key stays, so that the bits do.
@@ -55,20 +55,20 @@ class FinePrune:
     def __post_init__(self) -> None:
         require(0 <= self.most_lost <= 1, "the accuracy that fine-prune may cost lies between 0 and 1")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Prune, then fine-tune.
 
         Raises:
             OnnxspectError: no layer can be pruned by weights alone, or nothing can be trained.
         """
-        student, parameters = trainable_copy(case.subject)
-        exact = [layer for layer in layers(case.subject) if layer.exact]
+        student, parameters = trainable_copy(given.subject)
+        exact = [layer for layer in layers(given.subject) if layer.exact]
         if not exact:
-            raise OnnxspectError(f"{case.subject.name}: no layer's neurons can be switched off by weights alone")
+            raise OnnxspectError(f"{given.subject.name}: no layer's neurons can be switched off by weights alone")
         layer = last_convolutional(exact)
-        off = self._silent(case, layer)
-        zeros = zeroed(case.subject, layer, off)
-        held = [(parameters[n], torch.from_numpy(~_touched(v, layer, n, off, case))) for n, v in zeros.items()]
+        off = self._silent(given, layer)
+        zeros = zeroed(given.subject, layer, off)
+        held = [(parameters[n], torch.from_numpy(~_touched(v, layer, n, off, given))) for n, v in zeros.items()]
 
         def hold() -> None:
             with torch.no_grad():
@@ -76,48 +76,34 @@ class FinePrune:
                     parameter.mul_(keep.to(parameter.device))
 
         hold()
-        guard = Guard(case.subject, case.guard, case.triggers)
-        first = guard.measure(0, case.subject)
-        case.run.observer.start(NAME, self.training.epochs)
-        history = retrain(
-            student,
-            parameters,
-            case.subject,
-            case.fit,
-            self.training,
-            None,
-            guard,
-            lambda epoch: chosen_by(epoch, first, case),
-            case.run.torch_generator(_DRAWS),
-            observer=case.run.observer,
-            task=NAME,
-            after_step=hold,
-        )
-        case.run.observer.finish(NAME)
+        epochs = fine_tuned(given, student, parameters, self.training, NAME, _DRAWS, after_step=hold)
         facts = {"layer": layer.tap.name, "pruned": int(off.sum()), "neurons": layer.neurons}
         values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
-        return Edit(values, facts=facts | {"epochs": [asdict(e) for e in (first, *history)]})
+        return Edit(values, facts=facts | {"epochs": epochs})
 
-    def _silent(self, case: Case, layer: Layer) -> np.ndarray:
+    def _silent(self, given: PatchInput, layer: Layer) -> np.ndarray:
         """The neurons to prune: the least active on clean images, as many as accuracy allows."""
-        halves = Halves(case.subject, layer.tap)
-        order = np.argsort(per_neuron(halves.activations(case.fit.images), layer).mean(0), kind="stable")
-        clean = halves.activations(case.guard.images)
-        start = float((halves.answers(clean) == case.guard.labels).mean())
+        embedding = embed(given.subject, layer.tap.name)
+        order = np.argsort(per_neuron(embedding.activations(given.fit.images), layer).mean(0), kind="stable")
+        clean = embedding.activations(given.guard.images)
+        start = float((embedding.answers(clean) == given.guard.labels).mean())
         off = np.zeros(layer.neurons, bool)
         for pruned in curve_points(layer.neurons):
             keep = np.ones(layer.neurons, bool)
             keep[order[:pruned]] = False
-            if float((halves.answers(masked(clean, layer, keep)) == case.guard.labels).mean()) < start - self.most_lost:
+            if (
+                float((embedding.answers(masked(clean, layer, keep)) == given.guard.labels).mean())
+                < start - self.most_lost
+            ):
                 break
             off = ~keep
         return off
 
 
-def _touched(value: np.ndarray, layer: Layer, parameter: str, off: np.ndarray, case: Case) -> np.ndarray:
+def _touched(value: np.ndarray, layer: Layer, parameter: str, off: np.ndarray, given: PatchInput) -> np.ndarray:
     """Which elements of a parameter belong to neurons that are switched off, bool in its shape."""
-    assert case.subject.lowered is not None
-    initializer = case.subject.lowered.weights[parameter].initializer
+    assert given.subject.lowered is not None
+    initializer = given.subject.lowered.weights[parameter].initializer
     axis = next(s.axis for s in layer.sources if s.initializer == initializer)
     shape = [-1 if i == axis else 1 for i in range(value.ndim)]
     return np.array(np.broadcast_to(off.reshape(shape), value.shape))

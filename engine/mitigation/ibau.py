@@ -16,17 +16,17 @@ Departures, and why:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from onnxspect.engine.mitigation.fine_tune import chosen_by
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.fine_tune import fine_tuned
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.settings import require
-from onnxspect.engine.mitigation.training import Guard, Retraining, retrain, trainable_copy
+from onnxspect.engine.mitigation.training import Retraining, trainable_copy
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import UNTARGETED
 
@@ -57,42 +57,25 @@ class AdversarialUnlearning:
         require(self.radius > 0 and self.steps >= 1, "ibau takes at least one step in a ball with a radius above 0")
         require(0 <= self.changed <= 1, "the share of images that ibau changes lies between 0 and 1")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Train against universal changes.
 
         Raises:
             OnnxspectError: no ONNX file behind the subject, or nothing in it can be trained.
         """
-        student, parameters = trainable_copy(case.subject)
-        guard = Guard(case.subject, case.guard, case.triggers)
-        first = guard.measure(0, student)
-        adversary = _Adversary(self, case)
-        case.run.observer.start(NAME, self.training.epochs)
-        history = retrain(
-            student,
-            parameters,
-            case.subject,
-            case.fit,
-            self.training,
-            adversary,
-            guard,
-            lambda epoch: chosen_by(epoch, first, case),
-            case.run.torch_generator(NAME),
-            observer=case.run.observer,
-            task=NAME,
-        )
-        case.run.observer.finish(NAME)
+        student, parameters = trainable_copy(given.subject)
+        epochs = fine_tuned(given, student, parameters, self.training, NAME, NAME, _Adversary(self, given))
         values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
-        return Edit(values, facts={"epochs": [asdict(e) for e in (first, *history)], "radius": self.radius})
+        return Edit(values, facts={"epochs": epochs, "radius": self.radius})
 
 
 class _Adversary:
     """The inner problem; keeps each change from batch to batch."""
 
-    def __init__(self, settings: AdversarialUnlearning, case: Case) -> None:
+    def __init__(self, settings: AdversarialUnlearning, given: PatchInput) -> None:
         self._settings = settings
-        self._targets = sorted({t.target for t in case.triggers} - {UNTARGETED})
-        shape = case.subject.image_shape
+        self._targets = sorted({t.target for t in given.triggers} - {UNTARGETED})
+        shape = given.subject.image_shape
         self._bound = settings.radius * float(torch.Size(shape).numel()) ** 0.5
         self._changes: dict[int | None, Tensor] = {t: torch.zeros(shape) for t in (None, *self._targets)}
 

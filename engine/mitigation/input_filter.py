@@ -24,8 +24,7 @@ from onnxspect.converters.lowering.taps import Tap
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.activation_profile import profile
 from onnxspect.engine.mitigation.graph_edit import Filter, Reading
-from onnxspect.engine.mitigation.method import Case, Edit
-from onnxspect.engine.mitigation.neurons import Halves
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.trigger_score import (
     LAYERS,
@@ -37,6 +36,7 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
+from onnxspect.engine.search.embedding import embed
 
 NAME = "input-filter"
 FORMS = ("discriminant", "profile")
@@ -75,47 +75,47 @@ class InputFilter:
         if self.layers < 1 or self.ridge <= 0:
             raise OnnxspectError("a filter reads one layer at least, and its ridge is above 0")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Build the filter.
 
         Raises:
             OnnxspectError: no triggers, no ONNX file behind the subject, or no such layer.
         """
-        taps = inner_layers(case, NAME)
+        taps = inner_layers(given, NAME)
         if self.layer != "best":
             taps = [t for t in taps if t.name == self.layer]
         if not taps:
             raise OnnxspectError(f"{self.layer}: no such layer in this model", "`onnxspect info` lists the values")
-        made = self._discriminant(case, taps) if self.form == "discriminant" else self._best_profile(case, taps)
+        made = self._discriminant(given, taps) if self.form == "discriminant" else self._best_profile(given, taps)
         return Edit(additions=(made.filter,), facts={"form": self.form, **made.facts})
 
-    def _discriminant(self, case: Case, taps: list[Tap]) -> _Made:
+    def _discriminant(self, given: PatchInput, taps: list[Tap]) -> _Made:
         """By the trigger score of the last layers."""
-        score = trigger_score(case, taps, self.layers, self.ridge)
+        score = trigger_score(given, taps, self.layers, self.ridge)
         limit = threshold(score.unseen.max(1), self.false_positives)
-        stamped = np.concatenate([score(i).max(1) for t in case.triggers for i in sorts(case.guard, t)])
+        stamped = np.concatenate([score(i).max(1) for t in given.triggers for i in sorts(given.guard, t)])
         facts = {"layers": list(score.layers), "ridge": self.ridge}
-        clean = score(case.guard.images).max(1)
+        clean = score(given.guard.images).max(1)
         return _Made.judged(Filter(score.readings, score.offsets, limit), clean, stamped, facts)
 
-    def _best_profile(self, case: Case, taps: list[Tap]) -> _Made:
+    def _best_profile(self, given: PatchInput, taps: list[Tap]) -> _Made:
         """The paper's profile at the layer where it separates best; of equal ones the first."""
-        tried = [self._profile(case, tap) for tap in taps[-self.trials :]]
+        tried = [self._profile(given, tap) for tap in taps[-self.trials :]]
         best = max(tried, key=lambda m: (round(1 - m.facts["missed"], 3), m.facts["separation"]))
         return _Made(best.filter, best.facts | {"trials": [m.facts for m in tried]})
 
-    def _profile(self, case: Case, tap: Tap) -> _Made:
-        halves = Halves(case.subject, tap)
-        fit, guard = flat(halves, case.fit.images), flat(halves, case.guard.images)
+    def _profile(self, given: PatchInput, tap: Tap) -> _Made:
+        embedding = embed(given.subject, tap.name)
+        fit, guard = flat(embedding, given.fit.images), flat(embedding, given.guard.images)
         means: dict[int, list[np.ndarray]] = {}
-        for trigger in case.triggers:
-            images = trigger.apply(case.fit.images[rows_of(case.fit, trigger)])
-            means.setdefault(trigger.target, []).append(flat(halves, images).mean(0))
+        for trigger in given.triggers:
+            images = trigger.apply(given.fit.images[rows_of(given.fit, trigger)])
+            means.setdefault(trigger.target, []).append(flat(embedding, images).mean(0))
         neurons, weights = profile(fit, list(means.values()), self.top)
         # The threshold is a quantile of the same float32 sum that the file computes.
         limit = threshold(fit[:, neurons] @ weights, self.false_positives)
         stamped = [
-            flat(halves, i)[:, neurons] @ weights for t in case.triggers for i in sorts(case.guard, t, hard=False)
+            flat(embedding, i)[:, neurons] @ weights for t in given.triggers for i in sorts(given.guard, t, hard=False)
         ]
         filter_ = Filter((Reading(tap.name, weights[:, None], neurons),), np.zeros(1, np.float32), limit)
         facts = {"layers": [tap.name], "neurons": len(neurons), "top": self.top}

@@ -1,4 +1,4 @@
-"""What every way of patching has in common: the case it is given, the edit that it hands back.
+"""What every way of patching has in common: what it is given, the edit that it hands back.
 
 A method is a frozen record of settings with one call, `edit`. It never touches the subject or a file: it answers with
 new values of named parameters and nodes to add, and `engine/jobs/patch.py` writes, measures and judges them. So a method
@@ -36,7 +36,7 @@ class Addition(Protocol):
 
 
 @dataclass(frozen=True)
-class Case:
+class PatchInput:
     """What a method works on.
 
     Attributes:
@@ -63,7 +63,7 @@ class Case:
         return self.fit.joined(self.guard)
 
     def needs_triggers(self, method: str) -> None:
-        """Refuse a case without triggers.
+        """Refuse where there are no triggers.
 
         Raises:
             OnnxspectError: there are none.
@@ -94,13 +94,13 @@ class Method(Protocol):
 
     #: As `patch --method` takes it, and as the patched file's metadata records it.
     name: ClassVar[str]
-    #: Whether weights are fitted to `Case.fit`, so that only `Case.guard` can judge them.
+    #: Whether weights are fitted to `PatchInput.fit`, so that only `PatchInput.guard` can judge them.
     trains: ClassVar[bool]
     #: Whether it takes the backdoor out. What only stands guard is tried last, and not searched again.
     mends: ClassVar[bool]
 
-    def edit(self, case: Case) -> Edit:
-        """Work out the edit; the same case gives the same bits.
+    def edit(self, given: PatchInput) -> Edit:
+        """Work out the edit; the same input gives the same bits.
 
         Raises:
             OnnxspectError: the method cannot work on this model, and why.

@@ -21,11 +21,12 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
-from onnxspect.converters.lowering.taps import Tap, cuts, split
+from onnxspect.converters.lowering.taps import Tap, cuts
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Mask
 from onnxspect.engine.mitigation.method import Edit
+from onnxspect.engine.search.embedding import Embedding
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
@@ -70,39 +71,6 @@ class Layer:
     def exact(self) -> bool:
         """Whether weights alone can switch its neurons off."""
         return bool(self.sources)
-
-
-class Halves:
-    """The model cut in two at a layer: activations of images, and logits of activations.
-
-    Args:
-        subject: the classifier.
-        tap: where.
-    """
-
-    def __init__(self, subject: Subject, tap: Tap) -> None:
-        self._subject = subject
-        image = subject.spec.encode(torch.zeros(1, *subject.image_shape)).shape[1:]
-        self._first, self._second = split(subject.graph, tap, tuple(image))
-
-    def activations(self, pixels: np.ndarray, batch_size: int = 256) -> Tensor:
-        """The layer's value for pixels ``(n, channels, height, width)``, on the CPU."""
-        subject = self._subject
-        with torch.no_grad():
-            parts = [
-                self._first(subject.spec.encode(torch.from_numpy(pixels[i : i + batch_size]).to(subject.device))).cpu()
-                for i in range(0, len(pixels), batch_size)
-            ]
-        return torch.cat(parts)
-
-    def answers(self, activations: Tensor, batch_size: int = 256) -> np.ndarray:
-        """Predicted classes int64 ``(n,)`` of activations."""
-        with torch.no_grad():
-            parts = [
-                self._second(part.to(self._subject.device)).reshape(len(part), -1).argmax(1).cpu()
-                for part in activations.split(batch_size)
-            ]
-        return torch.cat(parts).numpy()
 
 
 def layers(subject: Subject, every: bool = False) -> list[Layer]:
@@ -191,18 +159,18 @@ def scale_of(clean: np.ndarray) -> np.ndarray:
     return np.asarray(deviation + 1e-3 * float(deviation.max() or 1.0))
 
 
-def activation_gap(halves: Halves, layer: Layer, samples: Samples, triggers: Sequence[Trigger]) -> np.ndarray:
+def activation_gap(embedding: Embedding, layer: Layer, samples: Samples, triggers: Sequence[Trigger]) -> np.ndarray:
     """How much more each neuron answers to stamped than to clean images ``(neurons,)``: Neural Cleanse, sec. VI-B.
 
     With several triggers it is the largest of their gaps, each divided by its own maximum, so that none drowns.
     """
     clean_images = samples.images[:MOST_IMAGES]
-    clean = per_neuron(halves.activations(clean_images), layer).mean(0)
+    clean = per_neuron(embedding.activations(clean_images), layer).mean(0)
     gaps = []
     for trigger in triggers:
         rows = np.flatnonzero(samples.labels != trigger.target)[:MOST_IMAGES]
         stamped = trigger.apply(samples.images[rows])
-        gap = per_neuron(halves.activations(stamped), layer).mean(0) - clean
+        gap = per_neuron(embedding.activations(stamped), layer).mean(0) - clean
         gaps.append(gap / (np.abs(gap).max() or 1.0))
     return np.max(gaps, axis=0)
 

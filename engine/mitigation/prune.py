@@ -23,10 +23,9 @@ from matplotlib.figure import Figure
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.neurons import (
     MOST_IMAGES,
-    Halves,
     Layer,
     activation_gap,
     curve_points,
@@ -39,6 +38,7 @@ from onnxspect.engine.mitigation.neurons import (
     switch_off,
 )
 from onnxspect.engine.mitigation.settings import require
+from onnxspect.engine.search.embedding import embed
 from onnxspect.engine.trigger import Trigger
 
 NAME = "prune"
@@ -109,23 +109,23 @@ class Prune:
         require(self.trials >= 1, "prune tries at least one layer")
         require(len(self.strengths) > 0 and min(self.strengths) > 0, "strengths of prune are above 0")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Prune at the chosen layer.
 
         Raises:
             OnnxspectError: no triggers, or no such layer.
         """
-        case.needs_triggers(NAME)
-        triggers = self._strengthened(case.triggers)
-        found = self._candidates(layers(case.subject, every=self.layer not in (LAST, BEST)))
+        given.needs_triggers(NAME)
+        triggers = self._strengthened(given.triggers)
+        found = self._candidates(layers(given.subject, every=self.layer not in (LAST, BEST)))
         trials, edits = [], []
         for layer in found:
-            trial, off = self._try(case, layer, triggers)
+            trial, off = self._try(given, layer, triggers)
             trials.append(trial)
             edits.append((layer, off))
         best = min(range(len(trials)), key=lambda i: (not trials[i].dead, _cost(trials[i]), not trials[i].exact))
         layer, off = edits[best]
-        edit = switch_off(case.subject, layer, off)
+        edit = switch_off(given.subject, layer, off)
         facts = {"layer": trials[best].layer, "exact": layer.exact, "pruned": trials[best].point.pruned}
         facts |= {"neurons": layer.neurons, "trials": [asdict(t) for t in trials]}
         return replace(edit, facts=facts, pictures={PICTURE: picture(trials, best)})
@@ -148,35 +148,35 @@ class Prune:
             last_convolutional(known)
         return list(known)[-self.trials :]
 
-    def _try(self, case: Case, layer: Layer, triggers: Sequence[Trigger]) -> tuple[Trial, np.ndarray]:
+    def _try(self, given: PatchInput, layer: Layer, triggers: Sequence[Trigger]) -> tuple[Trial, np.ndarray]:
         """The curve of one layer, and which neurons its chosen point switches off."""
-        halves = Halves(case.subject, layer.tap)
-        gap = activation_gap(halves, layer, case.fit, triggers)
-        clean_samples = case.clean
+        embedding = embed(given.subject, layer.tap.name)
+        gap = activation_gap(embedding, layer, given.fit, triggers)
+        clean_samples = given.clean
         order = np.argsort(-gap, kind="stable")
-        clean = halves.activations(clean_samples.images)
-        before = halves.answers(clean)
+        clean = embedding.activations(clean_samples.images)
+        before = embedding.answers(clean)
         stamped, labels = {}, {}
         for i, trigger in enumerate(triggers):
             rows = stamped_rows(clean_samples, trigger, before)[:MOST_IMAGES]
             labels[i] = clean_samples.labels[rows]
-            stamped[i] = halves.activations(trigger.apply(clean_samples.images[rows])) if len(rows) else None
+            stamped[i] = embedding.activations(trigger.apply(clean_samples.images[rows])) if len(rows) else None
         if all(s is None for s in stamped.values()):
             raise InconclusiveError(f"no samples of any class but {triggers[0].target} to measure the trigger on")
         curve = []
         for pruned in curve_points(layer.neurons):
             keep = np.ones(layer.neurons, bool)
             keep[order[:pruned]] = False
-            answers = halves.answers(masked(clean, layer, keep))
+            answers = embedding.answers(masked(clean, layer, keep))
             hits = {
-                i: np.empty(0, np.int64) if s is None else halves.answers(masked(s, layer, keep))
+                i: np.empty(0, np.int64) if s is None else embedding.answers(masked(s, layer, keep))
                 for i, s in stamped.items()
             }
             accuracy = float((answers == clean_samples.labels).mean())
             curve.append(Point(pruned, accuracy, success_on(hits, labels, triggers)))
-            if curve[-1].success <= case.success or accuracy < curve[0].accuracy - 0.2:
+            if curve[-1].success <= given.success or accuracy < curve[0].accuracy - 0.2:
                 break
-        dead = curve[-1].success <= case.success
+        dead = curve[-1].success <= given.success
         chosen = len(curve) - 1 if dead else int(np.argmax([p.accuracy - p.success for p in curve]))
         off = np.zeros(layer.neurons, bool)
         off[order[: curve[chosen].pruned]] = True

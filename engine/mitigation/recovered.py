@@ -19,7 +19,7 @@ READ_OFF = frozenset({"training-difference"})
 
 
 @dataclass(frozen=True)
-class Finding:
+class RecoveredTriggers:
     """What a finished scan says, as a patch needs it.
 
     Attributes:
@@ -33,7 +33,7 @@ class Finding:
     evidence: str
 
 
-def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
+def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> RecoveredTriggers:
     """The finished scan in a run folder.
 
     Args:
@@ -65,7 +65,7 @@ def read_finding(folder: Path, targets: Sequence[int] | None = None) -> Finding:
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return Finding(scan, tuple(triggers), "+".join(ids))
+    return RecoveredTriggers(scan, tuple(triggers), "+".join(ids))
 
 
 def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Trigger | None:

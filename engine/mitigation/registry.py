@@ -144,7 +144,7 @@ def _checked(method: Any, what: str) -> Method:
     if isinstance(method, type) or lacking or not callable(method.edit):
         raise OnnxspectError(
             f"{what} is no method" + (f": it has no {', '.join(lacking)}" if lacking else ""),
-            "an object with `name`, `trains`, `mends` and `edit(case)` (engine/mitigation/method.py)",
+            "an object with `name`, `trains`, `mends` and `edit(given)` (engine/mitigation/method.py)",
         )
     found: Method = method
     return found

@@ -25,7 +25,7 @@ import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import LogitSuppression
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.neurons import stamped_rows
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.trigger_score import (
@@ -61,27 +61,27 @@ class TargetLogitSuppression:
         require(len(self.layers) > 0 and min(self.layers) >= 1, "withhold reads at least one layer")
         require(self.ridge > 0, "the ridge of withhold is above 0")
 
-    def edit(self, case: Case) -> Edit:
+    def edit(self, given: PatchInput) -> Edit:
         """Find the threshold, and what has to be added.
 
         Raises:
             OnnxspectError: no triggers, one without a target class, no ONNX file behind the subject, or its class scores are no
                 value of the file.
         """
-        taps = inner_layers(case, NAME)
-        if any(t.target == UNTARGETED for t in case.triggers):
+        taps = inner_layers(given, NAME)
+        if any(t.target == UNTARGETED for t in given.triggers):
             raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no single logit to suppress")
-        info, file = case.subject.origin.logits, case.subject.origin.file
+        info, file = given.subject.origin.logits, given.subject.origin.file
         if not any(info.value in n.output for n in file.proto.graph.node):
-            raise OnnxspectError(f"{case.subject.name}: its class scores are no value of the file")
-        tried = [_Tried.of(case, trigger_score(case, taps, self.layers[0], self.ridge))]
+            raise OnnxspectError(f"{given.subject.name}: its class scores are no value of the file")
+        tried = [_Tried.of(given, trigger_score(given, taps, self.layers[0], self.ridge))]
         for layers in self.layers[1:]:
-            if tried[-1].led > case.success:
-                tried.append(_Tried.of(case, trigger_score(case, taps, layers, self.ridge)))
+            if tried[-1].led > given.success:
+                tried.append(_Tried.of(given, trigger_score(given, taps, layers, self.ridge)))
         best = min(tried, key=lambda t: t.led)  # of equal ones the first
         score = best.score
         added = LogitSuppression(
-            score.readings, score.offsets, best.limit, score.targets, info.value, case.subject.classes
+            score.readings, score.offsets, best.limit, score.targets, info.value, given.subject.classes
         )
         facts = {"layers": list(score.layers), "ridge": self.ridge, "threshold": best.limit, "led": best.led}
         return Edit(additions=(added,), facts=facts)
@@ -96,21 +96,21 @@ class _Tried:
     led: float
 
     @classmethod
-    def of(cls, case: Case, score: TriggerScore) -> _Tried:
+    def of(cls, given: PatchInput, score: TriggerScore) -> _Tried:
         """With the threshold that costs no more than it may."""
-        answers = case.subject.predict(case.fit.images).argmax(1)
+        answers = given.subject.predict(given.fit.images).argmax(1)
         own = _own(score.unseen, answers, score.targets)
-        counted = (answers == case.fit.labels) & (own > -np.inf)  # to suppress a wrong answer costs nothing
+        counted = (answers == given.fit.labels) & (own > -np.inf)  # to suppress a wrong answer costs nothing
         below = own[counted].min(initial=0.0) - 1
-        limit = threshold(np.where(counted, own, below), case.accuracy_lost)
-        return cls(score, limit, max(_led(case, score, t, limit) for t in case.triggers))
+        limit = threshold(np.where(counted, own, below), given.accuracy_lost)
+        return cls(score, limit, max(_led(given, score, t, limit) for t in given.triggers))
 
 
-def _led(case: Case, score: TriggerScore, trigger: Trigger, limit: float) -> float:
+def _led(given: PatchInput, score: TriggerScore, trigger: Trigger, limit: float) -> float:
     """Share of the held-out images that a trigger leads to its target in spite of the suppression."""
-    rows = stamped_rows(case.guard, trigger, None)
-    images = trigger.apply(case.guard.images[rows])
-    answers = case.subject.predict(images).argmax(1)
+    rows = stamped_rows(given.guard, trigger, None)
+    images = trigger.apply(given.guard.images[rows])
+    answers = given.subject.predict(images).argmax(1)
     return float(((answers == trigger.target) & (_own(score(images), answers, score.targets) <= limit)).mean())
 
 

@@ -22,8 +22,9 @@ from onnxspect.converters.lowering.taps import Tap, cuts
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.mitigation.discriminant import Discriminant, Shift, fitted
 from onnxspect.engine.mitigation.graph_edit import Reading
-from onnxspect.engine.mitigation.method import Case
-from onnxspect.engine.mitigation.neurons import Halves, stamped_rows
+from onnxspect.engine.mitigation.method import PatchInput
+from onnxspect.engine.mitigation.neurons import stamped_rows
+from onnxspect.engine.search.embedding import Embedding, embed
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.trigger import Trigger
 
@@ -54,7 +55,7 @@ class TriggerScore:
     targets: tuple[int, ...]
     layers: tuple[str, ...]
     unseen: np.ndarray = field(repr=False)
-    _parts: tuple[tuple[Halves, Discriminant], ...] = field(repr=False)
+    _parts: tuple[tuple[Embedding, Discriminant], ...] = field(repr=False)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Scores ``(n, targets)`` of images ``(n, channels, height, width)``."""
@@ -73,21 +74,21 @@ class TriggerScore:
         return np.sum([d.offsets for _, d in self._parts], axis=0).astype(np.float32)
 
 
-def inner_layers(case: Case, method: str) -> list[Tap]:
+def inner_layers(given: PatchInput, method: str) -> list[Tap]:
     """The layers behind which the network is in two parts, from the image on.
 
     Raises:
         OnnxspectError: no triggers, or no ONNX file behind the subject.
     """
-    case.needs_triggers(method)
-    return [t for t in cuts(case.subject.graph) if t.depth > 0]
+    given.needs_triggers(method)
+    return [t for t in cuts(given.subject.graph) if t.depth > 0]
 
 
-def trigger_score(case: Case, taps: Sequence[Tap], layers: int = LAYERS, ridge: float = RIDGE) -> TriggerScore:
-    """Fit the score to `case.fit` and the case's triggers.
+def trigger_score(given: PatchInput, taps: Sequence[Tap], layers: int = LAYERS, ridge: float = RIDGE) -> TriggerScore:
+    """Fit the score to the samples in `given.fit` and to its triggers.
 
     Args:
-        case: the model, its triggers and clean samples.
+        given: the model, its triggers and clean samples.
         taps: layers to choose from; the last `layers` of them that do more than arrange what is there serve.
         layers: so many.
         ridge: of the discriminants.
@@ -96,24 +97,24 @@ def trigger_score(case: Case, taps: Sequence[Tap], layers: int = LAYERS, ridge: 
         OnnxspectError: there are no images to stamp.
     """
     own = [t for t in taps if t.operator not in _SAME] or list(taps)
-    targets = sorted({t.target for t in case.triggers})
-    fit, apart = case.fit.images[:_MOST_CLEAN], case.fit.images[_MOST_CLEAN:]
-    stamps = [(t.target, rows_of(case.fit, t), list(sorts(case.fit, t))) for t in case.triggers]
+    targets = sorted({t.target for t in given.triggers})
+    fit, apart = given.fit.images[:_MOST_CLEAN], given.fit.images[_MOST_CLEAN:]
+    stamps = [(t.target, rows_of(given.fit, t), list(sorts(given.fit, t))) for t in given.triggers]
     number = sum(len(images) for *_, images in stamps)
-    parts: list[tuple[Tap, Halves, Discriminant]] = []
+    parts: list[tuple[Tap, Embedding, Discriminant]] = []
     unseen: list[np.ndarray] = []
     for tap in reversed(own):
-        halves = Halves(case.subject, tap)
-        clean = flat(halves, fit)
+        embedding = embed(given.subject, tap.name)
+        clean = flat(embedding, fit)
         if clean.shape[1] > _MOST_FEATURES and (parts or tap is not own[0]):
             continue
-        others = flat(halves, apart) if len(apart) else clean[:0]
+        others = flat(embedding, apart) if len(apart) else clean[:0]
         shifts: dict[int, list[Shift]] = {target: [] for target in targets}
         for target, rows, images in stamps:
-            plain = flat(halves, case.fit.images[rows])
-            shifts[target] += [Shift.of(plain, flat(halves, i), rows, number) for i in images]
+            plain = flat(embedding, given.fit.images[rows])
+            shifts[target] += [Shift.of(plain, flat(embedding, i), rows, number) for i in images]
         found = fitted(clean, others, list(shifts.values()), ridge)
-        parts.append((tap, halves, found))
+        parts.append((tap, embedding, found))
         unseen.append(np.concatenate([found.clean, found.scores(others)]))
         if len(parts) == layers:
             break
@@ -148,9 +149,9 @@ def rows_of(samples: Samples, trigger: Trigger) -> np.ndarray:
     return rows
 
 
-def flat(halves: Halves, images: np.ndarray) -> np.ndarray:
+def flat(embedding: Embedding, images: np.ndarray) -> np.ndarray:
     """Activations float32 ``(n, features)``."""
-    return halves.activations(images).flatten(1).float().numpy()
+    return embedding.activations(images).flatten(1).float().numpy()
 
 
 def threshold(scores: np.ndarray, share: float) -> float:

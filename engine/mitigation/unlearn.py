@@ -37,7 +37,7 @@ from torch import Tensor
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.augmentation import blended, squared, warped
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.remainder import Searches, search_again
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import (
@@ -178,13 +178,13 @@ class Unlearn:
         if self.rounds < 1 or not self.schedules:
             raise OnnxspectError("unlearning needs at least one round and one schedule")
 
-    def edit(self, case: Case) -> Edit:
-        """Unlearn the case's triggers.
+    def edit(self, given: PatchInput) -> Edit:
+        """Unlearn the given triggers.
 
         Raises:
             OnnxspectError: as `run`.
         """
-        done = self.run(case.subject, case.fit, case.guard, case.triggers, case.run, case.accuracy_lost)
+        done = self.run(given.subject, given.fit, given.guard, given.triggers, given.run, given.accuracy_lost)
         facts = {"epochs": [asdict(e) for e in done.epochs], "triggers_unlearned": len(done.triggers)}
         facts |= {"rounds": done.rounds, "lesson": done.schedule.name, "kept_epoch": done.kept.epoch}
         return Edit(done.values, facts=facts | {"batch_norm": self.batch_norm})

@@ -18,15 +18,19 @@ import onnxruntime as ort
 import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 import torch
 
+from onnxspect.converters.file.bound_inputs import bound_feeds, free_inputs
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.file.oversized import oversized
+from onnxspect.converters.lowering.functions import inline_functions
+from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, outputs_of
 from onnxspect.converters.proof.compare import Difference, compare
-from onnxspect.converters.proof.oracle import Oracle, providers
+from onnxspect.converters.proof.oracle import Oracle, of_file, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import added_outputs, suppresses_target, without_additions
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.class_scores import of_output
 from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
@@ -246,6 +250,7 @@ def verify(
     strip: Strip | None = None,
     run: RunContext | None = None,
     opened: tuple[OnnxFile, OnnxFile] | None = None,
+    logits: LogitsInfo | None = None,
 ) -> Verification:
     """Measure a patched file against its original in onnxruntime.
 
@@ -260,6 +265,7 @@ def verify(
         strip: also say what this filter would do on top of the original.
         run: its seed, for STRIP's draws.
         opened: the original and the patched file, by who has them open already and made the second from the first.
+        logits: the class scores that are looked at; the likeliest ones of the original by default.
 
     Raises:
         OnnxspectError: a file does not open, or the two differ in inputs or outputs (but for a filter's).
@@ -271,8 +277,9 @@ def verify(
     if interface:
         raise OnnxspectError(f"{patched}: not a patch of {original}: {interface[0]}")
     filter_outputs = added_outputs(before.proto, after.proto)
-    old = _Judged(before, spec, device)
-    new = _Judged(after, spec, device, old.output, filter_outputs[1] if filter_outputs else None)
+    logits = logits or logits_of(inline_functions(before.proto))
+    old = _Judged(before, spec, device, logits)
+    new = _Judged(after, spec, device, logits, old.output, filter_outputs[1] if filter_outputs else None)
     (clean_old, _), (clean_new, refused) = old(samples.images), new(samples.images)
     right_old, right_new = int((clean_old == samples.labels).sum()), int((clean_new == samples.labels).sum())
     effects, stamped_images = [], {}
@@ -330,8 +337,10 @@ def _latency(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     sessions = [ort.InferenceSession(str(f.path), options, providers=providers(device)) for f in (before, after)]
-    tensor = sessions[0].get_inputs()[0]
-    dtype = Oracle(before.path, device).dtype(tensor.name)
+    image = free_inputs(before.proto)[0].name
+    tensor = next(i for i in sessions[0].get_inputs() if i.name == image)
+    dtype = Oracle(of_file(before), device).dtype(tensor.name)
+    beside = bound_feeds(before)
     fixed = tensor.shape[0] if isinstance(tensor.shape[0], int) else None
     found = []
     for batch in (fixed,) if fixed else (1, 32):
@@ -341,7 +350,9 @@ def _latency(
         for call in range(calls + 3):
             for session, taken in zip(sessions, seconds, strict=True):
                 started = time.perf_counter()
-                session.run(None, feed)
+                session.run(
+                    None, feed | {k: v for k, v in beside.items() if k in {i.name for i in session.get_inputs()}}
+                )
                 if call >= 3:  # the first calls allocate
                     taken.append(time.perf_counter() - started)
         found.append(Latency(batch, *(round(1000 * float(np.median(s)), 4) for s in seconds)))
@@ -352,29 +363,34 @@ class _Judged:
     """A file as it is used: pixels to predicted classes and refusals, through its own class-score output."""
 
     def __init__(
-        self, file: OnnxFile, spec: InputSpec, device: str, output: str | None = None, refusal: str | None = None
+        self,
+        file: OnnxFile,
+        spec: InputSpec,
+        device: str,
+        logits: LogitsInfo,
+        output: str | None = None,
+        refusal: str | None = None,
     ) -> None:
-        oracle = Oracle(file.path, device)
-        self.output = output or _score_output(oracle, file)
-        self._asked = FileClassifier(oracle, spec, [self.output, *([refusal] if refusal is not None else [])])
+        oracle = Oracle(of_file(file), device)
+        self.output, self._logits = output or _score_output(oracle, file, logits), logits
+        image = free_inputs(file.proto)[0].name
+        self._asked = FileClassifier(oracle, spec, [self.output, *([refusal] if refusal is not None else [])], image)
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Predicted classes int64 ``(n,)``, and which images the file rejects, bool ``(n,)``."""
         scores, *refused = self._asked.run(pixels, _BATCH)
         rejected = refused[0].astype(bool) if refused else np.zeros(len(pixels), bool)
-        return scores.reshape(len(scores), -1).argmax(1), rejected
+        return of_output(scores, self._logits).argmax(1), rejected
 
     def scores(self, pixels: np.ndarray) -> np.ndarray:
         """Logits ``(n, classes)``; the logarithm where the file answers probabilities."""
-        scores = self._asked.run(pixels, _BATCH)[0].reshape(len(pixels), -1)
-        whole = scores.min() >= 0 and np.allclose(scores.sum(1), 1, atol=1e-3)
-        return np.log(np.maximum(scores, 1e-30)) if whole else scores
+        return of_output(self._asked.run(pixels, _BATCH)[0], self._logits)
 
 
-def _score_output(oracle: Oracle, file: OnnxFile) -> str:
-    """The output that holds one score a class: the first floating-point tensor among the outputs."""
-    for name, (_, kind) in oracle.outputs.items():
-        if kind in ("tensor(float)", "tensor(float16)", "tensor(double)"):
+def _score_output(oracle: Oracle, file: OnnxFile, logits: LogitsInfo) -> str:
+    """The output that holds one score a class: of the floating-point tensors among those that lead to the same scores, the first."""
+    for name in outputs_of(inline_functions(file.proto), logits):
+        if oracle.outputs[name][1] in ("tensor(float)", "tensor(float16)", "tensor(double)"):
             return name
     raise OnnxspectError(f"{file.path}: no output holds class scores", "export it with its probabilities or logits")
 

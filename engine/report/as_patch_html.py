@@ -41,7 +41,7 @@ def _view(document: Document) -> dict[str, Any]:
         "curve": found_curve,
         "limits": _limits(document),
         "changed": sorted(result["changed_initializers"], key=lambda c: -(c["relative_change"] or 0.0))[:MOST_CHANGED],
-        "terms": ["trigger", "accuracy", "interval", "initializer", 
+        "terms": ["trigger", "accuracy", "interval", "initializer",
                   *(["strip"] if result["strip"] else []), "backdoor"],
     }  # fmt: skip
 

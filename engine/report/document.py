@@ -63,6 +63,7 @@ def build(
             "classes": subject.classes,
             "input": {"shape": list(subject.image_shape)},
             "logits": None if subject.logits is None else {"value": subject.logits.value, "found": subject.logits.how},
+            **_view(subject),
         },
         "data": {"path": samples.path, "sha256": samples.sha256, "samples": len(samples)},
         "preprocessing": checked.describe(),
@@ -111,6 +112,16 @@ def build(
 def now() -> str:
     """The time in UTC, to the second, as reports write it: 2026-01-31T12:00:00Z."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _view(subject: Subject) -> dict[str, Any]:
+    """Which output was looked at and which inputs were bound, where the file has several."""
+    if subject.file is None or subject.logits is None or not subject.logits.output:
+        return {}
+    several = len(subject.file.proto.graph.output) > 1
+    if not several and not subject.file.bound:
+        return {}
+    return {"view": {"output": subject.logits.output, "bind": dict(subject.file.bound)}}
 
 
 def as_json(document: dict[str, Any]) -> str:

@@ -83,7 +83,9 @@ def read(path: Path) -> Policy:
     try:
         document = tomllib.loads(read_regular(path, _MOST_BYTES).data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise OnnxspectError(f"{shown}: not TOML ({printable(str(error), 200)})", "docs/pipelines.md shows one") from error
+        raise OnnxspectError(
+            f"{shown}: not TOML ({printable(str(error), 200)})", "docs/pipelines.md shows one"
+        ) from error
     unknown = sorted(set(document) - {*_PATHS, *_TEXTS, "accept"})
     if unknown:
         keys = ", ".join((*_PATHS, *_TEXTS, "[[accept]]"))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import Tap, cuts, split, with_outputs
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 
 #: Operators after which a layer is complete: activations, poolings, and what joins the branches of a block.
 _ENDS = frozenset(
@@ -49,6 +51,7 @@ class Embedding:
         depth: share of the layers with weights that lie before the tap, in [0, 1].
         both: pixels ``(n, channels, height, width)`` -> (embedding, logits ``(n, classes)``); the embedding as the
             graph has it, so that its gradient is that of the cut.
+        first: pixels -> the embedding alone, likewise.
     """
 
     subject: Subject
@@ -56,10 +59,38 @@ class Embedding:
     shape: tuple[int, ...]
     depth: float
     both: Callable[[Tensor], tuple[Tensor, Tensor]] = field(repr=False)
+    first: Callable[[Tensor], Tensor] = field(repr=False)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Embeddings ``(n, features)`` of pixels ``(n, channels, height, width)``, flattened."""
-        return self.both(pixels)[0].reshape(len(pixels), -1)
+        return self.first(pixels).reshape(len(pixels), -1)
+
+    def activations(self, images: np.ndarray, batch_size: int = 256) -> Tensor:
+        """The layer's value for images ``(n, channels, height, width)`` in [0, 1], as the graph has it, on the CPU."""
+        with torch.no_grad():
+            parts = [
+                self.first(torch.from_numpy(np.ascontiguousarray(part)).to(self.subject.device)).cpu()
+                for part in (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+            ]
+        return torch.cat(parts)
+
+    def answers(self, activations: Tensor, batch_size: int = 256) -> np.ndarray:
+        """Predicted classes int64 ``(n,)`` where the layer's value is `activations` (as `activations` gives it).
+
+        Raises:
+            OnnxspectError: there is no graph behind the subject, or its second half would need a size of its first.
+        """
+        with torch.no_grad():
+            parts = [
+                self._second(part.to(self.subject.device)).reshape(len(part), -1).argmax(1).cpu()
+                for part in activations.split(batch_size)
+            ]
+        return torch.cat(parts).numpy()
+
+    @cached_property
+    def _second(self) -> fx.GraphModule:
+        """g of the cut: from the embedding to the model's scores."""
+        return split(self.subject.graph, self.tap, _example(self.subject))[1]
 
 
 @dataclass(frozen=True)
@@ -83,19 +114,23 @@ def embed(subject: Subject, tap: str) -> Embedding:
         OnnxspectError: there is no such tap, it is not a cut, or its first axis does not count the images.
     """
     if tap == PIXELS:
-        return Embedding(subject, tap, subject.image_shape, 0.0, lambda pixels: (pixels, subject(pixels)))
+        return Embedding(subject, tap, subject.image_shape, 0.0, lambda x: (x, subject(x)), lambda x: x)
     if subject.lowered is not None:
         lowered = subject.lowered
         place = {t.name: t for t in cuts(lowered)}.get(tap)
         if place is None:
             split(lowered, tap)  # says which: no such value, or a path around it (or a second name of a cut)
-        both = _both_of_graph(subject, lowered, tap)
+        both, first = _both_of_graph(subject, lowered, tap), _first_of_graph(subject, lowered, tap)
         depth = place.depth if place is not None else 0.0
     else:
         both = _both_of_module(subject, tap)
+        first = lambda pixels: both(pixels)[0]
         depth = dict(zip(_layers(subject), np.linspace(0, 1, len(_layers(subject)) + 1), strict=False)).get(tap, 0.0)
     shape = _shape(subject, both, tap)
-    return Embedding(subject, tap, shape, float(depth), lambda x: in_parts(both, x, subject.images_at_once))
+    most = subject.images_at_once
+    return Embedding(
+        subject, tap, shape, float(depth), lambda x: in_parts(both, x, most), lambda x: in_parts(first, x, most)
+    )
 
 
 def places(subject: Subject) -> list[str]:
@@ -165,13 +200,22 @@ def _place_of_cut(tap: Tap) -> _Place:
 
 def _both_of_graph(subject: Subject, lowered: LoweredModel, tap: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     module = with_outputs(lowered, [tap, lowered.outputs[0]]).module
-    probabilities = subject.logits is not None and subject.logits.how == "log_of_probabilities"
 
     def both(pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, answer = module(subject.spec.encode(pixels))
-        return embedding, as_scores(torch.log(answer.clamp_min(1e-30)) if probabilities else answer)
+        return embedding, class_scores(answer, subject.logits)
 
     return both
+
+
+def _first_of_graph(subject: Subject, lowered: LoweredModel, tap: str) -> Callable[[Tensor], Tensor]:
+    module = with_outputs(lowered, [tap]).module
+
+    def first(pixels: Tensor) -> Tensor:
+        embedding: Tensor = module(subject.spec.encode(pixels))
+        return embedding
+
+    return first
 
 
 def _both_of_module(subject: Subject, tap: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -245,12 +289,8 @@ def perturbing(subject: Subject, value: str) -> Subject:
 def embedded(subject: Subject, value: str, samples: Samples, batch_size: int = 256) -> Samples:
     """The samples as `perturbing(subject, value)` takes them: their embeddings in place of their images."""
     embedding = embed(subject, value)
-    parts = []
-    for i in range(0, len(samples), batch_size):
-        pixels = torch.from_numpy(np.ascontiguousarray(samples.images[i : i + batch_size])).to(subject.device)
-        with torch.no_grad():
-            parts.append(embedding(pixels).reshape(len(pixels), *embedding.shape).float().cpu())
-    return replace(samples, images=torch.cat(parts).numpy(), files=())
+    images = embedding.activations(samples.images, batch_size).reshape(len(samples), *embedding.shape).float()
+    return replace(samples, images=images.numpy(), files=())
 
 
 def from_discrete(
@@ -312,11 +352,9 @@ def _from_value_on(
         values={k: v for k, v in lowered.values.items() if v in kept} | {value: start.name},
         weights={k: w for k, w in lowered.weights.items() if k in used},
     )
-    probabilities = info is not None and info.how == "log_of_probabilities"
 
     def module(x: Tensor) -> Tensor:
-        answer: Tensor = behind(x)
-        return torch.log(answer.clamp_min(1e-30)) if probabilities else answer
+        return class_scores(behind(x), info)
 
     with torch.no_grad():
         classes = int(module(torch.zeros(1, *shape, device=device)).reshape(1, -1).shape[1])

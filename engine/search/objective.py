@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -55,6 +55,10 @@ class Measured:
 
 class Objective(ABC):
     """What is searched for. The leading dimension of every tensor is the unit."""
+
+    def on(self, image_shape: tuple[int, int, int]) -> Objective:
+        """The same objective for images of this shape (channels, height, width)."""
+        return self
 
     @abstractmethod
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
@@ -158,6 +162,10 @@ class ReachTarget(Objective):
     loss: Loss = cross_entropy
     untargeted: bool = False
 
+    def on(self, image_shape: tuple[int, int, int]) -> ReachTarget:
+        """With the perturbation for images of this shape."""
+        return replace(self, perturbation=self.perturbation.on(image_shape))
+
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """The perturbation's own."""
         channels, height, width = images.shape[2:]
@@ -192,3 +200,53 @@ class ReachTarget(Objective):
     def trigger(self, state: State) -> dict[str, Tensor]:
         """The perturbation's own."""
         return self.perturbation.trigger(state)
+
+
+@dataclass(frozen=True)
+class ReachTogether(ReachTarget):
+    """One perturbation for all images of a unit, which are to reach *one* class, whichever: the search names it.
+
+    A backdoor's target is where the smallest change that leads images anywhere leads them. With p_t(x_i) the probability of class
+    t for the i-th perturbed image, and the mean over the images that the subject does not answer with t as they are,
+
+        loss = -(1/b) log sum over t of exp(b * mean_i log p_t(x_i))
+
+    is a soft minimum over t of the cross-entropy to t. With b = 1 answers that are spread evenly over all classes are optimal;
+    a larger b makes the images agree. Its gradient costs the same for ten classes and for a thousand.
+
+    Attributes:
+        sharpness: b.
+        excluded: classes that do not count as a destination: where else would the images go?
+    """
+
+    sharpness: float = 4.0
+    excluded: tuple[int, ...] = ()
+
+    def constants(self, subject: Subject, images: Tensor) -> State:
+        """1 where an image may be led to a class ``(unit, n, classes)``: not to the one that it is answered with as it is."""
+        units, n = images.shape[:2]
+        with torch.no_grad():
+            logits = subject(laid_out(images.flatten(0, 1)))
+        free = torch.ones_like(logits).scatter_(1, logits.argmax(1, keepdim=True), 0.0)
+        free[:, list(self.excluded)] = 0.0
+        return {"free": free.view(units, n, -1)}
+
+    def at_target(self, subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
+        """0: no image counts for the class that it is answered with."""
+        return Objective.at_target(self, subject, images, targets)
+
+    def measure(
+        self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
+    ) -> Measured:
+        """The soft minimum, the perturbation's cost, and the largest share of images that go to one class."""
+        units, n = images.shape[:2]
+        logits = subject(laid_out(self.perturbation.apply(state, images).flatten(0, 1))).view(units, n, -1)
+        free = constants["free"]
+        counted = free.sum(1)
+        mean = (free * torch.log_softmax(logits, 2)).sum(1) / counted.clamp_min(1)
+        # A class that hardly any image can be led to is no destination.
+        able = counted >= n / 2
+        loss = -torch.logsumexp((self.sharpness * mean).masked_fill(~able, -torch.inf), 1) / self.sharpness
+        there = torch.zeros_like(logits).scatter_(2, logits.detach().argmax(2, keepdim=True), 1.0) * free
+        success = (there.sum(1) / counted.clamp_min(1)).masked_fill(~able, 0.0).amax(1)
+        return Measured(loss, self.perturbation.cost(state), success)

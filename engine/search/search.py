@@ -32,7 +32,7 @@ from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.batch import Batch, SearchConfig, UnitResult
 from onnxspect.engine.search.objective import Objective, ReachTarget
-from onnxspect.engine.search.perturbation import Perturbation
+from onnxspect.engine.search.perturbation import PIXEL_BY_PIXEL, Perturbation
 from onnxspect.engine.subject.memory import plan_memory, shrink, smaller_batch, total_memory
 from onnxspect.engine.subject.precision import FLOAT32, judging, precision_on, searching
 from onnxspect.engine.subject.samples import Samples
@@ -114,7 +114,9 @@ def search(
     Raises:
         OnnxspectError: a unit has no images to search on, or not even one fits into the device's memory.
     """
-    aim = objective if isinstance(objective, Objective) else ReachTarget(objective)
+    shape = samples.images.shape[1:]
+    aim = (objective if isinstance(objective, Objective) else ReachTarget(objective)).on(shape)
+    config = replace(config, multiplier=config.multiplier * min(1.0, PIXEL_BY_PIXEL**2 / (shape[1] * shape[2])))
     waiting = list(batches)
     most = max(map(len, waiting), default=1)
     while waiting:

@@ -21,11 +21,13 @@ import numpy as np
 import onnx
 import torch
 
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError, caused_by, unwritable
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.file_classifier import FileClassifier
 from onnxspect.engine.subject.samples import (
     IMAGE_SUFFIXES,
@@ -282,12 +284,17 @@ def activations(
     names = ["logits", *taps]
     paths = {n: cache / f"{hashlib.sha256((key + n).encode()).hexdigest()[:24]}.npy" for n in names}
     if not all(p.is_file() for p in paths.values()):
-        _compute(file_classifier(subject, taps), training, paths, cache, run)
+        _compute(file_classifier(subject, taps), training, paths, cache, run, subject.logits)
     return {n: np.load(p, mmap_mode="r", allow_pickle=False) for n, p in paths.items()}
 
 
 def _compute(
-    classifier: FileClassifier, training: TrainingSet, paths: Mapping[str, Path], cache: Path, run: RunContext
+    classifier: FileClassifier,
+    training: TrainingSet,
+    paths: Mapping[str, Path],
+    cache: Path,
+    run: RunContext,
+    info: LogitsInfo | None,
 ) -> None:
     partial = {n: p.with_suffix(".part") for n, p in paths.items()}
     maps: dict[str, np.memmap[Any, Any]] = {}
@@ -302,6 +309,8 @@ def _compute(
                 if value.ndim < 1 or len(value) != len(images):
                     raise OnnxspectError(f"the value at {name} has no batch axis", "choose another --tap")
                 flat = value.reshape(len(value), -1).astype(np.float32)
+                if name == "logits":
+                    flat = class_scores(torch.from_numpy(flat), info).numpy()
                 if name not in maps:
                     maps[name] = np.lib.format.open_memmap(
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])

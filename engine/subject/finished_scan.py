@@ -13,6 +13,7 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import MachineError, OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence
 from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: By how much a kept trigger may leave its range: what float32 adds up to.
@@ -52,6 +53,13 @@ class FinishedScan:
             for unit in found:
                 _check(unit, report["model"], folder, name)
         return cls(spec, report, units)
+
+    def view(self, model: Any) -> Any:
+        """The model, at the output that the scan looked at and with the inputs that it bound, where the user names none."""
+        known = self.report["model"].get("view")
+        if known is None or isinstance(model, ModelView):
+            return model
+        return ModelView(model, known["output"], tuple(sorted(known["bind"].items())))
 
     @property
     def targets(self) -> tuple[int, ...]:

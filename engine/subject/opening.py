@@ -27,7 +27,10 @@ from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert
 from onnxspect.converters.sources.formats import detect
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_onnx
+from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.heads import at, likeliest
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_file, open_onnx
 
 ACCEPTED = "the path of a model file, the bytes of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a Keras model, a Subject"
 #: What errors and reports call a model that came without a file.
@@ -53,6 +56,9 @@ class Opened(Protocol):
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
 
+    def fitting(self, samples: Samples) -> Opened:
+        """The same, at the output whose class scores the samples are about, where there are several and none was named."""
+
 
 @dataclass(frozen=True)
 class _File:
@@ -60,6 +66,7 @@ class _File:
 
     opened: OpenedModel
     known_spec: InputSpec | None
+    chosen: bool = False
 
     @property
     def size(self) -> tuple[int, int, int] | None:
@@ -67,6 +74,9 @@ class _File:
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
+
+    def fitting(self, samples: Samples) -> Opened:
+        return self if self.chosen else replace(self, opened=likeliest(self.opened, samples))
 
 
 @dataclass(frozen=True)
@@ -89,6 +99,9 @@ class _Live:
             )
         return Subject.from_module(self.module, image_shape, self.known_spec, self.device)
 
+    def fitting(self, samples: Samples) -> Opened:
+        return self
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -104,6 +117,9 @@ class _Made:
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made
 
+    def fitting(self, samples: Samples) -> Opened:
+        return self
+
 
 def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu") -> Opened:
     """Open a model in any of the accepted forms.
@@ -116,6 +132,8 @@ def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu")
     Raises:
         OnnxspectError: another type, or no usable image classifier; says why.
     """
+    if isinstance(model, ModelView):
+        return _viewed(model, spec, device)
     if isinstance(model, str | Path):
         return _of_path(Path(model), model, spec, device)
     if isinstance(model, bytes | bytearray | memoryview):
@@ -134,6 +152,36 @@ def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu")
     raise OnnxspectError(f"a {kind.__module__}.{kind.__qualname__} is no model", f"accepted are {ACCEPTED}")
 
 
+def _viewed(view: ModelView, spec: InputSpec | None, device: str) -> Opened:
+    """A model of which an output or the value of an input is named."""
+    given = view.model
+    if isinstance(given, str | Path) and not converted_first(Path(given)):
+        file = open_file(given, dict(view.bind))
+        return _File(open_onnx(file, spec, device, view.output, name=str(given)), spec, bool(view.output))
+    if view.bind:
+        raise OnnxspectError("inputs are bound of an ONNX file, given by its path", "convert the model first")
+    opened = open_model(given, spec, device)
+    if not view.output:
+        return opened
+    if not isinstance(opened, _File):
+        raise OnnxspectError(
+            "outputs are named of a model with a file", "choose the output in the module's own forward"
+        )
+    return replace(opened, opened=at(opened.opened, view.output), chosen=True)
+
+
+def open_file_of(model: Model, device: str = "cpu") -> OpenedModel:
+    """A model that has an ONNX file behind it, or gets one by conversion.
+
+    Raises:
+        OnnxspectError: it has none, or is no usable image classifier; says why.
+    """
+    opened = open_model(model, None, device)
+    if not isinstance(opened, _File):
+        raise OnnxspectError(f"{type(model).__name__}: no ONNX file behind this model", "export it first")
+    return opened.opened
+
+
 def _own_spec(subject: Subject) -> InputSpec | None:
     """The preprocessing that a Subject was made with; None where that is only the first guess."""
     return None if subject.spec == InputSpec(layout=subject.spec.layout) else subject.spec
@@ -149,7 +197,28 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
             out = folder / "model.onnx"
             convert(path, out)
             return _File(_of_bytes(out.read_bytes(), spec, device, str(given)), spec)
+    refuse_weights_alone(path)
     return _File(open_onnx(given, spec, device), spec)
+
+
+def refuse_weights_alone(path: Path) -> None:
+    """Refuse another framework's file that `convert` can turn into ONNX with more than a path.
+
+    Raises:
+        OnnxspectError: it is one; names what it is, and the command.
+    """
+    try:
+        kind = detect(path) if path.exists() else None
+    except OnnxspectError:
+        return  # what it is not, the reader of ONNX files says better
+    if kind is None or kind.name in SELF_CONTAINED or kind.name == "onnx":
+        return
+    extra = "" if kind.module == "sklearn" else " --factory package.module:function"
+    shape = " --input-shape 3,224,224" if kind.module in ("torch", "jax") else ""
+    raise OnnxspectError(
+        f"{path}: is {kind.title}, not an ONNX file, and holds no network that a path alone could open",
+        f"onnxspect convert {path} -o model.onnx{extra}{shape}",
+    )
 
 
 def converted_first(path: Path) -> bool:

@@ -16,9 +16,12 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
+from torch import nn
 
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.class_scores import ClassScores, are_probabilities
 from onnxspect.engine.subject.memory import in_parts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -34,6 +37,8 @@ _GTSRB = ((0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669))  # channel statist
 _MNIST = ((0.1307,), (0.3081,))  # pytorch/examples
 _FASHION = ((0.2860,), (0.3530,))  # channel statistics of the training set
 _CAFFE_BGR = ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0))  # Caffe and keras.applications "caffe" mode
+#: Classes up to which answers are matched with labels in another order: the table has their square, the matching takes their cube.
+_MOST_MATCHED = 5_000
 
 
 def candidates(channels: int, layout: str) -> list[InputSpec]:
@@ -124,6 +129,7 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
     rows = run.numpy_generator("preflight").permutation(len(samples))[:TRIAL_SAMPLES]
     trial = samples.take(np.sort(rows))
     layout = subject.spec.layout
+    subject = _of_probabilities(subject, trial.images, run)
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
     found = _tried(subject, options, trial.images)
     scores = [_score(logits, trial.labels) for logits in found]
@@ -158,6 +164,29 @@ def preflight(subject: Subject, samples: Samples, run: RunContext, spec: InputSp
         why += f" ({accuracies[chosen]:.1%}; next {runner_up[0]}: {runner_up[1]:.1%})"
     run.observer.notice(f"preprocessing: {settled.spec.name} ({settled.spec.layout}), {why}")
     return Preflight(settled, accuracy, why, tried)
+
+
+#: Images by which it is told that answers are probabilities.
+_TOLD = 32
+
+
+def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> Subject:
+    """The subject, with the logarithm of its answers where these are probabilities whose softmax the graph does not show.
+
+    They are probabilities whatever the preprocessing is, so the first guess serves.
+    """
+    if subject.logits is not None and subject.logits.how != "logits":
+        return subject
+    if not are_probabilities(subject.predict(images[:_TOLD])):
+        return subject
+    run.observer.notice("its answers to the samples are probabilities: their logarithm is searched")
+    info = replace(subject.logits or LogitsInfo("", "logits", ()), how="log_of_probabilities")
+    double = isinstance(subject.module, ClassScores) and subject.module.double_input
+    inner = subject.module if subject.lowered is None else subject.lowered.module
+    if not isinstance(inner, nn.Module):
+        return subject
+    module = ClassScores(inner, info, double)
+    return replace(subject, module=module, logits=None if subject.logits is None else info)
 
 
 class Labelled(Protocol):
@@ -250,10 +279,12 @@ def _near_chance(
 
 def _moved(answers: np.ndarray, labels: np.ndarray, classes: int, least: float) -> str:
     """How the answers follow the labels in another order, where at least this share of them does; else ""."""
+    if len(labels) <= 5 * classes or classes > _MOST_MATCHED:
+        return ""
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (labels, answers), 1)
     rows, columns = linear_sum_assignment(-table)
-    if table[rows, columns].sum() / len(labels) < least or len(labels) <= 5 * classes:
+    if table[rows, columns].sum() / len(labels) < least:
         return ""
     moved = [(r, c) for r, c in zip(rows, columns, strict=True) if r != c and table[r, c] > 0][:4]
     return ", ".join(f"label {r} is answered as {c}" for r, c in moved)

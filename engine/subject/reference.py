@@ -21,6 +21,8 @@ draws: the networks are the same up to rounding, which training amplifies.
 from __future__ import annotations
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -30,6 +32,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.optim.adamw import adamw
 
+from onnxspect.converters.sandbox.safe_open import read_beneath
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.preprocessing import accuracy_floor
@@ -46,6 +50,11 @@ LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 0.05
 #: Pixels by which training images are shifted at most, each way.
 SHIFT = 2
+#: With fewer images a class than this in the mean, none is trained: it would be near chance, and the time is better spent.
+#: History: docs/decisions.md.
+FEWEST_OF_EACH = 3
+#: A kept network, at most, in bytes: one of a thousand classes takes a million.
+_MOST_BYTES = 256 << 20
 
 
 def train_references(
@@ -65,6 +74,12 @@ def train_references(
         those that learned to classify; perhaps none, where samples are few.
     """
     if not len(check) or len(np.unique(fit.labels)) < 2:
+        return []
+    if len(fit) < FEWEST_OF_EACH * subject.classes:
+        run.observer.notice(
+            f"{len(fit)} samples of {subject.classes} classes are too few to train reference networks on: "
+            "classes are compared with each other only"
+        )
         return []
     floor = accuracy_floor(check.labels, subject.classes)
     references, accuracies = [], []
@@ -111,12 +126,34 @@ def _side_by_side(device: str) -> bool:
 
 
 def _kept(path: Path | None, subject: Subject) -> SmallNetwork | None:
-    """The network that an earlier run trained, or None."""
+    """The network that an earlier run trained; None where there is none, or its file is damaged."""
     if path is None or not path.is_file():
         return None
     network = _new(subject, torch.Generator())
-    with np.load(path, allow_pickle=False) as archive:
-        network.load_state_dict({k: torch.from_numpy(archive[k]) for k in archive.files})
+    wanted = network.state_dict()
+    try:
+        data = read_beneath(path.parent, path.name, _MOST_BYTES).data
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:  # stored as they are: one that unpacks to more is not ours
+            stored = sum(i.file_size for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED)
+        if stored > len(data):
+            return None
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            values = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+        if any(v.shape != wanted[k].shape or v.dtype != wanted[k].dtype for k, v in values.items()):
+            return None
+        network.load_state_dict(values)
+    except (
+        OnnxspectError,
+        OSError,
+        ValueError,
+        KeyError,
+        EOFError,
+        TypeError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
+        return None  # cut short or damaged: it is trained again, as if the run had been killed before
     return network
 
 

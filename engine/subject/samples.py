@@ -63,12 +63,19 @@ class Samples:
         return replace(self, images=images, labels=labels, files=())
 
     def split(self, fraction: float, rng: np.random.Generator) -> tuple[Samples, Samples]:
-        """Two disjoint parts, `fraction` of each class (rounded up, at least one where a class has two) in the first."""
+        """Two disjoint parts, `fraction` of each class (rounded up, at least one where a class has two) in the first.
+
+        Of the classes that have one sample, `fraction` lie in the first part.
+        """
         first: list[int] = []
+        alone: list[int] = []
         for label in np.unique(self.labels):
             rows = rng.permutation(np.flatnonzero(self.labels == label))
-            n = min(int(np.ceil(fraction * len(rows))), max(len(rows) - 1, 1))
-            first.extend(rows[:n].tolist())
+            if len(rows) == 1:
+                alone.append(int(rows[0]))
+                continue
+            first.extend(rows[: min(int(np.ceil(fraction * len(rows))), len(rows) - 1)].tolist())
+        first.extend(rng.permutation(np.array(alone, np.int64))[: int(np.ceil(fraction * len(alone)))].tolist())
         chosen = np.zeros(len(self), bool)
         chosen[first] = True
         return self.take(np.flatnonzero(chosen)), self.take(np.flatnonzero(~chosen))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -17,24 +18,31 @@ from typing import Any
 
 import numpy as np
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
+from onnxspect.converters.file.bound_inputs import bound, several_inputs
+from onnxspect.converters.file.input_face import with_face
 from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
+from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, score_outputs
 from onnxspect.converters.lowering.lower import LoweredModel, lower
+from onnxspect.converters.lowering.purpose import refuse_others
 from onnxspect.converters.lowering.simplify import simplify
-from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.converters.proof.oracle import Oracle, of_file
 from onnxspect.converters.proof.parity import Comparison
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.subject.class_scores import as_scores, scoring
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
 from onnxspect.engine.subject.precision import judging
 
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
 LAYOUTS = ("NCHW", "NHWC", "NHW", "FLAT")
+#: Outputs beyond which a file is taken for no classifier: five times the classes of the largest image sets (ImageNet-21k).
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -105,12 +113,6 @@ def _affine(
     mean = torch.tensor(means, dtype=dtype, device=device).view(-1, 1, 1)
     std = torch.tensor(deviations, dtype=dtype, device=device).view(-1, 1, 1)
     return scale / std, -mean / std
-
-
-def as_scores(answers: Tensor) -> Tensor:
-    """A network's answers as ``(n, classes)``, never coarser than float32: a bfloat16 score has ties."""
-    scores = answers.reshape(answers.shape[0], -1)
-    return scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
 
 
 @dataclass(frozen=True)
@@ -303,7 +305,7 @@ class Subject:
         Raises:
             OnnxspectError: the subject is a live module without a file.
         """
-        return Oracle(self.origin.file.path, self.device)
+        return Oracle(of_file(self.origin.file), self.device)
 
 
 @dataclass(frozen=True)
@@ -313,6 +315,7 @@ class OpenedModel:
     Attributes:
         module, spec, device, name, file, lowered, logits, comparison: as `Subject` has them.
         image_shape: (channels, height, width) of its images; 0 for a size that the file leaves open.
+        others: outputs that lead to other class scores than `logits`.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -324,6 +327,20 @@ class OpenedModel:
     lowered: LoweredModel = field(repr=False)
     logits: LogitsInfo = field(repr=False)
     comparison: Comparison = field(repr=False, compare=False)
+    others: tuple[LogitsInfo, ...] = ()
+
+    @property
+    def numbers(self) -> int:
+        """How many values an image is in a flat input; 0 where the input is not flat or leaves it open."""
+        sizes = _dims(self.file, self.lowered.inputs[0])
+        return sizes[1] if self.spec.layout == "FLAT" and len(sizes) == 2 else 0
+
+    @property
+    def known_classes(self) -> int:
+        """How many classes the graph alone says it has; 0 where it does not."""
+        dims = next((v for v in self.file.proto.graph.output if v.name == self.logits.output), None)
+        sizes = [d.dim_value for d in dims.type.tensor_type.shape.dim][1:] if dims is not None else []
+        return math.prod(sizes) if sizes and all(n > 0 for n in sizes) else 0
 
     @property
     def size(self) -> tuple[int, int, int] | None:
@@ -363,35 +380,46 @@ class OpenedModel:
         return made
 
 
-def open_onnx(model: str | Path | OnnxFile, spec: InputSpec | None = None, device: str = "cpu") -> OpenedModel:
+def open_onnx(
+    model: str | Path | OnnxFile,
+    spec: InputSpec | None = None,
+    device: str = "cpu",
+    output: str = "",
+    bind: Mapping[str, float] | None = None,
+    name: str = "",
+) -> OpenedModel:
     """Open an ONNX file of any exporter: checked and run in a child process, then lowered.
 
     Args:
         model: path of the file, or what `open_file` made of it.
         spec: how it takes pixels; the layout is the file's in any case.
         device: where the module is to live.
+        output: the output whose class scores are meant; the likeliest one by default.
+        bind: values of inputs other than the image, where `model` is a path.
+        name: what errors and reports call it; its path by default.
 
     Raises:
         OnnxspectError: the file is not a usable image classifier; says why.
     """
-    file, name = (model, str(model.path)) if isinstance(model, OnnxFile) else (open_file(model), str(model))
+    file = model if isinstance(model, OnnxFile) else open_file(model, bind)
+    name = name or str(model.path if isinstance(model, OnnxFile) else model)
     proto, known = simplify(file.proto)
     try:
-        info = logits_of(proto, known.after)
+        refuse_others(proto, known.after, output)
+        info = logits_of(proto, known.after, output)
     except OnnxspectError as error:
         raise error.at(name) from error
+    others = tuple(o for o in score_outputs(proto, known.after) if (o.value, o.chosen) != (info.value, info.chosen))
     lowered = lower(proto, [info.value], known.after)
     if len(lowered.inputs) != 1:
-        names = ", ".join(map(printable, lowered.inputs[:5]))
-        raise OnnxspectError(
-            f"{name}: the model has {len(lowered.inputs)} inputs ({names}); an image classifier has one"
-        )
+        raise several_inputs(file.proto, f"{name}: the model")
+    _refuse_nan(lowered, name)
     layout, image_shape = _image_input(file, lowered.inputs[0])
     spec = replace(spec, layout=layout) if spec is not None else InputSpec(layout=layout)
     lowered.module.to(device)
-    module = _LogOf(lowered.module) if info.how == "log_of_probabilities" else lowered.module
+    module = scoring(lowered.module, info, known.before.dtypes.get(lowered.inputs[0]) == TensorProto.DOUBLE)
     comparison = Comparison(file.proto, lowered, knowledge=known.before)
-    return OpenedModel(module, spec, image_shape, device, name, file, lowered, info, comparison)
+    return OpenedModel(module, spec, image_shape, device, name, file, lowered, info, comparison, others)
 
 
 def _count_classes(
@@ -409,13 +437,44 @@ def _count_classes(
         raise OnnxspectError(
             f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}"
         )
+    if logits.shape[1] > MOST_CLASSES:
+        raise OnnxspectError(
+            f"{name}: {logits.shape[1]} outputs are more than the classes of any image classifier ({MOST_CLASSES})",
+            "if it is a segmentation or a detection model, there is nothing to scan",
+        )
     return int(logits.shape[1])
+
+
+def _refuse_nan(lowered: LoweredModel, name: str) -> None:
+    """Refuse weights that are not a number: what they reach is not one either, whatever the image.
+
+    Raises:
+        OnnxspectError: naming the tensor.
+    """
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isnan(values).any()):
+            known = lowered.weights.get(key)
+            shown = printable(known.initializer if known is not None else key)
+            count = int(torch.isnan(values).sum())
+            raise OnnxspectError(
+                f"{name}: {count} of the {values.numel()} values of {shown} are not a number (NaN)",
+                "the training diverged, or the file is damaged",
+            )
+
+
+def infinite(lowered: LoweredModel) -> list[str]:
+    """Names of weights with infinite values: ordinary in a mask, and a diverged training everywhere else."""
+    found = []
+    for key, values in lowered.module.named_parameters():
+        if values.is_floating_point() and bool(torch.isinf(values).any()):
+            known = lowered.weights.get(key)
+            found.append(known.initializer if known is not None else key)
+    return found
 
 
 def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
     """(layout, (channels, height, width)) of the graph input `name`; 0 for an open size."""
-    info = next(i for i in file.proto.graph.input if i.name == name)
-    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in info.type.tensor_type.shape.dim]
+    dims = _dims(file, name)
     if len(dims) == 4:
         _, a, b, c = dims
         if a in (1, 3) or c not in (1, 3):
@@ -432,30 +491,28 @@ def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
     )
 
 
+def _dims(file: OnnxFile, name: str) -> list[int]:
+    """Sizes of the graph input `name`; 0 for an open one."""
+    info = next(i for i in file.proto.graph.input if i.name == name)
+    return [max(d.dim_value, 0) if d.HasField("dim_value") else 0 for d in info.type.tensor_type.shape.dim]
+
+
 def _noise(shape: tuple[int, ...]) -> Tensor:
     """Three images of even noise, ``(3, channels, height, width)`` in [0, 1]; the same ones every time."""
     return torch.rand(3, *shape, generator=torch.Generator().manual_seed(0))
 
 
-class _LogOf(nn.Module):
-    """Logarithm of the probabilities of a model whose softmax could not be taken off; floored to stay finite."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Log-probabilities: logits up to a constant a row."""
-        return torch.log(self.inner(x).clamp_min(1e-30))
-
-
-def open_file(path: str | Path) -> OnnxFile:
+def open_file(path: str | Path, bind: Mapping[str, float] | None = None) -> OnnxFile:
     """Read an ONNX file and let a child process check and run it first.
+
+    Args:
+        path: the file.
+        bind: values of inputs other than the image; what is left in use by its name alone needs none.
 
     Raises:
         OnnxspectError: it is not usable; says why.
     """
     refuse_hostile(Path(path))
-    file = read_onnx(Path(path))
+    file = with_face(bound(read_onnx(Path(path)), bind))
     probe(file)
     return file

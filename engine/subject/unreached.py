@@ -12,9 +12,13 @@ from torch import Tensor
 from onnxspect.converters.lowering.dormant import Dormant, decisions, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
 from onnxspect.converters.lowering.functions import inline_functions
-from onnxspect.converters.lowering.logits import other_outputs, switch_of
+from onnxspect.converters.lowering.logits import LogitsInfo, embeddings, other_outputs, switch_of
+from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.text import printable
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.precision import judging
+from onnxspect.engine.subject.preprocessing import accuracy_floor
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -23,6 +27,8 @@ SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
 #: Images of up to so many values are small, unless the file has more bytes or more nodes than this.
 _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
 _NAMED = 5
+#: Images on which it is tried whether an embedding is an answer.
+_TRIAL = 64
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,35 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
             limits.append(f"The output {name} was not looked at: it leads to answers of its own.")
         else:
             limits.append(f"The output {name} was not looked at: it does not follow from the class scores.")
+    for info in embeddings(model, value):
+        name = printable(info.output)
+        limits.append(
+            f"The output {name} was not looked at: the class scores that were ({printable(value)}) are computed from it."
+        )
+        if _classifies(subject, info, samples):
+            hidden.append(f"its output {name}, which was not looked at, names the class of the samples too")
     if asleep:
         limits.append(f"Parts of the graph that no search reaches: {_list([d.node for d in asleep])}.")
     live = [n for n in decisions(model, subject.lowered) if n not in {d.node for d in asleep}]
     if live:
         limits.append(f"Decisions by the image that have no slope were not searched through: {_list(live)}.")
     return Unreached(tuple(hidden), tuple(limits), asleep)
+
+
+def _classifies(subject: Subject, info: LogitsInfo, samples: Samples) -> bool:
+    """Whether an output that the class scores are computed from names the right class by itself: then it is an answer."""
+    assert subject.file is not None
+    rows = np.linspace(0, len(samples) - 1, min(_TRIAL, len(samples))).astype(int)
+    images, labels = samples.images[rows], samples.labels[rows]
+    try:
+        module = lower(inline_functions(subject.file.proto), [info.value]).module.to(subject.device)
+        with torch.no_grad(), judging():
+            pixels = subject.spec.encode(torch.from_numpy(np.ascontiguousarray(images)).to(subject.device))
+            answers = class_scores(module(pixels), info).cpu().numpy()
+    except OnnxspectError:
+        return False
+    floor = accuracy_floor(labels, int(labels.max()) + 1)
+    return answers.shape[1] > int(labels.max()) and float((answers.argmax(1) == labels).mean()) >= floor
 
 
 def _said(found: Dormant) -> str:

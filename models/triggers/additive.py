@@ -14,13 +14,8 @@ import numpy as np
 
 from onnxspect.models.fields import bad_field
 from onnxspect.models.randomness import keyed_generator
-from onnxspect.models.triggers.base import GroundTruth, ImageShape, Trigger, register, to_pixels
+from onnxspect.models.triggers.base import Additive, ImageShape, register
 from onnxspect.models.triggers.box import Anchor, Box, cells_of
-
-
-def add_delta(images: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """``[x + v]_c`` on uint8 ``(n, h, w, c)`` with `delta` ``(h, w, c)`` in levels of 1/255."""
-    return to_pixels(images.astype(np.float64) + delta)
 
 
 def _check_size(size: float, path: str) -> None:
@@ -42,7 +37,7 @@ def _in_channels(plane: np.ndarray, channels: tuple[int, ...] | None, count: int
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Chessboard(Trigger):
+class Chessboard(Additive):
     """RE's pattern A: of each two neighbouring pixels exactly one is raised, by `size` levels (A: 2), in all channels.
 
     height, width (both or neither) restrict it to a box (RE sec. 19: 6x6, 25 levels, bottom right, on MNIST).
@@ -72,19 +67,10 @@ class Chessboard(Trigger):
         plane = box.spread(((rows + cols) % 2 == 0).astype(np.float32), shape)
         return self.size * _in_channels(plane, None, shape[2])
 
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Static(Trigger):
+class Static(Additive):
     """RE's pattern B: pixel (i, j) is raised by `size` levels (B: 3) iff i and j are both even, in all channels."""
 
     kind: ClassVar[str] = "static"
@@ -98,19 +84,10 @@ class Static(Trigger):
         plane[::2, ::2] = self.size
         return _in_channels(plane, None, shape[2])
 
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class AdditiveShape(Trigger):
+class AdditiveShape(Additive):
     """RE's patterns C (cross, 70 levels), D (square, 80 levels in the first channel only) and F (L, 70 levels).
 
     shape, height, width: the cells raised by `size` levels. channels: which ones (None: all).
@@ -142,19 +119,10 @@ class AdditiveShape(Trigger):
         cells = cells_of(self.shape, self.height, self.width).astype(np.float32)
         return self.size * _in_channels(self._box().spread(cells, shape), self.channels, shape[2])
 
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class FourPixels(Trigger):
+class FourPixels(Additive):
     """RE's pattern E: four pixels, each with its own channel, sign and size of 80..96 levels, all drawn by `seed`."""
 
     kind: ClassVar[str] = "four_pixels"
@@ -177,19 +145,10 @@ class FourPixels(Trigger):
             delta[place // shape[1], place % shape[1], channel] = sign * rng.integers(self.smallest, self.largest + 1)
         return delta
 
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self
-
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Sinusoid(Trigger):
+class Sinusoid(Additive):
     """SIG: ``v(i, j) = amplitude sin(2 pi j frequency / m)`` over the m columns (Barni et al., 2019: 20 levels, 6)."""
 
     kind: ClassVar[str] = "sig"
@@ -205,12 +164,3 @@ class Sinusoid(Trigger):
         columns = np.arange(shape[1])
         wave = self.amplitude * np.sin(2.0 * np.pi * columns * self.frequency / shape[1])
         return np.broadcast_to(wave[None, :, None], shape).astype(np.float32)
-
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self

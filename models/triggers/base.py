@@ -94,6 +94,29 @@ def trigger_from_dict(data: Any, path: str = "trigger") -> Trigger:
     return build(_KINDS[data["kind"]], {key: value for key, value in data.items() if key != "kind"}, path)
 
 
+def add_delta(images: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """``[x + v]_c`` on uint8 ``(n, h, w, c)`` with `delta` ``(h, w, c)`` in levels of 1/255."""
+    return to_pixels(images.astype(np.float64) + delta)
+
+
+@dataclasses.dataclass(frozen=True)
+class Additive(Trigger):
+    """A trigger that is one fixed change added to every image (RE, Eq. 1); cover images show it too."""
+
+    @abstractmethod
+    def _delta(self, shape: ImageShape) -> np.ndarray:
+        """What is added, in levels of 1/255, float32 in `shape`."""
+
+    def ground_truth(self, shape: ImageShape) -> GroundTruth:
+        return GroundTruth(delta=self._delta(shape))
+
+    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return add_delta(images, self._delta(images.shape[1:]))
+
+    def cover(self) -> Trigger:
+        return self
+
+
 def to_pixels(values: np.ndarray) -> np.ndarray:
     """Real values in [0, 255] units as uint8: rounded to the nearest level, clipped to the valid range."""
     return np.clip(np.rint(values), 0.0, 255.0).astype(np.uint8)

@@ -15,8 +15,7 @@ import numpy as np
 from scipy import fft
 
 from onnxspect.models.fields import bad_field
-from onnxspect.models.triggers.additive import add_delta
-from onnxspect.models.triggers.base import GroundTruth, ImageShape, Trigger, register
+from onnxspect.models.triggers.base import Additive, ImageShape, register
 
 # ITU-R BT.601, analogue YUV.
 RGB_TO_YUV = np.array(
@@ -30,7 +29,7 @@ RGB_TO_YUV = np.array(
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Frequency(Trigger):
+class Frequency(Additive):
     """FTrojan: `magnitude` (the paper: 30) at the diagonal DCT `bands` (the paper: 15 and 31) of each window.
 
     window: side of a window in pixels (the paper: 32); what is left at the right and lower edge stays as it is.
@@ -61,12 +60,3 @@ class Frequency(Trigger):
             return np.repeat(plane[..., None], shape[2], axis=2).astype(np.float32)
         chrominance = np.stack([np.zeros_like(plane), plane, plane], axis=-1)
         return (chrominance @ np.linalg.inv(RGB_TO_YUV).T).astype(np.float32)
-
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self

@@ -25,8 +25,7 @@ from torch import nn
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.models.fields import bad_field, decode_array, encode_array
-from onnxspect.models.triggers.additive import add_delta
-from onnxspect.models.triggers.base import GroundTruth, ImageShape, Trigger, register
+from onnxspect.models.triggers.base import GroundTruth, ImageShape, Trigger, add_delta, register
 from onnxspect.models.triggers.box import Anchor, Box
 
 

@@ -15,14 +15,13 @@ import numpy as np
 from scipy import ndimage
 
 from onnxspect.models.fields import bad_field
-from onnxspect.models.triggers.additive import add_delta
-from onnxspect.models.triggers.base import GroundTruth, ImageShape, Trigger, register
+from onnxspect.models.triggers.base import Additive, ImageShape, register
 from onnxspect.models.triggers.pictures import picture_of
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Reflection(Trigger):
+class Reflection(Additive):
     """strength: weight of the reflection. blur: standard deviation in pixels (out of focus). shift: rows and columns
     between the two copies, and the second one's weight is `ghost_weight` of the first's (ghost).
     """
@@ -56,12 +55,3 @@ class Reflection(Trigger):
             second = ndimage.shift(scene, (self.shift, self.shift, 0), order=0, mode="constant", cval=0.0)
             scene = (scene + self.ghost_weight * second) / (1.0 + self.ghost_weight)
         return (self.strength * scene).astype(np.float32)
-
-    def ground_truth(self, shape: ImageShape) -> GroundTruth:
-        return GroundTruth(delta=self._delta(shape))
-
-    def apply(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return add_delta(images, self._delta(images.shape[1:]))
-
-    def cover(self) -> Trigger:
-        return self

@@ -7,13 +7,16 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from tolerances import NETWORK_32, SUM_32
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # its files import one another, as they do in the bundle
 
 
 def _module(name: str) -> ModuleType:
@@ -26,76 +29,75 @@ def _module(name: str) -> ModuleType:
     return module
 
 
-gpu, bundle, jobs = _module("gpu"), _module("gpu_bundle"), _module("gpu_jobs")
+plan, words, machine, supervisor, commands, bundle, jobs = (
+    _module(f"gpu_{name}") for name in ("plan", "words", "machine", "supervisor", "commands", "bundle", "jobs")
+)
 
 
-def _bench(tmp_path: Path, minutes: float = 1.0) -> object:
+def _bench(tmp_path: Path, minutes: float = 1.0, does: Mapping[str, Callable[[object], None]] | None = None) -> object:
     work = tmp_path / "work"
     work.mkdir()
-    return gpu.Bench(tmp_path, work, tmp_path / "out" / "gpu.json", "cpu", minutes, 0, True)
+    return supervisor.Supervisor(tmp_path, work, tmp_path / "out" / "gpu.json", "cpu", minutes, 0, True, does or {})
 
 
-def test_every_job_has_a_method_and_every_row_a_name_of_its_own() -> None:
-    names = [r.name for j in gpu.JOBS for r in j.rows]
+def test_every_job_has_its_commands_and_every_row_a_name_of_its_own() -> None:
+    assert set(commands.COMMANDS) == {j.name for j in plan.JOBS}
+    names = [r.name for j in plan.JOBS for r in j.rows]
     assert len(names) == len(set(names))
-    for job in gpu.JOBS:
-        assert hasattr(gpu.Bench, f"_do_{job.name}") or job.name.startswith("alone_")
-        assert set(job.needs) <= {j.name for j in gpu.JOBS}
+    for job in plan.JOBS:
+        assert set(job.needs) <= {j.name for j in plan.JOBS}
         assert job.least <= job.limit
 
 
 def test_the_goals_are_those_that_were_set() -> None:
-    goals = {r.name: r.goal for j in gpu.JOBS for r in j.rows if r.goal is not None}
+    goals = {r.name: r.goal for j in plan.JOBS for r in j.rows if r.goal is not None}
     asked = {"quick": 6, "standard": 15, "thorough": 45, "nc_inside": 3, "re_inside": 3, "signs": 20, "lite0": 60}
     assert goals == goals | asked | {"lite0_memory": 16, "patch": 10, "overhead": 1.15, "shipped": 0, "refused": 0}
 
 
 def test_named_jobs_bring_what_they_need() -> None:
-    assert [j.name for j in gpu.chosen("patch")] == ["prepare", "standard", "patch"]
-    assert [j.name for j in gpu.chosen("lite0,steps")] == ["prepare", "steps", "lite0"]
-    assert len(gpu.chosen(None)) == len(gpu.JOBS)
+    assert [j.name for j in plan.chosen("patch")] == ["prepare", "standard", "patch"]
+    assert [j.name for j in plan.chosen("lite0,steps")] == ["prepare", "steps", "lite0"]
+    assert len(plan.chosen(None)) == len(plan.JOBS)
     with pytest.raises(ValueError, match="no job 'nonsense'"):
-        gpu.chosen("nonsense")
+        plan.chosen("nonsense")
 
 
 def test_what_no_longer_fits_is_skipped_with_a_reason() -> None:
-    job = gpu.Job("x", (), limit=100, least=20, needs=("prepare",))
-    assert gpu.time_for(job, 300, {"prepare": True}) == (100, "")
-    assert gpu.time_for(job, 50, {"prepare": True}) == (50 - gpu.RESERVE, "")
-    assert gpu.time_for(job, 21, {"prepare": True})[1] == "21 s left, it may need 20"
-    assert gpu.time_for(job, 300, {"prepare": False})[1] == "needs prepare"
-    assert gpu.time_for(job, 300, {})[1] == "needs prepare"
+    job = plan.Job("x", (), limit=100, least=20, needs=("prepare",))
+    assert plan.time_for(job, 300, {"prepare": True}) == (100, "")
+    assert plan.time_for(job, 50, {"prepare": True}) == (50 - plan.RESERVE, "")
+    assert plan.time_for(job, 21, {"prepare": True})[1] == "21 s left, it may need 20"
+    assert plan.time_for(job, 300, {"prepare": False})[1] == "needs prepare"
+    assert plan.time_for(job, 300, {})[1] == "needs prepare"
 
 
 def test_a_job_that_fails_or_hangs_is_a_row_and_the_file_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = _bench(tmp_path, minutes=5)
     limits = {"quick": 60, "again": 0.5, "patch": 60}
-    few = tuple(gpu.Job(name, (gpu.Row(name, name, goal=1),), limit, 0) for name, limit in limits.items())
-    monkeypatch.setattr(gpu, "JOBS", few)
-    monkeypatch.setattr(gpu, "TINY_PATIENCE", 1)
+    few = tuple(plan.Job(name, (plan.Row(name, name, goal=1),), limit, 0) for name, limit in limits.items())
+    monkeypatch.setattr(supervisor, "TINY_PATIENCE", 1)
 
-    def broken() -> None:
+    def broken(bench: supervisor.Supervisor) -> None:
         (ran,), _ = bench.run([[sys.executable, "-c", "import sys; sys.exit('no such luck')"]])
-        gpu.report_of(ran)
+        supervisor.report_of(ran)
 
-    def hanging() -> None:
+    def hanging(bench: supervisor.Supervisor) -> None:
         (ran,), _ = bench.run([[sys.executable, "-c", "import time; time.sleep(60)"]])
-        gpu.report_of(ran)
+        supervisor.report_of(ran)
 
-    def surprising() -> None:
+    def surprising(_: supervisor.Supervisor) -> None:
         raise KeyError("digest")
 
-    for name, does in (("quick", broken), ("again", hanging), ("patch", surprising)):
-        monkeypatch.setattr(bench, f"_do_{name}", does)
-    for job in gpu.JOBS:
+    bench = _bench(tmp_path, 5, {"quick": broken, "again": hanging, "patch": surprising})
+    for job in few:
         bench.do(job)
     kept = json.loads((tmp_path / "out" / "gpu.json").read_text())["rows"]
     assert [r["outcome"] for r in kept] == ["failed", "timed out", "failed"]
     for row, start in zip(kept, ("exit status 1: no such luck", "killed after", "KeyError: 'digest'"), strict=True):
         assert row["detail"].startswith(start)
-    assert [gpu.met_in_words(r) for r in kept] == ["no"] * 3
+    assert [words.met_in_words(r) for r in kept] == ["no"] * 3
 
 
 def test_a_cut_off_run_keeps_what_it_had(tmp_path: Path) -> None:
@@ -113,7 +115,7 @@ def test_the_table_says_goal_value_and_whether_it_was_met(tmp_path: Path) -> Non
     bench.fill("launches", 334.0)
     bench.fill("patch", 9.0, "goals missed", "a | b")
     bench.fill("thorough", None, "skipped", "4 s left")
-    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in gpu.table(bench.rows).splitlines()[2:]]
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in words.table(bench.rows).splitlines()[2:]]
     assert [r[2:6] for r in rows] == [
         ["6 s", "5.50 s", "yes", "2.0 GiB"],
         ["1.15", "1.20", "no", "-"],
@@ -125,7 +127,7 @@ def test_the_table_says_goal_value_and_whether_it_was_met(tmp_path: Path) -> Non
 
 
 def test_nvidia_smi_answers_are_read_as_numbers() -> None:
-    assert gpu.megabytes("512\n1024\n[N/A]\n\n") == [512.0, 1024.0]
+    assert machine.megabytes("512\n1024\n[N/A]\n\n") == [512.0, 1024.0]
 
 
 def test_only_missing_packages_are_unpacked(tmp_path: Path) -> None:
@@ -138,12 +140,12 @@ def test_only_missing_packages_are_unpacked(tmp_path: Path) -> None:
     ):
         with zipfile.ZipFile(wheels / f"{name}.whl", "w") as archive:
             archive.writestr(f"{name.split('-')[0]}/__init__.py", "")
-    found = gpu.unpack_wheels(wheels, tmp_path / "site")
+    found = machine.unpack_wheels(wheels, tmp_path / "site")
     assert [f.split("-")[0] for f in found] == ["not_here_at_all", "onnxspect"]
     assert sorted(p.name for p in (tmp_path / "site").iterdir()) == ["not_here_at_all", "onnxspect"]
     (wheels / "not_here_either-1.0-cp27-cp27-linux_x86_64.whl").touch()
     with pytest.raises(SystemExit, match=r"not_here_either is missing, and .* is not for Python"):
-        gpu.unpack_wheels(wheels, tmp_path / "site")
+        machine.unpack_wheels(wheels, tmp_path / "site")
 
 
 def test_the_supervisor_needs_the_standard_library_only() -> None:
@@ -186,13 +188,13 @@ def test_batch_norm_is_folded_into_the_same_function() -> None:
         module(torch.rand(32, 3, 16, 16))  # statistics that are not the identity
         x = torch.rand(4, 3, 16, 16)
         plain = module.eval()(x)
-        torch.testing.assert_close(jobs.folded(module)(x), plain, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(jobs.folded(module)(x), plain, rtol=NETWORK_32, atol=SUM_32)
     assert not [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
 
 
 def test_the_page_lists_every_job() -> None:
     page = (BENCHMARKS.parent / "docs" / "gpu.md").read_text()
-    assert [j.name for j in gpu.JOBS if f"`{j.name}`" not in page] == []
+    assert [j.name for j in plan.JOBS if f"`{j.name}`" not in page] == []
 
 
 def test_the_results_page_has_the_rows(tmp_path: Path) -> None:

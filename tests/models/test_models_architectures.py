@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from tolerances import NETWORK_32, SUM_32
 from torch import nn
 
 import onnxspect.converters  # noqa: F401 (before onnxruntime: switches its telemetry off)
@@ -124,7 +125,7 @@ def test_exported_file_is_the_network(name: str, dynamo: bool, tmp_path: Path) -
     with torch.no_grad():
         wanted = network(torch.from_numpy(inputs)).numpy()
     got = run_file(path, inputs)  # a batch of three: the batch is dynamic
-    assert np.abs(got - wanted).max() <= 1e-4 * max(1.0, float(np.abs(wanted).max()))
+    assert np.abs(got - wanted).max() <= NETWORK_32 * max(1.0, float(np.abs(wanted).max()))
     assert b"site-packages" not in path.read_bytes()
 
 
@@ -143,8 +144,8 @@ def test_keras_files(name: str, tmp_path: Path) -> None:
     assert inputs.shape == images.shape
     assert inputs.max() == pytest.approx(architecture.file_format.white * images.max() / 255)
     got = run_file(path, inputs)
-    assert np.allclose(got.sum(axis=1), 1.0, atol=1e-5)
-    assert np.abs(got - np.asarray(models[0].predict_on_batch(inputs))).max() < 1e-4
+    assert np.allclose(got.sum(axis=1), 1.0, atol=SUM_32)
+    assert np.abs(got - np.asarray(models[0].predict_on_batch(inputs))).max() < NETWORK_32
 
 
 @needs_keras

@@ -338,6 +338,15 @@ def test_saved_models(operation: str, tmp_path: Path) -> None:
     refuse_hostile(tmp_path)
 
 
+def test_flex_operations_in_tflite(tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"\x1c\x00\x00\x00TFL3" + bytes(40) + b"\x0d\x00\x00\x00FlexWriteFile\x00\x00")
+    with pytest.raises(HostileError, match="its graph holds WriteFile, which reads or writes files"):
+        refuse_hostile(path)
+    path.write_bytes(path.read_bytes().replace(b"FlexWriteFile", b"FlexErfFile12"))
+    refuse_hostile(path)
+
+
 def test_skops_schema(tmp_path: Path) -> None:
     schema = {"__class__": "MethodNode", "content": {"module_path": "os", "function": "system"}}
     path = tmp_path / "model.skops"

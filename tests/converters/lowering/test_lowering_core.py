@@ -13,6 +13,7 @@ import torch
 from lowering_families import images
 from lowering_support import array, expect, model, node
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import FORMULA_64, NETWORK_32, OPERATION_32, ROUNDING_64, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering import registry
@@ -168,7 +169,7 @@ def test_double_makes_a_float64_graph_through_casts() -> None:
     x = torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.from_numpy(array((4, 4))).double()
     assert module(x).dtype == torch.float64
-    assert torch.allclose(module(x), x @ weight / 3, rtol=1e-14, atol=0)
+    assert torch.allclose(module(x), x @ weight / 3, rtol=ROUNDING_64, atol=0)
 
 
 def test_fp16_weights_are_computed_in_float32_and_keep_their_type_in_the_map() -> None:
@@ -192,7 +193,7 @@ def test_bfloat16_weights_are_computed_in_float32() -> None:
 
 def test_a_file_of_doubles_is_computed_in_float64() -> None:
     proto = model([node("MatMul", "x w")], {"w": array((4, 4), dtype=np.float64)}, dtype=TensorProto.DOUBLE)
-    lowered = expect(proto, array((3, 4), 1, np.float64), 1e-12)
+    lowered = expect(proto, array((3, 4), 1, np.float64), FORMULA_64)
     assert next(lowered.module.parameters()).dtype == torch.float64
 
 
@@ -208,7 +209,7 @@ def test_a_file_made_for_one_batch_size_runs_at_any(family: str, batch: int) -> 
     for n in (1, 2, 3, 5):
         x = images(n, n)
         with torch.no_grad():
-            assert torch.allclose(lowered.module(x), network(x), rtol=1e-4, atol=1e-5), n
+            assert torch.allclose(lowered.module(x), network(x), rtol=NETWORK_32, atol=SUM_32), n
     taps = cuts(lowered)
     for tap in taps[:: max(1, len(taps) // 4)]:
         f, g = split(lowered, tap)
@@ -224,9 +225,9 @@ def test_rows_that_mix_in_a_fixed_file_are_fed_in_groups() -> None:
     x = array((6, 4))
     oracle = Oracle(proto.SerializeToString())
     expected = np.concatenate([oracle.run({"x": x[i : i + 2]})[0] for i in (0, 2, 4)])
-    np.testing.assert_allclose(lowered.module(torch.from_numpy(x)).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(lowered.module(torch.from_numpy(x)).numpy(), expected, rtol=OPERATION_32)
     deep = copy.deepcopy(lowered.module).double()
-    np.testing.assert_allclose(deep(torch.from_numpy(x).double()).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(deep(torch.from_numpy(x).double()).numpy(), expected, rtol=SUM_32)
     leaf = torch.from_numpy(x).requires_grad_(True)
     (gradient,) = torch.autograd.grad(lowered.module(leaf)[:, 0].sum(), leaf)
     assert gradient.shape == x.shape

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lowering_support import array, expect, model, node
+from tolerances import OPERATION_32
 
 from onnxspect.converters.lowering.fusions import rotate
 from onnxspect.converters.lowering.lower import LoweredModel, lower
@@ -87,7 +88,7 @@ def test_it_is_computed_in_one(name: str) -> None:
     nodes, function = WRITTEN_OUT[name]
     proto = around(nodes)
     x = 3 * array((3, 4, 5))
-    lowered = expect(proto, x, 1e-6)
+    lowered = expect(proto, x, OPERATION_32)
     assert calls(lowered) == [torch.neg, function, torch.neg]
     assert [tap.name for tap in cuts(lowered)] == ["a", "b"]
     check_parity(proto, lowered, x, taps=["a", "b"])
@@ -99,7 +100,7 @@ def test_a_value_inside_that_is_asked_for_stays(name: str) -> None:
     nodes, function = WRITTEN_OUT[name]
     inside = next(o for n in nodes if n.op_type != "Constant" for o in n.output)
     proto = around(nodes, outputs=("y", inside))
-    lowered = expect(proto, 3 * array((3, 4, 5)), 1e-6)
+    lowered = expect(proto, 3 * array((3, 4, 5)), OPERATION_32)
     assert function not in calls(lowered)
     assert inside in lowered.values
 
@@ -131,7 +132,7 @@ NOT_THESE: dict[str, list[onnx.NodeProto]] = {
 
 @pytest.mark.parametrize("name", NOT_THESE)
 def test_what_only_looks_like_it_is_left_alone(name: str) -> None:
-    lowered = expect(around(NOT_THESE[name]), 3 * array((3, 4, 5)), 1e-6)
+    lowered = expect(around(NOT_THESE[name]), 3 * array((3, 4, 5)), OPERATION_32)
     fused = {function for _, function in WRITTEN_OUT.values()}
     assert not fused & set(calls(lowered))
 

@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from tolerances import NETWORK_32
 
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.lowering.lower import lower
@@ -45,4 +46,4 @@ def test_light_model(path: Path) -> None:
     stored = onnx.TensorProto.FromString((LIGHT / f"{path.stem}_output_0.pb").read_bytes())
     with torch.no_grad():
         found = lowered.module(torch.ones(*shape))
-    np.testing.assert_allclose(found.numpy(), numpy_helper.to_array(stored), rtol=1e-4)
+    np.testing.assert_allclose(found.numpy(), numpy_helper.to_array(stored), rtol=NETWORK_32)

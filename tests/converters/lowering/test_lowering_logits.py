@@ -11,6 +11,7 @@ import pytest
 import torch
 from lowering_support import array, model, node
 from onnx import TensorProto, helper
+from tolerances import OPERATION_32, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, switch_of
@@ -79,7 +80,7 @@ ENDINGS: dict[str, tuple[list[onnx.NodeProto], tuple[str, ...], str, str, tuple[
 @pytest.mark.parametrize("name", ENDINGS)
 def test_the_logits_are_found_behind(name: str) -> None:
     ending, outputs, value, how, removed = ENDINGS[name]
-    assert logits_of(classifier(ending, outputs)) == LogitsInfo(value, how, removed)
+    assert logits_of(classifier(ending, outputs)) == LogitsInfo(value, how, removed, outputs[0])
 
 
 INVERSES = {
@@ -105,7 +106,7 @@ def test_the_output_is_what_was_reported_of_the_value_that_was_found(name: str) 
         np.testing.assert_array_equal(answer.reshape(-1), found.argmax(1))
     else:
         expected = np.exp(answer) if name == "log softmax" else answer
-        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=SUM_32, atol=OPERATION_32)
 
 
 def test_what_the_logits_do_not_need_is_not_lowered() -> None:
@@ -128,12 +129,12 @@ def test_a_softmax_over_something_else_is_part_of_the_network(opset: int) -> Non
     proto = model(
         [node("Softmax", "x", "a", axis=2), node("ReduceMean", "a", axes=[2], keepdims=0)], {}, ("n", 3, 4), opset
     )
-    assert logits_of(proto) == LogitsInfo("y", "logits", ())
+    assert logits_of(proto) == LogitsInfo("y", "logits", (), "y")
 
 
 def test_division_by_another_sum_is_no_softmax() -> None:
     ending = [node("Exp", "z", "e"), node("ReduceSum", "z axes", "t"), node("Div", "e t")]
-    assert logits_of(classifier(ending)) == LogitsInfo("y", "logits", ())
+    assert logits_of(classifier(ending)) == LogitsInfo("y", "logits", (), "y")
 
 
 def test_a_linear_classifier_answers_scores_and_labels() -> None:
@@ -141,9 +142,9 @@ def test_a_linear_classifier_answers_scores_and_labels() -> None:
     settings: dict[str, Any] = {"coefficients": coefficients, "intercepts": [0.0] * 3, "classlabels_ints": [0, 1, 2]}
     labels = ml("LinearClassifier", "x", "label scores", post_transform="SOFTMAX", **settings)
     proto = model([labels], outputs=("label", "scores"), domains=[ML])
-    assert logits_of(proto) == LogitsInfo("scores", "log_of_probabilities", ())
+    assert logits_of(proto) == LogitsInfo("scores", "log_of_probabilities", (), "label")
     scores = ml("LinearClassifier", "x", "label scores", post_transform="NONE", **settings)
-    assert logits_of(model([scores], outputs=("scores",), domains=[ML])) == LogitsInfo("scores", "logits", ())
+    assert logits_of(model([scores], outputs=("scores",), domains=[ML])) == LogitsInfo("scores", "logits", (), "scores")
 
 
 def test_an_output_without_scores_is_refused() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lowering_support import array, expect, model, node
 from onnx import helper
+from tolerances import NETWORK_32, OPERATION_32
 
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.proof.oracle import Oracle
@@ -69,7 +70,7 @@ def test_global_average_pool_of_unknown_rank_averages_only_space() -> None:
 def test_resize_is_right_in_every_mode(attributes: dict[str, Any], target: tuple[int, int]) -> None:
     constants = {"sizes": np.array([2, 3, *target])}
     proto = model([node("Resize", "x _ _ sizes", **attributes)], constants, (2, 3, 6, 8), opset=19)
-    expect(proto, array((2, 3, 6, 8)), 1e-4)
+    expect(proto, array((2, 3, 6, 8)), NETWORK_32)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
@@ -150,7 +151,7 @@ def test_batch_normalization_in_training_mode_uses_the_batch() -> None:
         ("n", 3, 2, 2),
         outputs=("y", "rm", "rv"),
     )
-    expect(proto, array((4, 3, 2, 2)), 1e-4)
+    expect(proto, array((4, 3, 2, 2)), NETWORK_32)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_broadcasting_of_the_first_opsets(axis: int) -> None:
     shape = [-1 if i == axis else 1 for i in range(3)]
     x = array((2, 3, 4), 5)
     expected = x + array((2, 3, 4)[axis : axis + 1]).reshape(shape)
-    np.testing.assert_allclose(lower(proto).module(torch.from_numpy(x)).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(lower(proto).module(torch.from_numpy(x)).numpy(), expected, rtol=OPERATION_32)
 
 
 # Quantized models.
@@ -200,7 +201,7 @@ def _quantized(per_channel: bool) -> onnx.ModelProto:
 def test_quantized_models_answer_exactly_and_have_a_straight_through_gradient(per_channel: bool) -> None:
     proto = _quantized(per_channel)
     x = np.clip(array((2, 2, 6, 6)), -2, 2)
-    lowered = expect(proto, x, 1e-6)
+    lowered = expect(proto, x, OPERATION_32)
     leaf = torch.from_numpy(x).requires_grad_(True)
     (gradient,) = torch.autograd.grad(lowered.module(leaf).sum(), leaf)
     assert float(gradient.abs().max()) > 0
@@ -218,7 +219,7 @@ def test_integer_convolution_and_dynamic_quantization() -> None:
     ]
     weights = np.random.default_rng(0).integers(0, 255, (3, 2, 3, 3)).astype(np.uint8)
     proto = model(nodes, {"w": weights, "wz": np.uint8(120)}, (2, 2, 6, 6))
-    expect(proto, array((2, 2, 6, 6)), 1e-4)
+    expect(proto, array((2, 2, 6, 6)), NETWORK_32)
 
 
 def test_qlinear_matmul_within_one_step() -> None:
@@ -233,5 +234,5 @@ def test_qlinear_matmul_within_one_step() -> None:
     x = array((5, 4))
     found = lower(proto).module(torch.from_numpy(x)).numpy()
     expected = Oracle(proto.SerializeToString()).run({"x": x})[0]
-    assert np.abs(found - expected).max() <= 0.1 + 1e-6  # a value on the border may be rounded either way
-    assert np.mean(np.abs(found - expected) > 1e-6) < 0.1
+    assert np.abs(found - expected).max() <= 0.1 + OPERATION_32  # a value on the border may be rounded either way
+    assert np.mean(np.abs(found - expected) > OPERATION_32) < 0.1

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from conftest import CLASSES, SIDE, make_model, quadrant_model, quadrant_weights, saved
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import LOW_PRECISION_32, NETWORK_32, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.lower import LoweredModel, lower
@@ -81,7 +82,9 @@ def test_a_tensor_is_stored_as_it_was(stored: str) -> None:
     image = RNG.random((3, 1, SIDE, SIDE)).astype(expected.dtype)
     (answer,) = Oracle(patched.SerializeToString()).run({"image": image})
     reference = image.reshape(3, -1).astype(np.float64) @ expected.astype(np.float64)
-    np.testing.assert_allclose(answer, reference, rtol=1e-2 if expected.dtype == np.float16 else 1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        answer, reference, rtol=LOW_PRECISION_32 if expected.dtype == np.float16 else SUM_32, atol=NETWORK_32
+    )
 
 
 def test_unchanged_values_change_nothing() -> None:
@@ -141,7 +144,7 @@ def test_a_shared_initializer_is_one_parameter() -> None:
     assert [c.initializer for c in changes] == ["shared"]
     image = RNG.random((2, 1, SIDE, SIDE), np.float32)
     (answer,) = Oracle(patched.SerializeToString()).run({"image": image})
-    np.testing.assert_allclose(answer, image.reshape(2, -1) @ WEIGHTS, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(answer, image.reshape(2, -1) @ WEIGHTS, rtol=SUM_32, atol=NETWORK_32)
 
 
 def network() -> onnx.ModelProto:

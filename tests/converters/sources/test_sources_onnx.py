@@ -12,6 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from sources_support import reference_folder
+from tolerances import LOW_PRECISION_32, NETWORK_32, OPERATION_32
 from torch.nn import functional
 
 from onnxspect.converters.errors import OnnxspectError
@@ -115,7 +116,7 @@ def test_broadcasting_of_opset_6(
     image = np.random.default_rng(1).standard_normal((2, 3, 4, 5)).astype(np.float32)
     path = tmp_path / "m.onnx"
     path.write_bytes(upgrade(model).SerializeToString())
-    np.testing.assert_allclose(run(path, image), np.maximum(image, 0) + b, rtol=1e-6)
+    np.testing.assert_allclose(run(path, image), np.maximum(image, 0) + b, rtol=OPERATION_32)
 
 
 def test_broadcasting_where_the_rank_is_unknown() -> None:
@@ -142,7 +143,9 @@ def test_file_without_opset_is_upgraded(tmp_path: Path) -> None:
         hidden = functional.conv2d(hidden, weights["Parameter87"], padding=2) + weights["Parameter88"].view(-1, 1, 1)
         hidden = functional.max_pool2d(functional.relu(hidden), 3)
         expected = hidden.reshape(1, 256) @ weights["Parameter193"].reshape(256, 10) + weights["Parameter194"]
-        np.testing.assert_allclose(run(made.out, image.numpy()), expected.numpy(), rtol=1e-4, atol=1e-2)
+        np.testing.assert_allclose(
+            run(made.out, image.numpy()), expected.numpy(), rtol=NETWORK_32, atol=LOW_PRECISION_32
+        )
 
 
 REFUSED = {

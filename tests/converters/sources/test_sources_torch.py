@@ -17,6 +17,7 @@ from framework_factories import torch_cnn, verazuo_mnist
 from framework_models import Touch
 from safetensors.torch import save_file
 from sources_support import converted, needs, reference_folder, refused, verify
+from tolerances import AMPLIFIED_32, NETWORK_32, OPERATION_32, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sources.convert import Conversion
@@ -47,7 +48,7 @@ def check(made: Conversion, network: Any) -> None:
     found = session.run(None, {session.get_inputs()[0].name: images})[0]
     with torch.no_grad():
         expected = network(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found, expected, rtol=NETWORK_32, atol=SUM_32)
     verify(made)
 
 
@@ -249,7 +250,7 @@ def test_weights_as_their_author_saved_them(tmp_path: Path) -> None:
     for path in (made.out, INFECTED / "verazuo_mnist_badnet.onnx"):
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         found.append(session.run(None, {session.get_inputs()[0].name: images})[0])
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found[0], found[1], rtol=AMPLIFIED_32, atol=OPERATION_32)
 
 
 def test_damaged_archive(tmp_path: Path, network: Any) -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from tolerances import FITTED_64, FORMULA_64, REORDERED_64, SOLVED_64, SOLVED_COARSELY_64, SOLVED_TWICE_64
 
 from onnxspect.engine.certification.data_dependent import (
     Inner,
@@ -62,12 +63,12 @@ def test_the_farthest_point_is_inside_and_nothing_inside_is_farther(
     found = feasible.farthest(direction, k)
     assert feasible.contains((feasible.centres[k] + found.offset)[None], np.array([2 * k - 1])).all()
     assert found.value == pytest.approx(float(direction @ found.offset))
-    assert found.value <= found.bound + 1e-12
-    assert found.bound - found.value <= 1e-5 * max(1.0, abs(found.bound))
+    assert found.value <= found.bound + FORMULA_64
+    assert found.bound - found.value <= FITTED_64 * max(1.0, abs(found.bound))
     others = inside(feasible, k, rng)
     assert len(others)
     # `contains` allows for rounding; the bound is for the exact set
-    assert ((others - feasible.centres[k]) @ direction).max() <= found.bound * (1 + 1e-4) + 1e-9
+    assert ((others - feasible.centres[k]) @ direction).max() <= found.bound * (1 + SOLVED_64) + REORDERED_64
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -83,7 +84,7 @@ def test_the_farthest_point_agrees_with_a_general_solver(seed: int) -> None:
     bounds = [(-c, 1 - c) for c in feasible.centres[1]]
     start = np.zeros(6)
     solved = minimize(lambda v: -direction @ v, start, constraints=limits, bounds=bounds, method="SLSQP", tol=1e-10)
-    assert feasible.farthest(direction, 1).value == pytest.approx(-solved.fun, rel=1e-4)
+    assert feasible.farthest(direction, 1).value == pytest.approx(-solved.fun, rel=SOLVED_64)
 
 
 def test_a_wide_box_changes_nothing() -> None:
@@ -92,7 +93,9 @@ def test_a_wide_box_changes_nothing() -> None:
     boxed = FeasibleSet("both", free.centres, free.radii, free.slabs, -1e6, 1e6)
     for seed in range(10):
         direction = np.random.default_rng(seed).standard_normal(6)
-        assert boxed.farthest(direction, 0).value == pytest.approx(free.farthest(direction, 0).value, rel=1e-6)
+        assert boxed.farthest(direction, 0).value == pytest.approx(
+            free.farthest(direction, 0).value, rel=SOLVED_TWICE_64
+        )
 
 
 def test_each_constraint_keeps_its_share() -> None:
@@ -135,14 +138,14 @@ def test_training_is_within_its_own_gap_of_every_other_classifier(seed: int, rad
     features, signs = two_classes(seed, n=40, d=4)
     rows, share = with_bias(features), np.full(40, 1 / 40)
     trained = train(rows, signs, share, radius)
-    assert np.linalg.norm(trained.theta) <= radius * (1 + 1e-9)
+    assert np.linalg.norm(trained.theta) <= radius * (1 + REORDERED_64)
     assert trained.loss == pytest.approx(float(hinge(trained.theta, rows, signs).mean()))
-    assert -1e-12 <= trained.gap <= 0.02 * trained.loss + 1e-3
+    assert -FORMULA_64 <= trained.gap <= 0.02 * trained.loss + SOLVED_COARSELY_64
     rng = np.random.default_rng(seed)
     for _ in range(50):
         other = rng.standard_normal(5)
         other *= radius * rng.random() / np.linalg.norm(other)
-        assert hinge(other, rows, signs).mean() >= trained.lower - 1e-9
+        assert hinge(other, rows, signs).mean() >= trained.lower - REORDERED_64
 
 
 @pytest.mark.parametrize("integrity", ["none", "box"])
@@ -164,7 +167,7 @@ def test_the_bound_holds_for_the_attack_and_for_any_other(kind: str, integrity: 
         points = inside(feasible, k, rng)[:24]
         rows = with_bias(np.concatenate([features, points]))
         labels = np.concatenate([signs, np.full(len(points), 2 * k - 1)])
-        assert train(rows, labels, np.full(len(rows), 1 / 120), 3.0).lower <= done.upper + 1e-9
+        assert train(rows, labels, np.full(len(rows), 1 / 120), 3.0).lower <= done.upper + REORDERED_64
 
 
 def test_without_poison_the_bound_is_the_clean_loss() -> None:
@@ -183,7 +186,7 @@ def test_an_attack_on_counts_is_made_of_counts() -> None:
     assert np.array_equal(done.attack.features, np.round(done.attack.features))
     assert done.attack.features.min() >= 0
     assert feasible.contains(done.attack.features, done.attack.signs).all()
-    assert done.attack.trained.lower <= done.upper + 1e-9
+    assert done.attack.trained.lower <= done.upper + REORDERED_64
     assert done.attack_loss > train(with_bias(features), signs, np.full(80, 1 / 80), 1.0).loss
 
 
@@ -226,8 +229,8 @@ def test_the_semidefinite_bound_is_attained_inside_the_set(seed: int, share: flo
     roles = (Role(0, 0.2 * share), Role(1, 0.2 * (1 - share)))
     roles += (Role(0, 0.05, False),) if pulling else ()
     worst = inner.worst(theta, roles)
-    assert own_set(inner, worst.roles, worst.points) <= 1e-4
-    assert worst.value >= worst.bound - 1e-3 * max(1.0, worst.bound)
+    assert own_set(inner, worst.roles, worst.points) <= SOLVED_64
+    assert worst.value >= worst.bound - SOLVED_COARSELY_64 * max(1.0, worst.bound)
     rng = np.random.default_rng(seed + 2)
     for _ in range(20):
         steps = rng.standard_normal(worst.points.shape)
@@ -236,7 +239,7 @@ def test_the_semidefinite_bound_is_attained_inside_the_set(seed: int, share: flo
             signs_of = np.array([2 * r.k - 1 for r in worst.roles])
             losses = 1 - signs_of * (points @ theta[:-1] + theta[-1])  # the counted part is linear by construction
             value = sum(r.mass * x for r, x in zip(worst.roles, losses, strict=True) if r.counts)
-            assert value <= worst.bound + 1e-9
+            assert value <= worst.bound + REORDERED_64
 
 
 def test_the_semidefinite_bound_agrees_with_a_local_solver() -> None:
@@ -254,7 +257,7 @@ def test_the_semidefinite_bound_agrees_with_a_local_solver() -> None:
     starts = [(inner.feasible.centres + 0.3 * rng.standard_normal((2, 6))).ravel() for _ in range(6)]
     solved = [minimize(loss, s, constraints=[limit], method="SLSQP", options={"maxiter": 300}) for s in starts]
     best = max(-s.fun for s in solved if limit["fun"](s.x) > -1e-6)
-    assert inner.worst(theta, roles).bound == pytest.approx(best, rel=1e-3)
+    assert inner.worst(theta, roles).bound == pytest.approx(best, rel=SOLVED_COARSELY_64)
 
 
 def test_any_split_of_the_poison_is_below_the_bound_that_needs_no_split() -> None:
@@ -263,7 +266,7 @@ def test_any_split_of_the_poison_is_below_the_bound_that_needs_no_split() -> Non
     for seed in range(5):
         theta = np.random.default_rng(seed).standard_normal(7)
         most = max(inner.worst(theta, roles).bound for roles in splits(0.2, fine=True))
-        assert most <= inner.any_split(theta, 0.2) * (1 + 1e-6)
+        assert most <= inner.any_split(theta, 0.2) * (1 + SOLVED_TWICE_64)
 
 
 def test_moving_centres_give_a_stronger_attack_under_a_valid_bound() -> None:
@@ -272,7 +275,7 @@ def test_moving_centres_give_a_stronger_attack_under_a_valid_bound() -> None:
     moved = certify_data_dependent(features, signs, feasible, 0.3, 2.0, np.random.default_rng(0), steps=40)
     fixed = certify_fixed(features, signs, feasible, 0.3, 2.0, np.random.default_rng(0), steps=200)
     assert inside_own_set(feasible, features, signs, moved.attack.features, moved.attack.signs).all()
-    assert moved.attack.trained.lower <= moved.upper <= moved.any_split + 1e-9
+    assert moved.attack.trained.lower <= moved.upper <= moved.any_split + REORDERED_64
     assert moved.attack_loss > 1.5 * fixed.attack_loss
     assert not feasible.contains(moved.attack.features, moved.attack.signs).all()
 

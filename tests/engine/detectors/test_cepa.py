@@ -11,6 +11,7 @@ import pytest
 import torch
 from cepa_support import GAIN, HIDDEN, TARGET, hidden_model, hidden_of
 from conftest import CHECKERBOARD, CLASSES, PATCH, SIDE, quadrant_images, saved
+from tolerances import AMPLIFIED_32, NETWORK_32, OPERATION_32, SUM_32
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand
@@ -24,7 +25,6 @@ from onnxspect.engine.search.search import SearchConfig, UnitResult, search
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.subject import Subject
 
-ROUNDING = 1e-5
 #: A small budget: the tiny network needs no more.
 SEARCH = replace(CONSENSUS, samples=12)
 TINY = Cepa(search=SEARCH, taps=("hidden",), carried=4, held_out=12)
@@ -118,8 +118,8 @@ def test_the_example_is_a_valid_image_and_its_perturbation(evidence: Evidence) -
     for unit in evidence.units:
         before, after = unit.trigger["example"], unit.trigger["example_perturbed"]
         assert before.shape == after.shape == (1, SIDE, SIDE)
-        assert after.min() >= -ROUNDING
-        assert after.max() <= 1 + ROUNDING
+        assert after.min() >= -SUM_32
+        assert after.max() <= 1 + SUM_32
         assert not np.array_equal(before, after)
 
 
@@ -143,8 +143,8 @@ def test_statistics_are_relative_to_the_references(subject: Subject, tmp_path: P
     for unit, own in zip(found.units, alone.units, strict=True):
         s = unit.statistics
         for name in ("delta_norm", "mu_norm", "sigma_ratio"):
-            assert s[f"reference_{name}"] == pytest.approx(own.statistics[name], rel=1e-6)
-            assert s[f"relative_{name}"] == pytest.approx(s[name] / own.statistics[name], rel=1e-6)
+            assert s[f"reference_{name}"] == pytest.approx(own.statistics[name], rel=OPERATION_32)
+            assert s[f"relative_{name}"] == pytest.approx(s[name] / own.statistics[name], rel=OPERATION_32)
     relative = [u.statistics["relative_delta_norm"] for u in found.units]
     assert int(np.argmin(relative)) == TARGET
     assert relative[TARGET] < 0.6
@@ -192,8 +192,8 @@ def test_equation_1_and_2(subject: Subject) -> None:
     variance = ((shift - shift.mean(0)) ** 2).sum(1).mean()
     logits = subject.predict(x + delta[0].numpy()).astype(np.float64)
     log_p = logits[:, TARGET] - np.log(np.exp(logits).sum(1))
-    assert found.loss.item() == pytest.approx(-log_p.mean() + 0.3 * variance, rel=1e-4)
-    assert found.cost.item() == pytest.approx(np.linalg.norm(delta.view(n, -1).numpy(), axis=1).mean(), rel=1e-5)
+    assert found.loss.item() == pytest.approx(-log_p.mean() + 0.3 * variance, rel=NETWORK_32)
+    assert found.cost.item() == pytest.approx(np.linalg.norm(delta.view(n, -1).numpy(), axis=1).mean(), rel=SUM_32)
     assert found.success.item() == pytest.approx((logits.argmax(1) == TARGET).mean())
 
 
@@ -231,9 +231,9 @@ def test_with_no_direction_of_its_own_every_image_moves_alike(subject: Subject) 
     images = stack(6)
     gradient = gradients_of(Consensus(embed(subject, PIXELS), own=0.0), subject, images, targets(TARGET))[0]
     torch.testing.assert_close(gradient, gradient[:1].expand_as(gradient))
-    assert gradient[0].norm() == pytest.approx(1.0, rel=1e-5)
+    assert gradient[0].norm() == pytest.approx(1.0, rel=SUM_32)
     own = gradients_of(Consensus(embed(subject, PIXELS), own=1.0), subject, images, targets(TARGET))[0]
-    assert not torch.allclose(own, own[:1].expand_as(own), rtol=1e-3)
+    assert not torch.allclose(own, own[:1].expand_as(own), rtol=AMPLIFIED_32)
 
 
 def test_units_of_a_batch_do_not_mix(subject: Subject) -> None:
@@ -241,7 +241,7 @@ def test_units_of_a_batch_do_not_mix(subject: Subject) -> None:
     together = gradients_of(objective, subject, images, targets(TARGET, 0))
     for i, t in enumerate((TARGET, 0)):
         alone = gradients_of(objective, subject, images[i : i + 1], targets(t))
-        torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(together[i], alone[0], rtol=NETWORK_32, atol=OPERATION_32)
 
 
 def test_a_step_has_the_length_that_the_schedule_says(subject: Subject) -> None:
@@ -262,8 +262,8 @@ def test_perturbed_images_stay_valid_whatever_the_step(subject: Subject) -> None
     state = {"delta": 5 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))}
     objective.measure(subject, {"delta": state["delta"].requires_grad_(True)}, {}, images, targets(0), torch.zeros(1))
     perturbed = images + state["delta"].detach()
-    assert float(perturbed.min()) >= -ROUNDING
-    assert float(perturbed.max()) <= 1 + ROUNDING
+    assert float(perturbed.min()) >= -SUM_32
+    assert float(perturbed.max()) <= 1 + SUM_32
     assert float((perturbed > 0.99).float().mean()) > 0.2  # and it is clipped, not scaled
 
 

@@ -12,6 +12,7 @@ from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_subject, qu
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
+from tolerances import FORMULA_64, OPERATION_32
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand
@@ -236,7 +237,7 @@ def test_losses_by_hand() -> None:
         (LeaveClass(loss="odds", share=0.5), (-np.log(1 - p)).min()),
     ):
         found = aim.measure(subject, state, {}, images, torch.tensor([0]), torch.zeros(1))
-        assert float(found.loss) == pytest.approx(expected, rel=1e-6)
+        assert float(found.loss) == pytest.approx(expected, rel=OPERATION_32)
         assert float(found.success) == 0.5
 
 
@@ -247,7 +248,7 @@ def test_log_odds_by_hand_and_where_probabilities_tie() -> None:
     assert odds[0] == pytest.approx(np.log(p[0, 1] / (1 - p[0, 1])))
     assert p.astype(np.float32)[1, 0] == p.astype(np.float32)[2, 0] == 1
     np.testing.assert_allclose(odds[1:], np.array([50, 60]) - np.log(2))
-    np.testing.assert_allclose(log_odds(np.log(p), 0), log_odds(logits, 0), atol=1e-12)
+    np.testing.assert_allclose(log_odds(np.log(p), 0), log_odds(logits, 0), atol=FORMULA_64)
 
 
 def test_superposition_leaves_the_poisoned_on_top() -> None:

@@ -8,6 +8,7 @@ import torch
 from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_subject, quadrant_weights
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import NETWORK_32, OPERATION_32, SUM_32
 from torch import Tensor, from_numpy
 from torch.nn.functional import one_hot
 
@@ -185,12 +186,12 @@ def test_content_of_other_classes_is_taken_out_and_a_trigger_stays(shares: list[
     rng = np.random.default_rng(seed)
     means = {c: rng.uniform(0, 1, (1, 6, 6)).astype(np.float32) for c in range(4)}
     mixed = sum(s * (means[c] - means[0]) for s, c in zip(shares, (1, 2, 3), strict=True))
-    np.testing.assert_allclose(without_content(np.asarray(mixed, np.float32), 0, means), 0, atol=1e-5)
+    np.testing.assert_allclose(without_content(np.asarray(mixed, np.float32), 0, means), 0, atol=SUM_32)
     basis = np.stack([(means[c] - means[0]).ravel() for c in (1, 2, 3)], 1)
     trigger = rng.normal(size=36)
     trigger -= basis @ np.linalg.lstsq(basis, trigger, rcond=None)[0]  # what no content makes
     kept = without_content((mixed + trigger.reshape(1, 6, 6)).astype(np.float32), 0, means)
-    np.testing.assert_allclose(kept.ravel(), trigger, atol=1e-4)
+    np.testing.assert_allclose(kept.ravel(), trigger, atol=NETWORK_32)
 
 
 @given(st.integers(0, 2**16), st.integers(1, 3))
@@ -199,7 +200,7 @@ def test_candidates_are_triggers_that_can_be_stamped(seed: int, channels: int) -
     own, genuine = (rng.uniform(0, 1, (n, channels, 5, 4)).astype(np.float32) for n in (30, 9))
     means = {0: genuine.mean(0), 1: rng.uniform(0, 1, (channels, 5, 4)).astype(np.float32)}
     found = candidates(own, genuine, 0, means)
-    np.testing.assert_allclose(found["all x 2"]["delta"], 2 * difference(own, genuine), rtol=1e-6)
+    np.testing.assert_allclose(found["all x 2"]["delta"], 2 * difference(own, genuine), rtol=OPERATION_32)
     for trigger in found.values():
         stamped = stamp(genuine, trigger)
         assert stamped.shape == genuine.shape

@@ -7,6 +7,7 @@ import pytest
 from conftest import CLASSES, quadrant_images
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import OPERATION_32, ROUNDING_32
 
 from onnxspect.engine.detectors.trigger_bearing import (
     RIDGES,
@@ -32,7 +33,7 @@ def test_filters_are_those_of_the_covariance(seed: int, n: int, pixels: int) -> 
     for ridge, found in zip(RIDGES, matched_filters(d, natural), strict=True):
         level = ridge * np.trace(covariance) / pixels
         expected = np.linalg.solve(covariance + level * np.eye(pixels), d)
-        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-6)
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=OPERATION_32)
 
 
 def test_filters_of_images_without_variance_are_the_difference() -> None:
@@ -71,7 +72,7 @@ def test_images_are_centred_by_class() -> None:
     samples = quadrant_images(5)
     flat = centred(samples.images, samples.labels)
     for c in range(CLASSES):
-        np.testing.assert_allclose(flat[samples.labels == c].mean(0), 0, atol=1e-7)
+        np.testing.assert_allclose(flat[samples.labels == c].mean(0), 0, atol=ROUNDING_32)
 
 
 @pytest.mark.parametrize("sources", ["own", "one", "all", "some"])

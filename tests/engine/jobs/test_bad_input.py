@@ -178,6 +178,8 @@ def test_a_tap_that_is_no_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str])
         "--out",
         str(tmp_path / "run"),
         "--quiet",
+        "--preset",
+        "quick",
         "--tap",
         "no_such_layer",
     ]

@@ -13,7 +13,7 @@ from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.jobs.patch import try_methods
 from onnxspect.engine.jobs.scan import _evidence_of
 from onnxspect.engine.judge.evidence import Skipped
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.verify import Goals
 
 STOPS = (Kind.MACHINE, Kind.INTERNAL)
@@ -31,7 +31,7 @@ class Failing:
     def run(self, _: object) -> Skipped:
         raise CLASSES[self.kind]("the fact")
 
-    def edit(self, _: Case) -> Edit:
+    def edit(self, _: PatchInput) -> Edit:
         raise CLASSES[self.kind]("the fact")
 
 

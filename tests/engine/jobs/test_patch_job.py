@@ -30,9 +30,9 @@ from patch_support import (
     written,
 )
 
-from onnxspect.cli.main import cli
+from onnxspect.cli.main import cli, run
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
-from onnxspect.engine.jobs.patch import patch, read_finding, try_methods
+from onnxspect.engine.jobs.patch import patch, read_recovered, try_methods
 from onnxspect.engine.jobs.prove import load_trigger, prove
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.neurons import layers, named_layer, switch_off
@@ -72,11 +72,11 @@ def test_what_a_training_set_shows_of_an_unsuspected_class_is_no_trigger(work: P
     poisoned.images[(rows, 0, *PLACE)] = np.eye(2)
     train, run = npz(poisoned, tmp_path / "train.npz"), tmp_path / "run"
     scan(work / "model.onnx", work / "known.npz", run, "quick", ["training-difference"], train=train)
-    (found,) = read_finding(run, [TARGET]).triggers
+    (found,) = read_recovered(run, [TARGET]).triggers
     assert (found.target, found.smallest) == (TARGET, False)
     for other in set(range(4)) - {TARGET}:
         with pytest.raises(OnnxspectError, match=f"no trigger to class {other}"):
-            read_finding(run, [other])
+            read_recovered(run, [other])
 
 
 def test_accuracy_alone_proves_no_patch(work: Path, tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_samples_that_do_not_fit_a_proof(work: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work: Path, tmp_path: Path) -> None:
+def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (work / "model.onnx").read_bytes()
     out = tmp_path / "patched.onnx"
     done = patch(work / "model.onnx", work / "run", work / "known.npz", out, targets=[TARGET])
@@ -135,6 +137,12 @@ def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(work:
     proof = prove(out, work / "model.onnx", work / "unseen.npz", work / "run", work / "own.npz")
     planted = next(t for t in proof.triggers if t.name == "own")
     assert (planted.before, planted.after) == (1.0, 0.0)
+    # The same by the command.
+    arguments = ["patch", work / "model.onnx", "--run", work / "run", "--data", work / "known.npz", "--target", TARGET]
+    arguments += ["--method", done.method, "-o", tmp_path / "again.onnx", "--quiet"]
+    assert run([str(a) for a in arguments]) == 0
+    assert "PROVEN" in capsys.readouterr().out
+    assert (tmp_path / "again.onnx").is_file()
 
 
 def test_a_worse_model_is_not_written(work: Path, tmp_path: Path) -> None:
@@ -221,10 +229,10 @@ def test_accuracy_lost_is_estimated_from_changed_answers_too(tmp_path: Path) -> 
 
 
 def test_proactive_takes_the_trigger_of_every_class(work: Path) -> None:
-    every = read_finding(work / "run", range(4))
+    every = read_recovered(work / "run", range(4))
     assert {t.target for t in every.triggers} == set(range(4))
     with pytest.raises(OnnxspectError, match="class 9, but the model has 4 classes"):
-        read_finding(work / "run", [9])
+        read_recovered(work / "run", [9])
 
 
 def test_methods_and_their_settings() -> None:
@@ -273,7 +281,7 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
     found = []
 
     def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
-        assert (path, spec.name) == (model, read_finding(work / "run").scan.spec.name)
+        assert (path, spec.name) == (model, read_recovered(work / "run").scan.spec.name)
         found.append(scan(path, work / "known.npz", tmp_path / "again", "quick", ["neural-cleanse"], spec=spec).report)
         return found[-1]
 

@@ -37,7 +37,7 @@ from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.jobs.scan import _of_part
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.verdict import Verdict
-from onnxspect.engine.mitigation.method import Case, Edit
+from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.training import trainable_copy
 from onnxspect.engine.trigger import stamp
 
@@ -74,8 +74,8 @@ class Clip:
     trains: ClassVar[bool] = False
     mends: ClassVar[bool] = True
 
-    def edit(self, case: Case) -> Edit:
-        _, parameters = trainable_copy(case.subject)
+    def edit(self, given: PatchInput) -> Edit:
+        _, parameters = trainable_copy(given.subject)
         return Edit({name: p.detach().numpy().clip(-1, 1) for name, p in parameters.items()})
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
+from tolerances import FITTED_64, FORMULA_64, REORDERED_64, ROUNDING_64, SOLVED_COARSELY_64, TAIL_64
 
 from onnxspect.engine.judge.gamma_order import LARGEST_SHAPE, _log_gamma_sf, gamma_fit, gamma_order
 
@@ -26,7 +27,7 @@ def test_gamma_fit_is_the_maximum_of_the_likelihood(shape: float, scale: float, 
     values = np.random.default_rng(seed).gamma(shape, scale, 60)
     fitted = gamma_fit(values)
     theirs = stats.gamma.fit(values, floc=0)
-    np.testing.assert_allclose(fitted, (theirs[0], theirs[2]), rtol=1e-5)
+    np.testing.assert_allclose(fitted, (theirs[0], theirs[2]), rtol=FITTED_64)
     best = stats.gamma.logpdf(values, fitted[0], scale=fitted[1]).sum()
     for a, b in [(1.01, 1), (0.99, 1), (1, 1.01), (1, 0.99)]:
         assert stats.gamma.logpdf(values, fitted[0] * a, scale=fitted[1] * b).sum() < best
@@ -40,7 +41,7 @@ def test_gamma_fit_of_values_that_hardly_differ(deviation: float, n: int) -> Non
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         shape, scale = gamma_fit(values)
-    assert shape * scale == pytest.approx(5.0, rel=1e-3)
+    assert shape * scale == pytest.approx(5.0, rel=SOLVED_COARSELY_64)
     assert 1e5 < shape <= LARGEST_SHAPE
 
 
@@ -51,15 +52,15 @@ def test_gamma_fit_solves_the_likelihood_equation() -> None:
         values = rng.gamma(shape, 2.0, 50)
         fitted, scale = gamma_fit(values)
         gap = np.log(values.mean()) - np.log(values).mean()
-        assert np.log(fitted) - special.digamma(fitted) == pytest.approx(gap, rel=1e-5)
-        assert fitted * scale == pytest.approx(values.mean(), rel=1e-12)
+        assert np.log(fitted) - special.digamma(fitted) == pytest.approx(gap, rel=FITTED_64)
+        assert fitted * scale == pytest.approx(values.mean(), rel=FORMULA_64)
 
 
 def test_the_tail_is_finite_where_scipys_is_not() -> None:
-    assert stats.gamma.logsf(700.0, 2.0) == pytest.approx(_log_gamma_sf(700.0, 2.0), rel=1e-12)
+    assert stats.gamma.logsf(700.0, 2.0) == pytest.approx(_log_gamma_sf(700.0, 2.0), rel=FORMULA_64)
     with np.errstate(divide="ignore"):
         assert np.isneginf(stats.gamma.logsf(2000.0, 2.0))  # then ours can go
-    assert _log_gamma_sf(2000.0, 2.0) == pytest.approx(-2000 + np.log(2001), rel=1e-14)  # (1 + x) e^-x
+    assert _log_gamma_sf(2000.0, 2.0) == pytest.approx(-2000 + np.log(2001), rel=ROUNDING_64)  # (1 + x) e^-x
 
 
 def test_gamma_fit_of_equal_values() -> None:
@@ -77,10 +78,10 @@ def test_order_statistic_p_values_by_hand() -> None:
         others = 1 / np.delete(norms, c, 0)
         shape, _, scale = stats.gamma.fit(others[np.isfinite(others)], floc=0)
         pv[c] = 1 - stats.gamma.cdf(np.nanmax(1 / norms[c]), shape, scale=scale) ** 9
-    np.testing.assert_allclose(10**judged.log10_p, pv, rtol=1e-5)
+    np.testing.assert_allclose(10**judged.log10_p, pv, rtol=FITTED_64)
     assert judged.target == pv.argmin()
     assert judged.source == np.nanargmin(norms[pv.argmin()])
-    assert 10**judged.log10_overall == pytest.approx(1 - (1 - pv.min()) ** 10, rel=1e-5)
+    assert 10**judged.log10_overall == pytest.approx(1 - (1 - pv.min()) ** 10, rel=FITTED_64)
 
 
 def test_the_paper_s_level_is_kept_under_its_own_null() -> None:
@@ -129,8 +130,8 @@ def test_order_statistics_do_not_depend_on_unit_or_order(seed: int, classes: int
     rng = np.random.default_rng(seed)
     norms = reciprocal_norms(rng, classes)
     judged, scaled = gamma_order(norms), gamma_order(norms * unit)
-    np.testing.assert_allclose(judged.log10_p, scaled.log10_p, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(judged.log10_p, scaled.log10_p, rtol=TAIL_64, atol=REORDERED_64)
     order = rng.permutation(classes)
     moved = gamma_order(norms[order][:, order])
-    np.testing.assert_allclose(judged.log10_p[order], moved.log10_p, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(judged.log10_p[order], moved.log10_p, rtol=TAIL_64, atol=REORDERED_64)
     assert (judged.log10_p <= 0).all()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from tolerances import FORMULA_64, QUOTIENT_64, REORDERED_64, TAIL_64
 
 from onnxspect.engine.judge import null_model
 from onnxspect.engine.judge.null_model import (
@@ -32,7 +33,7 @@ def norms(rng: np.random.Generator, classes: int, sigma: float = 0.3) -> np.ndar
 def test_mad_index_by_hand() -> None:
     # Median 3; distances 2, 1, 0, 1, 97; their median 1.
     index = mad_index(np.array([1.0, 2.0, 3.0, 4.0, 100.0]))
-    np.testing.assert_allclose(index, np.array([2, 1, 0, -1, -97]) / 1.4826, rtol=1e-12)
+    np.testing.assert_allclose(index, np.array([2, 1, 0, -1, -97]) / 1.4826, rtol=FORMULA_64)
 
 
 def test_mad_index_without_spread() -> None:
@@ -83,7 +84,7 @@ def test_null_statistic_follows_students_t() -> None:
             for r in logs
         ]
     )
-    np.testing.assert_allclose(t, expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(t, expected, rtol=REORDERED_64, atol=FORMULA_64)
     assert stats.kstest(t[:, 0], stats.t(df=2).cdf).pvalue > 1e-3
     assert (t.argmax(1) == smallest).all()
 
@@ -118,8 +119,8 @@ def test_more_than_a_third_are_not_outliers() -> None:
 @given(distinct, st.floats(1e-3, 1e3))
 def test_scale_invariance(values: np.ndarray, factor: float) -> None:
     a, b = leave_one_out(values), leave_one_out(values * factor)
-    np.testing.assert_allclose(a.log10_p, b.log10_p, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(mad(values).index, mad(values * factor).index, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(a.log10_p, b.log10_p, rtol=TAIL_64, atol=TAIL_64)
+    np.testing.assert_allclose(mad(values).index, mad(values * factor).index, rtol=TAIL_64, atol=TAIL_64)
 
 
 @settings(max_examples=40)
@@ -129,8 +130,8 @@ def test_permutation_invariance(values: np.ndarray, random: object) -> None:
     random.shuffle(order)  # type: ignore[attr-defined]
     for judge in (leave_one_out, mad):
         a, b = judge(values), judge(values[order])
-        np.testing.assert_allclose(a.log10_p[order], b.log10_p, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(a.index[order], b.index, rtol=1e-7, atol=1e-7)
+        np.testing.assert_allclose(a.log10_p[order], b.log10_p, rtol=REORDERED_64, atol=REORDERED_64)
+        np.testing.assert_allclose(a.index[order], b.index, rtol=QUOTIENT_64, atol=QUOTIENT_64)
 
 
 def test_equal_classes_are_judged_alike() -> None:
@@ -149,8 +150,8 @@ def test_equal_classes_are_judged_alike() -> None:
 @given(distinct)
 def test_high_tail_mirrors_low_tail(values: np.ndarray) -> None:
     low, high = leave_one_out(values, "low"), leave_one_out(1 / values, "high")
-    np.testing.assert_allclose(low.log10_p, high.log10_p, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(low.index, high.index, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(low.log10_p, high.log10_p, rtol=TAIL_64, atol=TAIL_64)
+    np.testing.assert_allclose(low.index, high.index, rtol=TAIL_64, atol=TAIL_64)
     np.testing.assert_allclose(mad(values, "low").index, mad(-values, "high").index)
 
 
@@ -311,14 +312,14 @@ def test_without_references_it_is_leave_one_out() -> None:
     np.testing.assert_array_equal(judged.log10_p, leave_one_out(values, noise=0.1).log10_p)
     # Nor do references that tell no class from another change anything.
     level = against_reference(values, np.full(10, 7.0), noise=0.1)
-    np.testing.assert_allclose(level.log10_p, leave_one_out(values, noise=0.1).log10_p, atol=1e-9)
+    np.testing.assert_allclose(level.log10_p, leave_one_out(values, noise=0.1).log10_p, atol=REORDERED_64)
 
 
 @given(distinct, st.floats(0.01, 100.0), st.floats(0.01, 100.0))
 def test_units_of_the_subject_and_of_the_references_do_not_matter(values: np.ndarray, a: float, b: float) -> None:
     references = np.random.default_rng(9).permutation(values)
     first, second = against_reference(values, references), against_reference(a * values, b * references)
-    np.testing.assert_allclose(first.log10_p, second.log10_p, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(first.log10_p, second.log10_p, rtol=TAIL_64, atol=TAIL_64)
 
 
 def test_large_values_do_not_hide_a_small_one() -> None:

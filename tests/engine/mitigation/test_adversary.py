@@ -8,6 +8,7 @@ import torch
 from conftest import CHECKERBOARD, PATCH, SIDE, quadrant_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tolerances import NETWORK_32, SUM_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger, within
@@ -46,7 +47,7 @@ def test_it_climbs_to_the_planted_trigger_within_its_bound(planted: Subject, fam
     at_first = share(planted, SAMPLES, arrays)
     for _ in range(10):
         arrays = moving.advance(planted, generator)
-        assert Trigger(TARGET, arrays).size <= reach * start.size * (1 + 1e-5)
+        assert Trigger(TARGET, arrays).size <= reach * start.size * (1 + SUM_32)
         for name, (low, high) in {"delta": (-1, 1), "mask": (0, 1), "pattern": (0, 1)}.items():
             assert name not in arrays or (low <= arrays[name].min() and arrays[name].max() <= high)
     assert at_first < 0.5
@@ -79,13 +80,13 @@ def test_within_is_the_nearest_mask_in_the_ball(values: list[float], bound: floa
     """Against its definition: in the ball, one threshold for all values, and as much left as the bound allows."""
     mask = torch.tensor(values, dtype=torch.float32)
     inside = within(mask, bound)
-    assert float(inside.sum()) <= bound * (1 + 1e-5) + 1e-5
+    assert float(inside.sum()) <= bound * (1 + SUM_32) + SUM_32
     if float(mask.sum()) <= bound:
         assert torch.equal(inside, mask)
         return
-    assert float(inside.sum()) == pytest.approx(bound, abs=1e-4)
+    assert float(inside.sum()) == pytest.approx(bound, abs=NETWORK_32)
     left = inside > 0
     fallen = (mask - inside)[left]
-    assert float(fallen.max() - fallen.min()) < 1e-5 if left.any() else bound < 1e-4
+    assert float(fallen.max() - fallen.min()) < SUM_32 if left.any() else bound < NETWORK_32
     if left.any():
-        assert (mask[~left] <= fallen.max() + 1e-5).all()
+        assert (mask[~left] <= fallen.max() + SUM_32).all()

@@ -10,6 +10,7 @@ import pytest
 from conftest import CLASSES, SIDE, make_model, quadrant_weights
 from onnx import helper, numpy_helper
 from patch_support import case_of, opened, proven
+from tolerances import OPERATION_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz, channels
@@ -48,7 +49,7 @@ def test_the_bound_is_the_definition(tmp_path: Path) -> None:
     (found,) = channels(case_of(opened(wide_model(), tmp_path)))
     scale = np.linspace(0.9, 1.1, 16) / np.sqrt(4 + 1e-5)
     norms = np.where(np.arange(16) == 11, 3.0 * 2, 1.0)
-    np.testing.assert_allclose(found.bound, norms * scale, rtol=1e-6)
+    np.testing.assert_allclose(found.bound, norms * scale, rtol=OPERATION_32)
     assert {axis for _, axis in found.slices} == {0}
     assert len(found.slices) == 3
 

@@ -22,6 +22,7 @@ from patch_support import (
     quantised,
     written,
 )
+from tolerances import NETWORK_32, OPERATION_32, REORDERED_64
 
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
@@ -63,11 +64,11 @@ def test_the_file_runs_at_any_batch_size_and_keeps_its_outputs(tmp_path: Path) -
         logits, score, rejected = after.run({"image": images[:n]})
         assert (logits.shape, score.shape, rejected.shape) == ((n, 4), (n,), (n,))
         for part, all_ in zip((logits, score, rejected), whole, strict=True):
-            np.testing.assert_allclose(part, all_[:n], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(part, all_[:n], rtol=OPERATION_32, atol=OPERATION_32)
     np.testing.assert_array_equal(before.run({"image": images})[0], whole[0])
     # The guarded file is still a classifier to this tool.
     again = Subject.from_onnx(out)
-    np.testing.assert_allclose(again.predict(images), subject.predict(images), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(again.predict(images), subject.predict(images), rtol=OPERATION_32, atol=OPERATION_32)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
@@ -79,7 +80,7 @@ def test_the_profile_rejects_little_less_than_the_promised_share_of_the_samples_
     out = written(subject, InputFilter(form="profile", false_positives=share).edit(case), tmp_path)
     rejected = Oracle(out).map("image", case.fit.images, "rejected").mean()
     error = (share * (1 - share) / len(case.fit)) ** 0.5
-    assert max(0, share - error - 1 / len(case.fit)) <= rejected <= share - error + 1e-9
+    assert max(0, share - error - 1 / len(case.fit)) <= rejected <= share - error + REORDERED_64
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.3])
@@ -114,7 +115,9 @@ def test_the_largest_of_several_targets_scores_counts(tmp_path: Path) -> None:
         weights = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
         before = flat @ weights["first"] + weights["bias"]
         expected = (np.maximum(before, 0) @ first + before[:, [4, 1]] @ second + offsets).max(1)
-        np.testing.assert_allclose(oracle.map("image", images, "backdoor_score"), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            oracle.map("image", images, "backdoor_score"), expected, rtol=NETWORK_32, atol=NETWORK_32
+        )
         np.testing.assert_array_equal(oracle.map("image", images, "rejected"), expected > 0.5)
 
 

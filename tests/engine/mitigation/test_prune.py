@@ -29,9 +29,10 @@ from PIL import Image
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Mask
-from onnxspect.engine.mitigation.neurons import Halves, last_convolutional, layers, masked, named_layer, switch_off
+from onnxspect.engine.mitigation.neurons import last_convolutional, layers, masked, named_layer, switch_off
 from onnxspect.engine.mitigation.prune import PICTURE, Prune
 from onnxspect.engine.mitigation.verify import verify
+from onnxspect.engine.search.embedding import embed
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 
@@ -85,10 +86,10 @@ def test_where_weights_cannot_a_mask_does(model: onnx.ModelProto, tmp_path: Path
     assert proof.differences == proof.changed == ()
     assert len(proof.additions) == 1
     assert proof.triggers[0].after == 0.0
-    # The mask is what the halves of the model say it is.
-    halves = Halves(subject, layer.tap)
+    # The mask is what the model cut in two at that layer says it is.
+    embedding = embed(subject, layer.tap.name)
     stamped = patch_trigger().apply(UNSEEN.images)
-    from_masked = halves.answers(masked(halves.activations(stamped), layer, ~off))
+    from_masked = embedding.answers(masked(embedding.activations(stamped), layer, ~off))
     oracle = Oracle(tmp_path / "method.onnx")
     np.testing.assert_array_equal(oracle.map("image", stamped, "logits").argmax(1), from_masked)
 
@@ -99,13 +100,13 @@ def test_exact_and_mask_agree(model: onnx.ModelProto, tmp_path: Path) -> None:
     subject = opened(model, tmp_path)
     layer = last_convolutional(layers(subject))
     assert layer.exact
-    halves = Halves(subject, layer.tap)
+    embedding = embed(subject, layer.tap.name)
     assert subject.file is not None
     for neuron in range(layer.neurons):
         off = np.arange(layer.neurons) == neuron
         out = written(subject, switch_off(subject, layer, off), tmp_path, f"off-{neuron}")
-        after = Halves(Subject.from_onnx(out), layer.tap)
-        expected = masked(halves.activations(GUARD.images), layer, ~off).numpy()
+        after = embed(Subject.from_onnx(out), layer.tap.name)
+        expected = masked(embedding.activations(GUARD.images), layer, ~off).numpy()
         np.testing.assert_array_equal(after.activations(GUARD.images).numpy(), expected)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import quadrant_images
 from patch_support import TARGET, planted_trigger
+from tolerances import SUM_32
 
 from onnxspect.engine.mitigation.remainder import SMALL, Searches, search_again, with_size_limits
 from onnxspect.engine.run import RunContext
@@ -36,7 +37,7 @@ def test_the_classes_without_an_attack_say_how_much_room_there_is(planted: Subje
     assert planted_one.size_limit > 1.5
     large = {"mask": np.full((1, 8, 8), 0.4 * typical / 64, np.float32), "pattern": np.zeros((1, 8, 8), np.float32)}
     (middling,) = with_size_limits(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
-    assert middling.size_limit == pytest.approx(SMALL / 0.4, rel=1e-5)
+    assert middling.size_limit == pytest.approx(SMALL / 0.4, rel=SUM_32)
     large["mask"] = large["mask"] * 3
     (none,) = with_size_limits(planted, FIT, [Trigger(TARGET, large)], RunContext(), HOW)
     assert none.size_limit == 1.0
@@ -54,7 +55,7 @@ def test_a_new_search_tells_a_remainder_from_what_any_model_has(planted: Subject
     assert find.relative == pytest.approx(find.trigger.size / planted_trigger().size)
     # The bound is one for all triggers of a backdoor: the smaller find has the more room.
     assert find.trigger.size_limit * find.trigger.size == pytest.approx(
-        LARGEST_SIZE_LIMIT * planted_trigger().size, rel=1e-5
+        LARGEST_SIZE_LIMIT * planted_trigger().size, rel=SUM_32
     )
     (strict,) = search_again(
         planted, FIT, [replace(planted_trigger(), size_limit=find.relative / 2)], RunContext(), "again", HOW

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import CLASSES, quadrant_images
 from patch_support import FIT, GUARD, UNSEEN, patch_trigger
+from tolerances import FORMULA_64
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.strip import Calibrated, Strip
@@ -26,7 +27,7 @@ def test_entropy_by_hand() -> None:
     even = Calibrated(Strip(blends=3), lambda x: np.zeros((len(x), 4)), FIT.images, 0.0, 1)
     np.testing.assert_allclose(even.entropy(UNSEEN.images[:5]), 2.0)
     sure = Calibrated(Strip(blends=3), lambda x: np.tile([100.0, 0, 0, 0], (len(x), 1)), FIT.images, 0.0, 1)
-    np.testing.assert_allclose(sure.entropy(UNSEEN.images[:5]), 0.0, atol=1e-12)
+    np.testing.assert_allclose(sure.entropy(UNSEEN.images[:5]), 0.0, atol=FORMULA_64)
 
 
 def test_stamped_images_are_caught_and_clean_ones_pass() -> None:

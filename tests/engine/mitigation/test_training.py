@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from patch_support import FIT, GUARD, TARGET, additive_trigger, neuron_model, opened, patch_trigger
+from tolerances import NETWORK_32, OPERATION_32
 
 from onnxspect.engine.mitigation.training import (
     HARD,
@@ -63,7 +64,7 @@ def test_what_is_kept_is_the_moving_average(subject: Subject, average: float) ->
     assert [e.epoch for e in history] == [1, 2, 3]
     original = dict(subject.lowered.module.named_parameters()) if subject.lowered else {}
     for name, parameter in parameters.items():
-        np.testing.assert_allclose(parameter.detach().numpy(), mean[name].numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(parameter.detach().numpy(), mean[name].numpy(), rtol=NETWORK_32, atol=OPERATION_32)
         np.testing.assert_array_equal(parameter.detach().numpy(), measured[-1][name])
         assert not np.array_equal(parameter.detach().numpy(), original[name].numpy())
 

@@ -12,6 +12,7 @@ import torch
 from cepa_support import HIDDEN, hidden_model, hidden_of
 from conftest import CLASSES, SIDE, make_model, quadrant_images, saved
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import SUM_32
 from torch import Tensor, nn
 
 from onnxspect.engine.detectors.base import AtHand
@@ -21,8 +22,6 @@ from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.embedding import PIXELS, choose_taps, embed, embedded, from_discrete, perturbing, places
 from onnxspect.engine.subject.subject import Subject
-
-ROUNDING = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +58,8 @@ def test_the_embedding_is_the_hidden_layer(subject: Subject) -> None:
     assert found.shape == (HIDDEN,)
     assert found.depth == 0.5
     embedding, logits = found.both(torch.from_numpy(images))
-    np.testing.assert_allclose(embedding.numpy(), hidden_of(images), atol=ROUNDING)
-    np.testing.assert_allclose(found(torch.from_numpy(images)).numpy(), hidden_of(images), atol=ROUNDING)
+    np.testing.assert_allclose(embedding.numpy(), hidden_of(images), atol=SUM_32)
+    np.testing.assert_allclose(found(torch.from_numpy(images)).numpy(), hidden_of(images), atol=SUM_32)
     assert torch.equal(logits, subject(torch.from_numpy(images)))
 
 
@@ -159,11 +158,11 @@ def test_perturbing_an_inner_tensor(subject: Subject) -> None:
     inner = embedded(subject, "sums", samples, batch_size=5)
     assert inner.images.shape == (len(samples), HIDDEN)
     assert inside.classes == CLASSES
-    np.testing.assert_allclose(inside.predict(inner.images), subject.predict(samples.images), atol=ROUNDING)
+    np.testing.assert_allclose(inside.predict(inner.images), subject.predict(samples.images), atol=SUM_32)
     # It is tapped in turn, behind the tensor that is perturbed.
     assert places(inside) == ["hidden"]
     hidden = embed(inside, "hidden")(torch.from_numpy(inner.images))
-    np.testing.assert_allclose(hidden.numpy(), hidden_of(samples.images), atol=ROUNDING)
+    np.testing.assert_allclose(hidden.numpy(), hidden_of(samples.images), atol=SUM_32)
 
 
 def test_only_a_file_can_be_perturbed_inside(live: Subject) -> None:
@@ -206,7 +205,7 @@ def test_a_model_of_discrete_inputs_is_seen_from_its_first_continuous_tensor_on(
     assert samples.labels.tolist() == [0, 1, 2, 3, 0, 1, 2]
     bent = np.where(table[tokens] > 0, table[tokens], 0.5 * table[tokens])
     expected = bent.mean(1) @ weight
-    np.testing.assert_allclose(subject.predict(samples.images), expected, atol=ROUNDING)
+    np.testing.assert_allclose(subject.predict(samples.images), expected, atol=SUM_32)
     assert places(subject) == ["bent", "mean"]
 
 

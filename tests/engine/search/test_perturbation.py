@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from tolerances import OPERATION_32, REORDERED_64, SUM_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern
@@ -39,8 +40,8 @@ def test_equation_2_and_cost(mask: np.ndarray, pattern: np.ndarray, images: np.n
     m = (np.tanh(mask[:, :1].astype(np.float64)) + 1) / 2
     d = (np.tanh(pattern.astype(np.float64)) + 1) / 2
     expected = (1 - m[:, None]) * images + m[:, None] * d[:, None]
-    np.testing.assert_allclose(kind.apply(state, torch.from_numpy(images)).numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(kind.cost(state).numpy(), m.sum((1, 2, 3)), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(kind.apply(state, torch.from_numpy(images)).numpy(), expected, atol=OPERATION_32)
+    np.testing.assert_allclose(kind.cost(state).numpy(), m.sum((1, 2, 3)), rtol=OPERATION_32, atol=SUM_32)
 
 
 def test_the_trigger_stamps_what_the_search_applied() -> None:
@@ -51,7 +52,7 @@ def test_the_trigger_stamps_what_the_search_applied() -> None:
     trigger = {k: v.numpy() for k, v in kind.trigger(state).items()}
     for u in range(2):
         stamped = stamp(images[u].numpy(), {k: v[u] for k, v in trigger.items()})
-        np.testing.assert_allclose(stamped, applied[u], atol=1e-6)
+        np.testing.assert_allclose(stamped, applied[u], atol=OPERATION_32)
 
 
 def test_start_depends_on_the_units_own_generator_only() -> None:
@@ -97,7 +98,7 @@ def test_stamp_replaces_by_the_mask() -> None:
     images = np.full((2, 1, 2, 2), 0.4, np.float32)
     mask = np.array([[[1.0, 0.5], [0.0, 0.0]]], np.float32)
     stamped = stamp(images, {"mask": mask, "pattern": np.ones((1, 2, 2), np.float32)})
-    np.testing.assert_allclose(stamped[0, 0], [[1.0, 0.7], [0.4, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(stamped[0, 0], [[1.0, 0.7], [0.4, 0.4]], rtol=OPERATION_32)
     assert stamped.dtype == np.float32
     assert (images == np.float32(0.4)).all()
 
@@ -105,7 +106,7 @@ def test_stamp_replaces_by_the_mask() -> None:
 def test_stamp_adds_and_clips() -> None:
     images = np.array([0.0, 0.4, 0.9], np.float32).reshape(1, 1, 1, 3)
     stamped = stamp(images, {"delta": np.array([-0.5, 0.1, 0.5], np.float32).reshape(1, 1, 3)})
-    np.testing.assert_allclose(stamped.ravel(), [0.0, 0.5, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(stamped.ravel(), [0.0, 0.5, 1.0], rtol=OPERATION_32)
     assert stamped.dtype == np.float32
 
 
@@ -115,15 +116,15 @@ def test_additive_pixels_cost_and_stamp(norm: str, delta: np.ndarray, images: np
     kind, state = Additive(norm), {"delta": torch.from_numpy(delta)}
     v = np.clip(delta.astype(np.float64), -1, 1)
     applied = kind.apply(state, torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(applied, np.clip(images + v[:, None], 0, 1), atol=1e-6)
+    np.testing.assert_allclose(applied, np.clip(images + v[:, None], 0, 1), atol=OPERATION_32)
     removed = kind.remove(state, torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(removed, np.clip(images - v[:, None], 0, 1), atol=1e-6)
+    np.testing.assert_allclose(removed, np.clip(images - v[:, None], 0, 1), atol=OPERATION_32)
     order = {"l2": 2, "l1": 1, "linf": np.inf}[norm]
     expected = [np.linalg.norm(x.ravel(), order) for x in v]
-    np.testing.assert_allclose(kind.cost(state).numpy(), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(kind.cost(state).numpy(), expected, rtol=SUM_32, atol=REORDERED_64)
     trigger = {k: t.numpy() for k, t in kind.trigger(state).items()}
     for u in range(2):
-        np.testing.assert_allclose(stamp(images[u], {"delta": trigger["delta"][u]}), applied[u], atol=1e-6)
+        np.testing.assert_allclose(stamp(images[u], {"delta": trigger["delta"][u]}), applied[u], atol=OPERATION_32)
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))

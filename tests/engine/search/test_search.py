@@ -11,6 +11,7 @@ import torch
 from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_weights
 from hypothesis import given
 from hypothesis import strategies as st
+from tolerances import OPERATION_32, SEARCHED_COST, SEARCHED_PIXEL, SUM_32
 from torch import Tensor, nn
 
 from onnxspect.engine.detectors.base import held_out_validation
@@ -84,7 +85,7 @@ def test_results_say_what_the_trigger_does(together: list[UnitResult]) -> None:
     """Cost and success are those of the very trigger that is handed over, measured again from outside."""
     subject, samples, run = linear(), quadrant_images(12), RunContext()
     for result in together:
-        assert result.cost == pytest.approx(result.trigger["mask"].sum(), rel=1e-5)
+        assert result.cost == pytest.approx(result.trigger["mask"].sum(), rel=SUM_32)
         rows = choose_images(result.unit, samples, CONFIG.samples, run, "test")
         answers = subject.predict(stamp(samples.images[rows], result.trigger)).argmax(1)
         assert (answers == result.unit.target).mean() == pytest.approx(result.success)
@@ -105,8 +106,8 @@ def test_a_unit_alone_gives_what_it_gives_in_a_batch(together: list[UnitResult])
     for result in together:
         (alone,) = run_search(linear(), [(result.unit,)])
         assert alone.found == result.found
-        assert alone.cost == pytest.approx(result.cost, rel=1e-3)
-        np.testing.assert_allclose(alone.trigger["mask"], result.trigger["mask"], atol=5e-3)
+        assert alone.cost == pytest.approx(result.cost, rel=SEARCHED_COST)
+        np.testing.assert_allclose(alone.trigger["mask"], result.trigger["mask"], atol=SEARCHED_PIXEL)
 
 
 def test_twice_the_same_bits(together: list[UnitResult]) -> None:
@@ -210,7 +211,7 @@ def test_nan_of_one_unit_leaves_the_others_alone() -> None:
     assert pair[0].diverged
     assert pair[0].steps == CONFIG.patience
     assert pair[1].found
-    assert pair[1].cost == pytest.approx(run_search(linear(), [(Unit(TARGET),)])[0].cost, rel=1e-3)
+    assert pair[1].cost == pytest.approx(run_search(linear(), [(Unit(TARGET),)])[0].cost, rel=SEARCHED_COST)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 30])
@@ -289,7 +290,7 @@ def test_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[[1.0, 2.0, 0.5]], [[0.0, 0.0, 0.0]]])
     loss = cross_entropy(logits, torch.tensor([1, 2]))
     expected = np.log(np.exp([1.0, 2.0, 0.5]).sum()) - 2.0
-    np.testing.assert_allclose(loss.numpy(), [[expected], [np.log(3)]], rtol=1e-6)
+    np.testing.assert_allclose(loss.numpy(), [[expected], [np.log(3)]], rtol=OPERATION_32)
 
 
 def test_plan() -> None:

@@ -13,6 +13,7 @@ import torch
 from conftest import CLASSES, SIDE, quadrant_images, quadrant_model, quadrant_weights, saved
 from onnx import TensorProto
 from sources_support import needs
+from tolerances import NETWORK_32
 from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
@@ -52,7 +53,7 @@ def test_every_form_gives_the_same_answers(form: str, tmp_path: Path) -> None:
     assert opened.size == (None if form == "module" else SHAPE)
     subject = opened.subject(SHAPE)
     assert (subject.classes, subject.image_shape) == (CLASSES, SHAPE)
-    np.testing.assert_allclose(subject.predict(IMAGES), LOGITS, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(subject.predict(IMAGES), LOGITS, rtol=NETWORK_32, atol=NETWORK_32)
 
 
 def test_a_model_in_memory_is_the_file_that_it_would_be(tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_live_keras_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     dense.set_weights([quadrant_weights(2), np.zeros(CLASSES, np.float32)])
     subject = open_model(model).subject()
     assert (subject.name, subject.spec.layout) == ("Sequential in memory", "NHWC")
-    np.testing.assert_allclose(subject.predict(IMAGES), LOGITS, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(subject.predict(IMAGES), LOGITS, rtol=NETWORK_32, atol=NETWORK_32)
     path = tmp_path / "model.keras"
     model.save(path)
     assert converted_first(path)  # from there on it goes the same way

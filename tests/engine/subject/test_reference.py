@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SIDE, quadrant_images, quadrant_weights
+from tolerances import NETWORK_32, SUM_32
 
 from onnxspect.engine.run import RunContext, Silent
-from onnxspect.engine.subject.reference import COUNT, train_references
+from onnxspect.engine.subject.reference import COUNT, _keep, _kept, _new, train_references
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -54,6 +56,36 @@ def test_they_classify(references: list[Subject]) -> None:
     assert not np.allclose(a, b)
 
 
+@pytest.mark.parametrize(
+    "damage", ["cut", "empty", "flip", "text", "other shapes", "other type", "bomb", "link", "fifo"]
+)
+def test_a_damaged_file_of_an_earlier_run_is_as_if_it_were_not_there(damage: str, tmp_path: Path) -> None:
+    """A resumed scan must not end at what a full disk, or a stranger, left."""
+    network = _new(subject(), torch.Generator().manual_seed(1))
+    path = tmp_path / "reference-0.npz"
+    _keep(network, path)
+    assert _kept(path, subject()) is not None
+    data = path.read_bytes()
+    arrays = {k: v.numpy() for k, v in network.state_dict().items()}
+    if damage in ("cut", "empty", "text"):
+        path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "text": b"not at all"}[damage])
+    elif damage == "flip":
+        path.write_bytes(data[:500] + bytes([data[500] ^ 255]) + data[501:])
+    elif damage == "other shapes":
+        np.savez(path, **{k: np.zeros((2, 2), np.float32) for k in arrays})  # type: ignore[arg-type]
+    elif damage == "other type":
+        np.savez(path, **{k: np.array(["x"] * 3) for k in arrays})  # type: ignore[arg-type]
+    elif damage == "bomb":
+        np.savez_compressed(path, **{k: np.zeros((1 << 20, 4), np.float32) for k in arrays})  # type: ignore[arg-type]
+    else:
+        path.rename(tmp_path / "elsewhere")
+        if damage == "link":
+            path.symlink_to(tmp_path / "elsewhere")
+        else:
+            os.mkfifo(path)
+    assert _kept(path, subject()) is None
+
+
 def test_same_bits_whatever_the_global_state(references: list[Subject]) -> None:
     torch.manual_seed(4)
     again = train_references(subject(), FIT, CHECK, RunContext())
@@ -95,7 +127,7 @@ def test_folding_keeps_the_answers() -> None:
     """The BatchNorms are folded away: the network has none left, and its answers do not depend on the batch."""
     (reference, *_) = train_references(subject(), FIT, CHECK, RunContext(seed=2))
     whole = reference.predict(CHECK.images)
-    np.testing.assert_allclose(reference.predict(CHECK.images, batch_size=1), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reference.predict(CHECK.images, batch_size=1), whole, rtol=NETWORK_32, atol=SUM_32)
     assert isinstance(reference.module, torch.nn.Module)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in reference.module.modules())
 

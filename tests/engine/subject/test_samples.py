@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tolerances import OPERATION_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.samples import TRAIN_KEYS, Samples
@@ -252,7 +253,7 @@ def test_folder(tmp_path: Path, names: list[str], labels: dict[str, int], by_ind
     for file, label, image in zip(samples.files, samples.labels, samples.images, strict=True):
         name, number = Path(file).parts
         assert label == labels[name]
-        np.testing.assert_allclose(image, (10 * names.index(name) + int(number[0])) / 255, rtol=1e-6)
+        np.testing.assert_allclose(image, (10 * names.index(name) + int(number[0])) / 255, rtol=OPERATION_32)
     if by_index is not None:
         assert samples.names == by_index
     else:
@@ -266,7 +267,7 @@ def test_folder_channels(tmp_path: Path) -> None:
     alpha = folder(tmp_path / "alpha", ["a", "b"], mode="RGBA")
     samples = Samples.load(alpha)
     assert samples.shape == (3, 5, 4)
-    np.testing.assert_allclose(samples.images[-1], 11 / 255, rtol=1e-6)
+    np.testing.assert_allclose(samples.images[-1], 11 / 255, rtol=OPERATION_32)
     assert Samples.load(alpha, (1, 5, 4)).shape == (1, 5, 4)
 
 
@@ -354,13 +355,13 @@ def test_resize(tmp_path: Path) -> None:
     resized = Samples.load(data, (3, 4, 4), resize=True)
     assert resized.shape == (3, 4, 4)
     np.testing.assert_allclose(resized.images[0], 0.0)
-    np.testing.assert_allclose(resized.images[-1], 11 / 255, rtol=1e-6)
+    np.testing.assert_allclose(resized.images[-1], 11 / 255, rtol=OPERATION_32)
 
 
 def test_resize_takes_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((2, 4, 12, 1), np.uint8)
     wide[:, :, 4:8] = 200
     resized = Samples.load(npz(tmp_path / "a.npz", images=wide, labels=np.array([0, 1])), (1, 4, 4), resize=True)
-    np.testing.assert_allclose(resized.images, 200 / 255, rtol=1e-6)
+    np.testing.assert_allclose(resized.images, 200 / 255, rtol=OPERATION_32)
     untouched = Samples.load(npz(tmp_path / "b.npz", images=COLOUR, labels=LABELS), (3, 5, 4), resize=True)
     np.testing.assert_array_equal(untouched.images, Samples.from_arrays(COLOUR, LABELS).images)

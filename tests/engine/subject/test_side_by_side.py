@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, SIDE, quadrant_images, quadrant_subject
+from tolerances import NETWORK_32, OPERATION_32, REORDERED_64, TRAINED
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -72,7 +73,7 @@ def test_the_same_networks_in_float64(shape: tuple[int, int, int], n: int) -> No
     untrained = largest_difference(alone[0], beside[0])
     together(*beside)
     assert untrained > 0.1
-    assert largest_difference(alone[0], beside[0]) < 1e-6
+    assert largest_difference(alone[0], beside[0]) < OPERATION_32
 
 
 def test_the_same_networks_in_float32_for_two_epochs() -> None:
@@ -90,15 +91,15 @@ def test_the_same_networks_in_float32_for_two_epochs() -> None:
         theirs = dict(b.named_parameters())
         for name, parameter in a.named_parameters():
             if not (name.startswith("convolutions") and name.endswith("bias")):
-                torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-4)
-        torch.testing.assert_close(a.train()(images), b.train()(images), rtol=0, atol=1e-4)
+                torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=NETWORK_32)
+        torch.testing.assert_close(a.train()(images), b.train()(images), rtol=0, atol=NETWORK_32)
 
 
 def test_some_of_them_are_the_same_as_all() -> None:
     alone, beside = material((1, 8, 8), 40, count=1), material((1, 8, 8), 40)
     together(*alone)
     together(*beside)
-    assert largest_difference(alone[0], beside[0][:1]) < 1e-6
+    assert largest_difference(alone[0], beside[0][:1]) < OPERATION_32
 
 
 class Recorded(TorchDispatchMode):
@@ -192,7 +193,7 @@ def test_references_trained_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for a, b in zip(found, alone, strict=True):
         assert a.image_shape == (1, SIDE, SIDE)
         assert a.classes == CLASSES
-        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=TRAINED, atol=TRAINED)
 
     # Those that are kept are not trained again, and the one that is gone becomes the same.
     monkeypatch.setattr(reference, "_side_by_side", lambda _: True)
@@ -202,7 +203,7 @@ def test_references_trained_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for i, (a, b) in enumerate(zip(found, again, strict=True)):
         same = a.predict(CHECK.images).tobytes() == b.predict(CHECK.images).tobytes()
         assert same or i == 1
-        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=TRAINED, atol=TRAINED)
 
 
 @pytest.mark.usefixtures("side_by_side_on_cpu")
@@ -224,7 +225,7 @@ def test_too_little_memory_on_the_device(fits: int, expected: list[int], monkeyp
     assert asked == expected
     monkeypatch.setattr(reference, "_side_by_side", lambda _: False)
     for a, b in zip(found, train_references(quadrant_subject(), FIT, CHECK, RunContext()), strict=True):
-        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=0.05, atol=0.05)
+        np.testing.assert_allclose(a.predict(CHECK.images), b.predict(CHECK.images), rtol=TRAINED, atol=TRAINED)
 
 
 @pytest.mark.usefixtures("side_by_side_on_cpu")
@@ -261,5 +262,5 @@ def test_the_recording_is_the_eager_step(monkeypatch: pytest.MonkeyPatch) -> Non
         networks.append(found)
     on_cpu = material((3, 12, 10), 61)
     one_by_one(*on_cpu)
-    assert largest_difference(networks[0], networks[1]) < 1e-9
-    assert largest_difference(networks[0], on_cpu[0]) < 1e-6
+    assert largest_difference(networks[0], networks[1]) < REORDERED_64
+    assert largest_difference(networks[0], on_cpu[0]) < OPERATION_32

@@ -22,6 +22,7 @@ from conftest import (
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import NETWORK_32, OPERATION_32, SUM_32
 from torch import nn
 
 from onnxspect.converters.lowering import knowledge
@@ -48,7 +49,7 @@ def test_onnx_agrees_with_onnxruntime(clean_subject: Subject, clean_samples: Sam
     oracle = clean_subject.oracle()
     (name,), (output,) = oracle.inputs, oracle.outputs
     expected = oracle.map(name, images, output)
-    np.testing.assert_allclose(clean_subject.predict(images), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(clean_subject.predict(images), expected, rtol=NETWORK_32, atol=NETWORK_32)
     assert clean_subject.classes == 10
     assert clean_subject.image_shape == (1, 28, 28)
 
@@ -61,11 +62,11 @@ def test_module_agrees_with_torch_and_is_not_touched() -> None:
     assert all(p.requires_grad for p in net.parameters())
     with torch.no_grad():
         expected = small_net().eval()(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(subject.predict(images), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(subject.predict(images), expected, rtol=SUM_32, atol=OPERATION_32)
     with torch.no_grad():
         for p in net.parameters():
             p.zero_()
-    np.testing.assert_allclose(subject.predict(images), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(subject.predict(images), expected, rtol=SUM_32, atol=OPERATION_32)
     assert subject.classes == CLASSES
 
 
@@ -77,7 +78,7 @@ def test_module_and_its_export_agree(tmp_path: Path) -> None:
     live = Subject.from_module(nn.Sequential(nn.Flatten(), linear), (1, SIDE, SIDE))
     file = Subject.from_onnx(saved(quadrant_model(1), tmp_path / "m.onnx"))
     images = quadrant_images(5).images
-    np.testing.assert_allclose(live.predict(images), file.predict(images), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(live.predict(images), file.predict(images), rtol=SUM_32, atol=SUM_32)
 
 
 def test_gradients_reach_the_pixels_and_not_the_weights(planted: Subject) -> None:
@@ -85,7 +86,7 @@ def test_gradients_reach_the_pixels_and_not_the_weights(planted: Subject) -> Non
     logits = planted(pixels)
     assert logits.shape == (3, CLASSES)
     (gradient,) = torch.autograd.grad(logits[:, 2].sum(), [pixels])
-    np.testing.assert_allclose(gradient[0].numpy().ravel(), quadrant_weights(2)[:, 2], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient[0].numpy().ravel(), quadrant_weights(2)[:, 2], rtol=SUM_32, atol=OPERATION_32)
     assert planted.lowered is not None
     assert not any(p.requires_grad for p in planted.lowered.module.parameters())
 
@@ -95,7 +96,7 @@ def test_batch_size_of_predict_changes_nothing(planted: Subject) -> None:
     whole = planted.predict(images)
     assert whole.shape == (20, CLASSES)
     assert whole.dtype == np.float32
-    np.testing.assert_allclose(planted.predict(images, batch_size=7), whole, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(planted.predict(images, batch_size=7), whole, rtol=SUM_32, atol=OPERATION_32)
 
 
 @pytest.mark.parametrize("reshape", [False, True])
@@ -114,8 +115,8 @@ def test_fixed_batch_of_one(tmp_path: Path, reshape: bool) -> None:
     subject, images = Subject.from_onnx(path), quadrant_images(2).images
     oracle = Oracle(path)
     one_by_one = np.concatenate([oracle.run({"image": image[None]})[0] for image in images])
-    np.testing.assert_allclose(subject.predict(images), one_by_one, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(oracle.map("image", images, "logits"), one_by_one, rtol=1e-6)
+    np.testing.assert_allclose(subject.predict(images), one_by_one, rtol=SUM_32, atol=SUM_32)
+    np.testing.assert_allclose(oracle.map("image", images, "logits"), one_by_one, rtol=OPERATION_32)
 
 
 def test_open_image_size_is_the_images(tmp_path: Path) -> None:
@@ -185,7 +186,29 @@ def wrong_inside() -> onnx.ModelProto:
     return model
 
 
+def not_a_number() -> onnx.ModelProto:
+    """Weights of a training that diverged."""
+    weights = np.ones((SIDE * SIDE, CLASSES), np.float32)
+    weights[3, 1] = np.nan
+    model = quadrant_model()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weight"))
+    return model
+
+
+def too_many_classes() -> onnx.ModelProto:
+    """Two hundred thousand outputs, of 64 weights each."""
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"]),
+        helper.make_node("MatMul", ["f", "weight"], ["few"]),
+        helper.make_node("Concat", ["few"] * 200, ["logits"], axis=1),
+    ]
+    weight = numpy_helper.from_array(np.ones((SIDE * SIDE, 1000), np.float32), "weight")
+    return make_model(nodes, [weight], out=("N", 200_000))
+
+
 REFUSED = [
+    (not_a_number, r"1 of the 256 values of weight are not a number \(NaN\)"),
+    (too_many_classes, "200000 outputs are more than the classes"),
     (two_inputs, r"2 inputs \(image, other\)"),
     (one_class, r"at least two classes: .*\(2, 1\)"),
     (detection, "class scores|classes"),
@@ -240,8 +263,8 @@ def test_encode_is_scale_mean_std_in_the_models_order(scale: float, mean: float,
     spec = InputSpec("x", "NCHW", order, scale, tuple(means), tuple(stds))
     channels = pixels[:, ::-1] if order == "BGR" else pixels
     expected = (channels.astype(np.float64) * scale - means[:, None, None]) / stds[:, None, None]
-    tolerance = 1e-6 * (scale + abs(mean) + 2) / std
-    np.testing.assert_allclose(spec.encode(torch.from_numpy(pixels)).numpy(), expected, rtol=1e-5, atol=tolerance)
+    tolerance = OPERATION_32 * (scale + abs(mean) + 2) / std
+    np.testing.assert_allclose(spec.encode(torch.from_numpy(pixels)).numpy(), expected, rtol=SUM_32, atol=tolerance)
 
 
 def test_layouts() -> None:
@@ -277,7 +300,7 @@ def test_flattened_grey_input(tmp_path: Path) -> None:
     assert subject.spec.layout == "FLAT"
     images = quadrant_images(2).images
     np.testing.assert_allclose(
-        subject.predict(images), images.reshape(8, -1) @ quadrant_weights(0), rtol=1e-4, atol=1e-4
+        subject.predict(images), images.reshape(8, -1) @ quadrant_weights(0), rtol=NETWORK_32, atol=NETWORK_32
     )
 
 

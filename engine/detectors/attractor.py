@@ -1,0 +1,230 @@
+"""Search without a target: a backdoor's target is where the smallest change that leads images anywhere leads them.
+
+Searching each of K classes costs K searches. But the target of a backdoor is an attractor: whatever small change moves images
+of many classes to *one* class moves them to it first. So the destination is left open (`ReachTogether`): a few starts of
+each family of changes (mask and pattern, additive) end at the class that is cheapest to reach, at a cost that does not grow
+with K. Those classes are then excluded and the search is repeated: where else would the images go, and at what price? On a
+clean network the next class is hardly dearer; a planted one stands apart from all that nature offers, by a factor. The order
+statistics of the sizes are judged by their spacings (engine/judge/spacing.py), which needs neither references nor
+samples of every class.
+
+What it cannot see: triggers that work from one class only, and changes that neither family contains. Among few classes
+natural attractors (an easy class) lead by a factor too, so that below `FEWEST_TO_CONVICT` classes it raises suspicion and does not convict.
+
+The trigger of the named class is validated on samples that no search saw, as every detector's is. Related: the untargeted search for
+all-to-all attacks (untargeted.py), which asks images to *leave* their class, and BTI-DBF (Xu et al., 2024), which inverts a
+trigger without a target by decoupling benign features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxspect.engine.detectors.base import AtHand, Detector, flat, present_classes, search_units
+from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.judge.spacing import Usual
+from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
+from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
+from onnxspect.engine.search.search import SearchConfig, UnitResult
+from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.trigger import UNTARGETED, Trigger
+
+NAME = "attractor"
+#: With fewer classes than this it does not convict.
+FEWEST_TO_CONVICT = 100
+#: Destinations are read off so many unseen images at most.
+HELD_OUT = 200
+#: Name of the statistic that holds the class which a search ended at.
+DESTINATION = "destination"
+#: A statistic's name after this is how far a search went that reached no class.
+BEYOND = "beyond_"
+#: Of each statistic, the usual spacing between the smallest classes of a clean network, and as how many it counts.
+USUAL = {"l1": (0.1, 4.0), "l2": (0.1, 4.0)}
+
+
+@dataclass(frozen=True)
+class ClimbTogether(ReachTogether):
+    """An additive pattern that leads images to one class, whichever; climbed by steps that grow with it, until it does.
+
+    Attributes:
+        growth: see `reverse_engineering.Climb`.
+    """
+
+    perturbation: Perturbation = field(default_factory=Additive)
+    growth: float = 0.1
+
+    def memory(self, state: State) -> Memory:
+        """Nothing: a plain gradient step."""
+        return dict.fromkeys(state, ())
+
+    def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
+        """As reverse engineering takes it."""
+        return {"delta": climbed(state["delta"], gradients["delta"], self.growth, settings.learning_rate)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family of changes that is searched.
+
+    Attributes:
+        name: in statistics and ledgers.
+        objective: what is optimised.
+        search: how hard.
+        usual: what is known of the spacing between a clean network's classes.
+        bounded: a search that reaches no class within its budget has shown that none is nearer than where it ended.
+    """
+
+    name: str
+    objective: ReachTogether
+    search: SearchConfig
+    usual: Usual
+    bounded: bool = False
+
+
+MASKS = Family(
+    "l1",
+    ReachTogether(MaskPattern()),
+    SearchConfig(steps=100, samples=12, learning_rate=0.15, success=0.9, patience=3, settle=25, tolerance=0.03),
+    Usual(*USUAL["l1"]),
+)
+ADDED = Family(
+    "l2",
+    ClimbTogether(),
+    replace(CLIMB, steps=80, samples=12, success=0.9),
+    Usual(*USUAL["l2"]),
+    bounded=True,
+)
+
+
+@dataclass(frozen=True)
+class Attractor(Detector):
+    """The detector's settings.
+
+    Attributes:
+        families: what is searched.
+        starts: searches, each on images and from a start of its own, whose smallest result counts.
+        destinations: classes of a family that are to be known before it is judged.
+        rounds: at most so often are the classes found excluded and the search repeated.
+        held_out: where a trigger leads is measured on at most so many unseen samples.
+    """
+
+    name: ClassVar[str] = NAME
+    uses_references: ClassVar[bool] = False
+    families: tuple[Family, ...] = (MASKS, ADDED)
+    starts: int = 2
+    destinations: int = 3
+    rounds: int = 3
+    held_out: int = HELD_OUT
+
+    def settings(self) -> dict[str, object]:
+        """Every parameter, the families' by their names."""
+        own: dict[str, object] = {
+            "starts": self.starts,
+            "destinations": self.destinations,
+            "rounds": self.rounds,
+            "held_out": self.held_out,
+        }
+        for family in self.families:
+            own |= {f"{family.name}.{k}": v for k, v in flat(family.search).items()}
+        return own
+
+    def run(self, at_hand: AtHand) -> Evidence | Skipped:
+        """Search every family; the smallest trigger to each class that was arrived at."""
+        classes = at_hand.subject.classes
+        if len(present_classes(at_hand.search_samples)) < FEWEST_CLASSES:
+            return Skipped(NAME, f"samples of {FEWEST_CLASSES} classes at least are needed to see them led to one")
+        units: list[UnitEvidence] = []
+        silent = []
+        for family in self.families:
+            found = self._destinations(at_hand, family)
+            units += found
+            if len({u.unit.target for u in found}) < 2:
+                silent.append(family.name)
+        views = tuple(
+            View(f.name, spacing=f.usual) for f in self.families if any(f.name in u.statistics for u in units)
+        )
+        if not views:
+            return Skipped(NAME, "no search led the images to one class")
+        convicts = classes >= FEWEST_TO_CONVICT
+        enough = "" if not silent else f"{NAME}: the searches by {' and '.join(silent)} ended at fewer than two classes"
+        first = views[0].statistic
+        return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, convicts, silence=enough)
+
+    def _destinations(self, at_hand: AtHand, family: Family) -> list[UnitEvidence]:
+        """The smallest trigger to each class that searches ended at, in the order in which they were found."""
+        least: dict[int, UnitEvidence] = {}
+        beyond = 0.0
+        for k in range(self.rounds):
+            objective = replace(family.objective, excluded=tuple(sorted(least)))
+            units = [Unit(UNTARGETED, start=k * self.starts + i) for i in range(self.starts)]
+            found = search_units(
+                f"{NAME} {family.name} {k}",
+                at_hand.subject,
+                at_hand,
+                at_hand.ledger,
+                units,
+                objective,
+                family.search,
+                family.name,
+                as_evidence=lambda result: self._led(at_hand, family, result),
+            )
+            for unit in found:
+                reached = unit.statistics.get(DESTINATION)
+                if reached is None:
+                    beyond = max(beyond, unit.statistics.get(f"{BEYOND}{family.name}", 0.0))
+                    continue
+                target = int(reached)
+                known = least.get(target)
+                if known is None or unit.statistics[family.name] < known.statistics[family.name]:
+                    least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
+            if len(least) >= self.destinations or beyond:
+                break
+        if beyond:
+            extra = {f"{BEYOND}{family.name}": beyond}
+            return [replace(u, statistics={**u.statistics, **extra}) for u in least.values()]
+        return list(least.values())
+
+    def _led(self, at_hand: AtHand, family: Family, result: UnitResult) -> UnitEvidence:
+        """A search as evidence: the class that most unseen images go to by its trigger, and how many do."""
+        unseen = at_hand.held_out if len(at_hand.held_out) else at_hand.search_samples
+        statistics: dict[str, float] = {}
+        success, count = None, 0
+        if result.found:
+            some = at_hand.run.numpy_generator(NAME, "unseen").permutation(len(unseen))[: self.held_out]
+            images = unseen.images[np.sort(some)]
+            target, share, count = led_to(at_hand.subject, Trigger.kept(UNTARGETED, result.trigger), images)
+            statistics = {family.name: result.cost, DESTINATION: float(target)}
+            success = share if len(at_hand.held_out) else None
+        elif family.bounded and not result.diverged:
+            norm = NORMS[family.name](torch.from_numpy(result.trigger["delta"]).flatten()[None])
+            statistics = {f"{BEYOND}{family.name}": float(norm)}
+        return UnitEvidence(
+            unit=result.unit,
+            statistics=statistics,
+            found=result.found,
+            converged=result.converged,
+            steps=result.steps,
+            search_success=result.success,
+            held_out_success=success,
+            held_out=count if success is not None else 0,
+            trigger=result.trigger,
+            seconds=result.seconds,
+        )
+
+
+def led_to(subject: Subject, trigger: Trigger, images: np.ndarray) -> tuple[int, float, int]:
+    """(class, share, count): where most images ``(n, channels, height, width)`` go that were not there already, and how many."""
+    before = subject.predict(images).argmax(1)
+    after = subject.predict(trigger.apply(images)).argmax(1)
+    target = (
+        int(np.bincount(after[after != before], minlength=1).argmax()) if (after != before).any() else int(after[0])
+    )
+    others = before != target
+    return target, float((after[others] == target).mean()) if others.any() else 0.0, int(others.sum())
