@@ -54,7 +54,6 @@ def command(
     verify_key: Path | None,
     outputs: tuple[Path, ...],
     policy_file: Path | None,
-    no_policy: bool,
 ) -> int:
     """Show the report of the finished scan in the folder RUN, for people or for a pipeline.
 
@@ -79,7 +78,7 @@ def command(
     if sign is not None:
         show_raw(document.as_json(signature.signed(report, sign)))
         return exit_status.CLEAN
-    accepted, _ = accepted_findings(report, folder, found_policy(policy_file, no_policy))
+    accepted, _ = accepted_findings(report, folder, found_policy(policy_file))
     put(report, folder, form, files, accepted, quiet=bool(outputs))
     return exit_status.CLEAN
 

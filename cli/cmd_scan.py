@@ -68,7 +68,6 @@ def command(
     as_json: bool,
     outputs: tuple[Path, ...],
     policy_file: Path | None,
-    no_policy: bool,
     fail_on: str | None,
     exit_zero: bool,
     progress: str,
@@ -90,7 +89,7 @@ def command(
     """
     if exit_zero and fail_on not in (None, policy.NEVER):
         raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")
-    rules = found_policy(policy_file, no_policy)
+    rules = found_policy(policy_file)
     form = "json" if as_json else form or formats.TEXT
     files = check(outputs, None)
     data, preset = data or rules.data, preset or rules.preset or "standard"

@@ -24,17 +24,16 @@ ENDINGS = ", ".join(formats.ENDINGS)
 def report_options(command: Command) -> Command:
     """-o and --policy, of the commands that print a scan's report."""
     for option in (
-        click.option("--no-policy", is_flag=True, help=f"Do not read {policy.FILE} of this folder."),
         click.option(
             "--policy",
             "policy_file",
             type=click.Path(path_type=Path),
             metavar="FILE",
-            help=f"Accepted findings and defaults.  [default: {policy.FILE} in this folder, if there is one]",
+            help=f"Accepted findings, and what a scan is made with, such as {policy.FILE} (docs/pipelines.md).",
         ),
         click.option(
             "-o",
-            "--output",
+            "--write",
             "outputs",
             type=click.Path(path_type=Path),
             multiple=True,
@@ -46,21 +45,15 @@ def report_options(command: Command) -> Command:
     return command
 
 
-def found_policy(given: Path | None, none: bool) -> Policy:
-    """The policy that was named, or that lies in the working folder; an empty one where there is none.
+def found_policy(given: Path | None) -> Policy:
+    """The policy that was named; an empty one where none is.
+
+    None is looked for: what lies in the working folder may be a stranger's, and would decide what passes.
 
     Raises:
-        OnnxspectError: it cannot be read, or one is named and none wanted.
+        OnnxspectError: it cannot be read.
     """
-    if none:
-        if given is not None:
-            raise OnnxspectError("--policy and --no-policy contradict each other")
-        return Policy()
-    if given is None:
-        if not Path(policy.FILE).is_file():
-            return Policy()
-        err.print(f"policy: {policy.FILE}", style="dim")
-    return policy.read(given or Path(policy.FILE))
+    return Policy() if given is None else policy.read(given)
 
 
 def check(outputs: Sequence[Path], form: str | None) -> list[tuple[Path, str]]:

@@ -69,18 +69,19 @@ def test_report_of_a_patch(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_accepted_findings_are_marked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     accept = '[[accept]]\nid = "OSX101-2-abababababab"\nreason = "known"\nexpires = {}\n'
     Path("onnxspect.toml").write_text(accept.format("2999-01-01"))
-    assert run(["report", str(folder), "-o", "a.sarif", "-o", "a.xml"]) == 0
+    policy = ("--policy", "onnxspect.toml")
+    assert run(["report", str(folder), "-o", "a.sarif", "-o", "a.xml", *policy]) == 0
     assert "is accepted: known" in capsys.readouterr().err
     (result,) = json.loads(Path("a.sarif").read_text())["runs"][0]["results"]
     assert result["suppressions"] == [{"kind": "external", "status": "accepted", "justification": "known"}]
     assert 'failures="0"' in Path("a.xml").read_text()
-    assert run(["report", str(folder), "-o", "b.sarif", "--no-policy"]) == 0
+    assert run(["report", str(folder), "-o", "b.sarif"]) == 0  # one that only lies there decides nothing
     assert "suppressions" not in Path("b.sarif").read_text()
     Path("onnxspect.toml").write_text(accept.format("2020-01-01"))
-    assert run(["report", str(folder), "-o", "c.sarif"]) == 0
+    assert run(["report", str(folder), "-o", "c.sarif", *policy]) == 0
     assert "expired on 2020-01-01" in capsys.readouterr().err
     assert "suppressions" not in Path("c.sarif").read_text()
-    assert run(["report", str(folder), "--policy", "x.toml", "--no-policy"]) == 2
+    assert run(["report", str(folder), *policy, "--policy", "missing.toml"]) == 2
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def scanned(planted_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     samples = quadrant_images(60)
     np.savez(work / "clean.npz", images=samples.images.transpose(0, 2, 3, 1), labels=samples.labels)
     (work / "onnxspect.toml").write_text('data = "clean.npz"\npreset = "quick"\n')
-    done = onnxspect(work, "scan", "model.onnx", *DETECTOR, "--progress", "json", "-o", "a.html", "-o", "a.json")
+    done = onnxspect(work, "scan", "model.onnx", *SCAN, "--progress", "json", "-o", "a.html", "-o", "a.json")
     assert done.returncode == 1, done.stderr
     assert "BACKDOORED" in done.stdout
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
@@ -102,6 +103,7 @@ def scanned(planted_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 DETECTOR = ("--detector", "neural-cleanse", "--out", "run")
+SCAN = (*DETECTOR, "--policy", "onnxspect.toml")
 
 
 def onnxspect(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -133,7 +135,7 @@ def test_a_scan_leaves_what_its_page_shows(scanned: Path) -> None:
 )
 def test_what_a_scan_fails_on(scanned: Path, options: tuple[str, ...], status: int) -> None:
     """The finished run answers, so that only the status is new."""
-    assert onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "-q", *options).returncode == status
+    assert onnxspect(scanned, "scan", "model.onnx", *SCAN, "-q", *options).returncode == status
 
 
 def test_an_accepted_backdoor_fails_no_scan(scanned: Path) -> None:
@@ -150,7 +152,7 @@ def test_an_accepted_backdoor_fails_no_scan(scanned: Path) -> None:
 
 def test_exit_zero_and_fail_on_contradict_each_other(scanned: Path) -> None:
     assert onnxspect(scanned, "scan", "model.onnx", "--exit-zero", "--fail-on", "backdoored").returncode == 2
-    assert onnxspect(scanned, "scan", "model.onnx", "--no-policy").returncode == 2  # no samples
+    assert onnxspect(scanned, "scan", "model.onnx").returncode == 2  # no samples
 
 
 def test_the_action_runs(scanned: Path, tmp_path: Path) -> None:
@@ -160,8 +162,14 @@ def test_the_action_runs(scanned: Path, tmp_path: Path) -> None:
     install, scan = action["runs"]["steps"]
     for step in (install, scan):
         assert "${{" not in step["run"]  # an input in a script would be a command
-    given = {"MODEL": "model.onnx", "FAIL_ON": "backdoored", "OUT": "run", "ARGS": "--detector neural-cleanse -q"}
-    assert set(scan["env"]) == {*given, "DATA", "PRESET", "POLICY"}
+    given = {
+        "MODEL": "model.onnx",
+        "FAIL_ON": "backdoored",
+        "OUT": "run",
+        "POLICY": "onnxspect.toml",
+        "ARGS": "--detector neural-cleanse -q",
+    }
+    assert set(scan["env"]) == {*given, "DATA", "PRESET"}
     named = {e.removeprefix("${{ inputs.").removesuffix(" }}") for s in (install, scan) for e in s["env"].values()}
     assert named == set(action["inputs"])
     environment = os.environ | dict.fromkeys(scan["env"], "") | given
