@@ -9,7 +9,7 @@ from typing import Any
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?![a-z]+:|#|/)([^)\s]+)\)")
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Every link of a page that leads out of docs/."""
     folder = posixpath.dirname(page.file.src_uri)
     home = (config.repo_url or "").rstrip("/")
