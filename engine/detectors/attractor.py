@@ -18,6 +18,7 @@ trigger without a target by decoupling benign features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -30,9 +31,10 @@ from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.spacing import Usual
+from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
-from onnxspect.engine.search.search import SearchConfig, UnitResult
+from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import UNTARGETED, Trigger
 
@@ -46,7 +48,7 @@ DESTINATION = "destination"
 #: A statistic's name after this is how far a search went that reached no class.
 BEYOND = "beyond_"
 #: Of each statistic, the usual spacing between the smallest classes of a clean network, and as how many it counts.
-USUAL = {"l1": (0.1, 4.0), "l2": (0.1, 4.0)}
+USUAL = {"l1": (0.25, 8.0), "l2": (0.25, 8.0)}
 
 
 @dataclass(frozen=True)
@@ -78,28 +80,25 @@ class Family:
         objective: what is optimised.
         search: how hard.
         usual: what is known of the spacing between a clean network's classes.
-        bounded: a search that reaches no class within its budget has shown that none is nearer than where it ended.
     """
 
     name: str
     objective: ReachTogether
     search: SearchConfig
     usual: Usual
-    bounded: bool = False
 
 
 MASKS = Family(
     "l1",
     ReachTogether(MaskPattern()),
-    SearchConfig(steps=100, samples=12, learning_rate=0.15, success=0.9, patience=3, settle=25, tolerance=0.03),
+    SearchConfig(steps=60, samples=32, learning_rate=0.15, success=0.9, patience=3, settle=25, tolerance=0.03),
     Usual(*USUAL["l1"]),
 )
 ADDED = Family(
     "l2",
     ClimbTogether(),
-    replace(CLIMB, steps=80, samples=12, success=0.9),
+    replace(CLIMB, steps=60, samples=24, success=0.9),
     Usual(*USUAL["l2"]),
-    bounded=True,
 )
 
 
@@ -109,7 +108,7 @@ class Attractor(Detector):
 
     Attributes:
         families: what is searched.
-        starts: searches, each on images and from a start of its own, whose smallest result counts.
+        starts: searches, each on images and from a start of its own, whose smallest result counts; of later rounds one.
         destinations: classes of a family that are to be known before it is judged.
         rounds: at most so often are the classes found excluded and the search repeated.
         held_out: where a trigger leads is measured on at most so many unseen samples.
@@ -163,7 +162,7 @@ class Attractor(Detector):
         beyond = 0.0
         for k in range(self.rounds):
             objective = replace(family.objective, excluded=tuple(sorted(least)))
-            units = [Unit(UNTARGETED, start=k * self.starts + i) for i in range(self.starts)]
+            units = [Unit(UNTARGETED, start=i) for i in ([self.starts + k - 1] if k else range(self.starts))]
             found = search_units(
                 f"{NAME} {family.name} {k}",
                 at_hand.subject,
@@ -173,7 +172,8 @@ class Attractor(Detector):
                 objective,
                 family.search,
                 family.name,
-                as_evidence=lambda result: self._led(at_hand, family, result),
+                drawn_as=f"{NAME} {family.name}",
+                as_evidence=lambda result, excluded=objective.excluded: self._led(at_hand, family, result, excluded),
             )
             for unit in found:
                 reached = unit.statistics.get(DESTINATION)
@@ -182,7 +182,7 @@ class Attractor(Detector):
                     continue
                 target = int(reached)
                 known = least.get(target)
-                if known is None or unit.statistics[family.name] < known.statistics[family.name]:
+                if known is None or _preferred(unit, family.name) < _preferred(known, family.name):
                     least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
             if len(least) >= self.destinations or beyond:
                 break
@@ -191,20 +191,23 @@ class Attractor(Detector):
             return [replace(u, statistics={**u.statistics, **extra}) for u in least.values()]
         return list(least.values())
 
-    def _led(self, at_hand: AtHand, family: Family, result: UnitResult) -> UnitEvidence:
-        """A search as evidence: the class that most unseen images go to by its trigger, and how many do."""
-        unseen = at_hand.held_out if len(at_hand.held_out) else at_hand.search_samples
+    def _led(self, at_hand: AtHand, family: Family, result: UnitResult, excluded: Sequence[int]) -> UnitEvidence:
+        """A search as evidence: the class that its images go to, and how many unseen ones its trigger leads there."""
         statistics: dict[str, float] = {}
         success, count = None, 0
         if result.found:
-            some = at_hand.run.numpy_generator(NAME, "unseen").permutation(len(unseen))[: self.held_out]
-            images = unseen.images[np.sort(some)]
-            target, share, count = led_to(at_hand.subject, Trigger.kept(UNTARGETED, result.trigger), images)
+            samples = at_hand.search_samples
+            rows = choose_images(result.unit, samples, family.search.samples, at_hand.run, f"{NAME} {family.name}")
+            trigger = Trigger.kept(UNTARGETED, result.trigger)
+            target = destination(at_hand.subject, trigger, samples.images[rows], excluded)
             statistics = {family.name: result.cost, DESTINATION: float(target)}
-            success = share if len(at_hand.held_out) else None
-        elif family.bounded and not result.diverged:
-            norm = NORMS[family.name](torch.from_numpy(result.trigger["delta"]).flatten()[None])
-            statistics = {f"{BEYOND}{family.name}": float(norm)}
+            unseen = at_hand.held_out.images
+            some = at_hand.run.numpy_generator(NAME, "unseen").permutation(len(unseen))[: self.held_out]
+            success, count = led(at_hand.subject, trigger, unseen[np.sort(some)], target)
+        elif not result.diverged:
+            kept = {k: torch.from_numpy(v)[None].flatten(1) for k, v in result.trigger.items()}
+            far = NORMS[family.name](kept["delta" if "delta" in kept else "mask"])
+            statistics = {f"{BEYOND}{family.name}": float(far)}
         return UnitEvidence(
             unit=result.unit,
             statistics=statistics,
@@ -213,18 +216,29 @@ class Attractor(Detector):
             steps=result.steps,
             search_success=result.success,
             held_out_success=success,
-            held_out=count if success is not None else 0,
+            held_out=count,
             trigger=result.trigger,
             seconds=result.seconds,
         )
 
 
-def led_to(subject: Subject, trigger: Trigger, images: np.ndarray) -> tuple[int, float, int]:
-    """(class, share, count): where most images ``(n, channels, height, width)`` go that were not there already, and how many."""
+def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
+    """Of several triggers to one class: one that carries over to unseen images before one that does not, then the smallest."""
+    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.statistics[statistic]
+
+
+def destination(subject: Subject, trigger: Trigger, images: np.ndarray, excluded: Sequence[int] = ()) -> int:
+    """The class that a trigger leads most of the images ``(n, channels, height, width)`` to that are not there without it."""
     before = subject.predict(images).argmax(1)
     after = subject.predict(trigger.apply(images)).argmax(1)
-    target = (
-        int(np.bincount(after[after != before], minlength=1).argmax()) if (after != before).any() else int(after[0])
-    )
-    others = before != target
-    return target, float((after[others] == target).mean()) if others.any() else 0.0, int(others.sum())
+    counts = np.bincount(after[after != before], minlength=subject.classes)
+    counts[list(excluded)] = -1
+    return int(counts.argmax())
+
+
+def led(subject: Subject, trigger: Trigger, images: np.ndarray, target: int) -> tuple[float | None, int]:
+    """(share, count): of the images ``(n, channels, height, width)`` that are not at the target, how many a trigger leads there."""
+    others = images[subject.predict(images).argmax(1) != target] if len(images) else images
+    if not len(others):
+        return None, 0
+    return float((subject.predict(trigger.apply(others)).argmax(1) == target).mean()), len(others)

@@ -8,13 +8,12 @@ heavy one), the normalised spacings
     D_i = i (x_(i+1) - x_(i)),   i = 1 .. m - 1
 
 of the m smallest are, for large K, independent exponentials with one mean (Weissman, 1978, "Estimation of parameters and large quantiles
-based on the k largest observations"; for the exponential law itself: Renyi, 1953). So whether the i smallest stand apart is asked by D_i against the
-mean of the later spacings: D_i / mean follows the F law with 2 and 2 n degrees of freedom, P(F > f) = (1 + f / n)^(-n). The number K
-of classes does not enter: the law of the smallest is known from its neighbours.
+based on the k largest observations"; for the exponential law itself: Renyi, 1953). So whether the i smallest stand apart is asked by D_i against
+the mean spacing of clean networks (`Usual`): estimated from n spacings, D_i / mean follows the F law with 2 and 2 n degrees of
+freedom, P(F > f) = (1 + f / n)^(-n). The number K of classes hardly enters: a normal law's spacings shrink as 1 / sqrt(2 log K).
 
-Few spacings say little of their mean, so it is averaged with what is usual (`Usual`), which counts as so many more
-spacings, as in a moderated t (spread.py). Searches that end at their budget find the order statistics only nearly; the usual
-spacing was measured on searches that do the same, so that their error is in it.
+A network's own later spacings are not asked: each search ends near, not at, the class that comes next, and one that ended far off would
+hide the first gap behind its error. The usual spacing was measured on searches that do the same, so that their error is in it.
 
 Several backdoors stand out together: the i smallest are tried as a set for i up to `most`, and the sizes share the error (nine
 tenths for one class, a tenth, halved again and again, for more).
@@ -33,7 +32,7 @@ class Usual:
 
     Attributes:
         spacing: mean normalised spacing of log sizes.
-        count: it counts as so many observed spacings.
+        count: of how many spacings it is the mean.
     """
 
     spacing: float
@@ -50,7 +49,7 @@ def smallest_stand_apart(values: np.ndarray, usual: Usual, most: int = 3) -> tup
         most: at most so many classes stand apart together; never all but one.
 
     Returns:
-        index ``(class,)``, D_i over the mean spacing for the set that a class belongs to (NaN outside any), and the natural logarithm of its
+        index ``(class,)``, D_i over the usual spacing for the set that a class belongs to (NaN outside any), and the natural logarithm of its
         p-value ``(class,)``, 0 outside any set.
     """
     index, log_p = np.full(len(values), np.nan), np.zeros(len(values))
@@ -59,12 +58,9 @@ def smallest_stand_apart(values: np.ndarray, usual: Usual, most: int = 3) -> tup
     logs = np.log(values[order])
     spacings = np.arange(1, len(logs)) * np.diff(logs)
     for i in range(1, min(most, len(spacings)) + 1):
-        later = spacings[i:]
-        count = len(later) + usual.count
-        mean = (later.sum() + usual.count * usual.spacing) / count
-        ratio = spacings[i - 1] / mean
+        ratio = spacings[i - 1] / usual.spacing
         # The spacing i (x_(i+1) - x_(i)) says that *all* i lie below the rest by at least that much.
-        found = min(0.0, -count * np.log1p(ratio / count) - np.log(_share(i)))
+        found = min(0.0, -usual.count * np.log1p(ratio / usual.count) - np.log(_share(i)))
         for k in order[:i]:
             if found < log_p[k] or np.isnan(index[k]):
                 index[k], log_p[k] = ratio, min(found, log_p[k])

@@ -109,7 +109,7 @@ def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> 
 def test_its_cost_does_not_grow_with_the_number_of_classes(found: dict[bool, Evidence]) -> None:
     detector = Attractor()
     passes = sum(u.steps * (MASKS if "l1" in u.statistics else ADDED).search.samples for u in found[False].units)
-    most = sum(detector.starts * detector.rounds * f.search.steps * f.search.samples for f in detector.families)
+    most = sum((detector.starts + detector.rounds - 1) * f.search.steps * f.search.samples for f in detector.families)
     assert passes <= most <= 15_000
 
 
