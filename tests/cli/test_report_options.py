@@ -18,6 +18,7 @@ from run_folder_support import finished
 
 from onnxspect.cli.main import run
 from onnxspect.engine.report import patch_document
+from onnxspect.engine.report.findings import findings
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("report.html", "report.sarif", "report.json", "report.cdx.json", "report.xml", "report.md", "report.txt")
@@ -86,23 +87,28 @@ def test_accepted_findings_are_marked(folder: Path, capsys: pytest.CaptureFixtur
 
 @pytest.fixture(scope="module")
 def scanned(planted_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with the tiny planted model, samples, a policy that names them, and a finished scan."""
+    """A working folder with the tiny planted model, samples, a policy that names them, and a finished scan.
+
+    It is by a screening detector alone, which is quick, and can neither convict nor acquit.
+    """
     work = tmp_path_factory.mktemp("work")
     (work / "model.onnx").write_bytes(planted_file.read_bytes())
-    samples = quadrant_images(60)
+    samples = quadrant_images(30)
     np.savez(work / "clean.npz", images=samples.images.transpose(0, 2, 3, 1), labels=samples.labels)
     (work / "onnxspect.toml").write_text('data = "clean.npz"\npreset = "quick"\n')
     done = onnxspect(work, "scan", "model.onnx", *SCAN, "--progress", "json", "-o", "a.html", "-o", "a.json")
-    assert done.returncode == 1, done.stderr
-    assert "BACKDOORED" in done.stdout
+    assert done.returncode == 3, done.stderr
+    assert "INCONCLUSIVE" in done.stdout
+    assert json.loads((work / "a.json").read_text())["verdict"] == "inconclusive"
+    assert "There is no verdict on this model" in (work / "a.html").read_text()
     events = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert {"start", "advance", "finish"} <= {e["event"] for e in events}
-    last = [e for e in events if e["event"] == "advance" and e["task"] == "neural-cleanse"][-1]
+    last = [e for e in events if e["event"] == "advance" and e["task"] == "max-margin"][-1]
     assert last["done"] == last["total"] == 4
     return work
 
 
-DETECTOR = ("--detector", "neural-cleanse", "--out", "run")
+DETECTOR = ("--detector", "max-margin", "--out", "run")
 SCAN = (*DETECTOR, "--policy", "onnxspect.toml")
 
 
@@ -110,44 +116,29 @@ def onnxspect(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "onnxspect", *arguments],
         cwd=work,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
-        timeout=200,
+        timeout=600,
     )
 
 
-def test_a_scan_leaves_what_its_page_shows(scanned: Path) -> None:
-    report = json.loads((scanned / "a.json").read_text())
-    (found,) = report["found"]
-    assert (found["class"], found["form"], found["size"]) == (2, "mask", [8, 8])
-    assert found["held_out"] > 10
-    assert found["held_out_success"] > 0.5
-    box = found["box"]
-    assert box["top"] <= 4 < box["top"] + box["height"] + 1
-    assert (scanned / "a.html").read_text().count("data:image/png") >= 7  # the trigger, and two examples at least
-    assert report["finished"].endswith("Z")
-
-
-@pytest.mark.parametrize(
-    ("options", "status"),
-    [((), 1), (("--fail-on", "backdoored"), 1), (("--fail-on", "never"), 0), (("--exit-zero",), 0)],
-)
+@pytest.mark.parametrize(("options", "status"), [((), 3), (("--fail-on", "backdoored"), 0), (("--exit-zero",), 0)])
 def test_what_a_scan_fails_on(scanned: Path, options: tuple[str, ...], status: int) -> None:
     """The finished run answers, so that only the status is new."""
     assert onnxspect(scanned, "scan", "model.onnx", *SCAN, "-q", *options).returncode == status
 
 
-def test_an_accepted_backdoor_fails_no_scan(scanned: Path) -> None:
-    log = onnxspect(scanned, "report", "run", "--format", "sarif")
-    (result,) = json.loads(log.stdout)["runs"][0]["results"]
+def test_an_accepted_finding_fails_no_scan(scanned: Path) -> None:
+    (finding,) = findings(json.loads((scanned / "a.json").read_text()))
     policy = scanned / "accepting.toml"
-    policy.write_text(
-        f'data = "clean.npz"\npreset = "quick"\n[[accept]]\nid = "{result["properties"]["id"]}"\nreason = "test"\nexpires = 2999-01-01\n'
-    )
-    done = onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "-q", "--policy", str(policy))
+    accept = f'[[accept]]\nid = "{finding.id}"\nreason = "test"\nexpires = 2999-01-01\n'
+    policy.write_text('data = "clean.npz"\npreset = "quick"\n' + accept)
+    done = onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "--policy", str(policy))
     assert done.returncode == 0, done.stderr
-    assert "BACKDOORED" in done.stdout
+    assert "is accepted: test" in done.stderr
+    assert "INCONCLUSIVE" in done.stdout
 
 
 def test_exit_zero_and_fail_on_contradict_each_other(scanned: Path) -> None:
@@ -167,28 +158,33 @@ def test_the_action_runs(scanned: Path, tmp_path: Path) -> None:
         "FAIL_ON": "backdoored",
         "OUT": "run",
         "POLICY": "onnxspect.toml",
-        "ARGS": "--detector neural-cleanse -q",
+        "ARGS": "--detector max-margin -q",
     }
     assert set(scan["env"]) == {*given, "DATA", "PRESET"}
     named = {e.removeprefix("${{ inputs.").removesuffix(" }}") for s in (install, scan) for e in s["env"].values()}
     assert named == set(action["inputs"])
     environment = os.environ | dict.fromkeys(scan["env"], "") | given
-    environment |= {"PATH": f"{tools(tmp_path)}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "INSTALL": "none"}
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{tools(tmp_path)}:{os.environ['PATH']}",
+        "RUNNER_TEMP": str(tmp_path),
+        "INSTALL": "none",
+    }
     environment |= {"GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
     bash = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail", "-c"]
     assert subprocess.run([*bash, install["run"]], env=environment, cwd=scanned, timeout=60).returncode == 0
     done = subprocess.run(
-        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=200
+        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=600
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 3, done.stderr
     outputs = dict(line.split("=", 1) for line in (tmp_path / "output").read_text().splitlines())
-    assert (outputs["status"], outputs["verdict"]) == ("1", "backdoored")
+    assert (outputs["status"], outputs["verdict"]) == ("3", "inconclusive")
     assert json.loads(Path(outputs["sarif"]).read_text())["version"] == "2.1.0"
     assert Path(outputs["html"]).read_text().startswith("<!doctype html>")
-    assert "A backdoor was found" in (tmp_path / "summary").read_text()
+    assert "There is no verdict" in (tmp_path / "summary").read_text()
     environment["MODEL"] = "$(touch hijacked).onnx"
     done = subprocess.run(
-        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=200
+        [*bash, scan["run"]], env=environment, cwd=scanned, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 2
     assert not (scanned / "hijacked").exists()
@@ -200,7 +196,7 @@ def test_the_hook_scans_every_file_it_is_given(scanned: Path, tmp_path: Path) ->
     (hook,) = yaml.safe_load((ROOT / ".pre-commit-hooks.yaml").read_text())
     environment = os.environ | {"PATH": f"{tools(tmp_path)}:{os.environ['PATH']}"}
     command = [*shlex.split(hook["entry"]), "missing.onnx", "b $(touch hijacked).onnx"]
-    done = subprocess.run(command, env=environment, cwd=scanned, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, env=environment, cwd=scanned, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "missing.onnx" in done.stderr
     assert "b $(touch hijacked).onnx" in done.stderr

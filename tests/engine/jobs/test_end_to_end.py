@@ -119,6 +119,12 @@ def test_the_planted_backdoor_is_found(work: Path, infected: Ran) -> None:
     assert report["p_value"] < 0.01
     assert report["model"]["sha256"] == hashlib.sha256(zoo.path(INFECTED).read_bytes()).hexdigest()
     assert json.loads((work / INFECTED / "report.json").read_text()) == report
+    (row,) = report["found"]
+    assert (row["class"], row["form"], row["size"]) == (report["targets"][0], "mask", [28, 28])
+    assert row["held_out"] > 100
+    assert row["held_out_success"] > 0.5
+    assert min(row["box"]["top"], row["box"]["left"]) >= 22  # the attacker's nine pixels lie in that corner
+    assert Report.open(work / INFECTED).html().count('src="data:image/png;base64,') == 10
     found = Report.open(work / INFECTED).classes[report["targets"][0]].triggers["neural-cleanse"]
     mask = found.arrays["mask"]
     planted, _ = _planted()
