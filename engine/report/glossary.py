@@ -59,6 +59,11 @@ GLOSSARY: dict[str, tuple[str, str]] = {
         "cepa",
         "The search for changes that differ from image to image but agree inside the network, such as warps.",
     ),
+    "attractor": (
+        "attractor",
+        "A search without a target: the smallest change that leads images anywhere. In a backdoored model it leads them to the "
+        "attacker's class, at a far smaller price than to the next one.",
+    ),
     "dtinspector": (
         "dtinspector",
         "A test of the training set: a patch that changes the answers of poisoned samples only betrays them.",
