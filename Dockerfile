@@ -19,7 +19,7 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     && useradd --create-home --uid 10001 onnxspect
 # The locked-in child needs Landlock or user namespaces of the host, which unprivileged containers may have or not:
 # `onnxspect convert --require-sandbox` says so.
-USER onnxspect
+USER 10001
 WORKDIR /work
 ENTRYPOINT ["onnxspect"]
 CMD ["--help"]

@@ -56,7 +56,7 @@ def findings(report: Mapping[str, Any], folder: Path | None = None) -> list[Find
 
 def rule_of(report: Mapping[str, Any], k: int) -> Rule:
     """The rule of a named class, by what the trigger was found to be."""
-    row = next((r for r in report.get("found", ()) if r["class"] == k), {})
+    row: Mapping[str, Any] = next((r for r in report.get("found", ()) if r["class"] == k), {})
     kind = report["classes"][k]["kind"]
     if row.get("shared") or "all-to-all" in kind:
         return RULES["OSX104"]

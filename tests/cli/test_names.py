@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import quadrant_images, quadrant_model, saved
-from rich.text import Text
 from report_support import sealed
+from rich.text import Text
 from run_folder_support import finished, trigger_unit, whole_report
 
 from onnxspect.cli import console
