@@ -90,7 +90,8 @@ def _patch(source: Path, of: str, form: str | None, outputs: tuple[Path, ...], s
     made = patch_document.read(source, of)
     if made is None:
         raise OnnxspectError(
-            f"{source}: no {of} was made with this run", f"`onnxspect {of} ... --run {source}` makes one"
+            f"{source}: no {of} was made with this run",
+            f"`onnxspect {of} ... --run {source} --report {source}/{of}.json` makes one",
         )
     for path in outputs:
         put_patch(made, path)

@@ -134,9 +134,9 @@ def command(
         Strip() if strip else None,
         scan_again if rescan else None,
     )
-    made = document_of(proof, model, against, data, run_folder)
     if report is not None:
-        put_patch(made, report)
+        original = Path(str(getattr(against, "model", against)))
+        put_patch(document_of(proof, model, original, data, run_folder), report)
     if as_json:
         show_raw(to_json(proof.describe()))
     else:

@@ -123,7 +123,7 @@ def prove(
 def document_of(
     proof: Verification, patched: Path, original: Path, data: Path, run_folder: Path | None = None
 ) -> dict[str, Any]:
-    """The document of a verification (report/patch_document.py), kept in the run folder too where there is one.
+    """The document of a verification (report/patch_document.py). Nothing is written: the run may be a stranger's, on read-only media.
 
     Args:
         proof: what `prove` gave.
@@ -132,9 +132,9 @@ def document_of(
         run_folder: of the scan whose triggers were measured.
 
     Raises:
-        OnnxspectError: it cannot be written.
+        OnnxspectError: a file cannot be read any more.
     """
-    made = patch_document.build(
+    return patch_document.build(
         patch_document.VERIFY,
         proof.describe(),
         (str(original), read_onnx(Path(original)).sha256),
@@ -142,9 +142,6 @@ def document_of(
         (str(data), "", proof.samples),
         "" if run_folder is None else str(run_folder),
     )
-    if run_folder is not None:
-        patch_document.keep(made, run_folder)
-    return made
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

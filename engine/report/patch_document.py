@@ -1,6 +1,7 @@
 """What a patch or a verification leaves as one JSON document, which its page is drawn from.
 
-`onnxspect patch` keeps it in the run folder as patch.json, `onnxspect verify` as verify.json. It holds what the commands print
+`onnxspect patch` keeps it in the run folder as patch.json; `onnxspect verify` writes nothing there, and its document belongs in a run folder as
+verify.json where the user puts it there (`--report`). It holds what the commands print
 with --json (`result`), and what it is about: the two files, the samples, the run.
 """
 
@@ -67,7 +68,11 @@ def build(
 
 
 def keep(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write it to a run folder, as patch.json or verify.json."""
+    """Write it to a run folder, as patch.json or verify.json.
+
+    Raises:
+        OnnxspectError: it cannot be written.
+    """
     path = folder / f"{document['kind']}.json"
     write_atomically(path, as_json(dict(document)).encode())
     return path
