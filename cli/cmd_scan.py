@@ -11,6 +11,7 @@ from onnxspect.cli.console import err
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.report import formats, policy
 from onnxspect.engine.subject.subject import InputSpec
@@ -33,6 +34,12 @@ from onnxspect.engine.subject.subject import InputSpec
 )
 @click.option(
     "--preset", type=click.Choice(list(PRESETS)), help="How hard to search.  [default: the policy's, or standard]"
+)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="About how long the scan may take, such as 10m: the most thorough preset that fits (up to --preset, where it is given); "
+    "what is left out is said.",
 )
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
@@ -60,6 +67,7 @@ def command(
     data: Path | None,
     train: Path | None,
     preset: str | None,
+    budget: str | None,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
@@ -92,25 +100,19 @@ def command(
     rules = found_policy(policy_file)
     form = "json" if as_json else form or formats.TEXT
     files = check(outputs, None)
-    data, preset = data or rules.data, preset or rules.preset or "standard"
+    data = data or rules.data
     if data is None:
         raise OnnxspectError(
             "no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)'
         )
+    seconds = parse_duration(budget) if budget is not None else None
+    # With a budget the most thorough preset that fits is taken, up to the one that is asked for.
+    preset = preset or rules.preset or (list(PRESETS)[-1] if seconds is not None else "standard")
     run = options.run_context(device, seed, quiet, progress)
     result = scan(
-        model,
-        data,
-        out,
-        preset,
-        detectors,
-        spec,
-        resize,
-        run,
-        train=train or rules.train,
-        taps=taps,
-        perturb_at=perturb_at,
-    )
+        model, data, out, preset, detectors, spec, resize, run,
+        train=train or rules.train, taps=taps, perturb_at=perturb_at, budget=seconds,
+    )  # fmt: skip
     accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
     put(result.report, result.folder, form, files, accepted)
     if not quiet and progress != "json":

@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand, Detector, flat, present_classes, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
@@ -134,6 +135,10 @@ class Attractor(Detector):
             own |= {f"{family.name}.{k}": v for k, v in flat(family.search).items()}
         return own
 
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """All rounds, all steps."""
+        return tuple(Work(self.starts + self.rounds - 1, f.search.steps, f.search.samples) for f in self.families)
+
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every family; the smallest trigger to each class that was arrived at."""
         classes = at_hand.subject.classes
@@ -173,7 +178,7 @@ class Attractor(Detector):
                 family.search,
                 family.name,
                 drawn_as=f"{NAME} {family.name}",
-                as_evidence=lambda result, excluded=objective.excluded: self._led(at_hand, family, result, excluded),
+                as_evidence=partial(self._led, at_hand, family, objective.excluded),
             )
             for unit in found:
                 reached = unit.statistics.get(DESTINATION)
@@ -191,7 +196,7 @@ class Attractor(Detector):
             return [replace(u, statistics={**u.statistics, **extra}) for u in least.values()]
         return list(least.values())
 
-    def _led(self, at_hand: AtHand, family: Family, result: UnitResult, excluded: Sequence[int]) -> UnitEvidence:
+    def _led(self, at_hand: AtHand, family: Family, excluded: Sequence[int], result: UnitResult) -> UnitEvidence:
         """A search as evidence: the class that its images go to, and how many unseen ones its trigger leads there."""
         statistics: dict[str, float] = {}
         success, count = None, 0

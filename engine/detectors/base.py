@@ -57,6 +57,28 @@ class AtHand:
         return sorted(self.classes) if self.classes else range(self.subject.classes)
 
 
+@dataclass(frozen=True)
+class Work:
+    """Searches that a detector is about to do, as far as that can be known before.
+
+    Attributes:
+        units: how many.
+        steps: gradient steps that such a unit usually takes.
+        samples: images a step.
+        on_references: on reference networks, which are faster than most models.
+    """
+
+    units: float
+    steps: float
+    samples: int
+    on_references: bool = False
+
+    @property
+    def passes(self) -> float:
+        """Passes of one image, forward and back."""
+        return self.units * self.steps * self.samples
+
+
 class Detector(ABC):
     """One way to detect a backdoor."""
 
@@ -70,6 +92,16 @@ class Detector(ABC):
     @abstractmethod
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search for backdoors; what a resumed run finds in the ledger is not done again."""
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """What it is expected to search, for a scan with a budget; nothing where it takes no time, or does not say.
+
+        Args:
+            classes: of the model.
+            sources: classes that there are samples of.
+            references: reference networks that it is compared with.
+        """
+        return ()
 
     def settings(self) -> dict[str, object]:
         """Every parameter, flat ("search.steps"), for the report and the store."""
@@ -87,6 +119,8 @@ def flat(settings: Any) -> dict[str, object]:
     return found
 
 
+#: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA. History: docs/decisions.md.
+USUAL_STEPS = {"mask": 160, "added": 40, "cepa": 35}
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15

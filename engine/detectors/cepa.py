@@ -48,7 +48,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import NATURE, AtHand, Detector, against_references, compared, present_classes
+from onnxspect.engine.detectors.base import (
+    NATURE,
+    USUAL_STEPS,
+    AtHand,
+    Detector,
+    Work,
+    against_references,
+    compared,
+    present_classes,
+)
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.search.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
@@ -129,6 +138,15 @@ class Cepa(Detector):
     def paper(cls, **settings: object) -> Cepa:
         """The detector as the paper has it: ten images a class, all of sec. 4.1's numbers."""
         return cls(**({"search": PAPER, "form": "paper"} | settings))  # type: ignore[arg-type]
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Every class at every tap, and the front-runners carried to unseen images."""
+        usual = min(self.search.steps, USUAL_STEPS["cepa"])
+        own = [
+            (classes * len(self.taps), usual, self.search.samples),
+            (self.carried * len(self.taps), usual + self.carry_steps, self.held_out),
+        ]
+        return (*(Work(*w) for w in own), *(Work(references * w[0], *w[1:], True) for w in own if references))
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand, Detector, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, search_units
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import gamma_order
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
@@ -97,6 +97,10 @@ class MaxMargin(Detector):
         default_factory=lambda: SearchConfig(steps=60, samples=1, learning_rate=0.1, betas=(0.9, 0.999), multiplier=0.0)
     )
     objective: Margin = field(default_factory=Margin)
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """All steps of every class."""
+        return (Work(classes, self.search.steps, self.objective.starts),)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """The largest margin of every class; no sample is used."""

@@ -40,8 +40,10 @@ import numpy as np
 from onnxspect.engine.detectors.base import (
     NATURE,
     PAIRS,
+    USUAL_STEPS,
     AtHand,
     Detector,
+    Work,
     compared,
     front_and_random,
     most_suspicious_of_each_target,
@@ -49,7 +51,7 @@ from onnxspect.engine.detectors.base import (
     search_with_references,
 )
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
-from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
+from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.perturbation import MaskPattern, Perturbation
@@ -91,6 +93,23 @@ class NeuralCleanse(Detector):
     pairs: bool = False
     scouts: ReverseEngineering = field(default_factory=ReverseEngineering)
     pair_samples: int = 24
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Every class, or the race of many; pairs; and the one trigger for all."""
+        steps, size = min(self.search.steps, USUAL_STEPS["mask"]), self.search.samples
+        raced = classes > max(self.most_full, self.front + self.random)
+        full = self.front + self.random if raced else classes
+        scouts = [(classes, self.scout.steps, self.scout.samples)] if raced else []
+        pairs = [(classes, steps, min(size, self.pair_samples))] if self.pairs else []
+        shared = [(1, steps, min(max(size, 2 * classes), MOST_IMAGES))]
+        own = [*scouts, (full, steps, size), *pairs, *shared]
+        lighter = [*scouts, (full, steps, max(1, size // 2)), *pairs, *shared]
+        scouted = self.scouts.scouting(classes, sources, references) if self.pairs else ()
+        return (
+            *(Work(*w) for w in own),
+            *(Work(references * units, n, images, True) for units, n, images in lighter if references),
+            *scouted,
+        )
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search all classes and measure each trigger on samples that the search never saw."""

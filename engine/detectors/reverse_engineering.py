@@ -40,15 +40,17 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import (
     NATURE,
     PAIRS,
+    USUAL_STEPS,
     AtHand,
     Detector,
+    Work,
     compared,
     front_and_random,
     most_suspicious_of_each_target,
     present_classes,
     search_with_references,
 )
-from onnxspect.engine.detectors.untargeted import shared_trigger, shared_view
+from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import PairJudgement, gamma_order
 from onnxspect.engine.run import RunContext
@@ -142,6 +144,25 @@ class ReverseEngineering(Detector):
     training_samples: int = 64
     weight: float = 1.0
     held_out: int = 500
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Every class, pairs where they are searched (scouted already where neural-cleanse runs too), and the one for all."""
+        steps = min(self.search.steps, USUAL_STEPS["added"])
+        units = 2 * classes if self.pairs else classes
+        own = [(units, steps, self.search.samples), (1, steps, min(max(self.search.samples, 2 * classes), MOST_IMAGES))]
+        return (
+            *(Work(*w) for w in own),
+            *(Work(references * n, s, max(1, images // 2), True) for n, s, images in own if references),
+        )
+
+    def scouting(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """All pairs, or as many as are scouted at most."""
+        pairs = min(classes * max(1, sources - 1), self.most_pairs)
+        steps = min(self.search.steps, USUAL_STEPS["added"])
+        return (
+            Work(pairs, steps, self.scout_samples),
+            *([Work(references * pairs, steps, self.scout_samples, True)] if references else []),
+        )
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Every target from all classes; then the most suspicious pair of every target."""

@@ -16,8 +16,9 @@ import torch
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
-from onnxspect.engine.detectors.registry import chosen
+from onnxspect.engine.detectors.registry import PRESETS, chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
+from onnxspect.engine.jobs.budget import Plan, in_words, measure_speed, plan
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
@@ -33,7 +34,7 @@ from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
-from onnxspect.engine.subject.reference import train_references
+from onnxspect.engine.subject.reference import COUNT, can_train, train_references
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -41,6 +42,8 @@ from onnxspect.engine.subject.unreached import unreached
 
 #: Share of the clean samples that searches see; the rest is for held-out validation, and for proofs.
 SEARCH_SHARE = 0.5
+#: The ledger's name for what was planned with a budget.
+_PLAN = "plan"
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
@@ -64,6 +67,7 @@ def scan(
     perturb_at: str = "",
     classes: Sequence[int] = (),
     search: SearchConfig | Mapping[str, Any] | None = None,
+    budget: float | None = None,
 ) -> Report:
     """Scan a model for backdoors.
 
@@ -88,6 +92,8 @@ def scan(
         classes: only triggers to these classes are searched for; such a scan names a backdoor, but never says "clean".
         search: how hard the detectors search: a SearchConfig in place of the preset's, or a mapping of the fields that are
             to be others, such as ``{"steps": 100}``.
+        budget: seconds that the scan may take in all, about: `preset` is then the most thorough that is tried, and what does not
+            fit is left out and named (engine/jobs/budget.py).
 
     Returns:
         the report. A model that had no ONNX file of its own lies beside it, as model.onnx in the run folder.
@@ -112,6 +118,8 @@ def scan(
         fingerprint["view"] = {"output": model.output, "bind": dict(model.bind)}
     if searched:
         fingerprint["searched classes"] = list(searched)
+    if budget is not None:
+        fingerprint["budget"] = budget
     folder = Path(out) if out is not None else Path("runs") / f"{_stem(subject)}-{_short(fingerprint)}"
     with Ledger(folder, fingerprint, movable=True) as ledger:
         if ledger.fact("report") is not None:
@@ -125,6 +133,17 @@ def scan(
         search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         counts = SampleCounts.of(search_samples, held_out, checked.subject.classes)
         too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
+        left_out: list[Skipped] = []
+        if budget is not None:
+            easier = [] if detectors else list(PRESETS)[: list(PRESETS).index(preset)]
+            options = [(preset, able)] + [
+                (p, _detectors(p, (), training is not None, search, subject.classes, taps, perturb_at))
+                for p in reversed(easier)
+            ]
+            left = budget - (time.perf_counter() - started)
+            planned = _planned(left, options, checked.subject, search_samples, ledger, run)
+            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept]
+            preset, left_out = planned.preset, planned.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         if resumed:
@@ -137,7 +156,7 @@ def scan(
                 checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
             )
             with _planned_memory(ledger, run.device):
-                evidence = [_evidence_of(d, at_hand, alone=len(able) == 1) for d in able]
+                evidence = [*(_evidence_of(d, at_hand, alone=len(able) == 1) for d in able), *left_out]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
@@ -175,6 +194,32 @@ def _detectors(
             "taps are cepa's, which does not run", "name it with --detector, or choose a more thorough preset"
         )
     return able
+
+
+def _planned(
+    seconds: float,
+    options: Sequence[tuple[str, Sequence[Detector]]],
+    subject: Subject,
+    samples: Samples,
+    ledger: Ledger,
+    run: RunContext,
+) -> Plan:
+    """What fits into the seconds that are left; what an interrupted part of the scan has planned already stays.
+
+    Raises:
+        InconclusiveError: nothing does.
+    """
+    known = ledger.fact(_PLAN)
+    if known is not None:
+        return Plan.from_json(known)
+    references = COUNT if can_train(subject, samples) else 0
+    made = plan(seconds, options, measure_speed(subject, samples, run, references > 0), subject, samples, references)
+    run.observer.notice(
+        f"the budget holds {made.preset}: about {in_words(made.expected)} of searching"
+        + (f", without {', '.join(made.left_out)}" if made.left_out else "")
+    )
+    ledger.set_fact(_PLAN, made.as_json())
+    return made
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:

@@ -75,7 +75,7 @@ def train_references(
     """
     if not len(check) or len(np.unique(fit.labels)) < 2:
         return []
-    if len(fit) < FEWEST_OF_EACH * subject.classes:
+    if not can_train(subject, fit):
         run.observer.notice(
             f"{len(fit)} samples of {subject.classes} classes are too few to train reference networks on: "
             "classes are compared with each other only"
@@ -103,6 +103,24 @@ def train_references(
             f"(best accuracy {max(accuracies):.1%}): classes are compared with each other only"
         )
     return references
+
+
+def can_train(subject: Subject, fit: Samples) -> bool:
+    """Whether there are enough images of enough classes to train a network on."""
+    return len(np.unique(fit.labels)) >= 2 and len(fit) >= FEWEST_OF_EACH * subject.classes
+
+
+def untrained(subject: Subject) -> Subject:
+    """A network such as `train_references` trains, before any training: as fast as these, and as large."""
+    network = _new(subject, torch.Generator().manual_seed(0)).eval().requires_grad_(False).folded().to(subject.device)
+    return Subject(
+        network, InputSpec(), subject.image_shape, subject.classes, subject.device, name="a reference network"
+    )
+
+
+def training_passes(images: int) -> float:
+    """Passes of one image that training all of them takes, on `images` images."""
+    return float(COUNT * EPOCHS * images)
 
 
 def _networks(subject: Subject, fit: Samples, run: RunContext, folder: Path | None) -> Iterator[SmallNetwork]:

@@ -1,0 +1,188 @@
+"""What a scan can do within a budget of time: planned before the first search, from the measured speed of this model here.
+
+The speed is measured (a few gradient steps on the model, and on a reference network); how many passes each detector is expected to take it
+says itself (`Detector.work`), by the mean number of steps that searches of its kind took on the committed boards. Of
+the presets the most thorough one is taken that fits whole; where not even the quickest does, its detectors are taken in their order as long as
+they fit, those that convict before those that only screen. What was left out is a result (Skipped), and so stands in the report.
+
+The plan is kept in the ledger: a resumed scan, perhaps on a busier machine, does what was planned.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from onnxspect.engine.detectors.base import Detector, Work
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.judge.evidence import Skipped, Unit
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search.search import SearchConfig, search
+from onnxspect.engine.subject.reference import training_passes, untrained
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import Subject
+
+#: Steps and images of the searches that the speed is measured on; the first one only warms up.
+_STEPS, _IMAGES = 4, 16
+#: Of the time that is left, searches are planned into this share: the rest is for validation and for what an estimate misses.
+FILLED = 0.85
+#: Key of what reference networks cost to train, among the detectors' names.
+_TRAINING = ""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Passes of one image, forward and back, a second.
+
+    Attributes:
+        subject: through the model.
+        reference: through a reference network of these images and classes; 0 where none is used.
+    """
+
+    subject: float
+    reference: float
+
+    def seconds(self, work: Sequence[Work]) -> float:
+        """Of so much work."""
+        slow = sum(w.passes for w in work if not w.on_references) / self.subject
+        return slow + sum(w.passes for w in work if w.on_references) / max(self.reference, 1e-9)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done within a budget.
+
+    Attributes:
+        preset: of which the detectors are.
+        kept: names of the detectors that run.
+        left_out: the others, and why.
+        expected: seconds that those that run are expected to take.
+    """
+
+    preset: str
+    kept: tuple[str, ...]
+    left_out: Mapping[str, str]
+    expected: float
+
+    def skipped(self) -> list[Skipped]:
+        """The detectors that were left out, as results."""
+        return [Skipped(name, why) for name, why in self.left_out.items()]
+
+    def as_json(self) -> str:
+        """For the ledger."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """What `as_json` gave."""
+        known = json.loads(text)
+        return cls(known["preset"], tuple(known["kept"]), known["left_out"], known["expected"])
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of "90", "90s", "10m", "1h30m".
+
+    Raises:
+        OnnxspectError: it is none, or not positive.
+    """
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower())
+    seconds = 0.0
+    if parts is not None:
+        seconds = sum(float(v) * u for v, u in zip(parts.groups(), (3600.0, 60.0, 1.0), strict=True) if v)
+    if not seconds > 0 or not np.isfinite(seconds):
+        raise OnnxspectError(f"{text!r:.40} is no duration", "such as 90s, 10m or 1h30m")
+    return seconds
+
+
+def in_words(seconds: float) -> str:
+    """A duration as people say it: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def measure_speed(subject: Subject, samples: Samples, run: RunContext, with_references: bool) -> Speed:
+    """How fast searches go on this model, and on references of its images."""
+    speed = _passes_a_second(subject, samples, run)
+    if not with_references:
+        return Speed(speed, 0.0)
+    return Speed(speed, _passes_a_second(untrained(subject), samples, run))
+
+
+def _passes_a_second(subject: Subject, samples: Samples, run: RunContext) -> float:
+    images = min(_IMAGES, len(samples))
+    seconds = 0.0
+    for steps in (1, _STEPS):
+        config = SearchConfig(steps=steps, samples=images, success=1.1)  # which nothing reaches: every step is taken
+        started = time.perf_counter()
+        for _ in search(subject, samples, [(Unit(int(samples.labels[0])),)], MaskPattern(), config, run, "speed"):
+            pass
+        seconds = time.perf_counter() - started
+    return _STEPS * images / max(seconds, 1e-9)
+
+
+def plan(
+    seconds: float,
+    presets: Sequence[tuple[str, Sequence[Detector]]],
+    speed: Speed,
+    subject: Subject,
+    samples: Samples,
+    references: int,
+) -> Plan:
+    """The most thorough preset that fits; of the last one, if none does, as many detectors as fit.
+
+    Args:
+        seconds: what is left of the budget.
+        presets: name and detectors, the most thorough one first.
+        speed: measured.
+        subject, samples: what is searched, and on what.
+        references: how many reference networks there will be.
+
+    Raises:
+        InconclusiveError: not even one detector that can convict fits; says how much would do.
+    """
+    room = FILLED * seconds
+    costs: dict[str, float] = {}
+    for preset, detectors in presets:
+        costs = _costs(detectors, speed, subject, samples, references)
+        if sum(costs.values()) <= room:
+            return Plan(preset, tuple(d.name for d in detectors), {}, sum(costs.values()))
+    preset, detectors = presets[-1]
+    once = costs.pop(_TRAINING, 0.0)
+    kept: list[str] = []
+    spent = 0.0
+    for detector in sorted(detectors, key=lambda d: not d.convicts):
+        with_it = spent + costs[detector.name] + (once if detector.uses_references and not spent else 0.0)
+        if with_it <= room:
+            kept.append(detector.name)
+            spent = with_it
+    convicting = {d.name for d in detectors if d.convicts and costs[d.name] > 0}
+    if convicting and not convicting & set(kept):
+        least = min(costs[n] for n in convicting) + once
+        raise InconclusiveError(
+            f"nothing fits into {in_words(seconds)}: the quickest search of this model takes about {in_words(least)} here",
+            f"give --budget {max(1, int(np.ceil(least / FILLED / 60)))}m or more, or a faster device",
+        )
+    left = {
+        d.name: f"left out: it takes about {in_words(costs[d.name])} here, which the budget of {in_words(seconds)} does not hold"
+        for d in detectors
+        if d.name not in kept
+    }
+    return Plan(preset, tuple(d.name for d in detectors if d.name in kept), left, spent)
+
+
+def _costs(
+    detectors: Sequence[Detector], speed: Speed, subject: Subject, samples: Samples, references: int
+) -> dict[str, float]:
+    """Seconds by detector, and under `_TRAINING` those of training the references."""
+    sources = len(np.unique(samples.labels))
+    costs = {d.name: speed.seconds(d.work(subject.classes, sources, references)) for d in detectors}
+    if references and any(d.uses_references for d in detectors):
+        costs[_TRAINING] = training_passes(len(samples)) / max(speed.reference, 1e-9)
+    return costs

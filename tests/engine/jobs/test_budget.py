@@ -1,0 +1,131 @@
+"""A scan within a budget: what fits is done, what does not is named, and nothing is started that cannot end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import quadrant_images, quadrant_subject
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxspect.engine.detectors.base import Detector, Work
+from onnxspect.engine.detectors.registry import PRESETS, chosen
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, in_words, measure_speed, parse_duration, plan
+from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.subject import InputSpec
+
+SAMPLES = quadrant_images(40)
+PLANS = [(name, chosen(name)) for name in reversed(PRESETS)]
+
+
+def planned(seconds: float, speed: float = 1000.0, references: int = 3) -> Plan:
+    return plan(seconds, PLANS, Speed(speed, speed), quadrant_subject(2), SAMPLES, references)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3m", "soon", "10 parsecs", "m", "nan"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(OnnxspectError, match="no duration"):
+        parse_duration(text)
+
+
+@given(st.floats(1, 1e7), st.floats(1, 1e5))
+def test_what_is_planned_fits(seconds: float, speed: float) -> None:
+    try:
+        made = planned(seconds, speed)
+    except InconclusiveError:
+        return
+    assert made.expected <= FILLED * seconds
+    assert set(made.kept).isdisjoint(made.left_out)
+    assert any(d.convicts for d in chosen(made.preset) if d.name in made.kept)
+
+
+def test_more_time_is_never_spent_on_less() -> None:
+    order = list(PRESETS)
+    found = [planned(s) for s in (200, 1000, 10_000, 100_000)]
+    assert [order.index(p.preset) for p in found] == sorted(order.index(p.preset) for p in found)
+    assert found[-1].preset == "thorough"
+    assert not found[-1].left_out
+
+
+def test_what_does_not_fit_is_named_with_its_time() -> None:
+    made = next(p for s in range(20, 2000, 5) if (p := _or_none(s)) is not None)
+    assert made.left_out
+    for why in made.left_out.values():
+        assert "left out" in why
+        assert "budget" in why
+    assert Plan.from_json(made.as_json()) == made
+
+
+def _or_none(seconds: float) -> Plan | None:
+    try:
+        return planned(seconds)
+    except InconclusiveError:
+        return None
+
+
+def test_where_nothing_fits_that_is_said_with_what_would_do() -> None:
+    with pytest.raises(InconclusiveError, match="nothing fits into 1 s") as error:
+        planned(1.0, speed=10.0)
+    minutes = int(error.value.hint.split("--budget ")[1].split("m")[0])
+    assert planned(60.0 * minutes, speed=10.0).kept
+
+
+def test_every_detector_that_searches_says_how_much() -> None:
+    silent = {d.name for d in chosen("thorough") if not d.work(10, 10, 3)}
+    assert silent <= {"dtinspector", "training-difference", "graph-logic"}
+    for detector in (*chosen("standard"), *chosen("quick", classes=1000)):
+        for work in detector.work(1000, 1000, 0):
+            assert work.passes > 0
+
+
+def test_the_cost_of_many_classes_is_that_of_ten() -> None:
+    (detector,) = (d for d in chosen("quick", classes=1000) if d.convicts and d.work(10, 10, 0))
+    few, many = (sum(w.passes for w in detector.work(k, k, 0)) for k in (10, 1000))
+    assert many < 2 * few
+    assert many <= 15_000
+
+
+def test_speed_is_measured() -> None:
+    speed = measure_speed(quadrant_subject(2), SAMPLES, RunContext(), with_references=True)
+    assert speed.subject > 0
+    assert speed.reference > 0
+    assert speed.seconds([Work(1, 1, 100)]) == pytest.approx(100 / speed.subject)
+
+
+class Patient(Detector):
+    """Takes a year."""
+
+    name = "patient"
+    uses_references = False
+
+    def work(self, classes: int, sources: int, references: int) -> tuple[Work, ...]:
+        return (Work(1e9, 1e9, 1000),)
+
+    def run(self, at_hand: object) -> None:  # type: ignore[override]
+        raise AssertionError("was started")
+
+
+def test_a_scan_names_what_its_budget_left_out(tmp_path: Path) -> None:
+    given_ = ["max-margin", "neural-cleanse", Patient()]
+    report = scan(quadrant_subject(2), SAMPLES, tmp_path, "quick", given_, InputSpec(), budget=3600.0).report
+    by_name = {d["name"]: d for d in report["detectors"]}
+    assert by_name["neural-cleanse"]["status"] == "ran"
+    assert by_name["patient"]["status"] == "skipped"
+    assert any("patient" in reason and "budget" in reason for reason in report["reasons"])
+
+
+def test_nothing_is_searched_where_nothing_fits(tmp_path: Path) -> None:
+    with pytest.raises(InconclusiveError, match="nothing fits"):
+        scan(quadrant_subject(2), SAMPLES, tmp_path, "quick", [Patient()], InputSpec(), budget=60.0)
+
+
+def test_in_words() -> None:
+    assert [in_words(s) for s in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
