@@ -8,12 +8,14 @@ with --json (`result`), and what it is about: the two files, the samples, the ru
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from onnxspect.converters.sandbox.safe_open import read_beneath
@@ -63,8 +65,21 @@ def build(
         "result": dict(result),
         "finished": now(),
     }
-    plain: dict[str, Any] = json.loads(as_json(document))  # tuples and arrays of the facts become what a reader gets
+    plain: dict[str, Any] = _plain(document)
     return plain
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it. The facts of a method of one's own may be anything: what JSON has not becomes text, or null."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | bool | int) else str(value)
 
 
 def keep(document: Mapping[str, Any], folder: Path) -> Path:

@@ -6,6 +6,7 @@ import copy
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from report_support import CURVES, HOSTILE, Page, draw_found, finished, of_many_classes, patched, report_of, sealed
 
@@ -130,6 +131,22 @@ def test_page_of_a_proof_that_fails() -> None:
     assert "The patched file misses its goals" in parsed.text
     assert "a trigger still works" in parsed.text
     assert "Do not deploy" in parsed.text
+
+
+def test_facts_of_a_method_of_ones_own_cost_no_patch(tmp_path: Path) -> None:
+    facts = {
+        "array": np.ones(3),
+        "number": np.float32(0.5),
+        "nan": float("nan"),
+        3: {"x": (1, Path("a"))},
+        "epochs": np.ones(2),
+    }
+    document = patched(facts=facts)
+    patch_document.keep(document, tmp_path)
+    assert patch_document.read(tmp_path, "patch") == document
+    assert document["attempts"][1]["facts"]["number"] == 0.5
+    assert document["attempts"][1]["facts"]["nan"] is None
+    assert "The patch holds" in as_patch_html.render(document)
 
 
 def test_document_of_a_patch_is_kept_and_checked(tmp_path: Path) -> None:
