@@ -13,7 +13,7 @@ that no file is changed. mutmut looks for modules under the names of their files
 onnxspect.engine.judge).
 
 Annotations, decorators, docstrings, and `__all__` are left alone: no test could tell. Rows are added to benchmarks/results/mutants.json;
-those of the same file are replaced.
+those of the same file are replaced. A run that is cut off keeps what it had: `tried` of the `drawn` ones.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _SHARED = (hypothesis, onnx, onnxruntime, scipy.stats, torch)
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
-    "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py",),
+    "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py", "tests/engine/judge/test_spacing.py"),
     "engine/search/objective.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
     "engine/search/search.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
     "engine/search/batch.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
@@ -133,26 +133,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{file}: the tests fail on the original")
             return 1
         limit = PATIENCE * seconds + GRACE
-        found: dict[str, list[str]] = {"killed": [], "timeout": [], "survived": []}
-        for mutant in drawn:
-            changed = describe(source, mutant)
-            outcome, _ = tried(file, changed_source(source, mutant), limit)
-            found[outcome].append(changed)
-            print(f"{outcome:9} {file} {changed}", flush=True)
-        row = {
+        row: dict[str, Any] = {
             "file": file,
             "tests": list(COVERED[file]),
             "places": places,
-            "tried": len(drawn),
-            "killed": len(found["killed"]),
-            "timeout": len(found["timeout"]),
-            "survived": found["survived"],
-            "seconds_of_the_original": round(seconds, 1),
-            "seconds": round(time.monotonic() - started),
+            "drawn": len(drawn),
+            "tried": 0,
         }
-        print(f"{file}: {len(drawn) - len(found['survived'])} of {len(drawn)} killed")
-        if asked.line is None:
-            keep(asked.out, row, asked.seed)
+        row |= {"killed": 0, "timeout": 0, "survived": [], "seconds_of_the_original": round(seconds, 1), "seconds": 0}
+        for mutant in drawn:
+            changed = describe(source, mutant)
+            outcome, _ = tried(file, changed_source(source, mutant), limit)
+            row["tried"] += 1
+            row["seconds"] = round(time.monotonic() - started)
+            if outcome == "survived":
+                row["survived"].append(changed)
+            else:
+                row[outcome] += 1
+            print(f"{outcome:9} {file} {changed}", flush=True)
+            if asked.line is None:
+                keep(asked.out, row, asked.seed)  # what is cut off has its rows
+        print(f"{file}: {row['tried'] - len(row['survived'])} of {row['tried']} killed")
     return 0
 
 
@@ -192,11 +193,11 @@ def _spared(source: str) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def sample(source: str, count: int, seed: int) -> list[Mutant]:
-    """One mutant at each of so many places, by chance."""
+    """One mutant at each of so many places, by chance; in that order, so that the first of them are a sample, too."""
     rng = random.Random(seed)
     groups = [group for _, group in by_place(source)]
     drawn = rng.sample(groups, min(count, len(groups)))
-    return sorted((rng.choice(group) for group in drawn), key=lambda m: (m.line, m.column))
+    return [rng.choice(group) for group in drawn]
 
 
 def changed_source(source: str, mutant: Mutant) -> str:

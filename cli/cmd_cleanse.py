@@ -15,6 +15,7 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.cleansing.by_activation import PriorKnowledge
 from onnxspect.engine.jobs.cleanse import METHODS, cleanse
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -26,7 +27,7 @@ from onnxspect.engine.subject.subject import InputSpec
     type=click.Path(path_type=Path),
     required=True,
     metavar="PATH",
-    help="The suspect training set: an npz with images and labels, or a folder of images by class.",
+    help="The suspect training set: a folder of images by class, an npz, or another form (docs/data.md).",
 )
 @click.option(
     "--run",
@@ -72,12 +73,13 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Folder for scores, kept samples and pictures.",
 )  # fmt: skip
 @options.preprocessing_options
+@options.classes_option
 @options.JSON
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    train: Path,
+    train: Source,
     run_folder: Path | None,
     detectors: tuple[str, ...],
     tap: str | None,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import click
 
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import err, show_raw
-from onnxspect.converters.sources.convert import convert
+from onnxspect.converters.sources.convert import Conversion, convert
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 
@@ -64,5 +65,24 @@ def command(
     if as_json:
         show_raw(made.sidecar.read_text())
     else:
-        show_raw(f"{made.out}: from {made.format.name} by {made.exporter}, sha256 {made.sha256}\nfacts: {made.sidecar}")
+        show_raw("\n".join(_said(made)))
     return exit_status.CLEAN
+
+
+def _said(made: Conversion) -> list[str]:
+    """What was written, and how it was proved to be the same."""
+    parity, images = made.parity, sum(made.parity.batches)
+    if made.exporter.startswith("copied"):
+        what = "with what was missing filled in" if "repaired" in made.exporter else "byte for byte"
+        first = f"{made.out}: the ONNX file itself, {what}, sha256 {made.sha256}"
+    else:
+        first = f"{made.out}: from {made.format.title} by {made.exporter}, sha256 {made.sha256}"
+    lines = [first]
+    if images and math.isfinite(parity.difference):
+        lines.append(
+            f"proved: on {images} images onnxruntime is {parity.difference:.2g} away from the framework's own answers, which reach "
+            f"{parity.scale:.2g} ({parity.allowed:.2g} is allowed), and {parity.same_class:.0%} of them have the same class"
+        )
+    elif made.format.name == "onnx":
+        lines.append("not compared: there is nothing beside the file itself to compare it with")
+    return [*lines, f"facts: {made.sidecar}"]

@@ -13,6 +13,7 @@ from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
 from onnxspect.converters.text import visible
 from onnxspect.engine.jobs.describe import describe
+from onnxspect.engine.report import hostile
 from onnxspect.engine.report.document import as_json as to_json
 
 
@@ -23,7 +24,15 @@ from onnxspect.engine.report.document import as_json as to_json
     "--second-opinion", "second", is_flag=True, help="Compare with onnx2torch, an independent implementation."
 )
 @options.JSON
-def command(model: Path, second: bool, as_json: bool) -> int:
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sarif"]),
+    default="text",
+    show_default=True,
+    help="How to print it; SARIF says what is hostile in the file, and is empty for all others.",
+)
+def command(model: Path, second: bool, as_json: bool, form: str) -> int:
     """Show what the ONNX file MODEL is: input, logits, weights, and its taps (the internal layers to look at).
 
     \b
@@ -32,7 +41,10 @@ def command(model: Path, second: bool, as_json: bool) -> int:
       onnxspect info model.onnx --second-opinion
     """
     facts = describe(model, second)
-    if as_json:
+    if form == "sarif":
+        show_raw(to_json(hostile.none_found(str(model))))
+        return exit_status.CLEAN
+    if as_json or form == "json":
         show_raw(to_json(facts))
         return exit_status.CLEAN
     grid = Table.grid(padding=(0, 2))

@@ -18,6 +18,8 @@ from onnxspect.engine.mitigation.settings import parsed
 from onnxspect.engine.mitigation.training import BATCH_NORM
 from onnxspect.engine.mitigation.verify import Goals
 from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 
 
 class _Method(click.Choice[str]):
@@ -75,13 +77,13 @@ class _Method(click.Choice[str]):
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
-@options.RESIZE
 @click.option(
     "--report",
     type=click.Path(path_type=Path),
     metavar="FILE",
     help="Write the page of the patch there, as .html or .json.",
 )
+@options.reading_options
 @options.JSON
 @options.PROGRESS
 @options.run_options
@@ -89,7 +91,7 @@ class _Method(click.Choice[str]):
 def command(
     model: Path,
     run_folder: Path,
-    data: Path,
+    data: Source,
     output: Path,
     method: str,
     targets: tuple[int, ...],
@@ -102,8 +104,8 @@ def command(
     false_positives: float | None,
     max_success: float,
     max_accuracy_lost: float,
-    resize: bool,
     report: Path | None,
+    resize: Resizing,
     as_json: bool,
     progress: str,
     device: str,

@@ -13,7 +13,10 @@ from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.report import formats, policy
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -59,13 +62,13 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
 @options.PROGRESS
 @options.preprocessing_options
-@options.RESIZE
+@options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Path | None,
-    train: Path | None,
+    data: Source | None,
+    train: Source | None,
     preset: str | None,
     budget: str | None,
     detectors: tuple[str, ...],
@@ -79,7 +82,7 @@ def command(
     fail_on: str | None,
     exit_zero: bool,
     progress: str,
-    resize: bool,
+    resize: Resizing,
     spec: InputSpec | None,
     device: str,
     seed: int,
@@ -100,7 +103,10 @@ def command(
     rules = found_policy(policy_file)
     form = "json" if as_json else form or formats.TEXT
     files = check(outputs, None)
-    data = data or rules.data
+    listed = click.get_current_context().params.get("classes")  # said of the policy's samples, where none are given
+    known = ClassList.of(listed) if listed else None
+    data = data or (Source(rules.data, known) if rules.data else None)
+    train = train or (Source(rules.train, known) if rules.train else None)
     if data is None:
         raise OnnxspectError(
             "no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)'
@@ -111,7 +117,7 @@ def command(
     run = options.run_context(device, seed, quiet, progress)
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
-        train=train or rules.train, taps=taps, perturb_at=perturb_at, budget=seconds,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds,
     )  # fmt: skip
     accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
     put(result.report, result.folder, form, files, accepted)

@@ -22,6 +22,8 @@ from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
 
@@ -76,7 +78,7 @@ from onnxspect.engine.subject.subject import InputSpec
     help="Write the page of the proof there, as .html or .json.",
 )
 @options.preprocessing_options
-@options.RESIZE
+@options.reading_options
 @options.JSON
 @options.PROGRESS
 @options.run_options
@@ -84,7 +86,7 @@ from onnxspect.engine.subject.subject import InputSpec
 def command(
     model: Path,
     against: Path,
-    data: Path,
+    data: Source,
     run_folder: Path | None,
     triggers: tuple[Path, ...],
     rescan: str | None,
@@ -94,7 +96,7 @@ def command(
     max_accuracy_lost: float,
     max_rejected: float,
     report: Path | None,
-    resize: bool,
+    resize: Resizing,
     spec: InputSpec | None,
     as_json: bool,
     progress: str,
@@ -136,7 +138,7 @@ def command(
     )
     if report is not None:
         original = Path(str(getattr(against, "model", against)))
-        put_patch(document_of(proof, model, original, data, run_folder), report)
+        put_patch(document_of(proof, model, original, data.path, run_folder), report)
     if as_json:
         show_raw(to_json(proof.describe()))
     else:

@@ -22,6 +22,7 @@ COMMANDS = {
     "scan": ("cmd_scan", "Look for backdoors in a model and say how sure it is."),
     "convert": ("cmd_convert", "Turn a model of any framework into ONNX, and prove that it computes the same."),
     "info": ("cmd_info", "Show what a file is: input, logits, weights, taps."),
+    "data": ("cmd_data", "Show what was understood of a data set: classes, sizes, and what was guessed."),
     "patch": ("cmd_patch", "Remove the backdoor that a scan found, and prove it on the written file."),
     "verify": ("cmd_verify", "Measure a patched file against its original in onnxruntime."),
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
@@ -102,7 +103,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def _failed(error: Exception, arguments: list[str] | None) -> int:
     """Say what stopped the work; the exit status of its kind."""
-    from onnxspect.engine.errors import Kind, OnnxspectError, classified
+    from onnxspect.engine.errors import HostileError, Kind, OnnxspectError, classified
 
     fault = classified(error)
     if os.environ.get("ONNXSPECT_DEBUG") and (fault.kind is Kind.INTERNAL or not isinstance(error, OnnxspectError)):
@@ -112,6 +113,10 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
         click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
     else:
         _complain(fault.message, fault.hint)
+    if isinstance(fault, HostileError):
+        from onnxspect.cli.hostile_output import put
+
+        put(fault, sys.argv[1:] if arguments is None else arguments)
     return exit_status.OF_KIND[fault.kind]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,8 +13,11 @@ import click
 from onnxspect.cli.console import Progressing
 from onnxspect.cli.json_lines import JsonLines
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext, choose_device
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.datasets import Source
+from onnxspect.engine.subject.resizing import Resize
 from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -22,7 +26,6 @@ MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 
-RESIZE = click.option("--resize", is_flag=True, help="Bring images of another size to the model's.")
 MAX_SUCCESS = click.option(
     "--max-success",
     type=click.FloatRange(0, 1),
@@ -96,7 +99,7 @@ PROGRESS = click.option(
 )
 
 
-def data(help_text: str = "Clean samples: an npz with images and labels, or a folder of images by class.") -> Any:
+def data(help_text: str = "Clean samples: a folder of images by class, an npz, or another form (docs/data.md).") -> Any:
     """--data PATH, required."""
     return click.option(
         "--data", "data", type=click.Path(path_type=Path), required=True, metavar="PATH", help=help_text
@@ -115,6 +118,67 @@ def run_options(command: Command) -> Command:
         metavar="auto|cpu|cuda[:N]",
         help="Where to compute.",
     )(command)
+
+
+class _Way(click.ParamType):
+    """What --resize takes: nothing, a number of pixels, "crop" or "stretch"."""
+
+    name = "way"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, Resize):
+            return value
+        if value in ("try", "crop", "stretch"):
+            return Resize(value)
+        if str(value).isdecimal() and int(value) > 0:
+            return Resize("crop", int(value))
+        said = f"{value!r} is no number of pixels, crop or stretch (what follows --resize is taken for one)"
+        return self.fail(said, param, ctx)
+
+
+_CLASSES = click.option(
+    "--classes",
+    metavar="FILE",
+    help="The model's class names in its order: a file with one a line (or JSON), or names with commas. Labels and folders are read by it.",
+)
+
+
+def reading_options(command: Command) -> Command:
+    """How samples are read. The command gets its `data` and `train` as a Source, and as `resize` a way or False."""
+
+    @functools.wraps(command)
+    def reading(*args: Any, resize: Resize | None, crop: int | None, **others: Any) -> Any:
+        if crop is not None and resize is None:
+            raise OnnxspectError("--crop says what is cut from resized images", f"--resize N --crop {crop}")
+        return command(*args, resize=False if resize is None else replace(resize, crop=crop), **others)
+
+    wrapped = classes_option(cast(Command, reading))
+    wrapped = click.option(
+        "--crop", type=click.IntRange(min=1), metavar="N", help="With --resize: the size that is cut from the centre."
+    )(wrapped)
+    return click.option(
+        "--resize",
+        type=_Way(),
+        is_flag=False,
+        flag_value="try",
+        metavar="[N|crop|stretch]",
+        help="Bring images of another size to the model's: the shorter side to N pixels, then the centre; or stretch both sides. Alone "
+        "it tries the usual ways.",
+    )(wrapped)
+
+
+def classes_option(command: Command) -> Command:
+    """--classes. The command gets its `data` and `train` as a Source."""
+
+    @functools.wraps(command)
+    def ordered(*args: Any, classes: str | None, **others: Any) -> Any:
+        known = ClassList.of(classes) if classes is not None else None
+        for name in ("data", "train"):
+            if others.get(name) is not None:
+                others[name] = Source(others[name], known)
+        return command(*args, **others)
+
+    return cast(Command, _CLASSES(ordered))
 
 
 def preprocessing_options(command: Command) -> Command:

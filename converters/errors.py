@@ -59,9 +59,20 @@ class OnnxspectError(Exception):
 
 
 class HostileError(OnnxspectError):
-    """A file with known-bad content, which the message names; it was not opened."""
+    """A file with known-bad content, which the message names; it was not opened.
+
+    Args:
+        message, hint: as for every error.
+        path: of the file.
+        offences: what was found in it, a sentence each.
+    """
 
     kind = Kind.HOSTILE
+
+    def __init__(self, message: str, hint: str = "", path: str = "", offences: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.path = path
+        self.offences = offences
 
 
 class InconclusiveError(OnnxspectError):

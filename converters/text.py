@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +27,11 @@ def visible(text: str) -> str:
     marks that turn the direction of writing, invisible letters, halves of surrogate pairs (bytes of a path that are not UTF-8).
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def sarif_text(text: str) -> str:
+    """Visible text that no viewer of SARIF takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
+    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")
 
 
 def well_formed(value: Any) -> Any:

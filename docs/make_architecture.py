@@ -54,6 +54,7 @@ ROOMS = (
         ("engine/store.py", "engine/run_folder.py", "engine/stored_report.py", "engine/stored_unit.py"),
         1,
     ),
+    Room("engine/readers", ("labelled images, in the", "forms people keep them in"), ("engine/readers",), 0),
     Room("engine/judge", ("evidence, p-values,", "the decision"), ("engine/judge",), 1),
     Room(
         "engine/run, trigger, errors",
@@ -97,6 +98,9 @@ WHERE = (
     Place("the p-value of a class beside its references", "engine/judge/null_model.py", "against_reference"),
     Place("the decision", "engine/judge/verdict.py", "decide"),
     Place("how many samples a verdict takes", "engine/subject/sample_size.py", "shortfalls"),
+    Place("which form of data a path has", "engine/readers/forms.py", "open_reader"),
+    Place("the choice of the input range", "engine/subject/input_range.py", "choose"),
+    Place("whether classes are in another order", "engine/subject/class_order.py", "other_order"),
     Place("what no search can reach (dormant logic)", "engine/subject/unreached.py", "unreached"),
     Place("the numerics policy: float32, bfloat16, TF32", "engine/subject/precision.py", "judging"),
     Place("how much memory is used at a time", "engine/subject/memory.py", "plan_memory"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from onnxspect.engine.report.result import Report
     from onnxspect.engine.run import RunContext
     from onnxspect.engine.search.search import SearchConfig
+    from onnxspect.engine.subject.class_scores import ModelView
     from onnxspect.engine.subject.samples import Samples
     from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Detector",
     "InputSpec",
+    "ModelView",
     "OnnxspectError",
     "Report",
     "RunContext",
@@ -55,6 +57,7 @@ __all__ = [
 _PLACES = {
     "Detector": ("engine.detectors.base", "Detector"),
     "InputSpec": ("engine.subject.subject", "InputSpec"),
+    "ModelView": ("engine.subject.class_scores", "ModelView"),
     "OnnxspectError": ("engine.errors", "OnnxspectError"),
     "Report": ("engine.report.result", "Report"),
     "RunContext": ("engine.run", "RunContext"),

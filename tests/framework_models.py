@@ -87,6 +87,33 @@ def make_keras(folder: Path, names: list[str]) -> None:
         for suffix in ("keras", "h5"):
             model.save(folder / f"small.{suffix}")
         model.save_weights(folder / "small.weights.h5")
+        layers = keras.layers
+        augmenting = [
+            layers.RandomFlip(),
+            layers.RandomRotation(0.1),
+            layers.RandomZoom(0.1),
+            layers.RandomContrast(0.1),
+        ]
+        augmented = keras.Sequential(
+            [
+                keras.Input((28, 28, 1)),
+                keras.Sequential([*augmenting, layers.GaussianNoise(0.1)]),
+                *(
+                    layers.Rescaling(1 / 255.0),
+                    layers.Conv2D(4, 3, activation="relu"),
+                    layers.MaxPooling2D(),
+                    layers.Flatten(),
+                ),
+                layers.Dense(CLASSES),
+            ]
+        )
+        enliven(augmented, noise)
+        augmented.save(folder / "augment.keras")
+        image = keras.Input((28, 28, 1))
+        features = layers.Flatten()(layers.MaxPooling2D()(layers.Conv2D(4, 3, activation="relu")(image)))
+        digit, parity = layers.Dense(CLASSES, name="digit")(features), layers.Dense(2, name="parity")(features)
+        keras.Model(image, [digit, parity]).save(folder / "two_heads.keras")
+        keras.Model(image, layers.Dense(1, activation="sigmoid")(features)).save(folder / "binary.keras")
         secret = keras.Sequential(
             [keras.Input((4, 4, 1)), keras.layers.Lambda(lambda x: x * 2), keras.layers.Flatten()]
         )
@@ -138,6 +165,12 @@ def make_tensorflow(folder: Path, names: list[str]) -> None:
     quantised("hybrid.tflite")
     quantised("half.tflite", half=True)
     quantised("int8.tflite", integers=True)
+    # TensorFlow's first tutorial: pixels without a channel axis, two dense layers.
+    dense = tf_keras.layers.Dense
+    tutorial = [tf_keras.layers.Flatten(input_shape=(28, 28)), dense(32, activation="relu"), dense(CLASSES)]
+    model = tf_keras.Sequential(tutorial)
+    noise = noise[..., 0] / 255
+    quantised("tutorial.tflite", integers=True)
 
     class Reads(tf.Module):  # type: ignore[misc,name-defined]
         """A classifier whose graph reads a file."""

@@ -92,8 +92,8 @@ def several_inputs(model: onnx.ModelProto, what: str) -> OnnxspectError:
     """The error for a model with more than one input to feed; its hint names the way to bind what is no image."""
     free = free_inputs(model)
     names = ", ".join(printable(i.name) for i in free[:5])
-    others = [i for i in free if 0 < _elements(i) <= 64]
-    hint = ""
+    others = [i for i in free if 0 < _elements(i) < 64]
+    hint = "export it with one image as its only input"
     if others and len(others) < len(free):
         hint = "bind what is no image: " + " ".join(f"--bind {printable(i.name)}=VALUE" for i in others[:3])
     return OnnxspectError(f"{what} has {len(free)} inputs ({names}); an image classifier has one", hint)

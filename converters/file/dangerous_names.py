@@ -3,7 +3,7 @@
 The lists are facts gathered from picklescan (its unsafe globals) and fickling (its unsafe imports), as they were in November 2026,
 less what honest checkpoints hold: `functools.partial`, `pathlib.PosixPath`, `uuid.UUID`, loggers, enums, joblib's own array
 wrapper; and less whole modules that a user's own may be named like (code, test, profile). `getattr` alone is in honest pickles too
-(an enum, a nested class); beside a name of `TELLING` it is not.
+(an enum, a nested class); with an argument of `TELLING` it is not.
 """
 
 from __future__ import annotations
@@ -227,31 +227,16 @@ NAMES: dict[str, str] = {
     "keras.src.utils.file_utils.get_file": NETWORK,
     "tensorflow.keras.utils.get_file": NETWORK,
 }
-#: What a pickle that calls getattr has no honest need of.
+#: What honest pickles call too, for an enum or a nested class.
 GETATTR = frozenset({"builtins.getattr", "__builtin__.getattr"})
+#: Texts that a pickle with a getattr has no honest need of anywhere; and those that it has none of as the getattr's argument.
 TELLING = frozenset(
-    [
-        "system",
-        "popen",
-        "Popen",
-        "spawn",
-        "eval",
-        "exec",
-        "compile",
-        "__import__",
-        "__globals__",
-        "__builtins__",
-        "__subclasses__",
-        "__code__",
-        "check_output",
-        "run_code",
-        "runcode",
-        "runstring",
-        "load_module",
-        "import_module",
-        "urlopen",
-    ]
+    (
+        *("__import__", "__globals__", "__builtins__", "__subclasses__", "__code__", "popen", "Popen", "check_output"),
+        *("run_code", "runcode", "runstring", "load_module", "import_module"),
+    )
 )
+TELLING_NEARBY = frozenset(["system", "eval", "exec", "compile", "spawn", "urlopen", "open"])
 #: Modules that are dangerous under whatever other module they are reached by (torch.serialization.os.system).
 _REACHED = frozenset(
     [

@@ -24,18 +24,21 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from onnxspect.converters.errors import HostileError, OnnxspectError
 from onnxspect.converters.file.dangerous_names import TENSORFLOW, harm
-from onnxspect.converters.file.pickle_scan import looks_like_pickle, scan
+from onnxspect.converters.file.pickle_scan import MOST_OPCODES, looks_like_pickle, scan
 from onnxspect.converters.sandbox.safe_open import open_regular
 from onnxspect.converters.text import printable
 
 #: Bytes of one member, or of what a compressed file unpacks to, that are looked at.
-MOST_BYTES = 256 << 20
+MOST_BYTES = 128 << 20
+#: Bytes that all archives of a file unpack to, and opcodes of all its pickles, at most: some twenty seconds.
+ALL_BYTES, ALL_OPCODES = 1 << 30, 3_000_000
 #: Members of an archive that are looked at, and how deep archives lie in each other.
 MOST_MEMBERS, MOST_DEPTH = 20_000, 3
 _HINT = "it was not loaded; ask whoever made it for the weights alone (safetensors), or for an ONNX file"
@@ -44,12 +47,31 @@ _ARRAY = b"\x93NUMPY"
 _LAMBDA = re.compile(rb'"class_name"\s*:\s*"(?:Lambda|__lambda__)"|"function_type"\s*:\s*"lambda"')
 _NAME = re.compile(rb'"name"\s*:\s*"([^"\\]{1,80})"')
 _SCRIPT = re.compile(rb"\b(torch\.(?:from_file|save|load)|os\.(?:system|popen)|subprocess\.\w+|__import__|PythonOp)\b")
-_EXPRESSION = re.compile(rb"\b(__import__|os\.system|os\.popen|subprocess\.\w+|eval\(|exec\()")
+_EXPRESSION = re.compile(rb"(?<![\w.])(__import__|os\.system|os\.popen|subprocess\.\w+|eval\(|exec\()")
 _FLEX = re.compile(b"Flex(" + "|".join(sorted(TENSORFLOW, key=len, reverse=True)).encode() + rb")\x00")
 _OPERATION = re.compile(
     b"|".join(b"\x12" + bytes([len(name)]) + name.encode() for name in sorted(TENSORFLOW, key=len, reverse=True)),
     re.DOTALL,
 )
+
+
+@dataclass
+class _Budget:
+    """What may still be spent on a file; beyond it only known names are searched for, and then nothing.
+
+    Attributes:
+        content: that archives unpack to.
+        opcodes: of pickles.
+    """
+
+    content: int = field(default_factory=lambda: ALL_BYTES)
+    opcodes: int = field(default_factory=lambda: ALL_OPCODES)
+
+    def read(self, stream: IO[bytes]) -> bytes:
+        """The rest of a stream, as far as the budget goes."""
+        data = stream.read(max(min(MOST_BYTES, self.content), 0))
+        self.content -= len(data)
+        return data
 
 
 def refuse_hostile(path: Path, shown: str = "") -> None:
@@ -69,7 +91,9 @@ def refuse_hostile(path: Path, shown: str = "") -> None:
         return
     if offences:
         more = f" and {len(offences) - 5} more" if len(offences) > 5 else ""
-        raise HostileError(f"{shown}: hostile file: {'; '.join(offences[:5])}{more}; it was not run", _HINT)
+        raise HostileError(
+            f"{shown}: hostile file: {'; '.join(offences[:5])}{more}; it was not run", _HINT, str(path), tuple(offences)
+        )
 
 
 def _offences(path: Path) -> Iterator[str]:
@@ -102,41 +126,46 @@ def _of_file(file: IO[bytes]) -> Iterator[str]:
     size = os.fstat(file.fileno()).st_size
     archived = head.startswith(b"PK") or head[257:262] == b"ustar"
     if archived or _starts(head):
-        yield from _look(file.read(MOST_BYTES), "", 0) if size <= MOST_BYTES or not archived else _zipped(file, "", 0)
+        budget = _Budget()
+        if archived and size > MOST_BYTES:
+            yield from _zipped(file, "", 0, budget)
+        else:
+            yield from _look(file.read(MOST_BYTES), "", 0, budget)
 
 
 def _starts(head: bytes) -> bool:
     return head.startswith(_ARRAY) or _compression(head) is not None or looks_like_pickle(head)
 
 
-def _look(data: bytes, where: str, depth: int) -> Iterator[str]:
+def _look(data: bytes, where: str, depth: int, budget: _Budget) -> Iterator[str]:
     """What is hostile in some bytes of whatever kind, that lie `where` in the file."""
     if depth > MOST_DEPTH:
         return
     if data.startswith(b"PK"):
-        yield from _zipped(io.BytesIO(data), where, depth)
+        yield from _zipped(io.BytesIO(data), where, depth, budget)
     elif data[257:262] == b"ustar":
-        yield from _tarred(io.BytesIO(data), depth)
+        yield from _tarred(io.BytesIO(data), depth, budget)
     elif data.startswith(_ARRAY):
         start = _objects(data)
         if start:
-            yield from _pickled(data[start:], where, depth)
+            yield from _pickled(data[start:], where, depth, budget)
     elif _compression(data) is not None:
-        yield from _look(_unpacked(data), where, depth + 1)
+        yield from _look(_unpacked(data, budget), where, depth + 1, budget)
     elif looks_like_pickle(data[:4096]):
-        yield from _pickled(data, where, depth)
+        yield from _pickled(data, where, depth, budget)
 
 
-def _pickled(data: bytes, where: str, depth: int) -> Iterator[str]:
-    found = scan(data)
+def _pickled(data: bytes, where: str, depth: int, budget: _Budget) -> Iterator[str]:
+    found = scan(data, min(MOST_OPCODES, budget.opcodes))
+    budget.opcodes -= found.opcodes
     for g in found.harmful:
         place = f"{where}, byte {g.at}" if where else f"byte {g.at}"
         yield f"its pickle calls {printable(g.full, 120)} ({place}), which {g.harm}"
     for inner in found.within:
-        yield from _look(inner, where, depth + 1)
+        yield from _look(inner, where, depth + 1, budget)
 
 
-def _zipped(file: IO[bytes], where: str, depth: int) -> Iterator[str]:
+def _zipped(file: IO[bytes], where: str, depth: int, budget: _Budget) -> Iterator[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()[:MOST_MEMBERS]
@@ -145,7 +174,7 @@ def _zipped(file: IO[bytes], where: str, depth: int) -> Iterator[str]:
                 link = stat.S_ISLNK(member.external_attr >> 16)
                 yield from _escaping(member.filename, link)
             for member in members:
-                yield from _member(archive, member, names, where, depth)
+                yield from _member(archive, member, names, where, depth, budget)
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, RuntimeError, struct.error, EOFError):
         # PyTorch's own reader forgives what zipfile does not, and stores its pickles uncompressed.
         file.seek(0)
@@ -154,7 +183,7 @@ def _zipped(file: IO[bytes], where: str, depth: int) -> Iterator[str]:
 
 
 def _member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, names: set[str], where: str, depth: int
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, names: set[str], where: str, depth: int, budget: _Budget
 ) -> Iterator[str]:
     inside = printable(f"{where}/{member.filename}" if where else member.filename, 120)
     last = member.filename.rsplit("/", 1)[-1]
@@ -164,7 +193,7 @@ def _member(
             kinds = (".py", ".json")
             if not (_starts(head) or head.startswith(b"PK") or last.endswith(kinds)):
                 return
-            data = head + stream.read(MOST_BYTES - len(head))
+            data = head + budget.read(stream)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError):
         # Its check sum is wrong: a reader that does not look at it would unpickle all the same.
         for g in scan(b"\xff" + _raw(archive, member)).harmful:
@@ -181,7 +210,7 @@ def _member(
         for match in sorted(set(_EXPRESSION.findall(data))):
             yield f"an expression in it calls {printable(match.decode('latin-1'))} ({inside})"
     else:
-        yield from _look(data, inside, depth + 1)
+        yield from _look(data, inside, depth + 1, budget)
 
 
 def _raw(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
@@ -192,7 +221,7 @@ def _raw(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     return file.read(min(member.compress_size + 4096, MOST_BYTES))
 
 
-def _tarred(file: IO[bytes], depth: int) -> Iterator[str]:
+def _tarred(file: IO[bytes], depth: int, budget: _Budget) -> Iterator[str]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member, _ in zip(archive, range(MOST_MEMBERS), strict=False):
@@ -201,8 +230,7 @@ def _tarred(file: IO[bytes], depth: int) -> Iterator[str]:
                     yield f"the archive makes a device or FIFO, {printable(member.name)}"
                 stream = archive.extractfile(member) if member.isfile() and member.size <= MOST_BYTES else None
                 if stream is not None:
-                    data = stream.read(MOST_BYTES)
-                    yield from _look(data, printable(member.name, 120), depth + 1)
+                    yield from _look(budget.read(stream), printable(member.name, 120), depth + 1, budget)
     except (tarfile.TarError, OSError, ValueError, EOFError, RecursionError, KeyError, OverflowError):
         return
 
@@ -238,7 +266,7 @@ def _compression(head: bytes) -> str | None:
     return "lzma" if head.startswith((b"\xfd7zXZ\x00", b"\x5d\x00\x00")) else None
 
 
-def _unpacked(data: bytes) -> bytes:
+def _unpacked(data: bytes, budget: _Budget) -> bytes:
     """The first MOST_BYTES of what a compressed file holds, or as much of it as is whole."""
     kind = _compression(data)
     engine: Any = {
@@ -248,15 +276,19 @@ def _unpacked(data: bytes) -> bytes:
         "lzma": lambda: lzma.LZMADecompressor(memlimit=1 << 30),
     }[str(kind)]()
     made = bytearray()
+    most = min(MOST_BYTES, budget.content)
+    if most <= 0:  # zlib takes nought for no limit
+        return b""
     try:
         for start in range(0, len(data), 1 << 16):
-            made += engine.decompress(data[start : start + (1 << 16)], MOST_BYTES - len(made))
-            while len(made) < MOST_BYTES and len(getattr(engine, "unconsumed_tail", b"")):
-                made += engine.decompress(engine.unconsumed_tail, MOST_BYTES - len(made))
-            if engine.eof or len(made) >= MOST_BYTES:
+            made += engine.decompress(data[start : start + (1 << 16)], most - len(made))
+            while len(made) < most and len(getattr(engine, "unconsumed_tail", b"")):
+                made += engine.decompress(engine.unconsumed_tail, most - len(made))
+            if engine.eof or len(made) >= most:
                 break
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError):
         pass  # cut short or damaged: what came before is looked at all the same
+    budget.content -= len(made)
     return bytes(made)
 
 

@@ -13,10 +13,10 @@ import io
 import pickletools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onnxspect.converters.file.dangerous_names import GETATTR, TELLING, harm
+from onnxspect.converters.file.dangerous_names import GETATTR, TELLING, TELLING_NEARBY, harm
 
 #: Opcodes that are followed, at most: a checkpoint of a large network has some 10^5, and a million take four seconds.
 MOST_OPCODES = 1_000_000
@@ -29,6 +29,11 @@ _BYTES = frozenset(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "BI
 #: Opcodes whose argument is a line, which is of no use here.
 _LINES = frozenset(("INT", "LONG", "FLOAT", "PERSID"))
 _CODES = {ord(o.code): o for o in pickletools.opcodes}
+_IMPORTS = frozenset(("GLOBAL", "INST", "STACK_GLOBAL"))
+_REACHES, _HIDES = "reaches for code", "hides the name that it calls"
+_PROTO = 0x80
+#: Opcodes after a getattr within which its argument is looked for: two names, each with its memo, and the tuple around them.
+_NEAR = 24
 _PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 _GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 #: How a pickle, a zip archive or an array with a pickle begins, inside a text of bytes.
@@ -69,11 +74,13 @@ class Scan:
         globals: in their order.
         within: bytes inside it that may be a pickle or an archive of their own.
         whole: whether it was a pickle, or several, up to its end.
+        opcodes: how many were followed.
     """
 
     globals: list[Global] = field(default_factory=list)
     within: list[bytes] = field(default_factory=list)
     whole: bool = False
+    opcodes: int = 0
 
     @property
     def harmful(self) -> list[Global]:
@@ -85,24 +92,21 @@ class Scan:
         return list(seen.values())
 
 
-def scan(data: bytes) -> Scan:
-    """Follow all pickles in `data`, one after the other."""
-    found, texts = Scan(), set[str]()
-    stream, left = io.BytesIO(data), MOST_OPCODES
+def scan(data: bytes, most: int = MOST_OPCODES) -> Scan:
+    """Follow all pickles in `data`, one after the other, up to so many opcodes."""
+    found = Scan()
+    stream, left = io.BytesIO(data), most
     start = 0
     while start < len(data) and left > 0:
-        used, ended = _follow(stream, found, texts, left)
+        used, ended = _follow(stream, found, left)
         left -= used
         if not ended:
             break
         start = stream.tell()
     found.whole = start == len(data) > 0
+    found.opcodes = most - left
     if not found.whole:
         found.globals += _anywhere(data, start)
-    if texts & TELLING:
-        found.globals = [
-            g if g.full not in GETATTR else Global(g.module, g.name, g.at, "reaches for code") for g in found.globals
-        ]
     return found
 
 
@@ -128,8 +132,38 @@ def _begins(head: bytes) -> bool:
     return False
 
 
-def _follow(stream: io.BytesIO, found: Scan, texts: set[str], most: int) -> tuple[int, bool]:
+def _follow(stream: io.BytesIO, found: Scan, most: int) -> tuple[int, bool]:
     """One pickle: how many opcodes, and whether it came to its end."""
+    start = stream.tell()
+    watch, first = _Reach(), len(found.globals)
+    used, ended = _run(stream, found, watch, most)
+    if stream.getbuffer()[start] == _PROTO:
+        # Without this mark the bytes may be weights, in which the opcode stands by chance.
+        found.globals[first:] = [replace(g, harm=_HIDES) if g.full == "?.?" else g for g in found.globals[first:]]
+    if watch.telling:
+        found.globals[first:] = [replace(g, harm=_REACHES) if g.full in GETATTR else g for g in found.globals[first:]]
+    return used, ended
+
+
+@dataclass
+class _Reach:
+    """Whether a pickle's getattr reaches for what no honest one does.
+
+    Attributes:
+        telling: so far.
+        since: opcodes since a getattr was imported; None before any.
+    """
+
+    telling: bool = False
+    since: int | None = None
+
+    def text(self, text: str | None) -> None:
+        """A text that was put on the stack."""
+        near = self.since is not None and self.since <= _NEAR
+        self.telling |= text in TELLING or (near and text in TELLING_NEARBY)
+
+
+def _run(stream: io.BytesIO, found: Scan, watch: _Reach, most: int) -> tuple[int, bool]:
     stack: list[str | None] = []
     marks: list[int] = []
     memo: dict[int, str | None] = {}
@@ -137,26 +171,29 @@ def _follow(stream: io.BytesIO, found: Scan, texts: set[str], most: int) -> tupl
     try:
         for opcode, argument, at in _opcodes(stream):
             used += 1
+            watch.since = None if watch.since is None else watch.since + 1
             name = opcode.name
             if name in ("GLOBAL", "INST"):
                 module, _, attribute = str(argument).partition("\n")
                 found.globals.append(Global(module, attribute, at, harm(module, attribute)))
             elif name == "STACK_GLOBAL":
                 found.globals.append(_of_stack(stack, at))
+            if name in _IMPORTS and found.globals[-1].full in GETATTR:
+                watch.since = 0
             if name in _PUT:
                 memo[int(argument)] = stack[-1] if stack else None
             elif name == "MEMOIZE":
                 memo[len(memo)] = stack[-1] if stack else None
             elif name in _GET:
                 stack.append(memo.get(int(argument)))
+                watch.text(stack[-1])
             elif name == "DUP":
                 stack.append(stack[-1] if stack else None)
             elif name == "MARK":
                 marks.append(len(stack))
             elif name in _TEXTS:
                 stack.append(str(argument))
-                if len(str(argument)) < 40:
-                    texts.add(str(argument))
+                watch.text(stack[-1])
             else:
                 _moved(opcode, stack, marks)
             if name in _BYTES:
@@ -214,7 +251,7 @@ def _of_stack(stack: list[str | None], at: int) -> Global:
     """The name on top of the stack. Only a program that wants to hide it computes one."""
     module, name = stack[-2:] if len(stack) >= 2 else (None, None)
     if module is None or name is None:
-        return Global("?", "?", at, "hides the name that it calls")
+        return Global("?", "?", at, "")
     return Global(module, name, at, harm(module, name))
 
 

@@ -42,6 +42,7 @@ def run(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     # A model in parts: its large tensors lie in a file beside it, which only what is given the path will read.
     parts = (folder / PROBE_WEIGHTS).exists()
     result: dict[str, Any] = {"checker": _checked(str(folder / PROBE_MODEL) if parts else model), "guessed": []}
+    result["opset"] = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
     feeds = _feeds(model, request["input_shapes"], result["guessed"])
 
     stage("onnx shape inference")
@@ -252,7 +253,16 @@ def _refused(what: str, error: Exception, result: dict[str, Any]) -> Exception:
     unknown = result["unknown_operators"]
     named = f"it uses operators that ONNX does not have ({', '.join(unknown)}); " if unknown else ""
     hint = "custom operators must be replaced by standard ones before a model can be inspected" if unknown else ""
-    return OnnxspectError(f"{named}{what}: {_short(error)}", hint or "exporting it again at opset 17 may help")
+    return OnnxspectError(f"{named}{what}: {_short(error)}", hint or _way_out(int(result.get("opset", 0))))
+
+
+def _way_out(opset: int) -> str:
+    """What may help a file that onnxruntime does not run, by its operator set."""
+    if 0 < opset < 7:
+        return "`onnxspect convert` upgrades files of so old an operator set"
+    if opset <= 17:
+        return "it does not run in onnxruntime as it is: export it again, and try the file in onnxruntime itself"
+    return "exporting it again at opset 17 may help"
 
 
 def _short(error: Exception) -> str:

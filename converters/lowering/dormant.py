@@ -515,7 +515,9 @@ class _Woken:
 
 
 def _answers(scores: Tensor) -> Tensor:
-    return scores.reshape(scores.shape[0], -1).argmax(1)
+    """Classes ``(n,)``; one number an image is the score of a second class, beside a first that has 0."""
+    rows = scores.reshape(scores.shape[0], -1)
+    return (rows[:, 0] > 0).long() if rows.shape[1] == 1 else rows.argmax(1)
 
 
 def _as_many(elements: Tensor, count: int) -> Tensor:

@@ -56,7 +56,7 @@ class View:
         constants = {t.name: t for t in model.graph.initializer}
         for node in model.graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
-                constants.update((node.output[0], a.t) for a in node.attribute if a.HasField("t"))
+                constants.update((node.output[0], tensor) for a in node.attribute if (tensor := _tensor(a)) is not None)
         producers = {name: node for node in model.graph.node for name in node.output if name}
         inputs = frozenset(i.name for i in model.graph.input) - set(constants)
         return cls(producers, constants, knowledge, inputs)
@@ -84,6 +84,16 @@ class View:
         """Of a value: at any batch size, or at the file's own where that is all that is known."""
         known = self.knowledge.shapes.get(name)
         return known if known is not None else self.knowledge.file_shapes.get(name)
+
+
+def _tensor(given: onnx.AttributeProto) -> onnx.TensorProto | None:
+    """The value of a Constant node, in whichever of its forms."""
+    if given.HasField("t"):
+        return given.t
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if given.name not in kinds:
+        return None
+    return numpy_helper.from_array(np.asarray(helper.get_attribute_value(given), kinds[given.name]))
 
 
 def attribute(node: onnx.NodeProto, name: str, default: float | None = None) -> float | None:
@@ -179,7 +189,7 @@ def over_classes(node: onnx.NodeProto, view: View) -> bool:
     if len(shape) == 1:
         return int(axis) in (0, -1)
     at = int(axis) % len(shape)
-    return at > 0 and all(n == 1 for i, n in enumerate(shape) if i not in (0, at))
+    return at > 0 and all(n in (1, None) for i, n in enumerate(shape) if i not in (0, at))
 
 
 def sums(node: onnx.NodeProto | None, value: str) -> bool:

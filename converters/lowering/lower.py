@@ -194,6 +194,11 @@ def _way_out(failures: Sequence[str]) -> str:
             "the file was saved by onnxruntime's optimiser for one kind of processor: scan the original, or save it at the level "
             "ORT_ENABLE_EXTENDED"
         )
+    if all("only known at run time" in f for f in failures):
+        return (
+            "fix the sizes of its input, so that its course is known beforehand: "
+            "python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name NAME --input_shape 1,3,224,224 IN OUT"
+        )
     if all(f.startswith(("com.microsoft:", "ai.onnx.contrib:", "com.ms.")) for f in failures):
         return "these are onnxruntime's own operators: scan the model before it was optimised or extended"
     return "docs/operators.md lists what is supported; exporting again at another opset may avoid these operators"

@@ -45,8 +45,12 @@ def refuse_others(model: onnx.ModelProto, knowledge: Knowledge | None = None, ou
 
 def _of_input(model: onnx.ModelProto, view: View) -> str:
     free = free_inputs(model)
-    if any(node.op_type == "ImageDecoder" for node in model.graph.node):
-        return "takes the bytes of an image file (ImageDecoder): cut the decoder off with onnx.utils.extract_model, from its output on"
+    decoder = next((node for node in model.graph.node if node.op_type == "ImageDecoder"), None)
+    if decoder is not None:
+        raise OnnxspectError(
+            "takes the bytes of an image file (ImageDecoder), not pixels",
+            f"cut the decoder off: onnx.utils.extract_model, from {printable(decoder.output[0])} on",
+        )
     if len(free) != 1 or not free[0].type.HasField("tensor_type"):
         return ""
     name, kind = free[0].name, free[0].type.tensor_type.elem_type

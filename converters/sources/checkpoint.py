@@ -42,27 +42,6 @@ _PLAIN: frozenset[tuple[str, str]] = frozenset(
     + [(m, "scalar") for m in ("numpy.core.multiarray", "numpy._core.multiarray")]
     + [("numpy", "ndarray"), ("numpy", "dtype")]
 )
-#: Modules whose presence in a pickle is an attack, whatever is saved beside it: no training script stores their functions.
-_HOSTILE = frozenset(
-    (
-        "os",
-        "posix",
-        "nt",
-        "subprocess",
-        "sys",
-        "shutil",
-        "socket",
-        "ctypes",
-        "importlib",
-        "runpy",
-        "pty",
-        "webbrowser",
-        "code",
-    )
-)
-_HOSTILE_BUILTINS = frozenset(
-    ("eval", "exec", "compile", "open", "__import__", "getattr", "setattr", "delattr", "input")
-)
 _DEEPEST = 4
 #: What tools that count operations (thop) leave in a state dict.
 _COUNTERS = frozenset(("total_ops", "total_params"))
@@ -93,13 +72,6 @@ class Inert:
         """Kept nowhere."""
 
 
-def is_hostile(name: str) -> bool:
-    """Whether a global (such as "posix.system") has no place in any saved model."""
-    module, _, member = name.rpartition(".")
-    top = module.split(".")[0]
-    return top in _HOSTILE or (top in ("builtins", "__builtin__") and member in _HOSTILE_BUILTINS)
-
-
 def read_without_code(path: Path) -> Any:
     """What torch.save wrote, with an `Inert` in the place of every object whose class is not on the list.
 
@@ -112,14 +84,12 @@ def read_without_code(path: Path) -> Any:
 def _guarded_pickle() -> ModuleType:
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
+            module = "builtins" if module == "__builtin__" else module  # as protocol 2 calls it
             if (module, name) in _PLAIN or (module == "torch" and name.endswith("Storage")):
                 return super().find_class(module, name)
             if module == "numpy.dtypes" or (module == "numpy" and name in ("float32", "float64", "int64", "uint8")):
                 return super().find_class(module, name)
             return type(name, (Inert,), {})
-
-        def persistent_load(self, pid: Any) -> Any:
-            raise pickle.UnpicklingError("a storage outside torch's archive")
 
     found = ModuleType("guarded_pickle")
     found.__dict__.update(vars(pickle))
@@ -190,7 +160,8 @@ def _of_module(stand_in: Inert, depth: int = 64) -> dict[str, torch.Tensor]:
     """The state dict of a pickled network, read off its parts: nn.Module keeps them in three dictionaries."""
     parts = vars(stand_in)
     tensors: dict[str, torch.Tensor] = {}
-    transient = parts.get("_non_persistent_buffers_set") or ()
+    held_back = parts.get("_non_persistent_buffers_set")
+    transient = held_back if isinstance(held_back, set) else set()
     for kind in ("_parameters", "_buffers"):
         held = parts.get(kind)
         if isinstance(held, Mapping):

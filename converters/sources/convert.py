@@ -404,7 +404,10 @@ def _image_input(file: OnnxFile, shown: str) -> str:
     names = [i.name for i in file.proto.graph.input if i.name not in given]
     if len(names) != 1:
         listed = ", ".join(printable(n, 40) for n in names[:5])
-        raise OnnxspectError(f"{shown} has {len(names)} inputs ({listed}); one image is expected")
+        raise OnnxspectError(
+            f"{shown} has {len(names)} inputs ({listed}); one image is expected",
+            "an ONNX file needs no conversion: scan and info take it with --bind NAME=VALUE for what is no image",
+        )
     return names[0]
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sources.checkpoint import Candidate, fitted, is_hostile, read_without_code, state_dicts
+from onnxspect.converters.sources.checkpoint import Candidate, fitted, read_without_code, state_dicts
 from onnxspect.converters.sources.exported import (
     Attempt,
     Exported,
@@ -111,11 +111,9 @@ def _pickled(source: Source) -> Exported:
     try:
         content = torch.load(source.path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        hostile = [n for n in foreign if is_hostile(n)]
-        if not hostile:
-            candidates = _without_code(source)
-            if candidates and (source.factory or any(not c.of_module for c in candidates)):
-                return _with_weights(source, candidates)
+        candidates = _without_code(source)
+        if candidates and (source.factory or any(not c.of_module for c in candidates)):
+            return _with_weights(source, candidates)
         named = f" ({_strangest(foreign)})" if foreign else ""
         source.require_sandbox(
             f"it is not a plain state dict but a pickle that runs code when it is opened{named}", _SAFE_WAY

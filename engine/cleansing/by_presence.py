@@ -24,7 +24,9 @@ from onnxspect.engine.detectors.trigger_bearing import RIDGES, centred, divided,
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet
 
-PRESENCE, TRIGGER_BEARING = NAME, "carriers"
+PRESENCE, TRIGGER_BEARING = NAME, "trigger-bearing"
+#: Names that methods had before; they are still understood.
+FORMER_NAMES = {"carriers": TRIGGER_BEARING}
 #: A searched trigger divides a class where the two normal laws lie so many deviations apart and the trigger-bearing
 #: samples are no more than this share of it. History: docs/decisions.md.
 APART, MOST_BEARING = 4.0, 0.5

@@ -26,22 +26,26 @@ from onnxspect.engine.subject.activations import TrainingSet
 
 #: Samples on the contact sheet.
 SHOWN = 40
+#: How every method's scores are to be read; they compare within a class only.
+DIRECTION = "higher is more suspicious"
 
 
 def write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) -> None:
-    """scores.csv, and scores.parquet where pyarrow is installed."""
-    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector")}
+    """scores.csv, and scores.parquet where pyarrow is installed: a row for every sample that a method scored, and no others."""
+    columns: dict[str, list[Any]] = {k: [] for k in ("index", "label", "score", "decision", "detector", "direction")}
     for one in scores:
-        columns["index"] += range(len(training))
-        columns["label"] += training.labels.tolist()
-        columns["score"] += [None if np.isnan(s) else float(s) for s in one.score]
-        columns["decision"] += ["remove" if r else "keep" for r in one.removed]
-        columns["detector"] += [one.detector] * len(training)
+        rows = np.flatnonzero(~np.isnan(one.score))
+        columns["index"] += rows.tolist()
+        columns["label"] += training.labels[rows].tolist()
+        columns["score"] += one.score[rows].tolist()
+        columns["decision"] += ["remove" if r else "keep" for r in one.removed[rows]]
+        columns["detector"] += [one.detector] * len(rows)
+        columns["direction"] += [DIRECTION] * len(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow(["" if v is None else f"{v:.6g}" if isinstance(v, float) else v for v in row])
+        writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
     write_atomically(folder / "scores.csv", text.getvalue().encode())
     try:
         import pyarrow

@@ -31,26 +31,6 @@ class Scores:
     notes: tuple[str, ...] = ()
 
 
-def together(scores: Sequence[Scores], labels: np.ndarray, decisive: str = "") -> tuple[np.ndarray, list[str]]:
-    """What any method removes ``(n,)``; in a class that the `decisive` one divides, what that one removes. And notes on it.
-
-    Args:
-        scores: of all methods.
-        labels: of the training set ``(n,)``.
-        decisive: a method's name.
-    """
-    removed = np.any([s.removed for s in scores], axis=0) if scores else np.zeros(len(labels), bool)
-    notes = []
-    for one in scores:
-        divided = [c for c, facts in one.classes.items() if facts["removed"]] if one.detector == decisive else []
-        for c in divided:
-            own = labels == c
-            if len(scores) > 1 and (removed[own] != one.removed[own]).any():
-                notes.append(f"class {c}: {decisive} tells its samples apart, so it decides alone")
-            removed[own] = one.removed[own]
-    return removed, notes
-
-
 @dataclass(frozen=True)
 class Rates:
     """How well a decision matches the truth (RE, Xiang et al., 2020, sec. 5.2.3).

@@ -6,14 +6,16 @@ Subject is made, with the size of the images where the model leaves it open. Nob
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from onnxspect.engine.jobs.fitting import chosen_way
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet, open_training_set
-from onnxspect.engine.subject.datasets import Data, samples_from
+from onnxspect.engine.subject.datasets import Data, Source, samples_from
 from onnxspect.engine.subject.opening import Model, open_model
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
@@ -42,7 +44,7 @@ def open_case(
     data: Data,
     spec: InputSpec | None = None,
     run: RunContext | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     train: Data | None = None,
 ) -> Case[Samples]:
     """Open a model with clean samples.
@@ -52,27 +54,30 @@ def open_case(
         data: see `datasets.ACCEPTED`.
         spec: the model's preprocessing, where the caller knows it.
         run: whose device is used.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it.
         train: the training set, in the same forms as `data`.
 
     Raises:
         OnnxspectError: no usable image classifier, or samples that do not fit it; says why.
     """
-    opened = open_model(model, spec, (run or RunContext()).device)
-    samples = samples_from(data, opened.size, resize)
+    run = run or RunContext()
+    opened = open_model(model, spec, run.device)
+    way, said = chosen_way(opened, data, resize, run)
+    samples = samples_from(data, opened.size, way, opened.class_names)
+    samples = replace(samples, notes=(*samples.notes, *said))
     opened = opened.fitting(samples)
-    training = samples_from(train, opened.size, resize) if train is not None else None
+    training = samples_from(train, opened.size, way, opened.class_names, training=True) if train is not None else None
     return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
 
 
 def open_training_case(
-    model: Model, train: str | Path, spec: InputSpec | None = None, run: RunContext | None = None
+    model: Model, train: str | Path | Source, spec: InputSpec | None = None, run: RunContext | None = None
 ) -> Case[TrainingSet]:
     """Open a model with the training set that it was trained on, whose images stay on disk.
 
     Args:
         model: see `opening.ACCEPTED`.
-        train: npz, or a folder of images by class.
+        train: a path of any form that is read.
         spec: the model's preprocessing, where the caller knows it.
         run: whose device is used.
 
@@ -80,5 +85,6 @@ def open_training_case(
         OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
-    training = open_training_set(train, opened.size)
+    source = train if isinstance(train, Source) else Source(Path(train))
+    training = open_training_set(source.path, opened.size, source.classes or opened.class_names)
     return Case(opened.subject(training.shape), training, opened.known_spec)

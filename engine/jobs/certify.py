@@ -28,6 +28,7 @@ from onnxspect.engine.certification.fixed import Certificate, certify_fixed
 from onnxspect.engine.certification.hinge import hinge, train, with_bias
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_training_case
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.report.progress import watched
@@ -246,6 +247,7 @@ def _own_features(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if not path.is_file():
         return None
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             if "features" not in archive:
                 return None

@@ -8,7 +8,7 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,19 +28,21 @@ from onnxspect.engine.cleansing.by_activation import (
     known_targets,
     spectral_signatures,
 )
-from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING, by_found, by_presence
+from onnxspect.engine.cleansing.by_presence import FORMER_NAMES, PRESENCE, TRIGGER_BEARING, by_found, by_presence
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
-from onnxspect.engine.cleansing.scores import Rates, Scores, rates, together
+from onnxspect.engine.cleansing.scores import Rates, Scores, rates
+from onnxspect.engine.cleansing.weighing import weighed
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import plain_text, png
 from onnxspect.engine.report.progress import watched
@@ -48,7 +50,8 @@ from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import TrainingSet, activations, file_classifier, penultimate
-from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.class_scores import scores_array
+from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
@@ -58,6 +61,8 @@ from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
+#: Methods that need nothing but the training set's activations, taken once: they always run.
+CHEAP = (SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that use the triggers of a scan.
 FROM_SCAN = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE)
 #: Said where a scan had clean samples alone: its triggers are the smallest that work, not the attacker's.
@@ -96,7 +101,7 @@ class Cleansed:
         report: the JSON document.
         folder: with scores.csv, kept.npz or kept.txt, suspicious.png, cleansing.json.
         scores: one a method.
-        removed: bool ``(n,)``: what any of the methods removes, see scores.together.
+        removed: bool ``(n,)``: what any of the methods removes, see weighing.weighed.
         proof: of the retrained model, where one was asked for.
     """
 
@@ -110,7 +115,7 @@ class Cleansed:
 @judging()
 def cleanse(
     model: Model,
-    train: str | Path,
+    train: str | Path | Source,
     out: str | Path,
     run_folder: str | Path | Report | None = None,
     detectors: Sequence[str] = (),
@@ -128,11 +133,11 @@ def cleanse(
 
     Args:
         model: the ONNX file, or any other form that has one behind it (opening.ACCEPTED).
-        train: the suspect training set: npz, or a folder of images by class; never changed.
+        train: the suspect training set: a path of any form that is read, or a Source; never changed.
         out: folder for what is found; activations are kept in its `cache`.
         run_folder: of a finished scan of this model, whose triggers are used, or the report that it gave.
         detectors: methods, of METHODS; a sample is removed if any of them says so. By default those by trigger for which
-            there is one.
+            there is one, and the cheap ones; then in every class the one decides whose scores separate best (weighing.py).
         tap: where activations are taken; the penultimate layer by default.
         targets: target classes, where they are known.
         known: more that is known, for the baselines.
@@ -147,6 +152,7 @@ def cleanse(
         OnnxspectError: what does not fit, with a hint.
     """
     run = run or watched()
+    detectors = [FORMER_NAMES.get(d, d) for d in detectors]
     unknown = [d for d in detectors if d not in METHODS]
     if unknown:
         raise OnnxspectError(f"unknown detector {unknown[0]!r}", f"one of {', '.join(METHODS)}")
@@ -163,7 +169,7 @@ def cleanse(
     if scan is not None:
         scan.check(subject, folder_of(run_folder or ""))
     else:
-        subject = preflight(subject, part, run, chosen).subject
+        subject = preflight(subject, part, run, chosen, part.order_given).subject
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or PriorKnowledge(), targets=known_targets(targets, subject.classes))
@@ -171,19 +177,29 @@ def cleanse(
         subject, training, part, scan, detectors, known, as_written, retrain is not None, folder, run
     )
     notes += found_notes
-    methods = list(detectors) or [m for m in FROM_SCAN if by_method.get(m)]
-    inside = [m for m in methods if m in (SPECTRAL, CLUSTERING, IMPURITY)]
-    name = (tap or penultimate(subject)) if inside else None
+    methods = list(detectors) or [*(m for m in FROM_SCAN if by_method.get(m)), *CHEAP]
+    inside = [m for m in methods if m in CHEAP]
+    name, missing = _tap(subject, tap, inside, named=bool(detectors))
+    if name is None and inside:
+        notes.append(f"{', '.join(inside)} did not run: {missing}")
+        methods = [m for m in methods if m not in CHEAP]
     values = activations(subject, training, [name] if name else [], folder / "cache", run)
     logits = np.asarray(values["logits"])
     session = file_classifier(subject)
+
+    def answers(images: np.ndarray) -> np.ndarray:
+        return scores_array(session.run(images)[0], subject.logits)
+
     scores = tuple(
-        _score(m, training, session, logits, values[name] if name else logits, by_method, known, as_written, run)
+        _score(m, training, answers, logits, values[name] if name else logits, by_method, known, as_written, run)
         for m in methods
     )
-    # Where samples are divided by whether they bear the trigger, a patch or a pattern only adds its mistakes. Whoever names methods gets them.
-    removed, decided = together(scores, training.labels, "" if detectors else PRESENCE)
-    notes += decided + [f"{one.detector}: {note}" for one in scores for note in one.notes]
+    # Whoever names methods gets what any of them removes.
+    weighing = weighed(scores, training.labels)
+    removed = np.any([s.removed for s in scores], axis=0) if detectors else weighing.scores.removed
+    shown = scores[0] if len(detectors) == 1 else replace(weighing.scores, removed=removed)
+    notes += [*(() if detectors else weighing.notes), *training.notes]
+    notes += [f"{one.detector}: {note}" for one in scores for note in one.notes]
     for c in sorted(set(training.labels.tolist())):
         if removed[training.labels == c].all():
             notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")
@@ -210,7 +226,7 @@ def cleanse(
     report["kept_as"] = kept_path.name
     if scores:
         with plain_text():
-            write_atomically(folder / "suspicious.png", png(contact_sheet(scores[0], training)))
+            write_atomically(folder / "suspicious.png", png(contact_sheet(shown, training)))
     proof = None
     if retrain is not None:
         # DTInspector's patches lead out of their class: they prove nothing.
@@ -264,7 +280,9 @@ def _triggers(
 
         found = triggers_of(scan, targets, choose if wanted else None, usual)
         if not targets:
-            return found, ["the scan names no target class, so no trigger is looked for"]
+            return found, [
+                f"the scan names no target class (its verdict is {scan.report['verdict']}): its triggers play no part here"
+            ]
         if not as_written and (not detectors or SUPERIMPOSE in detectors):
             found[SUPERIMPOSE] = [p for one in found[SUPERIMPOSE] for p in peeled(one, subject, training, part, run)]
         without_training = not detectors and not {SUPERIMPOSE, PRESENCE} & set(scan.units)
@@ -275,6 +293,18 @@ def _triggers(
     if not patterns:
         return {REMOVE: []}, ["reverse engineering finds no attack in this training set: nothing to remove"]
     return {REMOVE: patterns}, []
+
+
+def _tap(subject: Subject, tap: str | None, inside: Sequence[str], named: bool) -> tuple[str | None, str]:
+    """The tap that activations are taken at, or None and why there is none; whoever names the methods gets an error."""
+    if not inside or tap:
+        return tap if inside else None, ""
+    try:
+        return penultimate(subject), ""
+    except OnnxspectError as error:
+        if named:
+            raise
+        return None, error.message
 
 
 def _part(training: TrainingSet, run: RunContext) -> Samples:
@@ -289,7 +319,7 @@ def _part(training: TrainingSet, run: RunContext) -> Samples:
 def _score(
     method: str,
     training: TrainingSet,
-    session: FileClassifier,
+    answers: Callable[[np.ndarray], np.ndarray],
     logits: np.ndarray,
     values: np.ndarray,
     triggers: Mapping[str, Sequence[Found]],
@@ -315,7 +345,7 @@ def _score(
             training.labels,
             logits,
             training.batches,
-            lambda images: session.run(images)[0],
+            answers,
             superimpose=method == SUPERIMPOSE,
             as_written=as_written,
         )
@@ -325,7 +355,7 @@ def _score(
         return activation_clustering(values, training.labels, known, seed)
 
     def blurred() -> np.ndarray:
-        return np.concatenate([session.run(box_blur(images))[0].argmax(1) for _, images in training.batches()])
+        return np.concatenate([answers(box_blur(images)).argmax(1) for _, images in training.batches()])
 
     return cluster_impurity(values, training.labels, logits.argmax(1), blurred, known, seed)
 
@@ -344,6 +374,7 @@ def _method(scores: Scores, labels: np.ndarray, poisoned: np.ndarray | None) -> 
 def _truth(path: Path, n: int) -> np.ndarray:
     """Indices of the poisoned samples; `rates` checks them."""
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             indices = np.asarray(archive["indices"])
     except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:

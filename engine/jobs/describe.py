@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from onnxspect.converters.lowering.functions import inline_functions
+from onnxspect.converters.lowering.logits import embeddings
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
@@ -96,10 +98,16 @@ def _outputs(opened: OpenedModel) -> str:
     used = opened.logits.output
     names = [o.name for o in opened.file.proto.graph.output]
     scores = {o.output for o in opened.others}
-    said = [
-        f"{printable(n)} ({'looked at' if n == used else 'class scores of its own: --output ' + printable(n) if n in scores else 'not looked at'})"
-        for n in names
-    ]
+    before = {e.output for e in embeddings(inline_functions(opened.file.proto), opened.logits.value)}
+    said = []
+    for name in names:
+        if name == used:
+            what = "looked at"
+        elif name in before:
+            what = "not looked at: the class scores are computed from it"
+        else:
+            what = f"class scores of its own: --output {printable(name)}" if name in scores else "not looked at"
+        said.append(f"{printable(name)} ({what})")
     return ", ".join(said)
 
 

@@ -45,7 +45,8 @@ from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import check_labels
+from onnxspect.engine.subject.preprocessing import check_labels, check_order
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import Subject
 
 METHODS = CHOICES
@@ -200,7 +201,7 @@ def patch(
     out: str | Path,
     method: str | Method = AUTO,
     goals: Goals | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
     targets: Sequence[int] | None = None,
     proactive: bool = False,
@@ -215,7 +216,7 @@ def patch(
         out: the patched file; an existing one is replaced only by a finished patch.
         method: one of `METHODS`, the name of an installed package's, or a method itself.
         goals: what the patch must reach to be written.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it (resizing.Resize).
         run: seed, device, observer.
         targets: classes to patch; those that the scan named by default.
         proactive: patch every class, whatever the scan said (Neural Cleanse, Wang et al., 2019, sec. VII-D).
@@ -244,6 +245,7 @@ def patch(
         )
     check_writable(file, Path(out))
     check_labels(samples, subject)
+    check_order(subject, samples, run)
     where = samples.path or "the samples"
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:

@@ -19,13 +19,15 @@ from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
+from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.precision import judging
-from onnxspect.engine.subject.preprocessing import check_labels, preflight
+from onnxspect.engine.subject.preprocessing import check_labels, check_order, preflight
+from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
@@ -39,7 +41,7 @@ def prove(
     trigger: str | Path | Sequence[str | Path] | None = None,
     spec: InputSpec | None = None,
     goals: Goals | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
     strip: Strip | None = None,
     rescan: Callable[[Path, InputSpec], Mapping[str, Any]] | None = None,
@@ -53,7 +55,7 @@ def prove(
         trigger: npz of a trigger of one's own (see `load_trigger`), or several.
         spec: preprocessing where the user knows it; else the run's, else it is found on the original.
         goals: what must hold.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it (resizing.Resize).
         run: seed, device, observer.
         strip: also say what this filter would do on top of the original.
         rescan: scans the patched file with this preprocessing and returns the report; its verdict counts too.
@@ -94,8 +96,9 @@ def prove(
         triggers[name] = own
     if spec is None and recovered is not None:
         chosen = recovered.scan.spec
+        check_order(subject.with_spec(replace(chosen, layout=subject.spec.layout)), samples, run)
     else:
-        chosen = preflight(subject, samples, run, spec).subject.spec
+        chosen = preflight(subject, samples, run, spec, samples.order_given).subject.spec
     proof = verify(
         Path(patched),
         subject.origin.file.path,
@@ -154,6 +157,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         OnnxspectError: not such a file, or another shape.
     """
     try:
+        check_npz(path)
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:

@@ -35,6 +35,7 @@ from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.reference import COUNT, can_train, train_references
+from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -59,7 +60,7 @@ def scan(
     preset: str = "standard",
     detectors: str | Detector | Sequence[str | Detector] = (),
     spec: InputSpec | None = None,
-    resize: bool = False,
+    resize: Resizing = False,
     run: RunContext | None = None,
     references: str | Path | None = None,
     train: Data | None = None,
@@ -74,14 +75,15 @@ def scan(
     Args:
         model: path of an ONNX file, or of a Keras, TensorFlow, TFLite, TorchScript or .pt2 one, which is converted first; the
             bytes of an ONNX file; an onnx.ModelProto; a torch.nn.Module; a Keras model; or a Subject.
-        data: clean samples: path of an npz, or of a folder of images by class; Samples; a pair of arrays (images, labels); a
-            torch Dataset or DataLoader; or a Hugging Face Dataset. Pixels are integers to 255, or floats in [0, 1].
+        data: clean samples: a path of any form that is read (docs/data.md), or a Source, which also says the order of the
+            classes; Samples; a pair of arrays (images, labels); a torch Dataset or DataLoader; or a Hugging Face Dataset.
+            Pixels are integers to 255, or floats in [0, 1].
         out: run folder; by default runs/ and a name made of the model's name and the scan's fingerprint, so that the
             same scan finds its own unfinished run.
         preset: quick, standard or thorough.
         detectors: names, or detectors of one's own (docs/extending.md); all that apply, by default.
         spec: the model's preprocessing, where the user knows it; else it is found.
-        resize: bring images of another size to the model's.
+        resize: bring images of another size to the model's, or the way to do it (resizing.Resize).
         run: seed, device, observer.
         references: folder that keeps what was measured on reference networks, to be shared by scans of several models
             with the same data; inside the run folder by default.
@@ -125,7 +127,9 @@ def scan(
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
-        checked = preflight(subject, samples, run, spec)
+        for said in subject.file.warnings if subject.file is not None else ():
+            run.observer.notice(said)
+        checked = preflight(subject, samples, run, spec, samples.order_given)
         _keep_model(subject, folder)
         beyond = unreached(checked.subject, samples, run.seed)
         for reason in beyond.hidden:
@@ -330,7 +334,7 @@ def _fingerprint(
     preset: str,
     detectors: Sequence[Detector],
     spec: InputSpec | None,
-    resize: bool,
+    resize: Resizing,
     run: RunContext,
 ) -> dict[str, Any]:
     """Everything that the results depend on; thread count too, because it changes the last bits of a convolution."""
@@ -344,7 +348,7 @@ def _fingerprint(
         "preset": preset,
         "detectors": {d.name: _settings(d) for d in detectors},
         "preprocessing": spec.describe() if spec is not None else None,
-        "resize": resize,
+        "resize": resize.describe() if isinstance(resize, Resize) else resize,
         "seed": run.seed,
         "device": run.device,
         "threads": torch.get_num_threads() if run.device == "cpu" else 0,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import LogitSuppression
@@ -36,6 +37,7 @@ from onnxspect.engine.mitigation.trigger_score import (
     threshold,
     trigger_score,
 )
+from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 NAME = "withhold"
@@ -72,6 +74,10 @@ class TargetLogitSuppression:
         if any(t.target == UNTARGETED for t in given.triggers):
             raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no single logit to suppress")
         info, file = given.subject.origin.logits, given.subject.origin.file
+        if info.chosen or info.how == "one_logit" or _numbers(given.subject) != given.subject.classes:
+            raise OnnxspectError(
+                f"{given.subject.name}: its class scores are not one value of the file for each class: {NAME} cannot suppress one"
+            )
         if not any(info.value in n.output for n in file.proto.graph.node):
             raise OnnxspectError(f"{given.subject.name}: its class scores are no value of the file")
         tried = [_Tried.of(given, trigger_score(given, taps, self.layers[0], self.ridge))]
@@ -85,6 +91,13 @@ class TargetLogitSuppression:
         )
         facts = {"layers": list(score.layers), "ridge": self.ridge, "threshold": best.limit, "led": best.led}
         return Edit(additions=(added,), facts=facts)
+
+
+def _numbers(subject: Subject) -> int:
+    """How many numbers an image's class scores are in the file: one, where a sigmoid makes two classes of it."""
+    with torch.no_grad():
+        image = torch.full((1, *subject.image_shape), 0.5, device=subject.device)
+        return int(subject.graph.module(subject.spec.encode(image)).numel())
 
 
 @dataclass(frozen=True)

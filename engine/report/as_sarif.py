@@ -5,14 +5,13 @@ It passes the public validator (Microsoft's SARIF Multitool) with its rules for 
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from onnxspect.converters.text import visible
+from onnxspect.converters.text import sarif_text, visible
 from onnxspect.engine.report.findings import Finding, findings
 from onnxspect.engine.report.rules import RULES, TAXONOMIES, Rule, Taxon, documentation
 
@@ -87,7 +86,7 @@ def _result(finding: Finding, report: Mapping[str, Any], accepted: str | None) -
         "ruleId": finding.rule.id,
         "ruleIndex": list(RULES).index(finding.rule.id),
         "level": finding.rule.level,
-        "message": {"text": _plain(f"{finding.message} {finding.fix}")},
+        "message": {"text": sarif_text(f"{finding.message} {finding.fix}")},
         "locations": [
             {
                 "physicalLocation": {
@@ -155,8 +154,3 @@ def _guid(name: str) -> str:
 def _uri(report: Mapping[str, Any]) -> str:
     """The model's path as a (relative) URI reference."""
     return quote(Path(report["model"]["path"]).as_posix().encode("utf-8", "backslashreplace"))
-
-
-def _plain(text: str) -> str:
-    """Text that no viewer takes for a link or a placeholder (SARIF 2.1.0, 3.11.5 and 3.11.6)."""
-    return re.sub(r"([\\\[\]])", r"\\\1", visible(text)).replace("{", "{{").replace("}", "}}")

@@ -132,4 +132,5 @@ def _detectors(report: dict[str, Any]) -> list[RenderableType]:
 
 
 def _limits(report: dict[str, Any]) -> list[RenderableType]:
-    return [Text("not checked: " + limit, "dim") for limit in report["limits"]]
+    notes = [Text(f"note: {note}", "dim") for note in report.get("notes", ())]
+    return [*notes, *(Text("not checked: " + limit, "dim") for limit in report["limits"])]

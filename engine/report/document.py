@@ -97,6 +97,7 @@ def build(
             *beyond.limits,
             *limits(evidence),
         ],
+        "notes": [*samples.notes, *checked.notes],
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),

@@ -82,7 +82,7 @@ class Embedding:
         """
         with torch.no_grad():
             parts = [
-                self._second(part.to(self.subject.device)).reshape(len(part), -1).argmax(1).cpu()
+                class_scores(self._second(part.to(self.subject.device)), self.subject.logits).argmax(1).cpu()
                 for part in activations.split(batch_size)
             ]
         return torch.cat(parts).numpy()

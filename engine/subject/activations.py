@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,25 +23,19 @@ from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.oracle import Oracle
-from onnxspect.engine.errors import OnnxspectError, caused_by, unwritable
+from onnxspect.engine.errors import OnnxspectError, unwritable
+from onnxspect.engine.readers.arrays import BATCH, ArrayReader
+from onnxspect.engine.readers.forms import open_reader
+from onnxspect.engine.readers.labels import ClassList
+from onnxspect.engine.readers.pixels import Seen
+from onnxspect.engine.readers.reader import Asked, Reader
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.subject.class_scores import class_scores
+from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.file_classifier import FileClassifier
-from onnxspect.engine.subject.samples import (
-    IMAGE_SUFFIXES,
-    MOST_CLASSES,
-    TRAIN_KEYS,
-    Samples,
-    folder_order,
-    labels_of,
-    read_image,
-    to_labels,
-    to_unit_nchw,
-)
+from onnxspect.engine.subject.resizing import fit
+from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
-#: Images a batch.
-BATCH = 256
 #: Operators whose value is not yet an activation: the last layer's product before its bias.
 _LINEAR = ("Gemm", "MatMul", "Add")
 
@@ -53,12 +45,14 @@ class TrainingSet:
     """Labels in memory, images on disk.
 
     Attributes:
-        path: npz file or folder.
+        path: where it lies.
         labels: int64 ``(n,)``.
         shape: (channels, height, width).
         names: class names by index, possibly empty.
-        files: the image files relative to the folder; empty for an npz.
+        files: the image files relative to the folder; empty for arrays.
         sha256: of the file, or of the names, sizes and labels of a folder's files.
+        reader: of the images.
+        order_given: the user has stated the order of the classes.
     """
 
     path: Path
@@ -67,10 +61,22 @@ class TrainingSet:
     names: tuple[str, ...]
     files: tuple[str, ...]
     sha256: str
-    _key: str = field(default="", repr=False)
+    reader: Reader = field(repr=False)
+    order_given: bool = False
+    _seen: Seen = field(default_factory=Seen, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether class indices are only the alphabetical order of names."""
+        return self.reader.ordered
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed or left out; complete when all images have been read."""
+        return (*self.reader.notes(), *self._seen.notes())
 
     def batches(self, size: int = BATCH) -> Iterator[tuple[int, np.ndarray]]:
         """(index of the first, float32 ``(m, channels, height, width)`` in [0, 1]), in order.
@@ -78,152 +84,104 @@ class TrainingSet:
         Raises:
             OnnxspectError: a file is damaged, or an image does not fit the first one.
         """
-        source = self._of_folder(size) if self.files else self._of_npz(size)
         start = 0
-        for raw in source:
-            images = to_unit_nchw(raw, f"{self.path}: ")
-            if images.shape[1:] != self.shape:
-                raise OnnxspectError(f"{self.path}: images are not of one size")
-            yield start, images
-            start += len(images)
+        for batch in self._batched(None, size, self._seen):
+            yield start, batch
+            start += len(batch)
         if start != len(self):
             raise OnnxspectError(f"{self.path}: holds {start} images but {len(self)} labels")
 
     def take(self, index: np.ndarray) -> Samples:
         """The rows `index`, in increasing order, in memory."""
         index = np.unique(index)
-        parts = [images[rows] for images, rows in self._chosen(index)]
+        parts = list(self._batched(index.tolist(), BATCH, Seen()))
         images = np.concatenate(parts) if parts else np.zeros((0, *self.shape), np.float32)
         files = tuple(self.files[i] for i in index) if self.files else ()
-        return Samples(images, self.labels[index], self.names, str(self.path), self.sha256, files)
+        return Samples(
+            images,
+            self.labels[index],
+            self.names,
+            str(self.path),
+            self.sha256,
+            files,
+            (),
+            self.ordered,
+            self.order_given,
+        )
 
     def raw(self, keep: np.ndarray) -> Iterator[np.ndarray]:
-        """The kept images of an npz as they are stored, in batches."""
-        start = 0
-        for part in self._of_npz(BATCH):
-            yield part[keep[start : start + len(part)]]
-            start += len(part)
+        """The kept images as they are stored, in batches; of encoded pictures, as they are read."""
+        if isinstance(self.reader, ArrayReader):
+            start = 0
+            for part in self.reader.batches():
+                yield part[keep[start : start + len(part)]]
+                start += len(part)
+            return
+        for batch in self._batched(np.flatnonzero(keep).tolist(), BATCH, Seen()):
+            yield np.round(batch * 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
-    def _chosen(self, index: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start, images in self.batches():
-            here = index[(index >= start) & (index < start + len(images))] - start
-            if len(here):
-                yield images, here
-
-    def _of_npz(self, size: int) -> Iterator[np.ndarray]:
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self._key}.npy") as stream:
-                shape, dtype = _header(stream, self.path)
-                one = int(np.prod(shape[1:])) * dtype.itemsize
-                for start in range(0, shape[0], size):
-                    count = min(size, shape[0] - start)
-                    data = _exactly(stream, one * count, self.path)
-                    yield np.frombuffer(data, dtype).reshape(count, *shape[1:])
-        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError) as error:
-            raise caused_by(error, f"{self.path}: cannot be read ({str(error)[:120]})") from error
-
-    def _of_folder(self, size: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.files), size):
-            read = [read_image(self.path / name, self.shape, False) for name in self.files[start : start + size]]
-            yield np.stack(read)
+    def _batched(self, rows: Sequence[int] | None, size: int, seen: Seen) -> Iterator[np.ndarray]:
+        """Images of these rows, as the model takes them."""
+        if rows is not None and not len(rows):
+            return
+        wanted = iter(range(len(self)) if rows is None else rows)
+        part: list[np.ndarray] = []
+        for image in self.reader.images(rows):
+            row = next(wanted)
+            where = f"{self.path}/{self.files[row]}" if self.files else f"{self.path}: image {row}"
+            fitted = fit(image, self.shape, None, where, seen)
+            if fitted.shape[2] != self.shape[0] or fitted.shape[:2] != self.shape[1:]:
+                raise OnnxspectError(f"{where}: images are not of one size")
+            part.append(fitted)
+            if len(part) == size:
+                yield _unit_nchw(part)
+                part = []
+        if part:
+            yield _unit_nchw(part)
 
 
-def open_training_set(path: str | Path, size: tuple[int, int, int] | None = None) -> TrainingSet:
+def _unit_nchw(images: Sequence[np.ndarray]) -> np.ndarray:
+    parts = [i.astype(np.float32) / np.float32(255) if i.dtype == np.uint8 else i for i in images]
+    return np.ascontiguousarray(np.stack(parts).transpose(0, 3, 1, 2), np.float32)
+
+
+def open_training_set(
+    path: str | Path, size: tuple[int, int, int] | None = None, classes: ClassList | None = None
+) -> TrainingSet:
     """Labels and shape of a training set, without reading its images.
 
     Args:
-        path: npz with `images` and `labels` (or x_train, y_train), or a folder of images by class.
+        path: of any form that is read (readers.reader.FORMS).
         size: (channels, height, width) that the model takes; images of another size are refused.
+        classes: the model's classes in order, where they are known.
 
     Raises:
         OnnxspectError: not readable, no images, or of another size.
     """
     path = Path(path)
-    if path.is_dir():
-        found = _folder(path, size)
-    elif path.is_file():
-        found = _npz(path)
-    else:
-        raise OnnxspectError(f"{path}: no such file or folder", "give an npz file or a folder of images by class")
-    if size is not None and found.shape != size:
-        (c, h, w), (cc, hh, ww) = found.shape, size
-        raise OnnxspectError(f"{path}: images are {w}x{h}x{c}, the model takes {ww}x{hh}x{cc}")
-    return found
-
-
-def _npz(path: Path) -> TrainingSet:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = {name.removesuffix(".npy") for name in archive.namelist()}
-            pair = next(((x, y) for x, y in TRAIN_KEYS if x in inside and y in inside), None)
-            if pair is None:
-                raise OnnxspectError(f"{path}: no `images` and `labels` in it (found {', '.join(sorted(inside)[:8])})")
-            with archive.open(f"{pair[0]}.npy") as stream:
-                shape, dtype = _header(stream, path)
-                first = np.frombuffer(
-                    _exactly(stream, int(np.prod(shape[1:])) * dtype.itemsize if shape[0] else 0, path), dtype
-                )
-        with np.load(path, allow_pickle=False) as archive:
-            labels = to_labels(archive[pair[1]], f"{path}: ")
-            classes = archive["classes"] if "classes" in archive else np.zeros(0, str)
-    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise caused_by(error, f"{path}: not a readable npz file ({line})") from error
-    if shape[0] != len(labels):
-        raise OnnxspectError(f"{path}: {shape[0]} images but {len(labels)} labels")
-    if not len(labels):
-        raise OnnxspectError(f"{path}: no images in it")
-    one = to_unit_nchw(first.reshape(1, *shape[1:]), f"{path}: ")
-    names = tuple(map(str, classes)) if classes.dtype.kind in "US" else ()
-    return TrainingSet(path, labels, one.shape[1:], names, (), _hash_file(path), pair[0])
-
-
-def _folder(path: Path, size: tuple[int, int, int] | None) -> TrainingSet:
-    folders = sorted((p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")), key=folder_order)
-    by_folder = labels_of([p.name for p in folders])
-    files = [
-        (file, by_folder[folder.name])
-        for folder in folders
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    if not files:
-        raise OnnxspectError(f"{path}: no images in class folders", "one sub-folder a class, images inside")
-    if max(by_folder.values()) >= MOST_CLASSES:
-        raise OnnxspectError(f"{path}: a folder is named after class {max(by_folder.values())}")
-    first = read_image(files[0][0], size, False)
-    shape = size if size is not None else (first.shape[2], first.shape[0], first.shape[1])
-    labels = np.array([label for _, label in files], np.int64)
-    relative = tuple(str(file.relative_to(path)) for file, _ in files)
-    digest = hashlib.sha256(labels.tobytes())
-    for name, (file, _) in zip(relative, files, strict=True):
-        stat = file.stat()
-        digest.update(f"{name}\x1f{stat.st_size}\x1f{stat.st_mtime_ns}\x1f".encode())
-    by_index = {by_folder[p.name]: p.name for p in folders}
-    names = tuple(by_index.get(i, str(i)) for i in range(max(by_index) + 1))
-    return TrainingSet(path, labels, shape, names, relative, digest.hexdigest())
-
-
-def _header(stream: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and type of an .npy stream, which then stands at its first number."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    if fortran or dtype.hasobject or len(shape) < 3:
-        raise OnnxspectError(f"{path}: images are not a plain array (n, height, width, channels) in C order")
-    return shape, dtype
-
-
-def _exactly(stream: IO[bytes], count: int, path: Path) -> bytes:
-    data = stream.read(count)
-    if len(data) != count:
-        raise OnnxspectError(f"{path}: ends before its last image")
-    return data
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    reader = open_reader(path, Asked(classes, training=True))
+    first = next(reader.images([0]))
+    height, width, channels = first.shape
+    encoded = not isinstance(reader, ArrayReader)
+    if size is not None and (encoded or (channels == 1 and size[0] == 3)):
+        channels = size[0]
+    shape = (channels, height, width)
+    if size is not None and shape != size:
+        (c, h, w), (cc, hh, ww) = shape, size
+        raise OnnxspectError(
+            f"{path}: images are {w}x{h}x{c}, the model takes {ww}x{hh}x{cc}",
+            "a training set is judged in the size that the model was trained on: scale it as the training did",
+        )
+    return TrainingSet(
+        path,
+        reader.labels,
+        shape,
+        reader.names,
+        reader.files,
+        reader.fingerprint(),
+        reader,
+        classes is not None and classes.certain,
+    )
 
 
 def penultimate(subject: Subject) -> str:
@@ -310,7 +268,7 @@ def _compute(
                     raise OnnxspectError(f"the value at {name} has no batch axis", "choose another --tap")
                 flat = value.reshape(len(value), -1).astype(np.float32)
                 if name == "logits":
-                    flat = class_scores(torch.from_numpy(flat), info).numpy()
+                    flat = scores_array(flat, info)
                 if name not in maps:
                     maps[name] = np.lib.format.open_memmap(
                         partial[name], "w+", np.float32, (len(training), flat.shape[1])

@@ -43,6 +43,11 @@ def class_scores(answers: Tensor, info: LogitsInfo | None) -> Tensor:
     return scores[:, list(info.chosen)] if info.chosen else scores
 
 
+def scores_array(values: np.ndarray, info: LogitsInfo | None) -> np.ndarray:
+    """The same of an array that onnxruntime computed."""
+    return np.asarray(class_scores(torch.from_numpy(np.ascontiguousarray(values, np.float32)), info).numpy())
+
+
 class ClassScores(nn.Module):
     """A network whose answers become class scores.
 

@@ -8,6 +8,7 @@ transforms normalise its images is refused with that advice, because how a model
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -15,7 +16,10 @@ import numpy as np
 from PIL import Image
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.samples import Samples, in_channels, in_size
+from onnxspect.engine.readers.labels import ClassList, of_numbers
+from onnxspect.engine.readers.pixels import Seen, as_array
+from onnxspect.engine.subject.resizing import Resizing, fit, way_of
+from onnxspect.engine.subject.samples import Samples
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -27,23 +31,56 @@ ACCEPTED = (
 #: Columns of a Hugging Face data set that hold the images and the labels, by the names that such sets use.
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "target")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A path, and what its classes are in the order of the model's.
+
+    Attributes:
+        path: of any form that is read (readers.reader.FORMS).
+        classes: the model's classes in order; None where nobody said.
+    """
+
+    path: Path
+    classes: ClassList | None = None
+
+
 #: What a caller may give as samples. A torch DataLoader and a Hugging Face Dataset are iterables; an array pair is a tuple.
-Data: TypeAlias = "str | Path | Samples | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Dataset[Any]"
+Data: TypeAlias = "str | Path | Source | Samples | tuple[Any, Any] | Mapping[str, Any] | Iterable[Any] | Dataset[Any]"
 
 
-def samples_from(data: Data, size: tuple[int, int, int] | None = None, resize: bool = False) -> Samples:
+def samples_from(
+    data: Data,
+    size: tuple[int, int, int] | None = None,
+    resize: Resizing = False,
+    classes: ClassList | None = None,
+    training: bool = False,
+) -> Samples:
     """Samples from any of the accepted forms.
 
     Args:
         data: see `ACCEPTED`. Images ``(n, height, width[, channels])`` or ``(n, channels, height, width)``, labels ``(n,)``.
         size: (channels, height, width) that the model takes; None takes any.
-        resize: bring images of another size to `size` instead of refusing them.
+        resize: bring images of another size to `size` instead of refusing them, or the way to do it.
+        classes: the model's classes in order, where they are known.
+        training: of a path that holds a set in parts, the training part is meant.
 
     Raises:
         OnnxspectError: another type, or images and labels that do not fit; says which forms are accepted.
     """
+    if isinstance(data, Source):
+        return Samples.load(data.path, size, resize, data.classes or classes, training)
     if isinstance(data, str | Path):
-        return Samples.load(data, size, resize)
+        return Samples.load(data, size, resize, classes, training)
+    samples = _in_memory(data, size, resize)
+    if classes is None:
+        return samples
+    labelled = of_numbers(samples.labels, samples.names, classes, samples.path or "the samples")
+    return replace(samples, labels=labelled.labels, names=labelled.names, notes=(*samples.notes, *labelled.notes))
+
+
+def _in_memory(data: Data, size: tuple[int, int, int] | None, resize: Resizing) -> Samples:
     if isinstance(data, Samples):
         return data.fitted(size, resize)
     if isinstance(data, Mapping):
@@ -112,7 +149,7 @@ def _names(classes: Any) -> tuple[str, ...]:
     return ()
 
 
-def _of_columns(data: Any, size: tuple[int, int, int] | None, resize: bool) -> Samples:
+def _of_columns(data: Any, size: tuple[int, int, int] | None, resize: Resizing) -> Samples:
     """A Hugging Face Dataset: one column of images, one of labels."""
     columns = list(data.column_names)
     image = next((c for c in IMAGE_COLUMNS if c in columns), None)
@@ -126,7 +163,7 @@ def _of_columns(data: Any, size: tuple[int, int, int] | None, resize: bool) -> S
     return _of_items(((row[image], row[label]) for row in data), names, size, resize)
 
 
-def _of_batches(data: Any, size: tuple[int, int, int] | None, resize: bool) -> Samples:
+def _of_batches(data: Any, size: tuple[int, int, int] | None, resize: Resizing) -> Samples:
     def items() -> Iterator[tuple[Any, Any]]:
         for batch in data:
             images, labels = _pair(batch)
@@ -135,15 +172,18 @@ def _of_batches(data: Any, size: tuple[int, int, int] | None, resize: bool) -> S
     return _of_items(items(), _names(getattr(data.dataset, "classes", ())), size, resize)
 
 
-def _of_items(items: Iterable[Any], names: Sequence[str], size: tuple[int, int, int] | None, resize: bool) -> Samples:
+def _of_items(
+    items: Iterable[Any], names: Sequence[str], size: tuple[int, int, int] | None, resize: Resizing
+) -> Samples:
     """Items (image, label), one after the other."""
     images: list[np.ndarray] = []
     labels: list[int] = []
+    way, seen = way_of(resize), Seen()
     for i, item in enumerate(items):
         image, label = _pair(item)
         where = f"image {i}"
         if isinstance(image, Image.Image):
-            array = in_size(in_channels(image, size), size, resize, where)
+            array = fit(as_array(image, where, seen), size, way, where, seen)
         elif _is_array(image):
             array = _array(image)
         else:
@@ -159,7 +199,8 @@ def _of_items(items: Iterable[Any], names: Sequence[str], size: tuple[int, int, 
         labels.append(_label(label, where))
     if not images:
         raise OnnxspectError("a data set without a sample", f"accepted are {ACCEPTED}")
-    return Samples.from_arrays(np.stack(images), np.array(labels), names).fitted(size, resize)
+    samples = Samples.from_arrays(np.stack(images), np.array(labels), names).fitted(size, resize)
+    return replace(samples, notes=(*samples.notes, *seen.notes()))
 
 
 def _pair(item: Any) -> tuple[Any, Any]:

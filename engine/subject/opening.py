@@ -11,7 +11,7 @@ import contextlib
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -21,13 +21,18 @@ from google.protobuf.message import EncodeError
 from onnx import TensorProto
 from torch import nn
 
+from onnxspect.converters.file.bound_inputs import bound
 from onnxspect.converters.file.external_data import tensors
+from onnxspect.converters.file.input_face import with_face
+from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.sources.convert import convert
+from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.file_facts import class_list
 from onnxspect.engine.subject.heads import at, likeliest
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_file, open_onnx
@@ -53,6 +58,10 @@ class Opened(Protocol):
     def known_spec(self) -> InputSpec | None:
         """Its preprocessing, where the caller knows it."""
 
+    @property
+    def class_names(self) -> ClassList | None:
+        """Its classes in order, where its file names them."""
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
 
@@ -72,6 +81,10 @@ class _File:
     def size(self) -> tuple[int, int, int] | None:
         return self.opened.size
 
+    @property
+    def class_names(self) -> ClassList | None:
+        return class_list(self.opened.file)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
 
@@ -89,6 +102,10 @@ class _Live:
 
     @property
     def size(self) -> None:
+        return None
+
+    @property
+    def class_names(self) -> None:
         return None
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
@@ -113,6 +130,10 @@ class _Made:
     @property
     def size(self) -> tuple[int, int, int]:
         return self.made.image_shape
+
+    @property
+    def class_names(self) -> ClassList | None:
+        return None if self.made.file is None else class_list(self.made.file)
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made
@@ -154,20 +175,25 @@ def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu")
 
 def _viewed(view: ModelView, spec: InputSpec | None, device: str) -> Opened:
     """A model of which an output or the value of an input is named."""
-    given = view.model
+    given, bind = view.model, dict(view.bind)
     if isinstance(given, str | Path) and not converted_first(Path(given)):
-        file = open_file(given, dict(view.bind))
+        refuse_weights_alone(Path(given))
+        file = open_file(given, bind)
         return _File(open_onnx(file, spec, device, view.output, name=str(given)), spec, bool(view.output))
-    if view.bind:
-        raise OnnxspectError("inputs are bound of an ONNX file, given by its path", "convert the model first")
+    if isinstance(given, bytes | bytearray | memoryview | onnx.ModelProto):
+        data = _serialized(given) if isinstance(given, onnx.ModelProto) else bytes(given)
+        return _File(_of_bytes(data, spec, device, output=view.output, bind=bind), spec, bool(view.output))
     opened = open_model(given, spec, device)
-    if not view.output:
-        return opened
-    if not isinstance(opened, _File):
-        raise OnnxspectError(
-            "outputs are named of a model with a file", "choose the output in the module's own forward"
-        )
-    return replace(opened, opened=at(opened.opened, view.output), chosen=True)
+    if isinstance(opened, _File) and not bind:
+        named = at(opened.opened, view.output) if view.output else opened.opened
+        return replace(opened, opened=named, chosen=bool(view.output))
+    if isinstance(opened, _Made) and opened.made.file is not None:
+        made = opened.made
+        if dict(made.origin.file.bound) == bind and view.output in ("", made.origin.logits.output):
+            return opened
+    if bind:
+        raise OnnxspectError("inputs are bound of an ONNX file, given by its path", "convert the model first")
+    raise OnnxspectError("outputs are named of a model with a file", "choose the output in the module's own forward")
 
 
 def open_file_of(model: Model, device: str = "cpu") -> OpenedModel:
@@ -196,17 +222,27 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
         with _scratch() as folder:
             out = folder / "model.onnx"
             convert(path, out)
-            return _File(_of_bytes(out.read_bytes(), spec, device, str(given)), spec)
+            opened = _of_bytes(out.read_bytes(), spec, device, str(given))
+            _keep_sidecar(out, opened.file)
+            return _File(opened, spec)
     refuse_weights_alone(path)
     return _File(open_onnx(given, spec, device), spec)
+
+
+def _keep_sidecar(converted: Path, kept: OnnxFile) -> None:
+    """What the conversion found out (range, class names) lies beside the scratch file too, for as long as that does."""
+    there = sidecar_path(kept.path)
+    there.write_bytes(sidecar_path(converted).read_bytes())
+    weakref.finalize(kept, there.unlink, missing_ok=True)
 
 
 def refuse_weights_alone(path: Path) -> None:
     """Refuse another framework's file that `convert` can turn into ONNX with more than a path.
 
     Raises:
-        OnnxspectError: it is one; names what it is, and the command.
+        OnnxspectError: it is one; names what it is, and the command. Or it is hostile.
     """
+    refuse_hostile(path)
     try:
         kind = detect(path) if path.exists() else None
     except OnnxspectError:
@@ -239,7 +275,14 @@ def _serialized(model: onnx.ModelProto) -> bytes:
         ) from error
 
 
-def _of_bytes(data: bytes, spec: InputSpec | None, device: str, name: str = IN_MEMORY) -> OpenedModel:
+def _of_bytes(
+    data: bytes,
+    spec: InputSpec | None,
+    device: str,
+    name: str = IN_MEMORY,
+    output: str = "",
+    bind: Mapping[str, float] | None = None,
+) -> OpenedModel:
     """A model that has no file of the caller's: it gets one, which goes when the model is no longer used."""
     checked = check_onnx(data, Path(name), Limits(), name, external=False)
     outside = [t.name for t in tensors(checked.proto) if t.data_location == TensorProto.EXTERNAL]
@@ -252,9 +295,9 @@ def _of_bytes(data: bytes, spec: InputSpec | None, device: str, name: str = IN_M
     with os.fdopen(handle, "wb") as file:
         file.write(data)
     try:
-        kept = read_onnx(Path(scratch))
+        kept = with_face(bound(read_onnx(Path(scratch)), bind))
         probe(kept)
-        opened = replace(open_onnx(kept, spec, device), name=name)
+        opened = open_onnx(kept, spec, device, output, name=name)
     except OnnxspectError as error:
         Path(scratch).unlink(missing_ok=True)
         raise type(error)(error.message.replace(scratch, name), error.hint) from error

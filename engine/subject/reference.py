@@ -21,6 +21,7 @@ draws: the networks are the same up to rounding, which training amplifies.
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -168,6 +169,8 @@ def _kept(path: Path | None, subject: Subject) -> SmallNetwork | None:
         EOFError,
         TypeError,
         RuntimeError,
+        SyntaxError,
+        tokenize.TokenError,
         zipfile.BadZipFile,
         zlib.error,
     ):

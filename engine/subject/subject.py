@@ -34,7 +34,7 @@ from onnxspect.converters.proof.oracle import Oracle, of_file
 from onnxspect.converters.proof.parity import Comparison
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
-from onnxspect.engine.subject.class_scores import as_scores, scoring
+from onnxspect.engine.subject.class_scores import ClassScores, as_scores, scoring
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
 from onnxspect.engine.subject.precision import judging
 
@@ -229,9 +229,10 @@ class Subject:
         """
         if self.file is not None:
             return self.file.sha256
-        if isinstance(self.module, nn.Module):
-            digest = hashlib.sha256(repr(self.module).encode())
-            for name, value in self.module.state_dict().items():
+        module = self.module.inner if isinstance(self.module, ClassScores) else self.module
+        if isinstance(module, nn.Module):
+            digest = hashlib.sha256(repr(module).encode())
+            for name, value in module.state_dict().items():
                 if isinstance(value, Tensor):
                     array = value.detach().cpu().contiguous()
                     digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())

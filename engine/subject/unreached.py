@@ -80,6 +80,10 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
             limits.append(f"The output {name} was not looked at: it leads to answers of its own.")
         else:
             limits.append(f"The output {name} was not looked at: it does not follow from the class scores.")
+    for bound, number in subject.file.bound:
+        limits.append(
+            f"The input {printable(bound)} was {number:g} throughout: what the model answers at another value was not looked at."
+        )
     for info in embeddings(model, value):
         name = printable(info.output)
         limits.append(

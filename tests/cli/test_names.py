@@ -103,16 +103,18 @@ def test_every_form_of_a_report_shows_a_name_and_obeys_none(
     assert visible(well_formed(NAMES[kind])).replace("\\", "")[:8] in Report.open(folder).text(300).replace("\\", "")
 
 
-@pytest.mark.parametrize("kind", NAMES)
+#: Of every way one: drawing takes half a second.
+DRAWN = ("a formula", "another formula", "escape codes", "bytes that are no UTF-8", "a null")
+
+
+@pytest.mark.parametrize("kind", DRAWN)
 def test_pictures_draw_names_as_they_stand(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     report = named(NAMES[kind])
     with pictures.plain_text():
-        charts = [
-            pictures.bars(report),
-            pictures.sheet([trigger_unit(k) for k in range(4)], {2}, report),
-            pictures.trigger_sheet(trigger_unit(2), quadrant_images(5), report),
-        ]
+        charts = [pictures.bars(report), pictures.sheet([trigger_unit(2)], {2}, report)]
+        if kind == "a formula":
+            charts.append(pictures.trigger_sheet(trigger_unit(2), quadrant_images(5), report))
         for chart in charts:
             assert pictures.png(chart).startswith(b"\x89PNG")
         assert all(not text.get_parse_math() for text in charts[0].axes[0].get_xticklabels())

@@ -69,6 +69,9 @@ def test_another_input_is_bound_by_the_user(tmp_path: Path) -> None:
     subject = open_model(ModelView(path, bind=(("temperature", 0.5),))).subject()
     expected = of_file(path, {"temperature": np.float32(0.5)})
     np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    for form in (with_flag("temperature"), path.read_bytes()):
+        in_memory = open_model(ModelView(form, bind=(("temperature", 0.5),))).subject()
+        np.testing.assert_allclose(in_memory.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
     with pytest.raises(OnnxspectError, match="no input named nothing"):
         open_file(path, {"nothing": 1.0})
     with pytest.raises(OnnxspectError, match="every input is bound"):

@@ -13,8 +13,10 @@ import logging
 import lzma
 import pathlib
 import pickle
+import re
 import struct
 import tarfile
+import tracemalloc
 import uuid
 import zipfile
 import zlib
@@ -188,6 +190,15 @@ def test_a_name_out_of_the_memo() -> None:
     assert [g.full for g in scan(computed).harmful] == ["?.?"]
 
 
+def test_weights_are_no_pickles() -> None:
+    """Random bytes behind the pickles of an older file of PyTorch's are weights: nothing in them is hidden."""
+    rng = np.random.default_rng(0)
+    head = pickle.dumps({"a": 1}, 2)
+    for _ in range(3000):
+        assert scan(head + rng.bytes(60)).harmful == []
+    assert scan(head + b"(N\x93" + bytes(40)).harmful == []
+
+
 def test_getattr_beside_what_it_reaches_for() -> None:
     reach = b"cbuiltins\ngetattr\n(c__main__\nNet\nVsystem\ntR."
     assert [g.full for g in scan(reach).harmful] == ["builtins.getattr"]
@@ -295,6 +306,9 @@ def test_script_with_calls_to_files(tmp_path: Path) -> None:
 def test_expression_of_an_exported_program(tmp_path: Path) -> None:
     text = json.dumps({"range": "__import__('os').system('touch ran')"}).encode()
     path = tmp_path / "model.pt2"
+    honest = json.dumps({"stack_trace": "model = Net().eval()", "op": "torch.ops.aten.exec"}).encode()
+    path.write_bytes(zipped(m__models__model_dot_json=honest, m__archive_format=b"pt2"))
+    refuse_hostile(path)
     path.write_bytes(zipped(m__models__model_dot_json=text, m__archive_format=b"pt2"))
     with pytest.raises(HostileError, match="an expression in it calls __import__"):
         refuse_hostile(path)
@@ -371,6 +385,50 @@ def test_the_command_line_says_hostile(
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
 
 
+def test_json_and_sarif_for_pipelines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A rule of its own, one result for each call, and nothing of the file that a viewer would obey."""
+    path = tmp_path / "m [x](http).pt"
+    path.write_bytes(SYSTEM + calls("builtins", "eval"))
+    assert run(["info", str(path), "--format", "sarif"]) == 1
+    log = json.loads(capsys.readouterr().out)
+    (rule,), results = log["runs"][0]["tool"]["driver"]["rules"], log["runs"][0]["results"]
+    assert rule["id"] == "OSX901"
+    assert {r["ruleId"] for r in results} == {"OSX901"}
+    assert [re.search(r"calls (\S+)", r["message"]["text"]).group(1) for r in results] == [
+        "posix.system",
+        "builtins.eval",
+    ]  # type: ignore[union-attr]
+    assert " " not in log["runs"][0]["artifacts"][0]["location"]["uri"]
+    assert run(["info", str(path), "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"] == "hostile"
+    assert len(document["findings"]) == 2
+    assert document["path"] == str(path)
+
+
+def test_output_files_of_a_hostile_file(tmp_path: Path) -> None:
+    from onnxspect.cli.hostile_output import put
+
+    error = HostileError("m.pt: hostile file: it bites; it was not run", "leave it", "m.pt", ("it bites",))
+    put(
+        error,
+        [
+            "scan",
+            "m.pt",
+            "-o",
+            str(tmp_path / "a.sarif"),
+            f"--output={tmp_path / 'b.sarif'}",
+            "-o",
+            str(tmp_path / "c.html"),
+        ],
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.sarif", "b.sarif"]
+    assert (
+        json.loads((tmp_path / "a.sarif").read_text())["runs"][0]["results"][0]["message"]["text"]
+        == "Hostile file: it bites."
+    )
+
+
 def test_an_onnx_file_is_left_to_its_own_reader(tmp_path: Path) -> None:
     refuse_hostile(saved(quadrant_model(), tmp_path / "model.onnx"))
     refuse_hostile(tmp_path / "nothing there")
@@ -378,13 +436,37 @@ def test_an_onnx_file_is_left_to_its_own_reader(tmp_path: Path) -> None:
         convert(tmp_path / "nothing there", tmp_path / "out.onnx")
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: zlib.compress(bytes(1 << 30), 1)[: 1 << 22], lambda: b"PK\x03\x04" + bytes(100)]
-)
-def test_bombs_and_stumps_cost_little(
-    make: Callable[[], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def many_members() -> bytes:
+    """Forty members of a mebibyte each, in forty kilobytes."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for i in range(40):
+            archive.writestr(f"{i}.json", bytes(1 << 20))
+    return stream.getvalue()
+
+
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "zlib": lambda: zlib.compress(bytes(1 << 26), 1),
+    "gzip in gzip": lambda: gzip.compress(gzip.compress(gzip.compress(bytes(1 << 24)))),
+    "bz2": lambda: bz2.compress(bytes(1 << 26)),
+    "xz": lambda: lzma.compress(bytes(1 << 26)),
+    "stump of a zip": lambda: b"PK\x03\x04" + bytes(100),
+    "many members": many_members,
+    "many opcodes": lambda: b"\x80\x04" + b"N0" * 200_000,
+    "a text of 2^63 bytes": lambda: b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_bombs_and_stumps_cost_little(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onnxspect.converters.file.malice.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("onnxspect.converters.file.malice.ALL_BYTES", 4 << 20)
+    monkeypatch.setattr("onnxspect.converters.file.malice.ALL_OPCODES", 10_000)
     path = tmp_path / "bomb"
-    path.write_bytes(make())
-    refuse_hostile(path)
+    path.write_bytes(BOMBS[kind]())
+    tracemalloc.start()
+    try:
+        refuse_hostile(path)
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from lowering_support import array, model, node
-from onnx import TensorProto
+from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.endings import keeps_order
@@ -135,6 +135,12 @@ def test_what_changes_the_order_is_not_looked_through(name: str) -> None:
             logits_of(proto)
         return
     assert (logits_of(proto).value, logits_of(proto).how) == ("y", "logits")
+
+
+def test_bounds_may_be_constant_nodes_of_any_form() -> None:
+    low = helper.make_node("Constant", [], ["l"], value_float=1e-6)
+    high = helper.make_node("Constant", [], ["h"], value=numpy_helper.from_array(np.float32(1)))
+    assert logits_of(classifier([SOFTMAX, low, high, node("Clip", "p l h")])).value == "z"
 
 
 def test_bounds_are_judged_by_the_number_of_classes() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sources.checkpoint import Inert, is_hostile, read_without_code, state_dicts
+from onnxspect.converters.sources.checkpoint import Inert, read_without_code, state_dicts
 from onnxspect.converters.sources.exported import Source
 from onnxspect.converters.sources.from_torch import export
 
@@ -187,22 +187,6 @@ def test_nothing_of_a_pickle_is_run(tmp_path: Path) -> None:
     assert isinstance(content["note"], Inert)
     assert not mark.exists()
     assert state_dicts(content)[0].place == "model"
-
-
-@pytest.mark.parametrize(
-    ("name", "hostile"),
-    [
-        *(("posix.system", True), ("os.mkdir", True), ("builtins.eval", True), ("__builtin__.exec", True)),
-        *(
-            ("subprocess.Popen", True),
-            ("builtins.set", False),
-            ("__main__.Net", False),
-            ("torch.nn.modules.Linear", False),
-        ),
-    ],
-)
-def test_what_no_training_script_saves_is_known(name: str, hostile: bool) -> None:
-    assert is_hostile(name) == hostile
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])

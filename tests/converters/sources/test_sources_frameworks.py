@@ -14,6 +14,8 @@ import pytest
 from sources_support import converted, installed, made, needs, refused, verify
 from tolerances import OPERATION_32
 
+from onnxspect.engine.subject.opening import open_model
+
 pytestmark = pytest.mark.frameworks
 IMAGE = (28, 28, 1)
 
@@ -30,6 +32,20 @@ def test_keras(tmp_path: Path, name: str) -> None:
     assert "tensorflow" not in result.versions
     facts = json.loads(result.sidecar.read_text())
     assert facts["input"] == {"layout": "NHWC", "range": [0.0, 255.0], "sample_shape": [28, 28, 1]}
+
+
+@needs("keras")
+def test_keras_as_tutorials_write_it(tmp_path: Path) -> None:
+    """Augmentation layers, which are nothing in use; two heads, of which one is chosen; one sigmoid, which is two classes."""
+    verify(converted(made("keras") / "augment.keras", tmp_path / "a.onnx"))
+    first = converted(made("keras") / "two_heads.keras", tmp_path / "b.onnx")
+    verify(first)
+    assert any("of 2 heads the first was taken, digit" in w for w in first.warnings)
+    second = converted(made("keras") / "two_heads.keras", tmp_path / "c.onnx", head="parity")
+    assert [open_model(m.out).subject().classes for m in (first, second)] == [10, 2]
+    assert "its heads are digit, parity" in refused(made("keras") / "two_heads.keras", tmp_path, head="nothing").hint
+    binary = converted(made("keras") / "binary.keras", tmp_path / "d.onnx")
+    assert open_model(binary.out).subject().classes == 2
 
 
 @needs("keras")
@@ -87,6 +103,17 @@ def test_quantised_tflite(tmp_path: Path) -> None:
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert {"QuantizeLinear", "DequantizeLinear"} <= {n.op_type for n in graph.node}
     assert result.parity.allowed <= 3 / 256 + OPERATION_32
+
+
+@needs("tensorflow")
+def test_tflite_of_the_first_tutorial(tmp_path: Path) -> None:
+    """Images (28, 28), int8; as near to the default kernels as TensorFlow Lite's kernel sets are to each other."""
+    result = converted(made("tensorflow") / "tutorial.tflite", tmp_path / "m.onnx")
+    verify(result, gradients=False)
+    assert (result.sample_shape, result.layout) == ((28, 28), "")
+    assert any("kernel sets differ" in w for w in result.warnings)
+    subject = open_model(result.out).subject()
+    assert (subject.spec.layout, subject.image_shape, subject.classes) == ("NHW", (1, 28, 28), 10)
 
 
 # --- JAX -------------------------------------------------------------------------------------------------------------------

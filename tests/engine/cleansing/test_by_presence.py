@@ -9,7 +9,6 @@ import pytest
 from conftest import CLASSES, PATCH, quadrant_images, quadrant_model, saved
 
 from onnxspect.engine.cleansing.by_presence import PRESENCE, TRIGGER_BEARING, by_found, by_presence
-from onnxspect.engine.cleansing.scores import Scores, together
 from onnxspect.engine.detectors.training_difference import difference
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.cleanse import cleanse
@@ -153,16 +152,3 @@ def test_from_the_scan_to_the_cleansed_set(clean_label: tuple[Path, np.ndarray],
     assert [m["name"] for m in done.report["methods"]] == [PRESENCE]
     assert done.report["rates"] == {"tpr": 1.0, "fpr": 0.0, "fpr_all": 0.0, "poisoned": len(rows)}
     assert result.report["model"]["classes"] == CLASSES
-
-
-def test_where_samples_are_separated_no_other_method_adds_its_mistakes() -> None:
-    labels = np.array([0, 0, 0, 1, 1, 2])
-    patch = Scores("patch", np.zeros(6), np.array([1, 0, 0, 1, 1, 1], bool), {c: {"removed": 1} for c in range(3)})
-    carried = Scores(PRESENCE, np.zeros(6), np.array([0, 1, 0, 0, 0, 0], bool), {0: {"removed": 1}, 1: {"removed": 0}})
-    removed, notes = together([patch, carried], labels, PRESENCE)
-    assert removed.tolist() == [False, True, False, True, True, True]
-    assert notes == [f"class 0: {PRESENCE} tells its samples apart, so it decides alone"]
-    removed, notes = together([patch, carried], labels)
-    assert removed.tolist() == [True, True, False, True, True, True]
-    assert not notes
-    assert together([], labels)[0].tolist() == [False] * 6

@@ -105,10 +105,11 @@ def test_a_cleansing_names_the_poison_and_keeps_the_rest(train_file: Path, model
     truth = train_file.with_name("truth.npz")
     done = cleanse(model_file, train_file, tmp_path / "out", targets=[TARGET], spec=SPEC, truth=truth)
     assert sha256(train_file) == before
-    (method,) = done.report["methods"]
-    assert method["name"] == "reverse-engineering"
-    assert method["rates"]["tpr"] == 1.0
-    assert method["rates"]["fpr"] == 0.0
+    by_name = {m["name"]: m for m in done.report["methods"]}
+    assert list(by_name) == ["reverse-engineering", "spectral-signatures", "activation-clustering", "cluster-impurity"]
+    for rates in (by_name["reverse-engineering"]["rates"], done.report["rates"]):
+        assert rates["tpr"] == 1.0
+        assert rates["fpr"] == 0.0
     with np.load(train_file) as old, np.load(tmp_path / "out" / "kept.npz") as kept, np.load(truth) as known:
         assert sorted(kept["index"].tolist() + known["indices"].tolist()) == list(range(len(old["labels"])))
         assert np.array_equal(kept["images"], old["images"][kept["index"]])
@@ -117,10 +118,11 @@ def test_a_cleansing_names_the_poison_and_keeps_the_rest(train_file: Path, model
         assert kept["classes"].tolist() == ["one", "two", "three", "four"]
     with (tmp_path / "out" / "scores.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["index", "label", "score", "decision", "detector"]
-    assert len(rows) == 160
-    assert sum(r["decision"] == "remove" for r in rows) == 16
-    assert {r["label"] for r in rows if r["decision"] == "remove"} == {str(TARGET)}
+    assert list(rows[0]) == ["index", "label", "score", "decision", "detector", "direction"]
+    assert {r["direction"] for r in rows} == {"higher is more suspicious"}
+    assert {r["label"] for r in rows} == {str(TARGET)}  # a sample that a method did not score has no row
+    assert all(r["score"] for r in rows)
+    assert sum(r["decision"] == "remove" for r in rows if r["detector"] == "reverse-engineering") == 16
     assert (tmp_path / "out" / "suspicious.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -261,7 +263,7 @@ def test_the_triggers_of_a_scan_are_used(train_file: Path, own_run: Path, model_
     done = cleanse(model_file, train_file, tmp_path / "out", own_run, targets=[TARGET], truth=truth)
     assert [(t["method"], t["target"]) for t in done.report["triggers"]] == [
         ("reverse-engineering", TARGET),
-        ("carriers", TARGET),
+        ("trigger-bearing", TARGET),
     ]
     assert not (tmp_path / "out" / "search").exists()  # nothing was searched again
     assert done.report["rates"]["tpr"] == 1.0

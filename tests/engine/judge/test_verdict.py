@@ -8,11 +8,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from tolerances import SOLVED_COARSELY_64
+from tolerances import REORDERED_64, SOLVED_COARSELY_64
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
 from onnxspect.engine.judge.null_model import leave_one_out
-from onnxspect.engine.judge.verdict import ALPHA, FEWEST_HELD_OUT, HELD_OUT_SUCCESS, Verdict, decide, fewest_trials
+from onnxspect.engine.judge.verdict import (
+    ALPHA,
+    FEWEST_HELD_OUT,
+    HELD_OUT_SUCCESS,
+    Verdict,
+    decide,
+    fewest_trials,
+    speaks_for,
+)
 from onnxspect.engine.search.search import Unit
 
 CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
@@ -417,3 +425,70 @@ def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
     name = next(iter(whole.statistics))
     assert foremost([near, whole], name) == [whole, near]
     assert foremost([whole, near, far], name) == [far, whole, near]
+
+
+def test_a_trigger_that_no_unseen_sample_follows_is_no_alarm() -> None:
+    """Exactly none of them: not the same as not tried."""
+    verdict = decide([evidence(planted(), held_out=0.0)], 10)
+    assert verdict.targets == ()
+    assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
+
+
+def test_four_classes_are_enough() -> None:
+    assert decide([evidence([20.0, 21.0, 22.0, 20.5])], 4).verdict == "clean"
+
+
+def test_a_p_value_of_alpha_is_no_alarm() -> None:
+    p = decide([evidence(planted())], 10).p_value
+    assert decide([evidence(planted())], 10, alpha=p).targets == ()
+    assert decide([evidence(planted())], 10, alpha=float(np.nextafter(p, 1))).targets == (3,)
+
+
+def test_each_detectors_own_p_value_is_shown() -> None:
+    verdict = decide([evidence(planted()), evidence(CLEAN, "other")], 10)
+    for name, values in (("neural-cleanse", planted()), ("other", CLEAN)):
+        shown = [c.p_values[name] for c in verdict.classes]
+        np.testing.assert_allclose(shown, leave_one_out(values).p_value, rtol=REORDERED_64)
+
+
+def test_one_class_is_named_by_what_it_takes_to_reach() -> None:
+    assert decide([evidence(planted())], 10).reasons == ("class 3 is reached by a far smaller change than the others",)
+
+
+def test_classes_that_only_the_training_set_shows_are_named_so() -> None:
+    found = [
+        replace(evidence(planted(0.05), name), validated=False, leads_to_target=False)
+        for name in ("dtinspector", "training-difference")
+    ]
+    for some in (found[:1], found[1:], found):
+        verdict = decide(some, 10)
+        assert verdict.targets == (3,)
+        assert verdict.reasons[0] == "class 3 stands out by its training samples"
+        assert not any("far smaller change" in r for r in verdict.reasons)
+    # Where a search leads there, too, that is what is said.
+    both = decide([*found, evidence(planted(0.05))], 10)
+    assert both.reasons[0] == "class 3 is reached by a far smaller change than the others"
+
+
+def test_the_most_suspicious_source_speaks_for_a_class_in_the_high_tail() -> None:
+    pairs = [unit(k, float(1 / v) / (1 + s), source=s) for k, v in enumerate(planted()) for s in range(3) if s != k]
+    verdict = decide([Evidence("pairs", {}, "l1", "l1", "high", tuple(pairs))], 10)
+    assert verdict.targets == (3,)
+    assert verdict.classes[3].statistic == {"pairs": 2.0}
+
+
+def test_of_a_shared_triggers_sources_the_best_validated_speaks() -> None:
+    """Two sources are led to one class: the row with the higher held-out success is the class's."""
+    found = shared(CLEAN, 0.5, {s: (s + 1) % 10 for s in range(10)})
+    second = replace(found.units[-1], unit=Unit(4, 8, shared=True), held_out_success=0.7)
+    first = next(u for u in found.units if u.unit == Unit(4, 3, shared=True))
+    for order in ((second, *found.units), (*found.units, second)):
+        verdict = decide([replace(found, units=order)], 10)
+        assert verdict.classes[4].held_out_success == {"neural-cleanse": first.held_out_success}
+
+
+def test_what_speaks_for_a_class() -> None:
+    p_values = {"sure": ALPHA / 2, "at the limit": ALPHA, "silent": 1.0}
+    assert [speaks_for(p_values, d) for d in p_values] == [True, False, False]
+    nobody = {"one": ALPHA, "other": 0.5}  # the user asked for the class: then all do
+    assert all(speaks_for(nobody, d) for d in nobody)

@@ -16,7 +16,8 @@ from tolerances import AMPLIFIED_32, NETWORK_32, SUM_32
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.subject import preprocessing
-from onnxspect.engine.subject.preprocessing import _moved, accuracy_floor, candidates, preflight
+from onnxspect.engine.subject.class_order import other_order
+from onnxspect.engine.subject.preprocessing import accuracy_floor, candidates, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models import zoo
@@ -151,39 +152,89 @@ def test_finds_bgr(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.subject.with_spec(plain).predict(samples.images), 10 * means, rtol=NETWORK_32)
 
 
-def test_shuffled_labels_are_recognised(clean_subject: Subject, some_samples: Samples) -> None:
-    order = np.roll(np.arange(10), 3)
-    moved = Samples(some_samples.images, order[some_samples.labels], path="moved.npz")
-    with pytest.raises(OnnxspectError, match=r"near chance.*labels in another order") as caught:
-        preflight(clean_subject, moved, RUN)
-    assert "moved.npz" in caught.value.message
-    assert f"label {order[3]} is answered as 3" in caught.value.message
-    assert "renumber" in caught.value.hint
-    assert "\n" not in str(caught.value)
-
-
-def test_labels_of_which_some_are_shuffled_are_reported(clean_subject: Subject, some_samples: Samples) -> None:
-    """As where class folders are taken in alphabetical order: most of it is right, so it is no reason to stop."""
-    notices: list[str] = []
+def listening(notices: list[str]) -> RunContext:
+    """A run whose notices are kept."""
 
     class Listen(Silent):
         def notice(self, text: str) -> None:
             notices.append(text)
 
-    run = RunContext(observer=Listen())
-    preflight(clean_subject, some_samples, run)
-    assert not any("in another order" in text for text in notices)
-    order = np.array([1, 2, 0, 3, 4, 5, 6, 7, 8, 9])
-    preflight(clean_subject, replace(some_samples, labels=order[some_samples.labels]), run)
-    (warning,) = (text for text in notices if "in another order" in text)
-    assert "label 1 is answered as 0, label 2 is answered as 1" in warning or "label 0 is answered as 2" in warning
+    return RunContext(observer=Listen())
+
+
+def test_shuffled_labels_are_recognised(clean_subject: Subject, some_samples: Samples) -> None:
+    order = np.roll(np.arange(10), 3)
+    moved = Samples(some_samples.images, order[some_samples.labels], path="moved.npz")
+    with pytest.raises(OnnxspectError, match=r"near chance.*follow the labels in another order") as caught:
+        preflight(clean_subject, moved, RUN)
+    assert "moved.npz" in caught.value.message
+    assert f"label 0 is answered as {int(np.flatnonzero(order == 0)[0])}" in caught.value.message
+    listed = ",".join(map(str, order))
+    assert f"--classes {listed}" in caught.value.hint
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("each", [3, 30], ids=["three a class", "thirty a class"])
+def test_some_classes_in_another_order_are_asked_for(clean_subject: Subject, clean_samples: Samples, each: int) -> None:
+    """As where class folders are taken in alphabetical order: half of it is right, and the other half would be wrong in the report."""
+    rows = np.concatenate([np.flatnonzero(clean_samples.labels == k)[:each] for k in range(10)])
+    samples = clean_samples.take(rows)
+    notices: list[str] = []
+    run = listening(notices)
+    preflight(clean_subject, samples, run)
+    assert not any("another order" in text for text in notices)
+    order = np.array([1, 2, 0, 3, 5, 7, 6, 4, 8, 9])
+    named = tuple("abcdefghij")
+    moved = replace(samples, labels=order[samples.labels], names=named)
+    with pytest.raises(OnnxspectError, match=r"in another order of the classes: \d+\.\d% instead of") as caught:
+        preflight(clean_subject, moved, run)
+    assert f"--classes {','.join(named[k] for k in order)}" in caught.value.hint
+    assert preflight(clean_subject, moved, run, order_given=True).clean_accuracy < 0.7
+    assert any("the given order was kept" in text for text in notices)
+
+
+def test_a_subset_of_the_classes_in_another_order(clean_subject: Subject, some_samples: Samples) -> None:
+    """Three folders of ten classes, counted from 0."""
+    rows = np.flatnonzero(np.isin(some_samples.labels, [9, 1, 8]))
+    few = some_samples.take(rows)
+    labels = np.searchsorted([1, 8, 9], few.labels)
+    moved = replace(few, labels=labels, names=("car", "bag", "boot"), ordered=True)
+    with pytest.raises(
+        OnnxspectError, match=r"another order.*bag is answered as 8.*3 of the model's 10 classes"
+    ) as caught:
+        preflight(clean_subject, moved, RUN)
+    assert "class-0,car,class-2" in caught.value.hint
+
+
+def test_labels_that_count_from_one(clean_subject: Subject, some_samples: Samples) -> None:
+    with pytest.raises(
+        OnnxspectError, match=r"label 10, but .* 10 classes \(0 to 9\): the labels count from 1; read so, 9"
+    ) as caught:
+        preflight(clean_subject, replace(some_samples, labels=some_samples.labels + 1), RUN)
+    assert "--classes 1,2,3,4,5,6,7,8,9,10 reads label 1 as the model's first class" in caught.value.hint
+
+
+def test_what_answers_without_looking_is_named(clean_subject: Subject, some_samples: Samples) -> None:
+    given = InputSpec("mine", scale=255.0, mean=(255.0,), std=(0.01,))
+    with pytest.raises(
+        OnnxspectError, match=r"it answers class \d for \d+% of the images, whatever they show"
+    ) as caught:
+        preflight(clean_subject, some_samples, RUN, given)
+    assert "leave out --scale" in caught.value.hint
+
+
+def test_outputs_that_are_no_numbers_are_named(some_samples: Samples) -> None:
+    subject = Subject(lambda x: x.flatten(1)[:, :10] * float("nan"), InputSpec(), (1, 28, 28), 10, name="broken")
+    with pytest.raises(OnnxspectError, match="outputs are not finite numbers") as caught:
+        preflight(subject, some_samples, RUN)
+    assert "near chance" not in caught.value.message
 
 
 def test_random_labels_are_refused(clean_subject: Subject, some_samples: Samples) -> None:
     labels = np.random.default_rng(0).permutation(some_samples.labels)
     with pytest.raises(OnnxspectError, match="near chance") as caught:
         preflight(clean_subject, Samples(some_samples.images, labels), RUN)
-    assert "another order" not in caught.value.message
+    assert "do not follow the labels in any order" in caught.value.message
     assert "best of 6 usual preprocessings" in caught.value.message
 
 
@@ -293,4 +344,4 @@ def test_a_pass_holds_no_more_images_than_fit(at_once: int, monkeypatch: pytest.
 def test_a_million_classes_ask_for_no_table_of_their_square() -> None:
     """7 TiB, before."""
     few = np.zeros(80, np.int64)
-    assert _moved(few, few, 1_000_000, 0.5) == ""
+    assert other_order(few, few, 1_000_000, np.random.default_rng(0)) is None

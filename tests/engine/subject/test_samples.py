@@ -13,7 +13,7 @@ from PIL import Image
 from tolerances import OPERATION_32
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.samples import TRAIN_KEYS, Samples
+from onnxspect.engine.subject.samples import Samples
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (6, 5, 4, 1), np.uint8)
@@ -73,7 +73,7 @@ def test_npz(tmp_path: Path) -> None:
 def test_npz_keys(tmp_path: Path) -> None:
     other = npz(tmp_path / "b.npz", x_train=GREY[:4], y_train=LABELS[:4], x_test=GREY, y_test=LABELS)
     assert len(Samples.load(other)) == 6
-    assert len(Samples.load(other, keys=TRAIN_KEYS)) == 4
+    assert len(Samples.load(other, training=True)) == 4
     with pytest.raises(OnnxspectError, match=r"no `images` and `labels` in it \(found data, targets\)"):
         Samples.load(npz(tmp_path / "c.npz", data=GREY, targets=LABELS))
     with pytest.raises(OnnxspectError, match="found nothing"):
