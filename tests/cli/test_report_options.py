@@ -219,6 +219,6 @@ def test_completion() -> None:
         env=os.environ | {"COMP_WORDS": "onnxspect rep", "COMP_CWORD": "1", "_ONNXSPECT_COMPLETE": "bash_complete"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert "plain,report" in done.stdout
