@@ -32,7 +32,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.onnx_file import Limits, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.sandbox.guard import GuardLimits, WarmPool
+from onnxspect.converters.sandbox.guard import GuardLimits
+from onnxspect.converters.sandbox.pool import WarmPool
 
 LIMITS = Limits(memory_bytes=1 << 30, value_bytes=256 << 20, seconds=10)
 SLOWEST_ALLOWED = 45.0  # seconds for one file, limits, retries and a busy machine included

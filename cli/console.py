@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from onnxspect.converters.errors import writing
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import visible
 
 #: Width of tables where stdout is no terminal.
@@ -23,6 +25,12 @@ PLAIN_WIDTH = 120
 
 #: As errors call it.
 STDOUT = Path("standard output")
+
+
+def _terminal(name: str) -> bool | None:
+    """Whether a stream ends on a terminal; of a worker, whose streams are pipes, the supervisor knows it. None: look."""
+    told = os.environ.get("ONNXSPECT_TERMINAL")
+    return None if told is None else name in told.split(",")
 
 
 class _Plain(Console):
@@ -33,7 +41,9 @@ class _Plain(Console):
         super().print(*(Text(visible(o)) if isinstance(o, str) else o for o in objects), **options)
 
 
-err = _Plain(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = _Plain(
+    stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False, force_terminal=_terminal("stderr")
+)
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,10 @@ class _Door:
 
 def show(content: RenderableType) -> None:
     """Print a table or text on stdout."""
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    terminal = _terminal("stdout")
+    width = None if (sys.stdout.isatty() if terminal is None else terminal) else PLAIN_WIDTH
     with writing(STDOUT):
-        Console(highlight=False, width=width, markup=False, emoji=False).print(_Door(content))
+        Console(highlight=False, width=width, force_terminal=terminal, markup=False, emoji=False).print(_Door(content))
 
 
 def show_raw(text: str) -> None:
@@ -123,6 +134,7 @@ class Progressing:
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         """Show a bar."""
+        stage(task)
         if self._quiet:
             return
         if not err.is_terminal:

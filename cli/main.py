@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import platform
-import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from onnxspect.cli import exit_status
+from onnxspect.cli import budget, exit_status
 from onnxspect.converters.errors import unwritable
+
+if TYPE_CHECKING:
+    from onnxspect.converters.sandbox.lock import Level
 
 #: Command -> (module, function): imported when it is used, so that --help answers at once.
 COMMANDS = {
@@ -46,6 +46,8 @@ class _Lazy(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"onnxspect.cli.{COMMANDS[cmd_name][0]}").command
+        known = {p.name for p in command.params}
+        command.params += [option for option in budget.options() if option.name not in known]
         return command
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
@@ -59,38 +61,93 @@ class _Lazy(click.Group):
 
 
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=exit_status.HELP)
-@click.version_option(None, "-V", "--version", package_name="onnxspect", prog_name="onnxspect")
+@click.option(
+    "-V",
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda c, _, v: _show_version(c, v),
+    help="Show the version and exit.",
+)
 def cli() -> None:
     """Find, show, patch and prove away backdoors in any image classifier, starting from its ONNX file."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; ends the process with the exit status."""
+    """Run the command line; ends the process with the exit status.
+
+    What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal does not have must not cost the report
             stream.reconfigure(errors="backslashreplace")
-    status = run(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
         sys.stdout.flush()
     except OSError as error:  # a report that did not arrive; without this Python ends with a status of its own, 120
         if status != exit_status.FAILURE:
-            status = _failed(unwritable(Path("standard output"), error), arguments)
+            status = _failed(unwritable(Path("standard output"), error), given)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 
 
-def run(arguments: list[str] | None = None) -> int:
-    """Run the command line and return the exit status: an error is one line and a hint, never a traceback.
+def _opens_files(given: list[str]) -> bool:
+    """Whether it is a command to be run, and by a worker: Windows has no processes that this one could lock in.
+
+    `view` listens on a port, which no worker may; of a run folder it reads what is checked (engine/run_folder.py).
+    """
+    return (
+        bool(given)
+        and given[0] in COMMANDS
+        and given[0] != "view"
+        and not {"-h", "--help"} & set(given)
+        and sys.platform != "win32"
+    )
+
+
+def _supervised(given: list[str]) -> int:
+    from onnxspect.cli.supervisor import supervise
+
+    try:
+        return supervise(given)
+    except Exception as error:
+        return _failed(error, given)
+
+
+def start_ahead(given: list[str]) -> None:
+    """Let the child that opens a model load its libraries while this process imports torch."""
+    if given and given[0] in _OPENING and not {"-h", "--help"} & set(given):
+        from onnxspect.converters.sandbox import guard
+
+        guard.start_ahead("probe")
+
+
+def load(name: str) -> None:
+    """Import a command and all that it needs."""
+    cli.get_command(click.Context(cli), name)
+
+
+def run(arguments: list[str] | None = None, level: Level | None = None, memory_bytes: int | None = None) -> int:
+    """Run the command line in this process and return the exit status: an error is one line and a hint, never a traceback.
 
     ONNXSPECT_DEBUG=1 shows the traceback of what no code expected, and of a fault of ours.
+
+    Args:
+        arguments: by default those of the process.
+        level: of a worker, how far it is locked in; None where there is no worker, as in a test.
+        memory_bytes: of a worker, what it may take.
+
+    Raises:
+        KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
     given = sys.argv[1:] if arguments is None else arguments
-    if given and given[0] in _OPENING and not {"-h", "--help"} & set(given):
-        from onnxspect.converters.sandbox.guard import start_ahead
-
-        start_ahead("probe")  # the child loads its libraries while torch is imported here
+    start_ahead(given)
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
+        if level is not None:
+            _check(level, given)
         result: Any = cli.main(args=arguments, prog_name="onnxspect", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -98,16 +155,26 @@ def run(arguments: list[str] | None = None) -> int:
         error.show(sys.stderr)
         return exit_status.USAGE
     except (KeyboardInterrupt, click.Abort):
+        if level is not None:
+            raise KeyboardInterrupt from None
         _complain(
             "interrupted", "a scan goes on where it stopped when the same command is run again; nothing else is left"
         )
         return exit_status.FAILURE
     except Exception as error:
-        return _failed(error, arguments)
+        return _failed(error, given, memory_bytes)
     return result if isinstance(result, int) else exit_status.CLEAN
 
 
-def _failed(error: Exception, arguments: list[str] | None) -> int:
+def _check(level: Level, given: list[str]) -> None:
+    """Refuse what is required and missing; say what is missing."""
+    if "--require-sandbox" in given:
+        level.require()
+    if level.missing and not {"-q", "--quiet"} & set(given):
+        click.echo(f"not locked in completely: this system lacks {', '.join(level.missing)}", err=True)
+
+
+def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = None) -> int:
     """Say what stopped the work; the exit status of its kind."""
     from onnxspect.engine.errors import HostileError, Kind, OnnxspectError, classified
 
@@ -116,7 +183,12 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
         raise error
     if fault.kind is Kind.INTERNAL:
         _complain(fault.message, fault.hint or "this is a fault of onnxspect, not of your input; please report it")
-        click.echo(_what_to_send(sys.argv[1:] if arguments is None else arguments), err=True)
+        click.echo(_what_to_send(arguments), err=True)
+    elif memory_bytes is not None and _of_memory(error):
+        from onnxspect.cli.supervisor import out_of_memory
+        from onnxspect.converters import stages
+
+        _complain(*out_of_memory(memory_bytes, f"in {stages.current()}"))
     else:
         _complain(fault.message, fault.hint)
     if isinstance(fault, HostileError):
@@ -126,8 +198,22 @@ def _failed(error: Exception, arguments: list[str] | None) -> int:
     return exit_status.OF_KIND[fault.kind]
 
 
+def _of_memory(error: BaseException | None) -> bool:
+    """Whether this machine's memory, not a GPU's, was what stopped the work."""
+    from onnxspect.converters.errors import is_device, is_memory
+
+    while error is not None:
+        if is_memory(error):
+            return not is_device(error) and "CUDA" not in str(error)
+        error = error.__cause__
+    return False
+
+
 def _what_to_send(arguments: list[str]) -> str:
     """What a report of a fault needs, a line each."""
+    import platform
+    import shlex
+
     from onnxspect.converters.text import visible
 
     lines = [
@@ -139,7 +225,15 @@ def _what_to_send(arguments: list[str]) -> str:
     return "\n".join(map(visible, lines))
 
 
+def _show_version(context: click.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
+        click.echo(f"onnxspect, version {_version('onnxspect')}")
+        context.exit()
+
+
 def _version(package: str) -> str:
+    from importlib import metadata  # it takes as long to load as all the rest of the help
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

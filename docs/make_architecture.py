@@ -39,7 +39,7 @@ class Room:
 
 ROOMS = (
     Room("onnxspect", ("the front door:", "names, fetched when first used"), ("onnxspect",), 1.5),
-    Room("cli", ("options in, report and", "exit status out"), ("cli",), 1.5),
+    Room("cli", ("options in, report out;", "supervisor and worker"), ("cli",), 1.5),
     Room("engine/jobs", ("whole jobs: scan, patch, prove,", "cleanse, certify, describe"), ("engine/jobs",), 1.5),
     Room("engine/report", ("the JSON report, and", "what is drawn from it"), ("engine/report",), 2),
     Room("engine/cleansing", ("which training samples", "are poisoned"), ("engine/cleansing",), 1),
@@ -71,8 +71,15 @@ ROOMS = (
     Room("converters/sandbox", ("the locked-in child", "process"), ("converters/sandbox",), 2),
     Room(
         "converters/errors, text",
-        ("five kinds of errors,", "safe text, extensions"),
-        ("converters/__init__.py", "converters/errors.py", "converters/text.py", "converters/plugins.py"),
+        ("five kinds of errors,", "safe text, whole files"),
+        (
+            "converters/__init__.py",
+            "converters/errors.py",
+            "converters/text.py",
+            "converters/plugins.py",
+            "converters/stages.py",
+            "converters/whole.py",
+        ),
         2,
     ),
     Room("models", ("zoo of attacks and networks;", "for tests, benchmarks, demo"), ("models",), 3),
@@ -105,6 +112,9 @@ WHERE = (
     Place("the numerics policy: float32, bfloat16, TF32", "engine/subject/precision.py", "judging"),
     Place("how much memory is used at a time", "engine/subject/memory.py", "plan_memory"),
     Place("CUDA graphs", "engine/subject/stepper.py", "Recorded"),
+    Place("the command's parent, which opens nothing", "cli/supervisor.py", "supervise"),
+    Place("its worker, which locks itself in", "cli/worker.py", "main"),
+    Place("what a command may read and write", "cli/places.py", "ROLES"),
     Place("the sandbox, the parent's side", "converters/sandbox/guard.py", "guarded"),
     Place("the sandbox, the child's side", "converters/sandbox/guard_child.py", "main"),
     Place("what is refused in an untrusted file", "converters/file/onnx_file.py", "check_onnx"),

@@ -1,11 +1,13 @@
-"""Makes docs/cli.md from the commands' own --help: python docs/make_cli.py."""
+"""Makes docs/cli.md from the commands' own --help, and the supervisor's table of their parameters: python docs/make_cli.py."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
+from onnxspect.cli import places
 from onnxspect.cli.main import COMMANDS, cli
 from onnxspect.engine.mitigation.registry import MAKERS
 from onnxspect.engine.mitigation.settings import settable, shown
@@ -35,5 +37,12 @@ def _settings() -> str:
     return f"### Settings of the methods\n\n{lead}\n" + "\n".join(rows) + "\n"
 
 
+def arguments() -> str:
+    """cli/arguments.json: a line a parameter."""
+    rows = {name: ",\n".join("  " + json.dumps(row) for row in params) for name, params in places.table().items()}
+    return "{\n" + ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items()) + "\n}\n"
+
+
 if __name__ == "__main__":
     (Path(__file__).parent / "cli.md").write_text(page())
+    places.TABLE.write_text(arguments())

@@ -22,7 +22,6 @@ import json
 import os
 import sqlite3
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -30,6 +29,7 @@ from typing import IO, Any
 import numpy as np
 
 from onnxspect.converters.text import printable
+from onnxspect.converters.whole import write_whole
 from onnxspect.engine.errors import MachineError, OnnxspectError, unwritable
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 from onnxspect.engine.run_folder import (
@@ -297,43 +297,12 @@ def _one_line(error: Exception) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+    """Write a file whole or not at all.
 
     Raises:
         OnnxspectError: it cannot be written; whatever was there before is untouched.
     """
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp made it private; the user's umask decides
-        os.replace(temporary, path)  # noqa: PTH105 - the atomic rename itself
-        temporary = None
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise unwritable(path, error) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
-def _sync_folder(folder: Path) -> None:
-    if sys.platform == "win32":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    write_whole(path, data)
 
 
 def _exclusive(folder: Path) -> IO[bytes]:

@@ -89,6 +89,37 @@ def _kill_parent(*_: object) -> object:
     return os.kill(os.getppid(), 0)
 
 
+def _call(name: str, *arguments: object) -> Callable[[dict[str, Any], pathlib.Path], object]:
+    """A call of the C library; refused where it fails."""
+
+    def deed(*_: object) -> object:
+        made = getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments)
+        if made < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        return made
+
+    return deed
+
+
+def _stat(request: dict[str, Any], _: pathlib.Path) -> object:
+    return pathlib.Path(request["path"]).stat().st_size
+
+
+def _list(request: dict[str, Any], _: pathlib.Path) -> object:
+    return sorted(p.name for p in pathlib.Path(request["path"]).iterdir())
+
+
+def _nest(_: dict[str, Any], folder: pathlib.Path) -> object:
+    """A folder in a folder, three thousand deep: no path reaches the last, and no recursion does."""
+    os.chdir(folder)
+    for _i in range(3000):
+        pathlib.Path("d").mkdir()
+        os.chdir("d")
+    pathlib.Path("last").write_bytes(b"left behind")
+    return "nested"
+
+
 def _raise_limits(*_: object) -> object:
     import resource
 
@@ -214,6 +245,19 @@ DEEDS: dict[str, Callable[[dict[str, Any], pathlib.Path], object]] = {
     "fork": _fork,
     "kill parent": _kill_parent,
     "raise limits": _raise_limits,
+    "shared memory": _call("shmget", 0x5A17, 4096, 0o1666),
+    "message queue": _call("msgget", 0x5A17, 0o1666),
+    "semaphore": _call("semget", 0x5A17, 1, 0o1666),
+    "posix queue": _call("syscall", 240 if os.uname().machine == "x86_64" else 180, b"onnxspect", 0o102, 0o600, None),
+    "inotify": _call("inotify_init1", 0),
+    "keyring": _call("syscall", 250 if os.uname().machine == "x86_64" else 219, 0, -3, 1),
+    "userfaultfd": _call("syscall", 323 if os.uname().machine == "x86_64" else 282, 1),
+    "io_uring": _call("syscall", 425, 1, None),
+    "bpf": _call("syscall", 321 if os.uname().machine == "x86_64" else 280, 5, None, 0),
+    "ptrace": _call("ptrace", 16, 1, None, None),
+    "stat": _stat,
+    "list": _list,
+    "nest": _nest,
     "thread": _thread,
     "socket in thread": _socket_in_thread,
     "memory": _memory,

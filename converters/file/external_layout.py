@@ -11,10 +11,7 @@ and the model takes its own last.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +26,7 @@ from onnxspect.converters.errors import OnnxspectError, unwritable
 from onnxspect.converters.file.external_data import MOST_BYTES, ExternalFile, tensors
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.text import printable, readable_bytes
+from onnxspect.converters.whole import Part
 
 #: Where a copy says that a tensor lies whose data it did not take along.
 KEPT = "onnxspect/kept"
@@ -197,44 +195,23 @@ def _content(file: Mapping[int, TensorProto]) -> Iterator[tuple[int, bytes]]:
 
 def _write_all(files: Sequence[tuple[Path, Iterator[tuple[int, bytes]]]]) -> None:
     """Write files from (offset, bytes) pieces under temporary names; when all are on disk, give them theirs, in order."""
-    temporary: list[str] = []
+    parts: list[Part] = []
     try:
         for path, content in files:
             try:
-                handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
-                temporary.append(name)
-                with os.fdopen(handle, "wb") as file:
-                    for offset, data in content:
-                        file.write(bytes(offset - file.tell()))
-                        file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.chmod(name, 0o666 & ~_umask())  # noqa: PTH101 - mkstemp made it private; the user's umask decides
+                part = Part(path)
+                parts.append(part)
+                for offset, data in content:
+                    part.file.write(bytes(offset - part.file.tell()))
+                    part.file.write(data)
+                part.finish()
             except OSError as error:
                 raise unwritable(path, error) from error
-        for name, (path, _) in zip(tuple(temporary), files, strict=True):
+        for part in parts:
             try:
-                os.replace(name, path)  # noqa: PTH105 - the atomic rename itself
+                part.place()
             except OSError as error:
-                raise unwritable(path, error) from error
-            temporary.remove(name)
+                raise unwritable(part.target, error) from error
     finally:
-        for name in temporary:
-            with contextlib.suppress(OSError):
-                Path(name).unlink()
-    _sync_folder(files[-1][0].parent)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        for part in parts:
+            part.discard()

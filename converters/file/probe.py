@@ -21,10 +21,11 @@ import onnx
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, parse_onnx, read_onnx
 from onnxspect.converters.file.oversized import data_file, oversized, parted, weight_bytes
-from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, SandboxLevel, WarmPool, guarded
+from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, SandboxLevel, guarded
 from onnxspect.converters.sandbox.guard_child import PROBE_INFERRED as INFERRED
 from onnxspect.converters.sandbox.guard_child import PROBE_MODEL as MODEL
 from onnxspect.converters.sandbox.guard_child import PROBE_WEIGHTS as WEIGHTS
+from onnxspect.converters.sandbox.pool import WarmPool
 from onnxspect.converters.text import printable
 
 _DTYPES = {

@@ -19,7 +19,8 @@ from onnx import TensorProto, checker, defs, helper, shape_inference
 
 from onnxspect.converters.errors import OnnxspectError, is_memory
 from onnxspect.converters.file.external_data import tensor_bytes
-from onnxspect.converters.sandbox.guard_child import PROBE_INFERRED, PROBE_MODEL, PROBE_WEIGHTS, stage
+from onnxspect.converters.sandbox.guard_child import PROBE_INFERRED, PROBE_MODEL, PROBE_WEIGHTS
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable, readable_bytes
 
 _GUESSED_SIZE = 224  # of a free height or width: ImageNet's, what most classifiers with free sizes were trained at

@@ -106,7 +106,7 @@ class Oracle:
         options = ort.SessionOptions()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it would say comes as an exception
         source, self._arrays = _source(model, outputs, options)
         try:
             self._session = ort.InferenceSession(source, options, providers=providers(device))

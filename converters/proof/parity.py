@@ -24,7 +24,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from onnxspect.converters.errors import InternalError, OnnxspectError, caused_by
+from onnxspect.converters.errors import InternalError, OnnxspectError, caused_by, is_memory
 from onnxspect.converters.file.oversized import weight_bytes
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.knowledge import Knowledge, learn
@@ -338,7 +338,7 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
     try:
         return [oracle.run({name: fed}, names)]
     except Exception as error:  # onnxruntime's exceptions have no common base
-        if len(fed) > 1:
+        if len(fed) > 1 and not is_memory(error):
             try:
                 return [oracle.run({name: fed[i : i + 1]}, names) for i in range(len(fed))]
             except Exception:

@@ -13,37 +13,32 @@ import contextlib
 import errno
 import json
 import os
-import select
-import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from onnxspect.converters.errors import CLASSES, InternalError, MachineError, OnnxspectError, caused_by, writing
-from onnxspect.converters.sandbox.guard_child import MEMORY, RESULT, STAGE
+from onnxspect.converters.sandbox.child import (
+    START_SECONDS,
+    Here,
+    Launcher,
+    child_available,
+    require_child,
+    work_folder,
+)
+from onnxspect.converters.sandbox.guard_child import MEMORY, RESULT
 from onnxspect.converters.sandbox.safe_open import read_beneath
+from onnxspect.converters.stages import FILE as STAGE
 from onnxspect.converters.text import printable, readable_bytes
 
 _RESULT_LIMIT = 64 << 20
+#: What a child gets at least: with less it could not say that it lacks memory.
+_LEAST_MEMORY = 128 << 20
 _BEFORE_THE_JOB = ("at the start", "in sandbox")
-_START_SECONDS = 60.0  # for importing the largest framework on a slow disk
-# What a child gets of the environment. Not the rest: it may hold tokens.
-_KEPT_ENVIRONMENT = (
-    *("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"),
-    *("LANG", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT", "SYSTEMDRIVE", "WINDIR", "PATHEXT", "COMSPEC"),
-)
-_ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "2",
-}
 
 
 @dataclass(frozen=True)
@@ -113,19 +108,37 @@ class GuardedRun:
             raise caused_by(error, message) from None
 
 
-def child_available() -> bool:
-    """Whether this interpreter can start itself (a frozen application may not)."""
-    return bool(sys.executable)
+@dataclass(frozen=True)
+class Budget:
+    """What is left for the children of this process, whatever their own limits are.
+
+    Attributes:
+        ends: the moment (time.monotonic) at which all must be over; None for no limit.
+        memory_bytes: of this process and a child together; None for no limit.
+        require_sandbox: refuse to run any where the system cannot lock it in completely.
+    """
+
+    ends: float | None = None
+    memory_bytes: int | None = None
+    require_sandbox: bool = False
+
+    def within(self, limits: GuardLimits) -> GuardLimits:
+        """The limits of a child that starts now."""
+        seconds = limits.seconds if self.ends is None else min(limits.seconds, max(self.ends - time.monotonic(), 1.0))
+        memory = limits.memory_bytes
+        if self.memory_bytes is not None:
+            memory = min(memory, max(self.memory_bytes - resident_bytes(), _LEAST_MEMORY))
+        return replace(limits, seconds=seconds, memory_bytes=memory)
 
 
-@contextlib.contextmanager
-def work_folder() -> Iterator[Path]:
-    """A fresh folder that only this user can enter; removed with all that is in it."""
-    folder = Path(tempfile.mkdtemp(prefix="onnxspect-")).resolve()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+_budget = Budget()
+_launcher: Launcher = Here()
+
+
+def set_up(budget: Budget, launcher: Launcher) -> None:
+    """For the command line's worker: the budget of all children from here on, and who starts them."""
+    global _budget, _launcher
+    _budget, _launcher = budget, launcher
 
 
 @contextlib.contextmanager
@@ -158,14 +171,16 @@ def guarded(
     Raises:
         OnnxspectError: naming the file and the cause: the job's own error, a crash, a limit.
     """
+    limits = _budget.within(limits)
     # One that waits was started with neither of these.
     waiting = None if readable or environment else _waiting.pop(job, None)
     with waiting or _Child(environment or {}) as child:
         folder = child.folder
-        _put(files or {}, folder)
-        message = full_request(job, request, folder, limits, readable, require_sandbox)
-        code, timed_out, errors = child.answer(message, limits)
-        yield collect(folder, code, timed_out, errors, limits, shown)
+        put(files or {}, folder)
+        message = full_request(job, request, folder, limits, readable, require_sandbox or _budget.require_sandbox)
+        # The child's own alarm ends the job in time; this is for a job that undid it, with slack for the start.
+        said = child.process.answer(message, limits.seconds + START_SECONDS)
+        yield collect(folder, said.code, said.timed_out, said.errors, limits, shown)
 
 
 def start_ahead(job: str) -> None:
@@ -177,8 +192,8 @@ def start_ahead(job: str) -> None:
     if job in _waiting or not child_available():
         return
     child = _Child({})
-    with contextlib.suppress(OSError):  # it ended at once: the run that takes it says why
-        child.tell({"ahead": True, "job": job, "folder": str(child.folder), "readable": []})
+    with contextlib.suppress(OSError, MachineError):  # it ended at once: the run that takes it says why
+        child.process.tell({"ahead": True, "job": job, "folder": str(child.folder), "readable": []})
     _waiting[job] = child
 
 
@@ -187,30 +202,21 @@ _waiting: dict[str, _Child] = {}
 
 
 @atexit.register
-def _end_waiting() -> None:
+def end_waiting() -> None:
+    """End the children that were started ahead and not used."""
     while _waiting:
         _waiting.popitem()[1].close()
 
 
 class _Child:
-    """A started child, its work folder and what it says on stderr; a context that ends it and removes the folder."""
+    """A started child and its work folder; a context that ends it and removes the folder."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        if not child_available():
-            raise MachineError("this Python cannot start a child process, so an untrusted file cannot be opened safely")
+        require_child()
         self._stack = contextlib.ExitStack()
         self.folder = self._stack.enter_context(work_folder())
-        self._errors: IO[bytes] = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # it is closed with the stack
         try:
-            self._process = subprocess.Popen(
-                child_command(),
-                stdin=subprocess.PIPE,
-                stdout=self._errors,
-                stderr=self._errors,
-                cwd=self.folder,
-                env=child_environment(self.folder, environment),
-                start_new_session=True,
-            )
+            self.process = _launcher.start(self.folder, environment)
         except BaseException:
             self._stack.close()
             raise
@@ -223,135 +229,15 @@ class _Child:
 
     def close(self) -> None:
         """End the process if it is still there, and remove the folder."""
-        if self._process.returncode is None:
-            kill_tree(self._process)
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self.process.close()
         self._stack.close()
 
-    def tell(self, message: Mapping[str, Any]) -> None:
-        """Send a line, and leave the pipe open for the next."""
-        if self._process.stdin is not None:
-            self._process.stdin.write(json.dumps(message).encode() + b"\n")
-            self._process.stdin.flush()
 
-    def answer(self, message: Mapping[str, Any], limits: GuardLimits) -> tuple[int, bool, str]:
-        """Hand it the request and wait. Returns its exit code, whether it ran out of time, its stderr."""
-        timed_out = False
-        try:
-            # The child's own alarm ends the job in time; this is for a job that undid it, with slack for the start.
-            self._process.communicate(json.dumps(message).encode() + b"\n", timeout=limits.seconds + _START_SECONDS)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            kill_tree(self._process)
-        self._errors.seek(0, os.SEEK_END)
-        self._errors.seek(max(self._errors.tell() - 4000, 0))
-        return self._process.returncode, timed_out, self._errors.read().decode("utf-8", "replace")
-
-
-def _put(files: Mapping[str, bytes | Iterable[bytes]], folder: Path) -> None:
+def put(files: Mapping[str, bytes | Iterable[bytes]], folder: Path) -> None:
+    """Write files into a work folder."""
     for name, content in files.items():
         with writing(folder / name), (folder / name).open("wb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
-
-
-class WarmPool:
-    """One process with a job's libraries loaded, which does every request in a forked copy of itself.
-
-    Each file still meets a process of its own, locked in as in `guarded`; only the imports (0.3 s for the probe) are
-    paid once. For many files (a folder of models, a fuzz run). Linux only.
-    """
-
-    def __init__(self, job: str, limits: GuardLimits, environment: Mapping[str, str] | None = None) -> None:
-        self._job, self._limits, self._environment = job, limits, environment or {}
-        self._server: subprocess.Popen[bytes] | None = None
-        self._home = tempfile.TemporaryDirectory(prefix="onnxspect-pool-")
-
-    def __enter__(self) -> WarmPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()
-        self._home.cleanup()
-
-    @contextlib.contextmanager
-    def run(
-        self,
-        request: Mapping[str, Any],
-        *,
-        shown: str,
-        files: Mapping[str, bytes | Iterable[bytes]] | None = None,
-        readable: Sequence[Path] = (),
-        require_sandbox: bool = False,
-    ) -> Iterator[GuardedRun]:
-        """As `guarded`, for this pool's job."""
-        with work_folder() as folder:
-            _put(files or {}, folder)
-            message = full_request(self._job, request, folder, self._limits, readable, require_sandbox)
-            answer = self._ask(json.dumps(message).encode() + b"\n")
-            if answer is None:
-                raise MachineError(f"{shown}: the pool's process ended ({_stage(folder)})")
-            yield collect(folder, int(answer["code"]), bool(answer["timed_out"]), "", self._limits, shown)
-
-    def _ask(self, line: bytes) -> dict[str, Any] | None:
-        server = self._server if self._server is not None and self._server.poll() is None else self._start()
-        try:
-            if server.stdin is None or server.stdout is None:
-                return None
-            server.stdin.write(line)
-            server.stdin.flush()
-            answer = _line_within(server.stdout.fileno(), self._limits.seconds + _START_SECONDS)
-            return None if answer is None else dict(json.loads(answer))
-        except (OSError, ValueError):
-            return None
-        finally:
-            if server.poll() is not None:
-                self._server = None
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        home = Path(self._home.name)
-        server = subprocess.Popen(
-            child_command(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            cwd=home,
-            env=child_environment(home, self._environment),
-            start_new_session=True,
-        )
-        self._server = server
-        if server.stdin is None or server.stdout is None:
-            raise InternalError("the pool's process has no pipes")
-        server.stdin.write(json.dumps({"serve": True, "job": self._job}).encode() + b"\n")
-        server.stdin.flush()
-        if _line_within(server.stdout.fileno(), _START_SECONDS) is None:
-            self._stop()
-            raise MachineError("the pool's process did not start", "a warm pool needs Linux")
-        return server
-
-    def _stop(self) -> None:
-        if self._server is not None:
-            kill_tree(self._server)
-            for pipe in (self._server.stdin, self._server.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            self._server = None
-
-
-def _line_within(fd: int, seconds: float) -> bytes | None:
-    """One line from a pipe, or None if it ends or nothing comes in time. (Answers are short: one write each.)"""
-    line = b""
-    deadline = time.monotonic() + seconds
-    while not line.endswith(b"\n"):
-        ready, _, _ = select.select([fd], [], [], max(deadline - time.monotonic(), 0))
-        chunk = os.read(fd, 4096) if ready else b""
-        if not chunk or len(line) > 65_536:
-            return None
-        line += chunk
-    return line
 
 
 def full_request(
@@ -377,43 +263,9 @@ def full_request(
     }
 
 
-def child_command() -> list[str]:
-    """How a child is started: ``-P`` keeps its current folder, which holds untrusted files, off the import path."""
-    return [sys.executable, "-P", "-m", "onnxspect.converters.sandbox.guard_child"]
-
-
-def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The child's environment: a short list, and every cache pointed into the work folder."""
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    here = str(folder)
-    own = {
-        "HOME": here,
-        "USERPROFILE": here,
-        "TMPDIR": here,
-        "TEMP": here,
-        "TMP": here,
-        "XDG_CACHE_HOME": here,
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        "CUDA_VISIBLE_DEVICES": "",
-        "ORT_DISABLE_TELEMETRY": "1",
-    }
-    return {**kept, **_ONE_THREAD, **own, **(extra or {})}
-
-
-def kill_tree(child: subprocess.Popen[bytes]) -> None:
-    """End a child, and what it may have started."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(child.pid, signal.SIGKILL)
-        else:
-            child.kill()
-    child.wait()
-
-
 def collect(folder: Path, code: int, timed_out: bool, errors: str, limits: GuardLimits, shown: str) -> GuardedRun:
     """Turn what a child left into a result or an error."""
-    stage = _stage(folder)
+    stage = stage_in(folder)
     if timed_out or (code < 0 and -code == getattr(signal, "SIGALRM", None)):
         raise OnnxspectError(
             f"{shown}: took more than {limits.seconds:.0f} s ({stage})", "raise the time limit if you trust the file"
@@ -443,7 +295,16 @@ def collect(folder: Path, code: int, timed_out: bool, errors: str, limits: Guard
     raise raised(f"{shown}: {printable(message, 2000)}", printable(hint, 400))
 
 
-def _stage(folder: Path) -> str:
+def resident_bytes() -> int:
+    """Memory that this process uses now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def stage_in(folder: Path) -> str:
+    """What the process whose folder that is noted last, for errors; it may lie."""
     try:
         return "in " + printable(read_beneath(folder, STAGE, 200).data.decode("utf-8", "replace"), 80)
     except OnnxspectError:

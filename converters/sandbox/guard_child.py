@@ -24,8 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters import stages
 from onnxspect.converters.errors import Kind, MachineError, OnnxspectError, is_memory
 from onnxspect.converters.sandbox import linux as sandbox_linux
+from onnxspect.converters.sandbox import lock
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable
 
 Job = Callable[[dict[str, Any], Path], dict[str, Any]]
@@ -33,13 +36,9 @@ Job = Callable[[dict[str, Any], Path], dict[str, Any]]
 # job -> module (any other name is a module itself) with `preload(request)`, which imports what it needs before
 # the process is locked in, and `run(request, folder) -> result`.
 JOBS = {"probe": "onnxspect.converters.file.probe_job", "convert": "onnxspect.converters.sources.convert_job"}
-RESULT, STAGE = "result.json", "stage"
+RESULT = "result.json"
 MEMORY = "memory"  # in place of a `Kind`: memory ran out, within limits that the parent set and puts into words
 PROBE_MODEL, PROBE_WEIGHTS, PROBE_INFERRED = "model.onnx", "weights.bin", "inferred.onnx"
-
-_SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/nsswitch.conf")
-_PROC = ("/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat", "/proc/filesystems", "/proc/sys/vm")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/full")
 
 
 def main() -> int:
@@ -56,41 +55,39 @@ def do(request: dict[str, Any]) -> int:
     """Lock in, preload, limit, run; write down what came of it."""
     folder = Path(request["folder"])
     os.chdir(folder)
-    applied: list[str] = []
-    missing: list[str] = []
+    stages.record_in(folder)
+    level = lock.Level()
     outcome: dict[str, Any]
     began = False
     try:
         stage("sandbox")
-        _lock_files(request, folder, applied, missing)
+        lock.files(level, request["readable"], [folder])
         job = _preload(request)
         if request.get("ahead"):
             line = sys.stdin.readline()
             if not line:  # the parent has no use for this process
                 return 0
             request = json.loads(line)
-        _lock_in(request, applied, missing)
+        _lock_in(request, level)
         began = True
         outcome = _done(job, request, folder)
     except OnnxspectError as error:
         outcome = {"error": error.message, "hint": error.hint, "kind": error.kind.value}
     except BaseException as error:  # the parent is to hear of everything, SystemExit of a framework included
         outcome = {"error": _one_line(error), "kind": MEMORY if is_memory(error) else _kind(error, began).value}
-    outcome["applied"], outcome["missing"] = applied, missing
-    Path(RESULT).write_text(json.dumps(outcome), encoding="utf-8")
+    outcome["applied"], outcome["missing"] = level.applied, level.missing
+    (folder / RESULT).write_text(json.dumps(outcome), encoding="utf-8")
     return 0
 
 
-def _lock_in(request: dict[str, Any], applied: list[str], missing: list[str]) -> None:
+def _lock_in(request: dict[str, Any], level: lock.Level) -> None:
     """Limits and a filter of system calls, before anything of the file is read."""
-    _limit(request["limits"], applied, missing)
-    _lock_calls(applied, missing)
-    if missing and request["require_sandbox"]:
-        raise OnnxspectError(
-            f"this system cannot lock a process in ({', '.join(missing)} missing)",
-            "files that run code when they are opened, and --require-sandbox, need Linux 5.13 or later on x86-64 or aarch64",
-        )
-    request["sandbox_missing"] = missing
+    given = request["limits"]
+    lock.limits(level, int(given["memory_bytes"]), float(given["seconds"]), int(given["output_bytes"]))
+    lock.calls(level)
+    if request["require_sandbox"]:
+        level.require()
+    request["sandbox_missing"] = level.missing
 
 
 def _done(job: Job, request: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -111,11 +108,6 @@ def _alarm(seconds: float) -> None:
     """End this process after so many seconds, unless the job undoes it; then the parent does."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
-def stage(name: str) -> None:
-    """Note what is being done, so that a crash can be named."""
-    Path(STAGE).write_text(name, encoding="utf-8")
 
 
 def _serve(first: dict[str, Any]) -> int:
@@ -160,79 +152,6 @@ def _preload(request: dict[str, Any]) -> Job:
     module.preload(request)
     job: Job = module.run
     return job
-
-
-def _lock_files(request: dict[str, Any], folder: Path, applied: list[str], missing: list[str]) -> None:
-    """First half of the sandbox, before any library starts a thread."""
-    if sys.platform != "linux":
-        missing += ["Landlock", "seccomp"]
-        return
-    readable = [Path(p) for p in (*_SYSTEM, *_PROC, *_DEVICES, *sorted(_python_folders()), *request["readable"])]
-    writable = [folder, Path("/dev/null")]
-    for name, measure in (
-        ("no_new_privs", sandbox_linux.no_new_privileges),
-        ("capabilities", sandbox_linux.drop_capabilities),
-    ):
-        try:
-            measure()
-            applied.append(name)
-        except sandbox_linux.SandboxUnavailable as error:
-            missing.append(str(error))
-    try:
-        applied.append(f"Landlock {sandbox_linux.restrict_files(readable, writable)}")
-    except sandbox_linux.SandboxUnavailable as error:
-        missing.append(str(error))
-
-
-def _python_folders() -> set[str]:
-    """Where this interpreter's own code and that of its packages lies (an editable install's folder included)."""
-    own = (package for name in ("onnxspect", "onnxspect.converters") for package in sys.modules[name].__path__)
-    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *own}
-    folders.update(p for p in sys.path if p)
-    return {f for f in folders if f != "/"}
-
-
-def _limit(limits: dict[str, Any], applied: list[str], missing: list[str]) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        missing.append("rlimits")
-        return
-    memory = int(limits["memory_bytes"])
-    cores = os.cpu_count() or 1
-    wanted = {
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: int(limits["output_bytes"]),
-        resource.RLIMIT_NOFILE: 1024,
-        # The parent measures wall time; this is for the case that the parent is gone.
-        resource.RLIMIT_CPU: int(limits["seconds"] * cores) + 10,
-    }
-    if sys.platform == "linux":
-        wanted[resource.RLIMIT_AS] = _virtual_bytes() + memory
-    for which, value in wanted.items():
-        _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # Past the soft limit on processor time comes a signal with a name, SIGXCPU; past the hard one SIGKILL.
-        soft = max(value - 5, 1) if which == resource.RLIMIT_CPU else value
-        resource.setrlimit(which, (soft, value))
-    applied.append("rlimits")
-    if sys.platform != "linux":
-        missing.append("memory limit")  # macOS accepts RLIMIT_AS and does not keep it
-
-
-def _lock_calls(applied: list[str], missing: list[str]) -> None:
-    """Second half, after the imports: no system call that makes sockets, processes or rights."""
-    if sys.platform != "linux":
-        return
-    try:
-        sandbox_linux.restrict_calls()
-        applied.append("seccomp")
-    except sandbox_linux.SandboxUnavailable as error:
-        missing.append(str(error))
-
-
-def _virtual_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _peak_bytes() -> int:

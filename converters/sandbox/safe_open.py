@@ -34,6 +34,8 @@ _CHUNK = 1 << 22
 # Absent on Windows, where FIFOs have no path in the file system and O_BINARY is needed instead.
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+#: A folder is only passed through: where the system can say so, no right to list it is asked for.
+_FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 _HAS_DIR_FD = os.open in os.supports_dir_fd and bool(_NOFOLLOW)
 
 
@@ -162,10 +164,10 @@ def _open_beneath(folder: Path, name: str, shown: str) -> int:
 
 def _open_at(folder: Path, parts: list[str]) -> int:
     """Open `parts` one by one, each relative to the one before it, following no symbolic link."""
-    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | getattr(os, "O_CLOEXEC", 0))
+    here = os.open(folder, _FOLDER)
     try:
         for part in parts[:-1]:
-            deeper = os.open(part, _READ | _NOFOLLOW | os.O_DIRECTORY, dir_fd=here)
+            deeper = os.open(part, _FOLDER | _NOFOLLOW, dir_fd=here)
             os.close(here)
             here = deeper
         # A device is recognised before it is opened; a swap in between still meets O_NONBLOCK and fstat.

@@ -15,7 +15,6 @@ produce an accepted model that computes something else than what the framework s
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -30,7 +29,7 @@ import numpy as np
 from google.protobuf.message import EncodeError
 
 from onnxspect.converters import plugins
-from onnxspect.converters.errors import OnnxspectError, caused_by, unwritable
+from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
@@ -40,6 +39,7 @@ from onnxspect.converters.sandbox.safe_open import open_regular
 from onnxspect.converters.sources.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
 from onnxspect.converters.sources.formats import FORMATS, Format, brought_in, detect
 from onnxspect.converters.text import printable, readable_bytes
+from onnxspect.converters.whole import write_whole
 
 __all__ = ["Conversion", "ConvertLimits", "Parity", "convert", "sidecar_path"]
 
@@ -450,12 +450,4 @@ def _write(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> None:
         (made.out, data),
         (made.sidecar, (json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()),
     ):
-        temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except OSError as error:
-            raise unwritable(path, error) from None
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        write_whole(path, content)

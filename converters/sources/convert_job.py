@@ -19,9 +19,9 @@ import onnx
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.proof.tolerances import allowed_difference
-from onnxspect.converters.sandbox.guard_child import stage
 from onnxspect.converters.sources.exported import Exported, Source, takes_arrays
 from onnxspect.converters.sources.images import test_image
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # torch.export colours its messages

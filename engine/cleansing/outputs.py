@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from onnxspect.converters.text import visible
+from onnxspect.converters.whole import whole
 from onnxspect.engine.cleansing.scores import Scores
-from onnxspect.engine.errors import unwritable
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.activations import TrainingSet
 
@@ -66,23 +65,15 @@ def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
         lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
         write_atomically(folder / "kept.txt", os.fsencode("\n".join(lines) + "\n" if lines else ""))
         return folder / "kept.txt"
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".kept.", suffix=".part")
-    os.close(handle)
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            with archive.open("images.npy", "w", force_zip64=True) as stream:
-                _stream_array(stream, training.raw(keep), int(keep.sum()))
-            others = {"labels": training.labels[keep], "index": np.flatnonzero(keep)}
-            if training.names:
-                others["classes"] = np.array(training.names)
-            for name, array in others.items():
-                with archive.open(f"{name}.npy", "w") as stream:
-                    np.lib.format.write_array(stream, array, allow_pickle=False)
-        Path(temporary).replace(folder / "kept.npz")
-    except OSError as error:
-        raise unwritable(folder / "kept.npz", error) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with whole(folder / "kept.npz") as part, zipfile.ZipFile(part.file, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as stream:
+            _stream_array(stream, training.raw(keep), int(keep.sum()))
+        others = {"labels": training.labels[keep], "index": np.flatnonzero(keep)}
+        if training.names:
+            others["classes"] = np.array(training.names)
+        for name, array in others.items():
+            with archive.open(f"{name}.npy", "w") as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
     return folder / "kept.npz"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from onnxspect.converters.stages import stage
 from onnxspect.engine.jobs.fitting import chosen_way
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet, open_training_set
@@ -62,6 +63,7 @@ def open_case(
     """
     run = run or RunContext()
     opened = open_model(model, spec, run.device)
+    stage("reading the samples")
     way, said = chosen_way(opened, data, resize, run)
     samples = samples_from(data, opened.size, way, opened.class_names)
     samples = replace(samples, notes=(*samples.notes, *said))
@@ -85,6 +87,7 @@ def open_training_case(
         OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
+    stage("reading the training set")
     source = train if isinstance(train, Source) else Source(Path(train))
     training = open_training_set(source.path, opened.size, source.classes or opened.class_names)
     return Case(opened.subject(training.shape), training, opened.known_spec)

@@ -7,7 +7,6 @@ and in four metadata entries (`onnxspect.*`) that say where it came from; every 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from onnxspect.converters.file.external_layout import write_like
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.proof.writeback import PROVENANCE, Change, write_back
 from onnxspect.converters.text import printable
+from onnxspect.converters.whole import try_place
 from onnxspect.engine.errors import InconclusiveError, MachineError, OnnxspectError, unwritable
 from onnxspect.engine.mitigation.method import Addition
 from onnxspect.engine.subject.subject import Subject
@@ -103,11 +103,9 @@ def check_writable(file: OnnxFile, out: Path) -> None:
     if out.exists() and not os.access(out, os.W_OK):
         raise MachineError(f"{out}: is read-only", "choose another -o, or make it writable")
     try:
-        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name[:40]}.", suffix=".part")
+        try_place(out)
     except OSError as error:
         raise unwritable(out, error) from error
-    os.close(handle)
-    Path(name).unlink(missing_ok=True)
 
 
 def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
@@ -167,6 +168,7 @@ def scan(
         verdict = _of_part(decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few), searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
+        stage("writing the report")
         report = document.build(
             checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond, searched, ledger.devices
         )

@@ -26,6 +26,7 @@ from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, outputs_
 from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.converters.proof.oracle import Oracle, of_file, providers
 from onnxspect.converters.proof.writeback import PROVENANCE
+from onnxspect.converters.stages import stage
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import added_outputs, suppresses_target, without_additions
 from onnxspect.engine.mitigation.strip import Strip
@@ -271,6 +272,7 @@ def verify(
         OnnxspectError: a file does not open, or the two differ in inputs or outputs (but for a filter's).
     """
     before, after = opened or (open_file(original), open_file(patched))
+    stage("measuring the files in onnxruntime")
     plain, additions = without_additions(before.proto, after.proto)
     differences = compare(before.proto, plain)
     interface = [d.text for d in differences if d.kind == "interface"]

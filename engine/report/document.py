@@ -93,6 +93,7 @@ def build(
         "limits": [
             *_narrowed(searched),
             *_moved(devices),
+            *_of_driver(run.device),
             *_of_samples(samples, subject.classes),
             *beyond.limits,
             *limits(evidence),
@@ -176,6 +177,16 @@ def _moved(devices: Sequence[str]) -> list[str]:
     """An interrupted scan that went on elsewhere is no scan that can be repeated to the last bit."""
     where = ", then on ".join(devices)
     return [f"Searched on {where}: on one device alone the last digits would be others."] if devices else []
+
+
+def _of_driver(device: str) -> list[str]:
+    """What a GPU opens to the process that runs a model, however it is locked in."""
+    if not device.startswith("cuda"):
+        return []
+    return [
+        "The model ran on a GPU: the NVIDIA driver's devices were open to the process that ran it, and a fault in that driver was "
+        "within the model's reach."
+    ]
 
 
 def _narrowed(searched: Sequence[int]) -> list[str]:

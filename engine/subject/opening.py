@@ -29,7 +29,7 @@ from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, re
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
-from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.errors import OnnxspectError, writing
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.file_facts import class_list
@@ -292,7 +292,7 @@ def _of_bytes(
             "give its path, or load it with its weights",
         )
     handle, scratch = tempfile.mkstemp(prefix="onnxspect-", suffix=".onnx")
-    with os.fdopen(handle, "wb") as file:
+    with writing(Path(scratch)), os.fdopen(handle, "wb") as file:
         file.write(data)
     try:
         kept = with_face(bound(read_onnx(Path(scratch)), bind))

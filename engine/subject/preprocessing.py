@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from onnxspect.converters.lowering.logits import LogitsInfo
+from onnxspect.converters.stages import stage
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.batch_statistics import stated_by_statistics
@@ -130,6 +131,7 @@ def preflight(
         raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}")
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
+    stage("finding the preprocessing")
     rng = run.numpy_generator("preflight")
     trial = samples.take(np.sort(rng.permutation(len(samples))[:TRIAL_SAMPLES]))
     layout = subject.spec.layout

@@ -32,6 +32,7 @@ from onnxspect.converters.lowering.purpose import refuse_others
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle, of_file
 from onnxspect.converters.proof.parity import Comparison
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.class_scores import ClassScores, as_scores, scoring
@@ -364,6 +365,7 @@ class OpenedModel:
                 f"{self.name}: the file leaves the size of its images open",
                 "give image_shape=(channels, height, width)",
             )
+        stage("running the model")
         classes = _count_classes(self.module, self.spec, shape, self.device, self.name)
         made = Subject(
             self.module,
@@ -377,6 +379,7 @@ class OpenedModel:
             self.logits,
             self.comparison,
         )
+        stage("comparing torch with onnxruntime")
         made._compare(made.spec.encode(_noise(shape)).numpy(), batch_sizes=(1, 4))
         return made
 
@@ -404,6 +407,7 @@ def open_onnx(
     """
     file = model if isinstance(model, OnnxFile) else open_file(model, bind)
     name = name or str(model.path if isinstance(model, OnnxFile) else model)
+    stage("lowering the graph")
     proto, known = simplify(file.proto)
     try:
         refuse_others(proto, known.after, output)
@@ -513,6 +517,7 @@ def open_file(path: str | Path, bind: Mapping[str, float] | None = None) -> Onnx
     Raises:
         OnnxspectError: it is not usable; says why.
     """
+    stage("checking the file")
     refuse_hostile(Path(path))
     file = with_face(bound(read_onnx(Path(path)), bind))
     probe(file)

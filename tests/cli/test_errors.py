@@ -156,14 +156,14 @@ def test_a_report_that_does_not_arrive(model: Path, form: list[str]) -> None:
 @posix
 def test_no_room_for_a_result(features: Path, tmp_path: Path) -> None:
     limit = (
-        "import resource, signal\nimport onnxspect.engine.jobs.certify\n"
+        "import resource, signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))"
     )
     done = in_a_process(certifying(features, tmp_path / "out"), limit)
     assert done.returncode == 4, done.stderr
     assert "attack.npz: cannot be written (File too large)" in done.stderr
     assert "hint: make room" in done.stderr
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()  # it was made for the result, and nothing came into it
 
 
 @posix
@@ -172,7 +172,7 @@ def test_no_room_for_a_ledger(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=samples.images, labels=samples.labels)
     # The probe's files are small and pass; the ledger does not.
     limit = (
-        "import resource, signal\nimport onnxspect.engine.jobs.scan\n"
+        "import resource, signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nresource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))"
     )
     done = in_a_process(

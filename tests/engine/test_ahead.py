@@ -34,7 +34,7 @@ def test_what_cannot_be_loaded_ahead_is_no_failure_yet() -> None:
 
 @pytest.fixture
 def nothing_waits() -> None:
-    guard._end_waiting()
+    guard.end_waiting()
 
 
 @pytest.mark.usefixtures("nothing_waits")
@@ -50,7 +50,7 @@ def nothing_waits() -> None:
 def test_the_child_is_started_before_the_command_is_imported(arguments: list[str], started: bool) -> None:
     main.run(arguments)
     assert ("probe" in guard._waiting) == started
-    guard._end_waiting()
+    guard.end_waiting()
 
 
 @pytest.mark.usefixtures("nothing_waits")

@@ -22,7 +22,8 @@ from onnxspect.converters.file.graph_cost import graph_cost
 from onnxspect.converters.file.onnx_file import Limits, parse_onnx, read_onnx
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.file.wire_scan import parse_bound
-from onnxspect.converters.sandbox.guard import GuardLimits, WarmPool
+from onnxspect.converters.sandbox.guard import GuardLimits
+from onnxspect.converters.sandbox.pool import WarmPool
 from onnxspect.converters.text import printable
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file kinds")

@@ -13,7 +13,6 @@ from conftest import CLASSES, SIDE, make_model, quadrant_images, quadrant_model,
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.file import external_layout
 from onnxspect.converters.file.external_data import tensors
 from onnxspect.converters.file.external_layout import data_file_names, write_like
 from onnxspect.converters.file.onnx_file import OnnxFile, read_onnx
@@ -267,7 +266,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.M
         if len(calls) == failing + 1:
             raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(external_layout.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OnnxspectError, match="cannot be written") as caught:
         write_like(patched(file, "w1"), file, out)
     assert os.strerror(28) in caught.value.message

@@ -15,15 +15,15 @@ import pytest
 from onnxspect.converters.errors import CLASSES, InternalError, Kind, OnnxspectError
 from onnxspect.converters.sandbox import guard
 from onnxspect.converters.sandbox import linux as sandbox_linux
+from onnxspect.converters.sandbox.child import child_environment, kill_tree
 from onnxspect.converters.sandbox.guard import (
     GuardLimits,
     SandboxLevel,
-    WarmPool,
-    child_environment,
     collect,
     guarded,
     start_ahead,
 )
+from onnxspect.converters.sandbox.pool import WarmPool
 
 LIMITS = GuardLimits(seconds=20, memory_bytes=512 << 20, output_bytes=8 << 20)
 
@@ -66,6 +66,16 @@ def test_level_is_full_here() -> None:
         "fork",
         "kill parent",
         "raise limits",
+        "shared memory",
+        "message queue",
+        "semaphore",
+        "posix queue",
+        "inotify",
+        "keyring",
+        "userfaultfd",
+        "io_uring",
+        "bpf",
+        "ptrace",
     ],
 )
 def test_deed_is_refused(name: str) -> None:
@@ -84,6 +94,15 @@ def test_files_outside_are_out_of_reach(name: str, tmp_path: Path) -> None:
     after = secret.stat()
     assert secret.read_bytes() == b"token"
     assert (after.st_mode, after.st_mtime_ns) == (before.st_mode, before.st_mtime_ns)
+
+
+@needs_sandbox
+def test_a_folder_outside_is_not_listed_but_what_is_guessed_can_be_measured(tmp_path: Path) -> None:
+    """`stat` needs no right of Landlock: a name that is guessed gives size and times away, as converters/sandbox/linux.py says."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"token")
+    assert deed("list", path=str(tmp_path))["refused"] == "PermissionError"
+    assert deed("stat", path=str(secret))["did"] == "5"
 
 
 @needs_sandbox
@@ -216,6 +235,24 @@ def test_work_folder_is_removed() -> None:
     assert not folder.exists()
 
 
+def test_a_nest_of_folders_is_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert deed("nest")["did"] == "nested"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_budget_of_a_command_shortens_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever time and memory a child would have by itself, the command's are the most."""
+    monkeypatch.setattr(guard, "_budget", guard.Budget(time.monotonic() + 2, None))
+    start = time.monotonic()
+    with pytest.raises(OnnxspectError, match=r"took more than [12] s"):
+        deed("sleep", GuardLimits(seconds=900, memory_bytes=512 << 20))
+    assert time.monotonic() - start < 60
+    monkeypatch.setattr(guard, "_budget", guard.Budget(None, guard.resident_bytes() + (200 << 20)))
+    with pytest.raises(OnnxspectError, match=r"took more than (1\d\d|200)\.\d MiB of memory"):
+        deed("memory")
+
+
 def test_required_sandbox_is_required() -> None:
     """Where a measure is missing, `require_sandbox` refuses before the job starts; here none is, so it runs."""
     assert not SandboxLevel(("rlimits",), ("Landlock",)).complete
@@ -324,7 +361,7 @@ def test_a_child_started_ahead_may_crash(waiting: guard._Child) -> None:
 
 @pytest.mark.usefixtures("waiting")
 def test_a_child_started_ahead_that_was_killed_is_named() -> None:
-    guard.kill_tree(guard._waiting["hostile_job"]._process)
+    kill_tree(guard._waiting["hostile_job"].process.process)
     with pytest.raises(OnnxspectError, match=r"evil.bin: .*was killed"):
         ahead("own file")
 
@@ -333,9 +370,9 @@ def test_a_run_with_files_of_its_own_gets_its_own_child(waiting: guard._Child) -
     """The one that waits has locked its files already."""
     assert deed("own file")["did"]
     assert guard._waiting["hostile_job"] is waiting
-    guard._end_waiting()
+    guard.end_waiting()
     assert not waiting.folder.exists()
-    assert waiting._process.returncode is not None
+    assert waiting.process.process.returncode is not None
 
 
 @linux

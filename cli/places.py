@@ -1,0 +1,265 @@
+"""Which files a command's worker may read and write: those that the command line names, each by its role.
+
+The roles are listed here, by command and parameter; a test holds the list to the commands. The supervisor reads the command
+line by `arguments.json`, which `docs/make_cli.py` makes of the commands themselves: they import torch, and the supervisor
+is to answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnxspect.cli import budget
+from onnxspect.converters.errors import OnnxspectError, unwritable
+
+#: What a parameter names: a model with its data files beside it; a file or folder to read; a run folder to read, or to
+#: read and add to; a folder to write into; a file to write.
+#: A policy is read, and so are the samples that it names.
+MODEL, READ, RUN, KEPT_RUN, FOLDER, OUTPUT, POLICY = "model", "read", "run", "kept run", "folder", "output", "policy"
+ROLES: dict[str, dict[str, str]] = {
+    "scan": {
+        "model": MODEL,
+        "data": READ,
+        "train": READ,
+        "out": FOLDER,
+        "outputs": OUTPUT,
+        "policy_file": POLICY,
+    },
+    "convert": {"source": MODEL, "output": OUTPUT},
+    "info": {"model": MODEL},
+    "patch": {"model": MODEL, "run_folder": KEPT_RUN, "data": READ, "output": OUTPUT, "report": OUTPUT},
+    "verify": {
+        "model": MODEL,
+        "against": MODEL,
+        "data": READ,
+        "run_folder": RUN,
+        "triggers": READ,
+        "rescan_out": FOLDER,
+        "report": OUTPUT,
+    },
+    "diff": {"a": MODEL, "b": MODEL},
+    "cleanse": {
+        "model": MODEL,
+        "train": READ,
+        "run_folder": RUN,
+        "truth": READ,
+        "retrain": OUTPUT,
+        "out": FOLDER,
+    },
+    "certify": {"data": READ, "model": MODEL, "suspect": READ, "out": FOLDER},
+    "report": {"source": RUN, "sign": READ, "verify_key": READ, "outputs": OUTPUT, "policy_file": READ},
+    "demo": {"out": FOLDER},
+}
+#: Folders that a command writes into where no option says another.
+DEFAULT_FOLDERS = {"scan": "runs", "cleanse": "cleansed", "certify": "certificate", "demo": "demo"}
+#: Beside a model that holds so many things, data files are not looked for.
+_MOST_BESIDE = 20_000
+TABLE = Path(__file__).with_name("arguments.json")
+_CUDA = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "dxg")
+_CUDA_READ = (
+    *("/proc/driver/nvidia", "/proc/devices", "/proc/modules", "/proc/sys/kernel", "/sys/bus/pci", "/sys/devices"),
+    *("/sys/module", "/etc/nvidia", "/usr/lib/wsl"),
+)
+_MACHINE_READ = ("/sys/devices", "/sys/bus/pci", "/sys/class/drm", "/sys/fs/cgroup", "/proc/version", "/etc/os-release")
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file to write: the worker writes beside it into a folder of its own, and the supervisor renames.
+
+    Attributes:
+        target: the file's name, absolute.
+        staging: the folder; None where it could not be made.
+        errno: why not.
+    """
+
+    target: Path
+    staging: Path | None
+    errno: int = 0
+
+    def allows(self, name: str) -> bool:
+        """Whether a file of that name belongs to the output: itself, its facts, its external data."""
+        own = self.target.name
+        stem = re.sub(r"[^\w.\- ]", "_", own, flags=re.ASCII)  # as converters/file/external_layout.py names data files
+        return name in (own, f"{own}.json") or re.fullmatch(rf"{re.escape(stem)}(\.\d+)?\.data", name) is not None
+
+
+@dataclass
+class Places:
+    """What the worker of a command may touch.
+
+    Attributes:
+        readable, writable, devices: absolute paths.
+        outputs: files to write.
+        made: folders that were made for it, the innermost last; those left empty are removed at the end.
+    """
+
+    readable: list[str] = field(default_factory=list)
+    writable: list[str] = field(default_factory=list)
+    devices: list[str] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    made: list[Path] = field(default_factory=list)
+
+
+def table() -> dict[str, list[dict[str, Any]]]:
+    """The parameters of all commands, as arguments.json has them."""
+    return {
+        name: [
+            {
+                "name": p.name,
+                "declared": [p.name] if isinstance(p, click.Argument) else [*p.opts, *p.secondary_opts],
+                "option": isinstance(p, click.Option),
+                "flag": isinstance(p, click.Option) and p.is_flag,
+                "nargs": p.nargs,
+                "multiple": isinstance(p, click.Option) and p.multiple,
+                "required": p.required,
+            }
+            for p in command.params
+        ]
+        for name, command in _commands()
+    }
+
+
+def _commands() -> list[tuple[str, click.Command]]:
+    from onnxspect.cli.main import COMMANDS, cli
+
+    found = ((name, cli.get_command(click.Context(cli), name)) for name in COMMANDS)
+    return [(name, command) for name, command in found if command is not None]
+
+
+def parsed(command: str, arguments: list[str]) -> dict[str, Any]:
+    """The command line's values by parameter; texts, but for the limits. Whether the others are right, the worker says.
+
+    Raises:
+        click.UsageError: an unknown option, or a value missing.
+    """
+    own = {p.name: p for p in budget.options()}
+    params: list[click.Parameter] = []
+    for row in json.loads(TABLE.read_text())[command]:
+        if row["name"] in own:
+            limit = own[row["name"]]
+            limit.expose_value = True
+            params.append(limit)
+        elif not row["option"]:
+            params.append(click.Argument([row["name"]], nargs=row["nargs"], required=row["required"]))
+        elif row["flag"]:
+            params.append(click.Option([row["name"], *row["declared"]], is_flag=True))
+        else:
+            params.append(
+                click.Option(
+                    [row["name"], *row["declared"]],
+                    nargs=row["nargs"],
+                    multiple=row["multiple"],
+                    required=row["required"],
+                )
+            )
+    parent = click.Context(click.Group("onnxspect"), info_name="onnxspect")
+    light = click.Command(command, params=params)
+    return light.make_context(command, list(arguments), parent=parent).params
+
+
+def prepare(command: str, given: Mapping[str, Any]) -> Places:
+    """Make what the worker will write into, and say what it may touch.
+
+    Raises:
+        OnnxspectError: a folder cannot be made.
+    """
+    places = Places(readable=list(_MACHINE_READ))
+    for name, role in ROLES[command].items():
+        value = given.get(name)
+        if value is None and role == FOLDER:
+            value = DEFAULT_FOLDERS.get(command)
+        for text in value if isinstance(value, tuple) else (value,) if value is not None else ():
+            _add(places, role, Path(text))
+    if given.get("factory"):
+        places.readable.append(os.getcwd())  # noqa: PTH109  # the user's own code is looked for there
+    if given.get("device", "cpu") != "cpu" and "device" in given:
+        _add_cuda(places)
+    return places
+
+
+def _add(places: Places, role: str, path: Path) -> None:
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100  # links stay links: the kernel follows them once
+    if role == POLICY:
+        places.readable += [str(absolute), *_named_by(path)]
+    if role in (READ, RUN, MODEL, KEPT_RUN):
+        places.readable.append(str(absolute))
+    if role == MODEL and not absolute.is_dir():
+        places.readable += _beside(absolute)
+    if role == KEPT_RUN and absolute.is_dir():
+        places.writable.append(str(absolute))
+    if role == FOLDER:
+        _make(places, path, absolute)
+        places.writable.append(str(absolute))
+    if role == OUTPUT:
+        places.outputs.append(_staged(places, absolute))
+
+
+def _named_by(policy: Path) -> list[str]:
+    """The samples that a policy names; of one that cannot be read none, and the worker says why."""
+    from onnxspect.engine.report.policy import read
+
+    with contextlib.suppress(OnnxspectError):
+        found = read(policy)
+        return [os.path.abspath(p) for p in (found.data, found.train) if p is not None]  # noqa: PTH100
+    return []
+
+
+def _beside(model: Path) -> list[str]:
+    """What may hold a model's external data: all that lies beside it and is not hidden. ONNX lets a file name any of them.
+
+    Where everybody keeps everything (the home folder, those above it, the temporary one), folders beside the model are left out.
+    """
+    shared = {Path.home(), *Path.home().parents, Path(tempfile.gettempdir())}
+    folders = model.parent not in shared
+    with contextlib.suppress(OSError), os.scandir(model.parent) as entries:
+        found: list[str] = []
+        for entry in entries:
+            if entry.name.startswith(".") or entry.is_symlink() or (entry.is_dir() and not folders):
+                continue
+            found.append(entry.path)
+            if len(found) > _MOST_BESIDE:
+                return []
+        return found
+    return []
+
+
+def _make(places: Places, shown: Path, folder: Path) -> None:
+    missing = [p for p in (folder, *folder.parents) if not p.exists()]
+    try:
+        for one in reversed(missing):
+            one.mkdir(exist_ok=True)
+            places.made.append(one)
+        if not folder.is_dir():
+            folder.mkdir()  # says what is in its place
+    except OSError as error:
+        raise unwritable(shown, error, "choose another --out", "cannot be made a folder") from error
+
+
+def _staged(places: Places, target: Path) -> Output:
+    try:
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=".onnxspect-"))
+    except OSError as error:
+        return Output(target, None, error.errno or 0)
+    places.writable.append(str(staging))
+    return Output(target, staging)
+
+
+def _add_cuda(places: Places) -> None:
+    devices = list(Path("/dev").glob("nvidia[0-9]*"))
+    if not devices and not Path("/dev/dxg").exists():
+        return
+    devices += [Path("/dev") / name for name in _CUDA if (Path("/dev") / name).exists()]
+    devices += list(Path("/dev/nvidia-caps").glob("*"))
+    places.devices += [str(p) for p in devices]
+    places.readable += _CUDA_READ

@@ -1,0 +1,174 @@
+"""The worker of a command: locks itself in, then does what the command does.
+
+Run as ``python -P -m onnxspect.cli.worker`` by supervisor.py; the request is one line of JSON on standard input. Order: a
+process that starts children is forked (starter.py); this one gives up all files but those of the request; the command's
+libraries are imported; limits and a filter of system calls follow; only then is a byte of a stranger's file read.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from onnxspect.cli import exit_status
+from onnxspect.cli.places import Output
+from onnxspect.converters import stages, whole
+from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sandbox import guard, linux, lock
+from onnxspect.converters.sandbox.starter import Starter
+
+#: The longest file that a command may write: a model with its external data is tens of GiB at most.
+_OUTPUT_BYTES = 1 << 40
+_FILES_OPEN = 4096
+#: What a thread's stack and its allocator map and do not use; several libraries start a thread a core.
+_RESERVED_BY_CORE = 256 << 20
+
+
+def main() -> None:
+    """Do the request on standard input; ends the process."""
+    if sys.platform == "linux":
+        linux.die_with_parent()
+    line = sys.stdin.readline()
+    if not line:  # the supervisor is gone
+        os._exit(exit_status.FAILURE)
+    request = json.loads(line)
+    control = socket.socket(fileno=int(request["control"]))
+    control.set_inheritable(False)
+    try:
+        _on_signals()
+        status = _done(request, control)
+    except KeyboardInterrupt:  # the supervisor says what came
+        status = exit_status.FAILURE
+    except Exception:  # asked for, with ONNXSPECT_DEBUG
+        traceback.print_exc()
+        status = exit_status.FAILURE
+    status = _flushed(status)
+    guard.end_waiting()
+    control.sendall(json.dumps({"status": status}).encode() + b"\n")
+    os._exit(status)  # all that is kept is on the disk, and torch takes its time to go
+
+
+def _done(request: Mapping[str, Any], control: socket.socket) -> int:
+    from onnxspect.cli import main as command_line
+
+    folder = Path(request["folder"])
+    stages.record_in(folder)
+    stages.stage("sandbox")
+    starter = Starter(lambda: _lock_starter(request))
+    level = lock.Level()
+    lock.files(level, request["readable"], request["writable"], request["devices"])
+    budget = guard.Budget(
+        time.monotonic() + float(request["seconds"]), int(request["memory_bytes"]), bool(request["require_sandbox"])
+    )
+    guard.set_up(budget, starter)
+    whole.place_by(_placing(request, control))
+    stages.stage("start")
+    command_line.start_ahead(request["arguments"])
+    command_line.load(request["arguments"][0])
+    lock.limits(
+        level,
+        int(request["memory_bytes"]),
+        float(request["seconds"]),
+        _OUTPUT_BYTES,
+        watched=bool(request["devices"]),
+        reserved_bytes=(os.cpu_count() or 1) * _RESERVED_BY_CORE,
+        files_open=_FILES_OPEN,
+    )
+    lock.calls(level)
+    return command_line.run(request["arguments"], level, memory_bytes=int(request["memory_bytes"]))
+
+
+def _on_signals() -> None:
+    """The first signal that ends a command unwinds it; further ones are left to the supervisor, which kills."""
+
+    def unwind(_number: int, _frame: FrameType | None) -> None:
+        for one in ending:
+            signal.signal(one, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    ending = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    for number in ending:
+        signal.signal(number, unwind)
+
+
+def _lock_starter(request: Mapping[str, Any]) -> None:
+    """The process that starts children: the worker's files, and of /proc all, since its children read their own entries."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):  # the worker's pipes are not its own
+        os.dup2(nowhere, number)
+    os.close(int(request["control"]))
+    level = lock.Level()
+    lock.files(level, request["readable"], [request["folder"]], proc=("/proc",))
+    lock.calls(level, starts_children=True)
+
+
+def _placing(request: Mapping[str, Any], control: socket.socket) -> whole.Placing:
+    """Outputs are written in their staging folders and renamed by the supervisor; the rest in its own folder, by this process."""
+    outputs = [
+        (Output(Path(o["target"]), None if o["staging"] is None else Path(o["staging"]), o["errno"]))
+        for o in request["outputs"]
+    ]
+
+    def output_of(target: Path) -> Output | None:
+        absolute = Path(os.path.abspath(target))  # noqa: PTH100
+        return next((o for o in outputs if absolute.parent == o.target.parent and o.allows(absolute.name)), None)
+
+    def scratch(target: Path) -> Path:
+        output = output_of(target)
+        if output is None:
+            return target.parent
+        if output.staging is None:
+            raise OSError(output.errno, os.strerror(output.errno), str(target))
+        return output.staging
+
+    def place(temporary: Path, target: Path) -> None:
+        if output_of(target) is None:
+            whole.rename(temporary, target)
+            return
+        absolute = os.path.abspath(target)  # noqa: PTH100
+        control.sendall(json.dumps({"from": temporary.name, "to": absolute}).encode() + b"\n")
+        answer = json.loads(_line(control))
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]), str(target))
+        if answer:
+            raise OSError(errno.EACCES, str(answer), str(target))
+
+    return whole.Placing(scratch, place, str(request["mark"]))
+
+
+def _line(control: socket.socket) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = control.recv(4096)
+        if not piece:
+            raise OSError(errno.EPIPE, "the supervisor is gone")
+        line += piece
+    return line
+
+
+def _flushed(status: int) -> int:
+    """The status, unless what was printed does not arrive."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            return exit_status.FAILURE
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OnnxspectError as error:
+        sys.stderr.write(f"onnxspect: {error}\n")
+        sys.exit(exit_status.FAILURE)
