@@ -58,6 +58,8 @@ ROLES: dict[str, dict[str, str]] = {
     },
     "certify": {"data": READ, "model": MODEL, "suspect": READ, "out": FOLDER},
     "report": {"source": RUN, "sign": READ, "verify_key": READ, "outputs": OUTPUT, "policy_file": READ},
+    "view": {"folder": RUN},
+    "data": {"data": READ, "pictures": OUTPUT},
     "demo": {"out": FOLDER},
 }
 #: Folders that a command writes into where no option says another.
