@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: check-tools site bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -39,6 +39,17 @@ $(VENV)/.locked: requirements-ci.txt constraints.txt | $(VENV)/bin/python
 	touch $@
 $(VENV)/.demo: $(VENV)/.locked
 endif
+
+# What the tests of the report's formats and pages use where it is there: Microsoft's SARIF Multitool (npm), Debian's Chromium (as root).
+check-tools:
+	npm install --no-save --no-audit --no-fund --prefix build/npm @microsoft/sarif-multitool@5.7.0
+	chmod u+x build/npm/node_modules/@microsoft/sarif-multitool-linux/Sarif.Multitool
+	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium poppler-utils fonts-dejavu-core; }
+
+# The pages of docs/ as a site, in build/site; links to the code need the repository's address: make site REPO=https://...
+site: $(VENV)/.demo
+	$(PIP) 'mkdocs-material>=9.6,<10'
+	NO_MKDOCS_2_WARNING=1 REPO=$(REPO) $(BIN)/mkdocs build --strict
 
 # Writes requirements-ci.txt anew after a change of pyproject.toml or constraints.txt: needs uv. No index is named in it.
 lock:

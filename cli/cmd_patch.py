@@ -10,6 +10,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.report_output import patch_format, put_patch
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, MAKERS, METHODS, canonical
@@ -76,8 +77,15 @@ class _Method(click.Choice[str]):
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page of the patch there, as .html or .json.",
+)
 @options.reading_options
 @options.JSON
+@options.PROGRESS
 @options.run_options
 @options.QUIET
 def command(
@@ -96,8 +104,10 @@ def command(
     false_positives: float | None,
     max_success: float,
     max_accuracy_lost: float,
+    report: Path | None,
     resize: Resizing,
     as_json: bool,
+    progress: str,
     device: str,
     seed: int,
     quiet: bool,
@@ -112,6 +122,8 @@ def command(
       onnxspect patch model.onnx --run runs/model --data clean.npz -o patched.onnx
       onnxspect patch model.onnx --run runs/model --data clean.npz --method input-filter -o guarded.onnx
     """
+    if report is not None:
+        patch_format(report)
     given: dict[str, str | float | None] = {
         "layer": layer,
         "form": form,
@@ -127,11 +139,13 @@ def command(
         method,
         Goals(max_success, max_accuracy_lost),
         resize,
-        options.run_context(device, seed, quiet),
+        options.run_context(device, seed, quiet, progress),
         targets or None,
         proactive,
         {name: value for name, value in given.items() if value is not None} | parsed(settings, MAKERS),
     )
+    if report is not None:
+        put_patch(done.document, report)
     if as_json:
         show_raw(to_json(done.describe()))
     else:

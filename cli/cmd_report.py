@@ -8,19 +8,30 @@ from typing import Any
 import click
 
 from onnxspect.cli import exit_status
-from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.console import err, show_raw
+from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, put_patch, report_options
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.report import as_html, as_sarif, as_text, document, signature
+from onnxspect.engine.report import as_patch_html, document, formats, patch_document, signature
 from onnxspect.engine.store import Ledger
 
 
-@click.command("report", epilog=exit_status.HELP)
+@click.command(
+    "report", epilog="Exit status: 0 whatever the verdict is (a scan's own status decides), 2 usage error, 4 failure."
+)
 @click.argument("source", metavar="RUN", type=click.Path(path_type=Path))
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["text", "json", "html", "sarif"]),
+    type=click.Choice(formats.FORMATS),
     help="How to print it.  [default: text; with --sign json]",
+)
+@click.option(
+    "--of",
+    "of",
+    type=click.Choice(["scan", patch_document.PATCH, patch_document.VERIFY]),
+    default="scan",
+    show_default=True,
+    help="What is reported: the scan, or the patch or verification that was made with the run (html or json).",
 )
 @click.option(
     "--sign",
@@ -34,32 +45,59 @@ from onnxspect.engine.store import Ledger
     metavar="KEY",
     help="Show it only if it was signed by the owner of this public key (PEM), and not changed since.",
 )
-def command(source: Path, form: str | None, sign: Path | None, verify_key: Path | None) -> int:
-    """Show the report of the finished scan in the folder RUN, with the exit status that the scan had.
+@report_options
+def command(
+    source: Path,
+    form: str | None,
+    of: str,
+    sign: Path | None,
+    verify_key: Path | None,
+    outputs: tuple[Path, ...],
+    policy_file: Path | None,
+) -> int:
+    """Show the report of the finished scan in the folder RUN, for people or for a pipeline.
 
-    RUN may also be a signed report that was handed on. Nothing in a run folder is changed, and its digest is checked.
+    RUN may also be a signed report that was handed on. Nothing in a run folder is changed, and its digest is checked. With -o
+    nothing is printed.
 
     \b
     Example:
-      onnxspect report runs/model --format html > report.html
+      onnxspect report runs/model -o report.html -o report.sarif
+      onnxspect report runs/model --format markdown >> "$GITHUB_STEP_SUMMARY"
+      onnxspect report runs/model --of patch --format html > patch.html
       onnxspect report runs/model --sign key.pem > signed.json
       onnxspect report signed.json --verify-key public.pem
     """
-    form = form or ("json" if sign is not None else "text")
-    if sign is not None and form != "json":
-        raise OnnxspectError(f"--sign prints JSON, not {form}", "leave --format away, or take json")
+    if of != "scan":
+        return _patch(source, of, form, outputs, sign)
+    form = form or ("json" if sign is not None else formats.TEXT)
+    if sign is not None and (form != "json" or outputs):
+        raise OnnxspectError("--sign prints JSON on standard output and nothing else", "leave --format and -o away")
+    files = check(outputs, None if form == formats.TEXT else form)
     report, folder = _read(source, verify_key)
     if sign is not None:
         show_raw(document.as_json(signature.signed(report, sign)))
-    elif form == "json":
-        show_raw(document.as_json(report))
-    elif form == "html":
-        show_raw(as_html.render(report, folder))
-    elif form == "sarif":
-        show_raw(document.as_json(as_sarif.render(report)))
-    else:
-        show(as_text.render(report))
-    return exit_status.OF_VERDICT[report["verdict"]]
+        return exit_status.CLEAN
+    accepted, _ = accepted_findings(report, folder, found_policy(policy_file))
+    put(report, folder, form, files, accepted, quiet=bool(outputs))
+    return exit_status.CLEAN
+
+
+def _patch(source: Path, of: str, form: str | None, outputs: tuple[Path, ...], sign: Path | None) -> int:
+    """The page, or the document, of a patch or a verification."""
+    if form not in (None, "html", "json") or sign is not None:
+        raise OnnxspectError(f"--of {of} is html or json, without a signature")
+    made = patch_document.read(source, of)
+    if made is None:
+        raise OnnxspectError(
+            f"{source}: no {of} was made with this run",
+            f"`onnxspect {of} ... --run {source} --report {source}/{of}.json` makes one",
+        )
+    for path in outputs:
+        put_patch(made, path)
+    if not outputs:
+        show_raw(document.as_json(made) if form == "json" else as_patch_html.render(made))
+    return exit_status.CLEAN
 
 
 def _read(source: Path, verify_key: Path | None) -> tuple[dict[str, Any], Path]:

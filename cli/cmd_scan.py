@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from onnxspect.cli import exit_status, options
-from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.console import err
+from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.calibration import PRIOR
-from onnxspect.engine.report import as_text, document
+from onnxspect.engine.readers.labels import ClassList
+from onnxspect.engine.report import formats, policy
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
@@ -22,7 +24,12 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
 @options.view
-@options.data()
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Clean samples: an npz with images and labels, or a folder of images by class.  [required, but for a policy with data]",
+)
 @click.option(
     "--train",
     type=click.Path(path_type=Path),
@@ -30,7 +37,7 @@ from onnxspect.engine.subject.subject import InputSpec
     help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
 )
 @click.option(
-    "--preset", type=click.Choice(list(PRESETS)), default="standard", show_default=True, help="How hard to search."
+    "--preset", type=click.Choice(list(PRESETS)), help="How hard to search.  [default: the policy's, or standard]"
 )
 @click.option(
     "--budget",
@@ -51,23 +58,39 @@ from onnxspect.engine.subject.subject import InputSpec
     show_default=True,
     help="Share of models taken to be infected, for P(backdoored).",
 )
+@click.option("--format", "form", type=click.Choice(formats.FORMATS), help="How to print the report.  [default: text]")
 @options.JSON
+@report_options
+@click.option(
+    "--fail-on",
+    type=click.Choice(policy.FAIL_ON),
+    help="Which verdicts end in a status that is not 0: backdoored alone, inconclusive too, or none.  [default: the policy's, or "
+    "inconclusive]",
+)
+@click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
+@options.PROGRESS
 @options.preprocessing_options
 @options.reading_options
 @options.run_options
 @options.QUIET
 def command(
     model: Path,
-    data: Source,
+    data: Source | None,
     train: Source | None,
-    preset: str,
+    preset: str | None,
     budget: str | None,
     detectors: tuple[str, ...],
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
     prior: float,
+    form: str | None,
     as_json: bool,
+    outputs: tuple[Path, ...],
+    policy_file: Path | None,
+    fail_on: str | None,
+    exit_zero: bool,
+    progress: str,
     resize: Resizing,
     spec: InputSpec | None,
     device: str,
@@ -76,26 +99,38 @@ def command(
 ) -> int:
     """Look for backdoors in the ONNX file MODEL and say how sure it is.
 
-    The report goes to stdout; triggers and charts go to the run folder as pictures. A scan that was interrupted
-    resumes when the same command is given again.
+    The report goes to stdout, and to files with -o; triggers and charts go to the run folder as pictures. A scan that was
+    interrupted resumes when the same command is given again.
 
     \b
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
+      onnxspect scan model.onnx --data clean.npz -o report.html -o report.sarif --fail-on backdoored
     """
+    if exit_zero and fail_on not in (None, policy.NEVER):
+        raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")
+    rules = found_policy(policy_file)
+    form = "json" if as_json else form or formats.TEXT
+    files = check(outputs, None)
+    listed = click.get_current_context().params.get("classes")  # said of the policy's samples, where none are given
+    known = ClassList.of(listed) if listed else None
+    data = data or (Source(rules.data, known) if rules.data else None)
+    train = train or (Source(rules.train, known) if rules.train else None)
+    if data is None:
+        raise OnnxspectError(
+            "no clean samples are given", '--data PATH, or data = "PATH" in a policy (docs/pipelines.md)'
+        )
     seconds = parse_duration(budget) if budget is not None else None
-    asked = click.get_current_context().get_parameter_source("preset") is not ParameterSource.DEFAULT
-    if seconds is not None and not asked:
-        preset = list(PRESETS)[-1]
-    run = options.run_context(device, seed, quiet)
+    # With a budget the most thorough preset that fits is taken, up to the one that is asked for.
+    preset = preset or rules.preset or (list(PRESETS)[-1] if seconds is not None else "standard")
+    run = options.run_context(device, seed, quiet, progress)
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
         train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior,
     )  # fmt: skip
-    if as_json:
-        show_raw(document.as_json(result.report))
-    else:
-        show(as_text.render(result.report))
-    if not quiet:
+    accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
+    put(result.report, result.folder, form, files, accepted)
+    if not quiet and progress != "json":
         err.print(f"run folder: {result.folder}")
-    return exit_status.OF_VERDICT[result.report["verdict"]]
+    wanted = policy.NEVER if exit_zero else fail_on or rules.fail_on or policy.INCONCLUSIVE
+    return exit_status.of_scan(result.verdict, wanted, all_accepted)

@@ -13,9 +13,10 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.report_output import patch_format, put_patch
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.prove import prove, prove_deployed
+from onnxspect.engine.jobs.prove import document_of, prove, prove_deployed
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
@@ -76,9 +77,16 @@ from onnxspect.engine.subject.subject import InputSpec
     show_default=True,
     help="Most clean images that a guarded file may reject.",
 )
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the page of the proof there, as .html or .json.",
+)
 @options.preprocessing_options
 @options.reading_options
 @options.JSON
+@options.PROGRESS
 @options.run_options
 @options.QUIET
 def command(
@@ -94,9 +102,11 @@ def command(
     max_success: float,
     max_accuracy_lost: float,
     max_rejected: float,
+    report: Path | None,
     resize: Resizing,
     spec: InputSpec | None,
     as_json: bool,
+    progress: str,
     device: str,
     seed: int,
     quiet: bool,
@@ -109,12 +119,18 @@ def command(
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
       onnxspect verify model.onnx --as-deployed --data clean.npz --run runs/model
     """
+    if report is not None:
+        patch_format(report)
     if rescan_out is not None and not rescan:
         raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
-    run = options.run_context(device, seed, quiet)
+    run = options.run_context(device, seed, quiet, progress)
     if against is None:
         if not as_deployed:
             raise OnnxspectError("no file to measure MODEL against", "--against names the original; or --as-deployed")
+        if report is not None:
+            raise OnnxspectError(
+                "--report is the page of a proof, and none is asked for", "--against names the original"
+            )
         alone = prove_deployed(model, data, run_folder, triggers, spec, resize, run)
         if as_json:
             show_raw(to_json({"as_deployed": alone.describe()}))
@@ -143,6 +159,9 @@ def command(
     )
     # The run is the original's; of the patched file only triggers of the user's own can be told apart from it.
     deployment = prove_deployed(model, data, None, triggers, spec, resize, run) if as_deployed else None
+    if report is not None:
+        original = Path(str(getattr(against, "model", against)))
+        put_patch(document_of(proof, model, original, data.path, run_folder), report)
     if as_json:
         more = {} if deployment is None else {"as_deployed": deployment.describe()}
         show_raw(to_json(proof.describe() | more))

@@ -19,4 +19,17 @@ OF_KIND = {
     Kind.INTERNAL: FAILURE,
 }
 
+
+def of_scan(verdict: str, fail_on: str, accepted: bool) -> int:
+    """The status of a scan.
+
+    Args:
+        verdict: its own.
+        fail_on: "backdoored" lets "inconclusive" pass, "never" both; "inconclusive" none.
+        accepted: a policy accepts everything that was found.
+    """
+    passes = {"backdoored": ("inconclusive",), "never": ("inconclusive", "backdoored")}.get(fail_on, ())
+    return CLEAN if accepted or verdict in passes else OF_VERDICT[verdict]
+
+
 HELP = "Exit status: 0 clean, 1 backdoor found or hostile file, 2 usage error, 3 inconclusive, 4 failure."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from onnxspect.cli import budget, exit_status
 from onnxspect.converters.errors import unwritable
@@ -29,6 +30,7 @@ COMMANDS = {
     "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
+    "view": ("cmd_view", "Show the pages of a folder of runs in a browser, and compare two."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 
@@ -47,6 +49,11 @@ class _Lazy(click.Group):
         known = {p.name for p in command.params}
         command.params += [option for option in budget.options() if option.name not in known]
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names of commands without importing them: a shell asks at every key."""
+        found = [CompletionItem(n, help=text) for n, (_, text) in COMMANDS.items() if n.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -87,8 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _opens_files(given: list[str]) -> bool:
-    """Whether it is a command to be run, and by a worker: Windows has no processes that this one could lock in."""
-    return bool(given) and given[0] in COMMANDS and not {"-h", "--help"} & set(given) and sys.platform != "win32"
+    """Whether it is a command to be run, and by a worker: Windows has no processes that this one could lock in.
+
+    `view` listens on a port, which no worker may; of a run folder it reads what is checked (engine/run_folder.py).
+    """
+    return (
+        bool(given)
+        and given[0] in COMMANDS
+        and given[0] != "view"
+        and not {"-h", "--help"} & set(given)
+        and sys.platform != "win32"
+    )
 
 
 def _supervised(given: list[str]) -> int:

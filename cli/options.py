@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from onnxspect.cli.console import Progressing
+from onnxspect.cli.json_lines import JsonLines
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext, choose_device
@@ -87,6 +88,15 @@ def _bindings(given: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
         if not equals or not name:
             raise OnnxspectError(f"--bind {text!r}: not a name and a number", "such as --bind keep_prob=1")
     return tuple(sorted(found))
+
+
+PROGRESS = click.option(
+    "--progress",
+    type=click.Choice(["auto", "json"]),
+    default="auto",
+    show_default=True,
+    help="Bars or lines for people, or one JSON object a line for programs; on stderr.",
+)
 
 
 def data(help_text: str = "Clean samples: a folder of images by class, an npz, or another form (docs/data.md).") -> Any:
@@ -227,6 +237,7 @@ def _numbers(option: str, text: str | None, default: float) -> tuple[float, ...]
     return values
 
 
-def run_context(device: str, seed: int, quiet: bool = False) -> RunContext:
+def run_context(device: str, seed: int, quiet: bool = False, progress: str = "auto") -> RunContext:
     """Seed, device and progress of a command."""
-    return RunContext(seed=seed, device=choose_device(device), observer=Progressing(quiet))
+    observer = JsonLines() if progress == "json" and not quiet else Progressing(quiet)
+    return RunContext(seed=seed, device=choose_device(device), observer=observer)

@@ -20,16 +20,34 @@ from typing import Any
 import click
 
 from onnxspect.cli import budget
-from onnxspect.converters.errors import unwritable
+from onnxspect.converters.errors import OnnxspectError, unwritable
 
 #: What a parameter names: a model, or data, each with what lies beside it (weights; labels, and the images of a list); a file or
-#: folder to read; a run folder to read, or to read and add to; a folder to write into; a file to write.
-MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT = "model", "data", "read", "run", "kept run", "folder", "output"
+#: folder to read; a run folder to read, or to read and add to; a folder to write into; a file to write; a policy, which is read,
+#: and so are the samples that it names.
+MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT, POLICY = (
+    "model", "data", "read", "run", "kept run", "folder", "output", "policy"
+)  # fmt: skip
 ROLES: dict[str, dict[str, str]] = {
-    "scan": {"classes": READ, "model": MODEL, "data": DATA, "train": DATA, "out": FOLDER},
+    "scan": {
+        "classes": READ,
+        "model": MODEL,
+        "data": DATA,
+        "train": DATA,
+        "out": FOLDER,
+        "outputs": OUTPUT,
+        "policy_file": POLICY,
+    },
     "convert": {"source": MODEL, "output": OUTPUT},
-    "info": {"model": MODEL},
-    "patch": {"classes": READ, "model": MODEL, "run_folder": KEPT_RUN, "data": DATA, "output": OUTPUT},
+    "info": {"model": MODEL, "data": DATA},
+    "patch": {
+        "classes": READ,
+        "model": MODEL,
+        "run_folder": KEPT_RUN,
+        "data": DATA,
+        "output": OUTPUT,
+        "report": OUTPUT,
+    },
     "verify": {
         "classes": READ,
         "model": MODEL,
@@ -38,6 +56,7 @@ ROLES: dict[str, dict[str, str]] = {
         "run_folder": RUN,
         "triggers": READ,
         "rescan_out": FOLDER,
+        "report": OUTPUT,
     },
     "diff": {"a": MODEL, "b": MODEL},
     "cleanse": {
@@ -50,7 +69,8 @@ ROLES: dict[str, dict[str, str]] = {
         "out": FOLDER,
     },
     "certify": {"data": DATA, "model": MODEL, "suspect": DATA, "out": FOLDER},
-    "report": {"source": RUN, "sign": READ, "verify_key": READ},
+    "report": {"source": RUN, "sign": READ, "verify_key": READ, "outputs": OUTPUT, "policy_file": READ},
+    "view": {"folder": RUN},
     "data": {"classes": READ, "data": DATA, "pictures": OUTPUT},
     "demo": {"out": FOLDER},
 }
@@ -186,6 +206,8 @@ def prepare(command: str, given: Mapping[str, Any]) -> Places:
 
 def _add(places: Places, role: str, path: Path) -> None:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  # links stay links: the kernel follows them once
+    if role == POLICY:
+        places.readable += [str(absolute), *_named_by(path)]
     if role in (READ, RUN, MODEL, DATA, KEPT_RUN):
         places.readable.append(str(absolute))
     if role in (MODEL, DATA) and not absolute.is_dir():
@@ -197,6 +219,16 @@ def _add(places: Places, role: str, path: Path) -> None:
         places.writable.append(str(absolute))
     if role == OUTPUT:
         places.outputs.append(_staged(places, absolute))
+
+
+def _named_by(policy: Path) -> list[str]:
+    """The samples that a policy names; of one that cannot be read none, and the worker says why."""
+    from onnxspect.engine.report.policy import read
+
+    with contextlib.suppress(OnnxspectError):
+        found = read(policy)
+        return [os.path.abspath(p) for p in (found.data, found.train) if p is not None]  # noqa: PTH100
+    return []
 
 
 def _beside(file: Path) -> list[str]:

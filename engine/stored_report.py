@@ -20,8 +20,11 @@ MOST_BYTES = 256 << 20
 _SHA256 = Annotated[str, Meta(pattern=r"\A(?:[0-9a-f]{64})?\Z")]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
+#: What a clock says, and so differs from run to run.
+_TIMES = ("seconds", "finished")
 _Text = Annotated[str, Meta(min_length=1)]
 _Number = Annotated[float, Meta(ge=-1e9, le=1e9)]
+_Size = Annotated[int, Meta(ge=1, le=1 << 20)]
 _Positive = Annotated[float, Meta(gt=0, le=1e9)]
 
 
@@ -122,6 +125,26 @@ class _Skipped(msgspec.Struct, tag_field="status", tag="skipped"):
     reason: str
 
 
+class _Box(msgspec.Struct):
+    top: _Count
+    left: _Count
+    height: _Size
+    width: _Size
+
+
+class _Found(msgspec.Struct):
+    target: _Count = msgspec.field(name="class")
+    detector: str
+    form: Literal["mask", "delta", "inner", "none"]
+    source: _Count | None
+    shared: bool
+    held_out: _Count
+    held_out_success: _Share | None
+    size: Annotated[list[_Size], Meta(min_length=2, max_length=2)] | None
+    box: _Box | None
+    changed: _Share | None
+
+
 class _Report(msgspec.Struct):
     schema: Annotated[str, Meta(pattern=r"\Aonnxspect-report/[0-9]{1,3}\Z")]
     tool: _Tool
@@ -141,6 +164,10 @@ class _Report(msgspec.Struct):
     seconds: Annotated[float, Meta(ge=0)]
     digest: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     calibration: _Calibration | None = None
+    # Reports of version 0.1.0 have none of these.
+    found: list[_Found] = []
+    hidden: list[str] = []
+    finished: Annotated[str, Meta(pattern=r"\A[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z\Z")] | None = None
 
 
 def checked(text: str) -> dict[str, Any]:
@@ -168,6 +195,10 @@ def checked(text: str) -> dict[str, Any]:
         raise ValueError("the rows are not those of the classes in their order")
     if any(k >= len(report.classes) for k in report.targets):
         raise ValueError("a target that is no class")
+    if any(f.target not in report.targets or (f.source or 0) >= len(report.classes) for f in report.found):
+        raise ValueError("a trigger to a class that is not named, or from one that there is not")
+    if any((f.box is None) != (f.size is None) for f in report.found):
+        raise ValueError("a trigger's place without the image's size")
     if (report.verdict == "backdoored") != bool(report.targets):
         raise ValueError(f"the verdict {report.verdict} with {len(report.targets)} targets")
     if report.digest not in (digest(document), _with_paths(document)):
@@ -176,7 +207,7 @@ def checked(text: str) -> dict[str, Any]:
 
 
 def digest(report: dict[str, Any]) -> str:
-    """SHA-256 of a document without `seconds` and `digest`, at any depth, and without its own signature; of a `path`, its last
+    """SHA-256 of a document without `seconds`, `finished` and `digest`, at any depth, and without its own signature; of a `path`, its last
     name alone counts.
 
     Raises:
@@ -197,7 +228,7 @@ def _sha256(value: Any) -> str:
 
 def _timeless(value: Any, whole_paths: bool = False) -> Any:
     if isinstance(value, dict):
-        kept = {k: _timeless(v, whole_paths) for k, v in value.items() if k not in ("seconds", "digest")}
+        kept = {k: _timeless(v, whole_paths) for k, v in value.items() if k not in _TIMES and k != "digest"}
         if not whole_paths and isinstance(kept.get("path"), str):
             kept["path"] = PurePath(kept["path"]).name
         return kept

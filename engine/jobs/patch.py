@@ -38,6 +38,7 @@ from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_size_limits
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
+from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
@@ -171,13 +172,17 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Patched:
-    """What a patch leaves: the file, what changed in it, its proof, and what was tried on the way."""
+    """What a patch leaves: the file, what changed in it, its proof, and what was tried on the way.
+
+    `document` says all that as JSON, with what it is about; the run folder has it as patch.json.
+    """
 
     out: Path
     method: str
     changes: tuple[Change, ...]
     proof: Verification
     attempts: tuple[Attempt, ...]
+    document: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def describe(self) -> dict[str, Any]:
         """As `onnxspect patch --json` prints it."""
@@ -269,7 +274,23 @@ def patch(
     attempt, proto, changes = best
     write_model(proto, file, Path(out))
     assert attempt.proof is not None
-    return Patched(Path(out), attempt.method, changes, attempt.proof, attempts)
+    document = patch_document.build(
+        patch_document.PATCH,
+        attempt.proof.describe(),
+        (subject.name, file.sha256),
+        (str(out), read_onnx(Path(out)).sha256),
+        (samples.path, samples.sha256, len(samples)),
+        str(folder),
+        attempt.method,
+        tuple(a.describe() for a in attempts),
+    )
+    try:
+        patch_document.keep(document, folder)
+    except (
+        OnnxspectError
+    ) as error:  # the patch is written and proven: a run on read-only media is no reason to call it failed
+        run.observer.notice(f"the run folder keeps no document of the patch: {error.message}")
+    return Patched(Path(out), attempt.method, changes, attempt.proof, attempts, document)
 
 
 Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]

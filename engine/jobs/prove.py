@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.deployed import Deployment, deployed
@@ -20,6 +21,7 @@ from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
 from onnxspect.engine.readers.npz import check_npz
+from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
@@ -169,6 +171,30 @@ def _gathered(
     else:
         settled = preflight(subject, samples, run, spec, samples.order_given).subject
     return _Gathered(settled, samples, triggers)
+
+
+def document_of(
+    proof: Verification, patched: Path, original: Path, data: Path, run_folder: Path | None = None
+) -> dict[str, Any]:
+    """The document of a verification (report/patch_document.py). Nothing is written: the run may be a stranger's, on read-only media.
+
+    Args:
+        proof: what `prove` gave.
+        patched, original: the files.
+        data: clean samples.
+        run_folder: of the scan whose triggers were measured.
+
+    Raises:
+        OnnxspectError: a file cannot be read any more.
+    """
+    return patch_document.build(
+        patch_document.VERIFY,
+        proof.describe(),
+        (str(original), read_onnx(Path(original)).sha256),
+        (str(patched), read_onnx(Path(patched)).sha256),
+        (str(data), "", proof.samples),
+        "" if run_folder is None else str(run_folder),
+    )
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

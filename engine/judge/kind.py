@@ -39,7 +39,7 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         for name in agreeing
         if name in by_name
         for unit in _of(by_name[name], target, shared)[:1]
-        for change in [_change(unit)]
+        for change in [strength(unit)]
         if change is not None
     ]
     if not changes:
@@ -68,7 +68,7 @@ def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
     return foremost(own, evidence.statistic, Search.FULL)
 
 
-def _change(unit: UnitEvidence) -> np.ndarray | None:
+def strength(unit: UnitEvidence) -> np.ndarray | None:
     """How strongly each place of the image is changed ``(height, width)``, or None where pixels are not changed."""
     if "mask" in unit.trigger:
         return np.asarray(unit.trigger["mask"], np.float64).max(0)
@@ -78,15 +78,24 @@ def _change(unit: UnitEvidence) -> np.ndarray | None:
 
 
 def _local_area(change: np.ndarray) -> float:
-    """Area, as a share of the image, of the box around the strongest places that hold `ENERGY` of the change's energy."""
+    """Area of the `strongest_box`, as a share of the image."""
+    top, left, bottom, right = strongest_box(change)
+    return float((bottom - top) * (right - left) / change.size)
+
+
+def strongest_box(change: np.ndarray) -> tuple[int, int, int, int]:
+    """The box around the strongest places that hold `ENERGY` of the energy of a change ``(height, width)``.
+
+    Returns:
+        its first row and column, and those behind its last; the whole image where nothing is changed.
+    """
     energy = change**2
     if energy.sum() <= 0:
-        return 1.0
+        return 0, 0, *change.shape
     order = np.argsort(energy, axis=None)[::-1]
     enough = int(np.searchsorted(np.cumsum(energy.ravel()[order]), ENERGY * energy.sum())) + 1
     rows, columns = np.unravel_index(order[:enough], change.shape)
-    box = (np.ptp(rows) + 1) * (np.ptp(columns) + 1)
-    return float(box / change.size)
+    return int(rows.min()), int(columns.min()), int(rows.max()) + 1, int(columns.max()) + 1
 
 
 def _spread(unit: UnitEvidence, change: np.ndarray) -> str:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from onnxspect.converters.text import all_visible
 
 STYLE = {"clean": "bold green", "backdoored": "bold red", "inconclusive": "bold yellow"}
-#: Rows of the class table at most: the most suspicious ones.
-MOST_ROWS = 25
+#: Columns, where nothing says how wide the reader's window is.
+WIDTH = 120
+#: Rows of the class table: all classes of a model with at most so many; of one with more, the ones that matter.
+MOST_ROWS, THAT_MATTER = 25, 10
 
 
 def render(report: dict[str, Any]) -> RenderableType:
     """Verdict, reasons, one row a class, what ran, and what was not checked."""
     return _render(all_visible(report))  # a class name is untrusted text, and a terminal obeys escape codes
+
+
+def plain(report: dict[str, Any], width: int = WIDTH) -> str:
+    """The same as plain text, so many columns wide."""
+    written = io.StringIO()
+    console = Console(file=written, width=width, highlight=False, color_system=None, force_jupyter=False)
+    console.print(render(report))
+    return written.getvalue()
 
 
 def _render(report: dict[str, Any]) -> RenderableType:
@@ -80,9 +92,8 @@ def _classes(report: dict[str, Any]) -> Table:
         table.add_column("MAD index", justify="right")
         table.add_column("on unseen", justify="right")
     table.add_column("p-value", justify="right")
-    rows = sorted(report["classes"], key=lambda c: c["log10_p"])
-    shown = rows if len(rows) <= MOST_ROWS else rows[:MOST_ROWS]
-    shown = sorted(shown, key=lambda c: c["index"])
+    rows = report["classes"]
+    shown = rows if len(rows) <= MOST_ROWS else _that_matter(report)
     for c in shown:
         cells = []
         for d in ran:
@@ -101,8 +112,14 @@ def _classes(report: dict[str, Any]) -> Table:
         style = "bold red" if c["index"] in report["targets"] else ""
         table.add_row(Text(label), *cells, f"{c['p_value']:.2g}", style=style)
     if len(rows) > len(shown):
-        table.caption = f"{len(rows) - len(shown)} less suspicious classes are not shown"
+        table.caption = f"{len(rows) - len(shown):,} less suspicious classes are not shown (`onnxspect report DIR --format html` has all)"
     return table
+
+
+def _that_matter(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The named classes and the most suspicious ones of the others, the most suspicious first."""
+    rows = sorted(report["classes"], key=lambda c: (c["index"] not in report["targets"], c["log10_p"], c["index"]))
+    return rows[: max(THAT_MATTER, min(len(report["targets"]), MOST_ROWS))]
 
 
 def _number(value: float | None, form: str) -> str:

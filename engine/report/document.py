@@ -1,11 +1,12 @@
 """The report: one JSON document (docs/report.schema.json) that everything else is drawn from.
 
-Everything in it but the fields named `seconds` depends on file, data, settings, seed and device alone. `digest` is the
+Everything in it but `seconds` and `finished` depends on file, data, settings, seed and device alone. `digest` is the
 SHA-256 of the report without them (stored_report.py): two runs agree bit for bit exactly where their digests do.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from onnxspect.converters.text import well_formed
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.traits import Family
 from onnxspect.engine.judge.verdict import Verdict
+from onnxspect.engine.report.measured import measured
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.precision import precision_on
@@ -88,6 +90,8 @@ def build(
             for c in verdict.classes
         ],
         "detectors": [_detector(e) for e in evidence],
+        "found": measured(evidence, verdict),
+        "hidden": list(beyond.hidden),
         "limits": [
             *_narrowed(searched),
             *_moved(devices),
@@ -102,10 +106,16 @@ def build(
         "precision": asdict(precision_on(run.device)),
         "seed": run.seed,
         "seconds": round(seconds, 3),
+        "finished": now(),
     }
     report = well_formed(report)
     report["digest"] = digest(report)
     return report
+
+
+def now() -> str:
+    """The time in UTC, to the second, as reports write it: 2026-01-31T12:00:00Z."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _view(subject: Subject) -> dict[str, Any]:

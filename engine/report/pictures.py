@@ -14,6 +14,7 @@ from PIL import Image
 from onnxspect.converters.text import visible
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.judge.verdict import ALPHA
+from onnxspect.engine.report.measured import difference
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.trigger import stamp
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Classes shown at most in one chart: the most suspicious ones.
 MOST_BARS = 40
+#: Plain images: of so many named classes, on so many clean images each, thinned out to at most so many pixels a side.
+MOST_FOUND, EXAMPLES, SIDE = 4, 3, 256
 ACCENT, CALM = "#c0392b", "#7f8c8d"
 #: Where the title of a small picture stands; left to itself matplotlib makes ticks, which are not shown, to find the same place.
 _ABOVE = 1.0
@@ -31,7 +34,8 @@ _ABOVE = 1.0
 def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path) -> list[Path]:
     """Write classes.png, and for each detector with triggers triggers.png and trigger-class-N.png for every target.
 
-    The first detector's files have these names; the others' carry the detector's name too. Returns what was written.
+    The first detector's files have these names; the others' carry the detector's name too. Of the trigger that a report's
+    `found` names there are plain images too, for the page. Returns what was written.
     """
     with plain_text():
         return _drawn(report, evidence, samples, folder)
@@ -49,7 +53,7 @@ def plain_text() -> Iterator[None]:
 def _drawn(
     report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path
 ) -> list[Path]:
-    written = [_write(folder / "classes.png", bars(report))]
+    written = [_write(folder / "classes.png", bars(report)), *_found(report, evidence, samples, folder)]
     targets = set(report["targets"])
     first = True
     for e in evidence:
@@ -65,6 +69,47 @@ def _drawn(
             name = f"trigger-class-{unit.unit.target}{suffix}.png"
             written.append(_write(folder / name, trigger_sheet(unit, samples, report)))
     return written
+
+
+def _found(
+    report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path
+) -> list[Path]:
+    """found-N-trigger.png, and found-N-K-from-L-{before,after,change}.png for up to EXAMPLES clean images of classes L."""
+    written = []
+    for row in report.get("found", ())[:MOST_FOUND]:
+        k, name = row["class"], row["detector"]
+        units = [u for e in evidence if isinstance(e, Evidence) and e.detector == name for u in e.units]
+        own = [u for u in units if u.unit.target == k and u.found and u.in_pixels]
+        unit = next(
+            (u for u in own if u.unit.source == row["source"] and u.held_out_success == row["held_out_success"]), None
+        )
+        if unit is None:
+            continue
+        written.append(_small(folder / f"found-{k}-trigger.png", trigger_alone(unit.trigger)))
+        for i, before in enumerate(_examples(unit, samples)):
+            image, label = samples.images[before : before + 1], int(samples.labels[before])
+            after = stamp(image, unit.trigger)
+            for part, shown in (("before", image[0]), ("after", after[0]), ("change", difference(image[0], after[0]))):
+                written.append(_small(folder / f"found-{k}-{i}-from-{label}-{part}.png", shown))
+    return written
+
+
+def _examples(unit: UnitEvidence, samples: Samples) -> list[int]:
+    """Rows of clean images of different classes that the trigger acts on."""
+    wanted = samples.labels != unit.unit.target
+    if unit.unit.source is not None and (samples.labels == unit.unit.source).any():
+        wanted = samples.labels == unit.unit.source
+    rows = np.flatnonzero(wanted)
+    _, first = np.unique(samples.labels[rows], return_index=True)
+    spread = first[np.linspace(0, len(first) - 1, min(EXAMPLES, len(first))).astype(int)] if len(first) else []
+    return [int(rows[i]) for i in spread]
+
+
+def _small(path: Path, image: np.ndarray) -> Path:
+    """An image as PNG, at most SIDE pixels high and wide."""
+    step = -(-max(image.shape[1:]) // SIDE)
+    save_image(path, image[:, ::step, ::step])
+    return path
 
 
 def _speaking(units: Sequence[UnitEvidence], targets: set[int], tail: str) -> list[UnitEvidence]:

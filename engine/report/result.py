@@ -6,7 +6,6 @@ The JSON document (docs/report.schema.json) stays the truth; everything here is 
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,9 +21,6 @@ from onnxspect.engine.mitigation.recovered import carried, trigger_to
 from onnxspect.engine.report import as_html, as_text
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.trigger import Trigger
-
-#: Columns of the report as text, where nothing says how wide the reader's window is.
-WIDTH = 120
 
 
 @dataclass(frozen=True)
@@ -186,15 +182,12 @@ class Report:
         """Print it as a table."""
         Console(highlight=False).print(as_text.render(self.document))
 
-    def text(self, width: int = WIDTH) -> str:
+    def text(self, width: int = as_text.WIDTH) -> str:
         """The table as plain text."""
-        written = io.StringIO()
-        console = Console(file=written, width=width, highlight=False, color_system=None, force_jupyter=False)
-        console.print(as_text.render(self.document))
-        return written.getvalue()
+        return as_text.plain(self.document, width)
 
     def html(self) -> str:
-        """One self-contained page: no script, no outside resource, pictures inside."""
+        """One self-contained page: nothing is loaded from outside, pictures are inside."""
         return as_html.render(self.document, self.folder)
 
     def _repr_html_(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import quadrant_images, quadrant_model, saved
+from report_support import sealed
 from rich.text import Text
 from run_folder_support import finished, trigger_unit, whole_report
 
@@ -83,7 +84,7 @@ def test_every_form_of_a_report_shows_a_name_and_obeys_none(
 ) -> None:
     folder = finished(tmp_path / "run", named(NAMES[kind]))
     for form in ("text", "json", "html", "sarif"):
-        assert run(["report", str(folder), "--format", form]) == 1
+        assert run(["report", str(folder), "--format", form]) == 0
         out, err = capsys.readouterr()
         assert err == ""
         assert [c for c in out if not c.isprintable() and c != "\n"] == []
@@ -92,7 +93,7 @@ def test_every_form_of_a_report_shows_a_name_and_obeys_none(
             assert not [line for line in out.splitlines() if line.lstrip().startswith("CLEAN")]
             assert out.splitlines()[0].startswith("BACKDOORED")
         elif form == "html":
-            assert "script" not in Page(out).tags
+            sealed(out)
         else:
             document = json.loads(out)
             if form == "json":
@@ -140,7 +141,7 @@ def test_a_terminal_that_lacks_letters(
     folder = finished(tmp_path / "run", named("猫 ü"))
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", stream)
-    assert run(["report", str(folder), "--format", form]) == 1
+    assert run(["report", str(folder), "--format", form]) == 0
     stream.flush()
     out = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     if form == "json":
@@ -159,7 +160,7 @@ def test_the_process_has_the_door_too(tmp_path: Path) -> None:
         capture_output=True,
         check=False,
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 0, done.stderr
     assert rb"\u732b" in done.stdout
 
 
@@ -190,7 +191,7 @@ def test_a_path_that_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert first in (0, 1, 3), said.err
     assert "\x1b" not in said.out
     assert (folder / "run" / "report.json").is_file()
-    assert run(["report", str(folder / "run"), "--format", "json"]) == first
+    assert run(["report", str(folder / "run"), "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["path"].endswith(r"m\udcff.onnx")
 
 
@@ -234,4 +235,4 @@ def test_a_sarif_viewer_finds_no_link() -> None:
     report = named("[x](http://127.0.0.1)")
     text = as_sarif.render(report)["runs"][0]["results"][0]["message"]["text"]
     assert r"\[x\](http" in text
-    assert "<a" not in as_html.render(report, Path("nowhere"))
+    assert 'href="http' not in as_html.render(report, Path("nowhere"))

@@ -42,7 +42,7 @@ def test_a_command_line_is_read_without_the_command() -> None:
     assert (given["model"], given["data"], given["taps"], given["quiet"]) == ("m.onnx", "d", ("a", "b"), True)
     assert budget.limits("scan", given) == budget.Limits(2 << 30, budget.LONG_SECONDS, False)
     for wrong in (
-        ["m.onnx"],
+        [],  # no model; samples may be named by a policy
         ["m.onnx", "--data", "d", "--nonsense"],
         ["m.onnx", "--data", "d", "--max-memory", "much"],
     ):

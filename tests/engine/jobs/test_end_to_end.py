@@ -119,6 +119,12 @@ def test_the_planted_backdoor_is_found(work: Path, infected: Ran) -> None:
     assert report["p_value"] < 0.01
     assert report["model"]["sha256"] == hashlib.sha256(zoo.path(INFECTED).read_bytes()).hexdigest()
     assert json.loads((work / INFECTED / "report.json").read_text()) == report
+    (row,) = report["found"]
+    assert (row["class"], row["form"], row["size"]) == (report["targets"][0], "mask", [28, 28])
+    assert row["held_out"] > 100
+    assert row["held_out_success"] > 0.5
+    assert min(row["box"]["top"], row["box"]["left"]) >= 22  # the attacker's nine pixels lie in that corner
+    assert Report.open(work / INFECTED).html().count('src="data:image/png;base64,') == 10
     found = Report.open(work / INFECTED).classes[report["targets"][0]].triggers["neural-cleanse"]
     mask = found.arrays["mask"]
     planted, _ = _planted()
@@ -145,9 +151,10 @@ def test_a_clean_model_is_called_clean(work: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json", "html", "sarif"])
-def test_report_in_every_format_keeps_the_exit_status(work: Path, infected: Ran, form: str) -> None:
+def test_report_in_every_format(work: Path, infected: Ran, form: str) -> None:
+    """The report command reports, whatever the verdict is: the scan's own status decides."""
     done = onnxspect("report", work / INFECTED, "--format", form)
-    assert done.status == infected.status
+    assert (infected.status, done.status) == (1, 0)
     assert {"text": "BACKDOORED", "json": '"verdict"', "html": "<!doctype html>", "sarif": "2.1.0"}[form] in done.out
 
 
@@ -250,7 +257,7 @@ def test_a_killed_scan_resumes_to_the_same_report(work: Path, infected: Ran) -> 
 
 def _timeless(value: object) -> object:
     if isinstance(value, dict):
-        return {k: _timeless(v) for k, v in value.items() if k != "seconds"}
+        return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "finished")}
     return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 

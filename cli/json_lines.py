@@ -1,0 +1,45 @@
+"""Progress for programs: one JSON object a line on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass
+class JsonLines:
+    """An observer that writes what happens as ``{"event": ..., "seconds": ...}``, with `task`, `done`, `total`, `detail` or `text`.
+
+    Attributes:
+        since: when it began; `seconds` counts from there.
+    """
+
+    since: float = field(default_factory=time.monotonic)
+    _tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def notice(self, text: str) -> None:
+        """``{"event": "notice", "text": ...}``."""
+        self._write("notice", text=text)
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """``{"event": "start", "task": ..., "done": ..., "total": ...}``."""
+        self._tasks[task] = (done, total)
+        self._write("start", task=task, done=done, total=total)
+
+    def advance(self, task: str, detail: str = "") -> None:
+        """``{"event": "advance", ...}`` with how many are done now."""
+        done, total = self._tasks.get(task, (0, 0))
+        self._tasks[task] = (done + 1, total)
+        self._write("advance", task=task, done=done + 1, total=total, detail=detail)
+
+    def finish(self, task: str) -> None:
+        """``{"event": "finish", "task": ...}``."""
+        done, total = self._tasks.pop(task, (0, 0))
+        self._write("finish", task=task, done=done, total=total)
+
+    def _write(self, event: str, **facts: object) -> None:
+        # ASCII alone: a name cannot say anything to a terminal through it.
+        line = {"event": event, "seconds": round(time.monotonic() - self.since, 3)} | facts
+        print(json.dumps(line), file=sys.stderr, flush=True)
