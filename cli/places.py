@@ -22,35 +22,40 @@ import click
 from onnxspect.cli import budget
 from onnxspect.converters.errors import unwritable
 
-#: What a parameter names: a model with its data files beside it; a file or folder to read; a run folder to read, or to
-#: read and add to; a folder to write into; a file to write.
-MODEL, READ, RUN, KEPT_RUN, FOLDER, OUTPUT = "model", "read", "run", "kept run", "folder", "output"
+#: What a parameter names: a model, or data, each with what lies beside it (weights; labels, and the images of a list); a file or
+#: folder to read; a run folder to read, or to read and add to; a folder to write into; a file to write.
+MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT = "model", "data", "read", "run", "kept run", "folder", "output"
 ROLES: dict[str, dict[str, str]] = {
-    "scan": {"model": MODEL, "data": READ, "train": READ, "out": FOLDER},
+    "scan": {"classes": READ, "model": MODEL, "data": DATA, "train": DATA, "out": FOLDER},
     "convert": {"source": MODEL, "output": OUTPUT},
     "info": {"model": MODEL},
-    "patch": {"model": MODEL, "run_folder": KEPT_RUN, "data": READ, "output": OUTPUT},
+    "patch": {"classes": READ, "model": MODEL, "run_folder": KEPT_RUN, "data": DATA, "output": OUTPUT},
     "verify": {
+        "classes": READ,
         "model": MODEL,
         "against": MODEL,
-        "data": READ,
+        "data": DATA,
         "run_folder": RUN,
         "triggers": READ,
         "rescan_out": FOLDER,
     },
     "diff": {"a": MODEL, "b": MODEL},
     "cleanse": {
+        "classes": READ,
         "model": MODEL,
-        "train": READ,
+        "train": DATA,
         "run_folder": RUN,
         "truth": READ,
         "retrain": OUTPUT,
         "out": FOLDER,
     },
-    "certify": {"data": READ, "model": MODEL, "suspect": READ, "out": FOLDER},
+    "certify": {"data": DATA, "model": MODEL, "suspect": DATA, "out": FOLDER},
     "report": {"source": RUN, "sign": READ, "verify_key": READ},
+    "data": {"classes": READ, "data": DATA, "pictures": OUTPUT},
     "demo": {"out": FOLDER},
 }
+#: `--classes` is a file or the names themselves; names are no path that exists, so nothing is opened for them.
+OR_WORDS = frozenset({"classes"})
 #: Folders that a command writes into where no option says another.
 DEFAULT_FOLDERS = {"scan": "runs", "cleanse": "cleansed", "certify": "certificate", "demo": "demo"}
 #: Beside a model that holds so many things, data files are not looked for.
@@ -181,9 +186,9 @@ def prepare(command: str, given: Mapping[str, Any]) -> Places:
 
 def _add(places: Places, role: str, path: Path) -> None:
     absolute = Path(os.path.abspath(path))  # noqa: PTH100  # links stay links: the kernel follows them once
-    if role in (READ, RUN, MODEL, KEPT_RUN):
+    if role in (READ, RUN, MODEL, DATA, KEPT_RUN):
         places.readable.append(str(absolute))
-    if role == MODEL and not absolute.is_dir():
+    if role in (MODEL, DATA) and not absolute.is_dir():
         places.readable += _beside(absolute)
     if role == KEPT_RUN and absolute.is_dir():
         places.writable.append(str(absolute))
@@ -194,14 +199,14 @@ def _add(places: Places, role: str, path: Path) -> None:
         places.outputs.append(_staged(places, absolute))
 
 
-def _beside(model: Path) -> list[str]:
-    """What may hold a model's external data: all that lies beside it and is not hidden. ONNX lets a file name any of them.
+def _beside(file: Path) -> list[str]:
+    """What a model's weights or a list's images may lie in: all beside the file that is not hidden. Either may name any of them.
 
-    Where everybody keeps everything (the home folder, those above it, the temporary one), folders beside the model are left out.
+    Where everybody keeps everything (the home folder, those above it, the temporary one), folders beside the file are left out.
     """
     shared = {Path.home(), *Path.home().parents, Path(tempfile.gettempdir())}
-    folders = model.parent not in shared
-    with contextlib.suppress(OSError), os.scandir(model.parent) as entries:
+    folders = file.parent not in shared
+    with contextlib.suppress(OSError), os.scandir(file.parent) as entries:
         found: list[str] = []
         for entry in entries:
             if entry.name.startswith(".") or entry.is_symlink() or (entry.is_dir() and not folders):
