@@ -79,9 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a letter that a terminal does not have must not cost the report
-            stream.reconfigure(errors="backslashreplace")
+    escape_what_lacks()
     given = sys.argv[1:] if arguments is None else arguments
     status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
@@ -91,6 +89,13 @@ def main(arguments: list[str] | None = None) -> None:
             status = _failed(unwritable(Path("standard output"), error), given)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
+
+
+def escape_what_lacks() -> None:
+    """Escape letters that this process's output does not have: they must not cost a report. Every process that prints calls it."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _opens_files(given: list[str]) -> bool:

@@ -85,6 +85,7 @@ def _done(request: Mapping[str, Any], control: socket.socket) -> int:
         files_open=_FILES_OPEN,
     )
     lock.calls(level)
+    command_line.escape_what_lacks()
     return command_line.run(request["arguments"], level, memory_bytes=int(request["memory_bytes"]))
 
 

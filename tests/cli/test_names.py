@@ -183,7 +183,7 @@ def test_a_path_that_is_not_utf_8(tmp_path: Path, capsys: pytest.CaptureFixture[
         "--out",
         str(folder / "run"),
         "--detector",
-        "confidence",
+        "max-margin",
         "-q",
     ]
     first = run([*arguments, "--device", "cpu"])
