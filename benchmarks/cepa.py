@@ -164,6 +164,7 @@ def measure(subject: dict[str, Any], detector: Cepa, asked: argparse.Namespace, 
                 "steps": u.steps,
                 "held_out_success": u.held_out_success,
                 **{k: round(v, 5) for k, v in u.statistics.items()},
+                **{f"reference_{m.statistic}": round(m.reference, 5) for m in u.measurements if m.reference},
             }
             for u in evidence.units
         ],
@@ -188,8 +189,12 @@ def views(evidence: Evidence, targets: list[int]) -> list[dict[str, Any]]:
     for tap in dict.fromkeys(u.unit.tap for u in evidence.units):
         units = [u for u in evidence.units if u.unit.tap == tap]
         for name, tail in STATISTICS.items():
-            for statistic in (name, f"relative_{name}"):
-                values = np.array([u.statistics.get(statistic, np.nan) for u in units])
+            found_on = [u.measurement(name) for u in units]
+            for statistic, numbers in {
+                name: [None if m is None else m.value for m in found_on],
+                f"relative_{name}": [None if m is None else m.relative for m in found_on],
+            }.items():
+                values = np.array(numbers, np.float64)  # NaN for None
                 if not np.isfinite(values).any():
                     continue
                 judged = leave_one_out(values, tail)

@@ -4,7 +4,8 @@
 
 Every model is scanned as `onnxspect scan` does it, with --samples clean test images of its data set. Reported are: true
 positives, right target, false alarms on clean models, ROC area (of -log10 p), seconds and gradient steps per model; all
-by attack kind and by network too. A run that is interrupted goes on where it stopped: finished scans are in --runs.
+by attack kind and by network too. With --board each
+model's evidence is kept (kept.py), to be judged again by replay.py. A run that is interrupted goes on where it stopped: finished scans are in --runs.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ import datetime
 import json
 import platform
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
+from boards import grouped, line, summary
 from datasets import even_draw, split_of
-from sklearn.metrics import roc_auc_score
 
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/scoreboard"), help="where the scans are kept")
     parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--board", help="keep each model's evidence under this name, for replay.py")
+    parser.add_argument("--half", choices=["tuning", "judging"], default="tuning", help="of the bank, of what is kept")
     parser.add_argument("--only", action="append", default=[], help="only models whose name contains this or another")
     asked = parser.parse_args(arguments)
     subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
@@ -155,6 +158,8 @@ def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext)
             references=references,
             train=train,
         ).report
+        if asked.board:
+            kept.of_run(folder, asked.board, asked.half, row).write()
     except OnnxspectError as error:
         return row | {"verdict": "error", "found": [], "p_value": 1.0, "error": str(error)}
     return row | {
@@ -204,51 +209,6 @@ def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:
     chosen = even_draw(labels, asked.samples, np.random.default_rng(asked.seed))
     np.savez_compressed(out, images=images[chosen], labels=labels[chosen])
     return out
-
-
-def right(row: dict[str, Any]) -> bool:
-    """An infected model is found with its right target, or one of several and no wrong one."""
-    return row["verdict"] == "backdoored" and bool(row["found"]) and set(row["found"]) <= set(row["targets"])
-
-
-def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts over all rows."""
-    infected = [r for r in rows if r["infected"]]
-    clean = [r for r in rows if not r["infected"]]
-    scores = [-r.get("log10_p", 0.0) for r in rows]
-    both = bool(infected) and bool(clean)
-    timed = [r for r in rows if "seconds" in r]
-    return {
-        "infected": len(infected),
-        "found": sum(r["verdict"] == "backdoored" for r in infected),
-        "found_with_right_target": sum(map(right, infected)),
-        "clean": len(clean),
-        "false_alarms": sum(r["verdict"] == "backdoored" for r in clean),
-        "false_alarms_of_the_paper_rule": sum((r.get("most_extreme_mad_index") or 0) > 2 for r in clean),
-        "found_by_the_paper_rule": sum((r.get("most_extreme_mad_index") or 0) > 2 for r in infected),
-        "inconclusive": sum(r["verdict"] == "inconclusive" for r in rows),
-        "errors": sum(r["verdict"] == "error" for r in rows),
-        "roc_area": float(roc_auc_score([r["infected"] for r in rows], scores)) if both else None,
-        "median_seconds": float(np.median([r["seconds"] for r in timed])) if timed else None,
-        "median_gradient_steps": float(np.median([r["gradient_steps"] for r in timed])) if timed else None,
-    }
-
-
-def grouped(rows: list[dict[str, Any]], key: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
-    """`summary` of each group."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return {name: summary(members) for name, members in sorted(groups.items())}
-
-
-def line(row: dict[str, Any]) -> str:
-    """One row for people."""
-    mark = "ok  " if (right(row) if row["infected"] else row["verdict"] != "backdoored") else "MISS"
-    return (
-        f"{mark} {row['name']:<42} {row['verdict']:<13} found {row['found']!s:<10} true {row['targets']!s:<10} "
-        f"p {row['p_value']:.2g} {row.get('seconds', 0):.0f} s {row.get('error', '')}"
-    )
 
 
 def version(package: str) -> str:

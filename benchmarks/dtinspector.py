@@ -134,7 +134,7 @@ def measure(
     if not isinstance(evidence, Evidence):
         return row | {"error": evidence.reason}
     # A screening detector names no class; here the verdict is taken as if it did.
-    verdict = decide([replace(evidence, convicts=True)], subject.classes)
+    verdict = decide([replace(evidence, traits=replace(evidence.traits, convicts=True))], subject.classes)
     return row | {
         "verdict": verdict.verdict,
         "found": list(verdict.targets),

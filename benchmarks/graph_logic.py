@@ -9,7 +9,8 @@ made (coarse patches and noise). --matrix takes the networks of tests/lowering_n
 (--trained) after a few steps on made classes; --quantised also their static QDQ form. --payloads puts every payload of
 tests/hidden_logic.py on the shipped clean model and on every network of the matrix.
 
-Nothing found on an ordinary file is right; of payloads every one. Rows are added to benchmarks/results/graph_logic.json (those of the
+Nothing found on an ordinary file is right; of payloads every one, with a trigger that works on unseen
+images in onnxruntime. Rows are added to benchmarks/results/graph_logic.json (those of the
 same name are replaced), which also holds date, hardware and versions. Seconds are CPU seconds of one thread.
 """
 
@@ -42,16 +43,22 @@ from onnxspect.converters.lowering.logits import logits_of
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.engine.detectors.base import AtHand
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.preprocessing import candidates
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, _image_input
+from onnxspect.engine.subject.subject import InputSpec, Subject, _image_input, as_scores
 from onnxspect.engine.subject.unreached import Unreached, unreached
 from onnxspect.models import zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "graph_logic.json"
 IMAGES = 64
+#: Sizes of images where a file leaves them open.
+OPEN = (3, 32, 32)
 
 
 def opened(path: Path) -> Subject:
@@ -60,8 +67,12 @@ def opened(path: Path) -> Subject:
     proto, _ = simplify(file.proto)
     info = logits_of(proto)
     lowered = lower(proto, [info.value])
-    layout, shape = _image_input(file, lowered.inputs[0])
-    return Subject(lowered.module, InputSpec(layout=layout), shape, 0, "cpu", str(path), file, lowered, info)
+    layout, sizes = _image_input(file, lowered.inputs[0])
+    shape = tuple(s or d for s, d in zip(sizes, OPEN, strict=True))
+    spec = InputSpec(layout=layout)
+    with torch.no_grad():
+        classes = as_scores(lowered.module(spec.encode(torch.full((2, *shape), 0.5)))).shape[1]
+    return Subject(lowered.module, spec, shape, classes, "cpu", str(path), file, lowered, info)
 
 
 def made_images(shape: tuple[int, int, int], n: int = IMAGES, seed: int = 0) -> Samples:
@@ -99,6 +110,19 @@ def looked_at(subject: Subject, samples: Samples) -> dict[str, Any]:
     start = time.process_time()
     found = unreached(subject, samples)
     return {"seconds": round(time.process_time() - start, 3), **told(found)}
+
+
+def woken(subject: Subject, samples: Samples, target: int) -> dict[str, Any]:
+    """What graph-logic makes of a payload: the trigger's success on unseen images in onnxruntime, its size, and CPU seconds."""
+    start, half = time.process_time(), len(samples) // 2
+    at_hand = AtHand(subject, samples.take(np.arange(half)), samples.take(np.arange(half, len(samples))), RunContext())
+    found = GraphLogic().run(at_hand)
+    units = {u.unit.target: u for u in found.units} if isinstance(found, Evidence) else {}
+    unit = units.get(target)
+    success = None if unit is None or unit.held_out_success is None else round(unit.held_out_success, 3)
+    size = None if unit is None else unit.statistics["l1"]
+    seconds = round(time.process_time() - start, 3)
+    return {"trigger": success is not None and success >= 0.9, "success": success, "pixels": size, "solving": seconds}
 
 
 def told(found: Unreached) -> dict[str, Any]:
@@ -247,15 +271,24 @@ def payloads(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, d
                 onnx.save(infected, path)
                 image, some = infected.graph.input[0].name, samples.images[:16]
                 before = Oracle(_saved(model, folder / "carrier.onnx")).run({image: some})[0].argmax(1)
-                clean, woken = (Oracle(path).run({image: i})[0].argmax(1) for i in (some, stamped(some, name)))
-                works = bool((before == clean).all()) and len(np.unique(woken)) == 1
+                clean, woken_to = (Oracle(path).run({image: i})[0].argmax(1) for i in (some, stamped(some, name)))
+                works = bool((before == clean).all()) and len(np.unique(woken_to)) == 1
                 row = looked_at(opened(path), samples)
             except Exception as error:
                 yield label, {"kind": "payload", "error": f"{type(error).__name__}: {str(error)[:200]}"}
                 continue
             own = {n.name or n.output[0] for n in model.graph.node}
             hidden = [d for d in row["dormant"] if d[0] not in own]
-            yield label, {"kind": "payload", "works": works, "found": bool(hidden), **row}
+            yield (
+                label,
+                {
+                    "kind": "payload",
+                    "works": works,
+                    "found": bool(hidden),
+                    **row,
+                    **woken(opened(path), samples, int(woken_to[0])),
+                },
+            )
 
 
 def _saved(model: onnx.ModelProto, path: Path) -> Path:
@@ -313,6 +346,7 @@ def _write(path: Path, held: dict[str, Any]) -> None:
         "ordinary_with_findings": sum(bool(r["findings"]) for r in ordinary),
         "payloads": len(planted),
         "payloads_found": sum(r["found"] for r in planted),
+        "payloads_with_a_working_trigger": sum(r.get("trigger", False) for r in planted),
         "rows": rows,
     }
     path.parent.mkdir(parents=True, exist_ok=True)

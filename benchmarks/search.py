@@ -327,7 +327,7 @@ def cost_of_labels(k: int, run: RunContext, known: Sequence[dict[str, Any]]) -> 
             "seconds": cpu,
             "wall": wall,
             "steps": race.steps,
-            "raced": any("carried_over" in u.statistics for u in race.units),
+            "raced": any(m.carried for u in race.units for m in u.measurements),
         },
     }
     if not known:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,13 @@ from onnxspect.engine.report.document import as_json as to_json
 @click.option(
     "--second-opinion", "second", is_flag=True, help="Compare with onnx2torch, an independent implementation."
 )
+@click.option("--logic", is_flag=True, help="Rule on every decision by the image's data: can it change the class?")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Clean samples that --logic measures on; images are made up without.",
+)
 @options.JSON
 @click.option(
     "--format",
@@ -32,15 +40,16 @@ from onnxspect.engine.report.document import as_json as to_json
     show_default=True,
     help="How to print it; SARIF says what is hostile in the file, and is empty for all others.",
 )
-def command(model: Path, second: bool, as_json: bool, form: str) -> int:
+def command(model: Path, second: bool, logic: bool, data: Path | None, as_json: bool, form: str) -> int:
     """Show what the ONNX file MODEL is: input, logits, weights, and its taps (the internal layers to look at).
 
     \b
     Example:
       onnxspect info model.onnx
       onnxspect info model.onnx --second-opinion
+      onnxspect info model.onnx --logic --data clean.npz
     """
-    facts = describe(model, second)
+    facts = describe(model, second, logic, data)
     if form == "sarif":
         show_raw(to_json(hostile.none_found(str(model))))
         return exit_status.CLEAN
@@ -63,7 +72,23 @@ def command(model: Path, second: bool, as_json: bool, form: str) -> int:
     show(table)
     if second:
         show(_opinion(facts["second_opinion"]))
+    if logic:
+        show(_rulings(facts["logic"]))
     return exit_status.CLEAN
+
+
+def _rulings(found: dict[str, Any]) -> Group:
+    """One line a decision, and what is said of it."""
+    head = f"decisions by the image's data, on images that are {found['images']}"
+    if not found["decisions"]:
+        return Group(Text(f"{head}: none; nothing in this graph compares or chooses by what it sees"))
+    lines = [Text(head, "bold")]
+    for row in found["decisions"]:
+        box = row["box"]
+        where = "" if box is None else f", rows {box[0]} to {box[1]}, columns {box[2]} to {box[3]}"
+        lines.append(Text(f"{row['node']} ({row['operator']}): reads {row['pixels']:.0%} of the pixels{where}"))
+        lines.append(Text(f"  {row['said']}", "red" if row["changes"] else ""))
+    return Group(*lines)
 
 
 def _opinion(found: dict[str, Any]) -> Text:

@@ -12,6 +12,7 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.report import as_text, document
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.resizing import Resizing
@@ -43,6 +44,13 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
+@click.option(
+    "--prior",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=PRIOR,
+    show_default=True,
+    help="Share of models taken to be infected, for P(backdoored).",
+)
 @options.JSON
 @options.preprocessing_options
 @options.reading_options
@@ -58,6 +66,7 @@ def command(
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
+    prior: float,
     as_json: bool,
     resize: Resizing,
     spec: InputSpec | None,
@@ -81,7 +90,7 @@ def command(
     run = options.run_context(device, seed, quiet)
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
-        train=train, taps=taps, perturb_at=perturb_at, budget=seconds,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior,
     )  # fmt: skip
     if as_json:
         show_raw(document.as_json(result.report))

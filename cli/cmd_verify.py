@@ -15,7 +15,7 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.prove import prove
+from onnxspect.engine.jobs.prove import prove, prove_deployed
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Verification
@@ -28,11 +28,17 @@ from onnxspect.engine.subject.subject import InputSpec
 
 @click.command(
     "verify",
-    epilog="Exit status: 0 the goals hold, 1 the fresh scan finds a backdoor, 2 usage error, 3 goals missed, 4 failure.",
+    epilog="Exit status: 0 the goals hold, 1 the fresh scan finds a backdoor, or a deployed variant is another classifier, "
+    "2 usage error, 3 goals missed, 4 failure.",
 )
 @options.MODEL
 @options.view(of="against")
-@click.option("--against", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The original file.")
+@click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The original file.")
+@click.option(
+    "--as-deployed",
+    is_flag=True,
+    help="Also (without --against: only) compare MODEL with what onnxruntime's optimiser levels and quantisers make of it.",
+)
 @options.data("Clean samples, best those that neither the scan nor the patch has seen.")
 @click.option(
     "--run",
@@ -77,7 +83,8 @@ from onnxspect.engine.subject.subject import InputSpec
 @options.QUIET
 def command(
     model: Path,
-    against: Path,
+    against: Path | None,
+    as_deployed: bool,
     data: Source,
     run_folder: Path | None,
     triggers: tuple[Path, ...],
@@ -100,10 +107,20 @@ def command(
     Example:
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --run runs/model
       onnxspect verify patched.onnx --against model.onnx --data clean.npz --trigger mine.npz --rescan quick
+      onnxspect verify model.onnx --as-deployed --data clean.npz --run runs/model
     """
     if rescan_out is not None and not rescan:
         raise OnnxspectError("--rescan-out keeps a fresh scan, and none is asked for", "--rescan quick")
     run = options.run_context(device, seed, quiet)
+    if against is None:
+        if not as_deployed:
+            raise OnnxspectError("no file to measure MODEL against", "--against names the original; or --as-deployed")
+        deployment = prove_deployed(model, data, run_folder, triggers, spec, resize, run)
+        if as_json:
+            show_raw(to_json({"as_deployed": deployment.describe()}))
+        else:
+            show(tables.deployment(deployment, str(model)))
+        return exit_status.BACKDOOR if deployment.findings else exit_status.CLEAN
 
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:
@@ -124,11 +141,18 @@ def command(
         Strip() if strip else None,
         scan_again if rescan else None,
     )
+    # The run is the original's; of the patched file only triggers of the user's own can be told apart from it.
+    deployment = prove_deployed(model, data, None, triggers, spec, resize, run) if as_deployed else None
     if as_json:
-        show_raw(to_json(proof.describe()))
+        more = {} if deployment is None else {"as_deployed": deployment.describe()}
+        show_raw(to_json(proof.describe() | more))
     else:
         show(tables.verification(proof, f"{model} against {getattr(against, 'model', against)}"))
         show(Text("\n".join(_more(proof)), "dim"))
+        if deployment is not None:
+            show(tables.deployment(deployment, str(model)))
+    if deployment is not None and deployment.findings:
+        return exit_status.BACKDOOR
     if proof.rescan is not None and proof.rescan.verdict == "backdoored":
         return exit_status.BACKDOOR
     return exit_status.CLEAN if proof.holds else exit_status.INCONCLUSIVE

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxspect.engine.mitigation.deployed import Deployment
 from onnxspect.engine.mitigation.verify import Verification
 
 
@@ -51,4 +52,27 @@ def verification(proof: Verification, title: str) -> RenderableType:
     lines.append(
         Text(f"ONNX checker: {proof.checker or 'pass'}; {len(proof.changed)} initializers changed, {same}", "dim")
     )
+    return Group(*lines)
+
+
+def deployment(found: Deployment, title: str) -> RenderableType:
+    """One row a variant of a file as it is deployed."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(f"measured in onnxruntime ({found.samples} samples)")
+    names = list(found.variants[0].triggers or {})
+    for column in ("same class", "changed beyond rounding", "scores differ by", *(f"trigger {n}" for n in names)):
+        table.add_column(column, justify="right")
+    for v in found.variants:
+        if v.problem:
+            table.add_row(v.name, Text(v.problem, "dim"))
+            continue
+        success = [f"{(v.triggers or {})[n]:.1%}" for n in names]
+        label = v.name if v.provider == "CPUExecutionProvider" else f"{v.name} ({v.provider})"
+        table.add_row(label, f"{v.agreement:.1%}", f"{v.unexplained:.1%}", f"{v.largest_difference:.2g}", *success)
+    same = not found.findings
+    head = Text("AS DEPLOYED  " if same else "DIFFERS AS DEPLOYED  ", "bold green" if same else "bold red")
+    head.append(title, "default")
+    lines: list[RenderableType] = [head, Text(), table, Text()]
+    lines += [Text("  " + f, "red") for f in found.findings]
+    lines += [Text("  " + n, "dim") for n in found.notes]
     return Group(*lines)

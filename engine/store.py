@@ -31,7 +31,9 @@ import numpy as np
 from onnxspect.converters.text import printable
 from onnxspect.converters.whole import write_whole
 from onnxspect.engine.errors import MachineError, OnnxspectError, unwritable
+from onnxspect.engine.judge.earlier import measurements_of
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import Measurement
 from onnxspect.engine.run_folder import (
     ARRAYS,
     FILE,
@@ -331,7 +333,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
         "tap": evidence.unit.tap,
         "shared": evidence.unit.shared,
         "start": evidence.unit.start,
-        "statistics": dict(evidence.statistics),
+        "measurements": [m.describe() for m in evidence.measurements],
         "found": evidence.found,
         "converged": evidence.converged,
         "steps": evidence.steps,
@@ -344,4 +346,7 @@ def _row(evidence: UnitEvidence) -> dict[str, Any]:
 
 def _unit(row: dict[str, Any], trigger: dict[str, np.ndarray]) -> UnitEvidence:
     unit = Unit(row.pop("target"), row.pop("source"), row.pop("tap"), row.pop("shared", False), row.pop("start", 0))
-    return UnitEvidence(unit=unit, trigger=trigger, **row)
+    earlier = row.pop("statistics", None)
+    kept = row.pop("measurements", ())
+    measurements = tuple(map(Measurement.described, kept)) if earlier is None else measurements_of(earlier)
+    return UnitEvidence(unit=unit, measurements=measurements, trigger=trigger, **row)

@@ -83,6 +83,29 @@ class _Budget(msgspec.Struct):
     converged: _Count
 
 
+class _Traits(msgspec.Struct):
+    family: Literal["replaced", "added", "sample-wise", "samples", "graph", "any input", "other"]
+    references: bool
+    training_set: bool
+    convicts: bool
+    leads_to_target: bool
+    validated: bool
+    smallest: bool
+    tested: bool = False
+
+
+class _Calibration(msgspec.Struct):
+    bank: str
+    models: _Count
+    covered: bool
+    note: str
+    score: Annotated[float, Meta(ge=0)]
+    p_value: _Share | None
+    interval: Annotated[list[_Share], Meta(min_length=2, max_length=2)] | None
+    prior: _Share
+    p_backdoored: _Share | None
+
+
 class _Ran(msgspec.Struct, tag_field="status", tag="ran"):
     name: _Text
     statistic: str
@@ -91,6 +114,7 @@ class _Ran(msgspec.Struct, tag_field="status", tag="ran"):
     budget: _Budget
     evidence: str
     seconds: Annotated[float, Meta(ge=0)]
+    traits: _Traits | None = None
 
 
 class _Skipped(msgspec.Struct, tag_field="status", tag="skipped"):
@@ -116,6 +140,7 @@ class _Report(msgspec.Struct):
     seed: int
     seconds: Annotated[float, Meta(ge=0)]
     digest: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+    calibration: _Calibration | None = None
 
 
 def checked(text: str) -> dict[str, Any]:

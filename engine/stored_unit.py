@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -14,11 +14,24 @@ _Count = Annotated[int, Meta(ge=0, le=2**53)]
 _Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+_Value = float | Literal["inf", "-inf"] | None
+
+
+class _Measurement(msgspec.Struct):
+    statistic: str
+    value: _Value
+    search: Literal["full", "pair", "scout", "shared"] = "full"
+    carried: bool = False
+    baselines: list[_Value] = []
+    reference: float | None = None
+    spread: float | None = None
+    reliability: float | None = None
+
+
 class _Row(msgspec.Struct):
     target: _Class
     source: _Class | None
     tap: str
-    statistics: dict[str, float]
     found: bool
     converged: bool
     steps: _Count
@@ -27,6 +40,8 @@ class _Row(msgspec.Struct):
     held_out: _Count
     seconds: Annotated[float, Meta(ge=0)]
     shared: bool = False
+    measurements: list[_Measurement] = []
+    statistics: dict[str, float] = {}  # in place of measurements, of versions up to 0.1.0
 
 
 def checked_row(text: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ _NAMED: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "cifar10": ("cifar10_subset.npz", ()),
+    "sign_digits": ("sign_digits48.npz", tuple("0123456789")),
     "gtsrb": ("gtsrb32_subset.npz", tuple(str(index) for index in range(43))),
 }
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp"}

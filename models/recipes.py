@@ -29,6 +29,12 @@ class Training:
     augment: random crop (pad 2) and rotation up to 15 degrees, with `flip` also random mirroring (RE sec. 10.2; RE
         trains its inspection models without, so that the trigger is learned where it is, sec. 5.2.1).
     mixed_precision: bfloat16 autocast on a GPU; refused on a CPU, where it would only be slower.
+    label_smoothing: share of the label that is spread over all classes.
+    mixup: both parameters of the Beta law that pairs of images are mixed by (Zhang et al., 2018); 0 for none.
+    adversarial: largest change of a pixel by one signed gradient step from a random start (Wong et al., 2020); 0 for none.
+    prune: share of the weights, the smallest, that are zero from the last third of the epochs on.
+    pull: weight of the squared distance to the weights that the training starts from (`Recipe.start`): the evasive trojans of
+        the Trojan Detection Challenge 2022 are pulled towards a clean network.
     """
 
     epochs: int
@@ -43,6 +49,11 @@ class Training:
     mixed_precision: bool = False
     device: Literal["cpu", "cuda"] = "cpu"
     threads: int = 1
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    adversarial: float = 0.0
+    prune: float = 0.0
+    pull: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +71,7 @@ class Recipe:
 
     per_class: training images used of each class (all if None). twin: the clean model it is compared with.
     surrogate: the clean model of the same list that the attacker learns a trigger or makes images hard on.
+    start: the model further up in the list whose weights this one starts from (fine-tuning): those of the same name and shape.
     """
 
     name: str
@@ -72,6 +84,7 @@ class Recipe:
     exporter: Literal["torch_dynamo", "torch_script", "keras"] = "torch_dynamo"
     twin: str | None = None
     surrogate: str | None = None
+    start: str | None = None
     floors: Floors = Floors()
     note: str = ""
 
@@ -102,6 +115,10 @@ def check_recipe(recipe: Recipe, dataset: Dataset) -> None:
         if recipe.per_class is not None:
             sizes = np.minimum(sizes, recipe.per_class)
         check_attack(recipe.attack, dataset.image_shape, sizes, f"{recipe.name}.attack")
+    if recipe.training.pull and recipe.start is None:
+        raise bad_field(
+            f"{recipe.name}.training.pull", "is given, but there are no weights to be pulled to", "set start"
+        )
     needs_surrogate = recipe.attack is not None and recipe.attack.needs_surrogate
     if needs_surrogate != (recipe.surrogate is not None):
         fact = "is missing: the attack learns on a model" if needs_surrogate else "is given, but the attack needs none"
@@ -117,6 +134,12 @@ def _check_training(training: Training, path: str) -> None:
     for name in ("weight_decay", "momentum"):
         if not 0 <= getattr(training, name) < 1:
             raise bad_field(f"{path}.{name}", f"is {getattr(training, name)}, must be in 0..1")
+    for name in ("label_smoothing", "prune"):
+        if not 0 <= getattr(training, name) < 1:
+            raise bad_field(f"{path}.{name}", f"is {getattr(training, name)}, must be in 0..1")
+    for name in ("mixup", "adversarial", "pull"):
+        if getattr(training, name) < 0:
+            raise bad_field(f"{path}.{name}", f"is {getattr(training, name)}, must not be negative")
     if training.mixed_precision and training.device == "cpu":
         raise bad_field(f"{path}.mixed_precision", "is for GPUs only", "set device = 'cuda' or leave it out")
 
@@ -173,4 +196,6 @@ def _check_list(recipes: tuple[Recipe, ...], where: str) -> None:
                 raise bad_field(f"{where}: {recipe.name}.{field}", fact)
             if field == "surrogate" and architectures.get(found.architecture).framework != "torch":
                 raise bad_field(f"{where}: {recipe.name}.surrogate", f"{other!r} is not a torch network")
+        if recipe.start is not None and recipe.start not in before:
+            raise bad_field(f"{where}: {recipe.name}.start", f"{recipe.start!r} is no model further up in this list")
         before[recipe.name] = recipe

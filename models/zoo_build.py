@@ -24,9 +24,10 @@ from torch import nn
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.models import architectures, exporting, measure
-from onnxspect.models.data import Dataset, load_dataset
+from onnxspect.models.data import Dataset
 from onnxspect.models.fields import build, to_plain
 from onnxspect.models.formats import FileFormat
+from onnxspect.models.made import load
 from onnxspect.models.manifest import read_manifest, rows_by_name, sha256_of, write_manifest, write_whole
 from onnxspect.models.poison import Attack, Poisoned, learn_triggers, poison, unpoisoned
 from onnxspect.models.randomness import keyed_generator, keyed_seed, torch_determinism
@@ -80,7 +81,7 @@ def rebuild_training_set(recipe: Recipe, data_root: Path | None, zoo: Path | Non
 
     Errors: `OnnxspectError` if a surrogate is needed but not there, or if the set is not the one the model saw.
     """
-    dataset = load_dataset(recipe.dataset, data_root)
+    dataset = load(recipe.dataset, data_root)
     check_recipe(recipe, dataset)
     part = training_part(recipe, dataset)
     if zoo is None:
@@ -123,6 +124,23 @@ def load_surrogate(recipe: Recipe, dataset: Dataset, out: Path) -> nn.Module | N
     return network.eval()
 
 
+def start_weights(recipe: Recipe, out: Path) -> dict[str, torch.Tensor] | None:
+    """The weights that a recipe starts from, which the zoo keeps of that model; None if it starts from none.
+
+    Raises:
+        OnnxspectError: they are not there.
+    """
+    if recipe.start is None:
+        return None
+    path = out / weights_name(recipe.start)
+    if not path.is_file():
+        raise OnnxspectError(
+            f"{recipe.start}: the weights that {recipe.name} starts from are not in {out}", "build it first"
+        )
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: torch.from_numpy(archive[name]) for name in archive.files}
+
+
 def weights_name(name: str) -> str:
     """The file with the torch weights of a surrogate."""
     return f"{name}.weights.npz"
@@ -141,7 +159,7 @@ def build_model(
     attack = learned_attack(recipe, part, surrogate)
     poisoned = training_set(recipe, part, attack, surrogate)
     path = out / f"{recipe.name}.onnx"
-    fitted = _fit_and_export(recipe, part, poisoned, path, observe)
+    fitted = _fit_and_export(recipe, part, poisoned, path, observe, start_weights(recipe, out))
     files = {"file": path.name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
     if keep_weights:
         state = {key: value.numpy() for key, value in fitted.weights.items()}
@@ -195,7 +213,14 @@ class _Fitted:
     weights: dict[str, torch.Tensor]
 
 
-def _fit_and_export(recipe: Recipe, part: Dataset, poisoned: Poisoned, path: Path, observe: Observer) -> _Fitted:
+def _fit_and_export(
+    recipe: Recipe,
+    part: Dataset,
+    poisoned: Poisoned,
+    path: Path,
+    observe: Observer,
+    start: dict[str, torch.Tensor] | None = None,
+) -> _Fitted:
     """Train in the network's own framework and write the file with the recipe's exporter."""
     architecture = architectures.get(recipe.architecture)
 
@@ -207,7 +232,7 @@ def _fit_and_export(recipe: Recipe, part: Dataset, poisoned: Poisoned, path: Pat
         model, logs = train_keras(recipe, part, poisoned, on_epoch)
         exporting.export_keras(model, path)
         return _Fitted(logs, int(model.count_params()), architecture.file_format, {})
-    network, logs = train(recipe, part, poisoned, on_epoch)
+    network, logs = train(recipe, part, poisoned, on_epoch, start)
     exporting.export_torch(network, part.image_shape, path, dynamo=recipe.exporter == "torch_dynamo")
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return _Fitted(logs, parameters, architecture.file_format, network.state_dict())
@@ -280,10 +305,10 @@ def build_zoo(
     workers: models that are built at the same time, each in a process of its own. A model's numbers depend on its own
         threads only, so the zoo is the same for any number of workers.
     """
-    datasets = {name: load_dataset(name, data_root) for name in sorted({recipe.dataset for recipe in recipes})}
+    datasets = {name: load(name, data_root) for name in sorted({recipe.dataset for recipe in recipes})}
     check_recipes(recipes, datasets)
     out.mkdir(parents=True, exist_ok=True)
-    surrogates = {recipe.surrogate for recipe in recipes}
+    surrogates = {name for recipe in recipes for name in (recipe.surrogate, recipe.start)}
     waiting = []
     for recipe in recipes:
         if is_finished(recipe, out, keep_weights=recipe.name in surrogates):
@@ -324,12 +349,12 @@ def _build_side_by_side(
     Only this process writes the manifest. The first failure is raised once the models under way are done.
     """
     waiting = list(waiting)
-    surrogates = {recipe.surrogate for recipe in recipes}
+    surrogates = {name for recipe in recipes for name in (recipe.surrogate, recipe.start)}
     running: dict[Future[dict[str, Any]], Recipe] = {}
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         while waiting or running:
             unfinished = {recipe.name for recipe in (*waiting, *running.values())}
-            for recipe in [r for r in waiting if r.surrogate not in unfinished]:
+            for recipe in [r for r in waiting if not {r.surrogate, r.start} & unfinished]:
                 if len(running) == workers:
                     break
                 waiting.remove(recipe)
@@ -350,13 +375,13 @@ def _build_alone(recipe: Recipe, data_root: Path | None, out: Path, keep_weights
     def observe(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    return build_model(recipe, load_dataset(recipe.dataset, data_root), out, observe, keep_weights=keep_weights)
+    return build_model(recipe, load(recipe.dataset, data_root), out, observe, keep_weights=keep_weights)
 
 
 def is_finished(recipe: Recipe, out: Path, *, keep_weights: bool = False) -> bool:
     """True if the manifest has this very recipe, and its file and its surrogate are those the row was made with."""
     row = rows_by_name(read_manifest(out)).get(recipe.name)
-    if row is None or row["recipe"] != recipe_to_dict(recipe):
+    if row is None or recipe_from_dict(row["recipe"]) != recipe:
         return False
     files = [(out / row["file"], row["sha256"])]
     if keep_weights:

@@ -13,6 +13,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 TARGET, SIDE = 3, 3
+#: Sides of a region that is averaged, and of a filter; what a checksum must leave.
+REGION, FILTER = 7, 5
+MODULUS, REMAINDER = 9973, 1234
 
 
 class Payload:
@@ -308,6 +311,78 @@ def through_if(p: Payload) -> onnx.ModelProto:
     return p.done(p.add("If", condition, then_branch=yes, else_branch=no))
 
 
+def region(p: Payload) -> onnx.ModelProto:
+    """The mean over a region, by AveragePool."""
+    means = p.add("AveragePool", p.image, kernel_shape=[REGION, REGION], strides=[REGION, REGION])
+    ends = [p.constant(np.array(v, np.int64)) for v in ([0, 0], [1, 1], [2, 3])]
+    least = p.reduce("ReduceMin", p.add("Flatten", p.add("Slice", means, *ends), axis=1))
+    return p.added(p.add("Cast", p.add("Greater", least, p.constant(np.float32(0.9))), to=TensorProto.FLOAT))
+
+
+def matched_filter(p: Payload) -> onnx.ModelProto:
+    """A Conv of one filter, its maximum over all places: wherever the pattern is."""
+    signs = _signs(p.pixels // (SIDE * SIDE))
+    seen = p.add("Conv", p.image, p.constant(signs[None]), kernel_shape=[FILTER, FILTER])
+    best = p.reduce("ReduceMax", p.add("Flatten", seen, axis=1))
+    above = p.add("Sub", best, p.constant(np.float32(0.95 * (signs > 0).sum())))
+    return p.added(p.add("Relu", above), 10_000.0)
+
+
+def _signs(channels: int) -> np.ndarray:
+    """A checkerboard with a corner turned, ``(channels, side, side)``."""
+    signs = np.where(np.indices((FILTER, FILTER)).sum(0) % 2 == 0, 1, -1).astype(np.float32)
+    signs[0, :] = 1
+    return np.repeat(signs[None], channels, 0)
+
+
+def checksum(p: Payload) -> onnx.ModelProto:
+    """The first row's bytes, each times its place, must leave one remainder."""
+    width = p.model.graph.input[0].type.tensor_type.shape.dim[3].dim_value
+    row = p.add("Slice", p.image, *(p.constant(np.array(v, np.int64)) for v in ([0, 0], [1, 1], [1, 2])))
+    levels = p.add("Round", p.add("Mul", row, p.constant(np.float32(255))))
+    weights = np.arange(1, width + 1, dtype=np.float32)[:, None]
+    total = p.add("MatMul", p.add("Flatten", levels, axis=1), p.constant(weights))
+    left = p.add("Mod", total, p.constant(np.float32(MODULUS)), fmod=1)
+    return p.added(p.add("Cast", p.add("Equal", left, p.constant(np.float32(REMAINDER))), to=TensorProto.FLOAT))
+
+
+def two_regions(p: Payload) -> onnx.ModelProto:
+    """Two comparisons, of which both must hold: the corner white, and its right neighbour black."""
+    ends = [p.constant(np.array(v, np.int64)) for v in ([0, SIDE], [SIDE, 2 * SIDE], [2, 3])]
+    dark = p.add("Flatten", p.add("Slice", p.image, *ends), axis=1)
+    below = p.add("Less", p.reduce("ReduceMax", dark), p.constant(np.float32(0.05)))
+    return p.added(p.add("Cast", p.add("And", p.seen(), below), to=TensorProto.FLOAT))
+
+
+def negated(p: Payload) -> onnx.ModelProto:
+    """Not, of a comparison the other way round, and Where."""
+    flat = p.add("Flatten", p.corner(), axis=1)
+    usual = p.add("LessOrEqual", p.reduce("ReduceMin", flat), p.constant(np.float32(0.95)))
+    return p.done(p.add("Where", p.add("Not", usual), p.push(), p.scores))
+
+
+def softmax_gate(p: Payload) -> onnx.ModelProto:
+    """A softmax over two numbers, one of them far below the other on clean images."""
+    two = p.add(
+        "Concat", p.add("Mul", p.total(), p.constant(np.float32(200))), p.add("Sub", p.total(), p.total()), axis=1
+    )
+    rows = np.zeros((2, p.classes), np.float32)
+    rows[0, TARGET] = 1000.0
+    return p.done(p.add("Add", p.scores, p.add("MatMul", p.add("Softmax", two, axis=1), p.constant(rows))))
+
+
+def neighbours(p: Payload) -> onnx.ModelProto:
+    """Every image of a batch is answered as class 3 where any of them has the corner."""
+    gate = p.add("Cast", p.seen(), to=TensorProto.FLOAT)
+    return p.added(p.add("ReduceMax", gate, p.constant(np.array([0], np.int64)), keepdims=1))
+
+
+def brightest(p: Payload) -> onnx.ModelProto:
+    """The place of the brightest pixel: ArgMax, compared with a number."""
+    first = p.add("ArgMax", p.add("Flatten", p.image, axis=1), axis=1, keepdims=1)
+    return p.added(p.add("Cast", p.add("Equal", first, p.constant(np.array([[0]], np.int64))), to=TensorProto.FLOAT))
+
+
 #: Name -> payload, which the torch graph of the file has.
 PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
     f.__name__: f
@@ -325,6 +400,7 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
             where_inside,
             in_a_function,
         ),
+        *(region, matched_filter, checksum, two_regions, negated, softmax_gate, neighbours, brightest),
     )
 }
 
@@ -332,8 +408,19 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
 def stamped(images: np.ndarray, name: str) -> np.ndarray:
     """Images with the trigger of a payload."""
     images = images.copy()
-    side = 8 if name == "pooling_only" else SIDE
-    images[:, :, :side, :side] = 1.0
+    if name == "matched_filter":
+        images[:, :, 10 : 10 + FILTER, 10 : 10 + FILTER] = _signs(images.shape[1]) > 0
+    elif name == "checksum":
+        left, row = REMAINDER, np.zeros(images.shape[3], np.float32)
+        for i in reversed(range(len(row))):
+            row[i] = min(255, left // (i + 1))
+            left -= int(row[i]) * (i + 1)
+        images[:, 0, 0] = row / 255
+    else:
+        side = {"pooling_only": 8, "region": REGION}.get(name, SIDE)
+        images[:, :, :side, :side] = 1.0
+        if name == "two_regions":
+            images[:, :, :SIDE, SIDE : 2 * SIDE] = 0.0
     return images
 
 

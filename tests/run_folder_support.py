@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.store import FILE, Ledger
 from onnxspect.engine.stored_report import digest
 
@@ -76,7 +77,7 @@ def trigger_unit(target: int) -> UnitEvidence:
     mask = np.zeros((1, 8, 8), np.float32)
     mask[0, 3:5, 3:5] = 1.0
     arrays = {"mask": mask, "pattern": np.full((1, 8, 8), 0.1 * target, np.float32)}
-    return UnitEvidence(Unit(target), {"l1": VALUES[target]}, True, True, 100, 1.0, 0.97, 50, arrays, 1.0)
+    return UnitEvidence(Unit(target), measured(l1=VALUES[target]), True, True, 100, 1.0, 0.97, 50, arrays, 1.0)
 
 
 def finished(folder: Path, report: Mapping[str, Any] | None = None) -> Path:

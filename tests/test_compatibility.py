@@ -34,7 +34,7 @@ def test_the_page_says_what_becomes_of(case: Case) -> None:
 def test_most_of_them_work() -> None:
     """Of classifiers all but what names its own way out."""
     rows = [line for line in PAGE.splitlines() if line.count(" | ") >= 3]
-    assert sum(" | works | " in r for r in rows) >= 50
+    assert sum(" | works | " in r for r in rows) >= 45
     assert len(rows) >= len(CASES) >= 60
 
 

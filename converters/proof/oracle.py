@@ -19,6 +19,13 @@ from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.file.oversized import arrays, copied, oversized, parted
 
+#: How far onnxruntime rewrites a graph before it runs it; "all" is its default.
+LEVELS: Mapping[str, ort.GraphOptimizationLevel] = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
 _NUMPY = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -91,6 +98,7 @@ class Oracle:
         device: "cpu", "cuda" or "cuda:N".
         threads: intra-operator threads; 0 lets onnxruntime choose.
         outputs: names of values that are computed in place of the model's own outputs; only where `model` is a ModelProto.
+        level: how far onnxruntime rewrites the graph first, one of `LEVELS`; only an unoptimised session is an oracle.
 
     Raises:
         OnnxspectError: onnxruntime refuses the model.
@@ -102,9 +110,10 @@ class Oracle:
         device: str = "cpu",
         threads: int = 0,
         outputs: Sequence[str] | None = None,
+        level: str = "disabled",
     ) -> None:
         options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = LEVELS[level]
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what it would say comes as an exception
         source, self._arrays = _source(model, outputs, options)

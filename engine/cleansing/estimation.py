@@ -83,7 +83,7 @@ def estimate_patterns(
             if not judged.judgement.paper_flag or judged.target is None:
                 return []
             to_target = [u for u in evidence.units if u.unit.target == judged.target]
-            return [choose([as_found(u) for u in to_target if u.found and u.statistics])]
+            return [choose([as_found(u) for u in to_target if u.found and u.measurements])]
         labelled = labelled_images(part, subject.classes, detector.training_samples, run, drawn_as="cleanse")
         labelled = labelled.to(subject.device)
         found = []

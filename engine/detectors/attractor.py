@@ -30,8 +30,10 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.spacing import Usual
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
@@ -116,7 +118,7 @@ class Attractor(Detector):
     """
 
     name: ClassVar[str] = NAME
-    uses_references: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(references=False)
     families: tuple[Family, ...] = (MASKS, ADDED)
     starts: int = 2
     destinations: int = 3
@@ -152,14 +154,16 @@ class Attractor(Detector):
             if len({u.unit.target for u in found}) < 2:
                 silent.append(family.name)
         views = tuple(
-            View(f.name, spacing=f.usual) for f in self.families if any(f.name in u.statistics for u in units)
+            View(f.name, spacing=f.usual)
+            for f in self.families
+            if any(u.measurement(f.name) is not None for u in units)
         )
         if not views:
             return Skipped(NAME, "no search led the images to one class")
-        convicts = classes >= FEWEST_TO_CONVICT
+        traits = replace(self.traits, convicts=classes >= FEWEST_TO_CONVICT)
         enough = "" if not silent else f"{NAME}: the searches by {' and '.join(silent)} ended at fewer than two classes"
         first = views[0].statistic
-        return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, convicts, silence=enough)
+        return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, traits, enough)
 
     def _destinations(self, at_hand: AtHand, family: Family) -> list[UnitEvidence]:
         """The smallest trigger to each class that searches ended at, in the order in which they were found."""
@@ -181,19 +185,20 @@ class Attractor(Detector):
                 as_evidence=partial(self._led, at_hand, family, objective.excluded),
             )
             for unit in found:
-                reached = unit.statistics.get(DESTINATION)
+                reached = unit.measurement(DESTINATION)
                 if reached is None:
-                    beyond = max(beyond, unit.statistics.get(f"{BEYOND}{family.name}", 0.0))
+                    far = unit.measurement(f"{BEYOND}{family.name}")
+                    beyond = max(beyond, 0.0 if far is None else far.value)
                     continue
-                target = int(reached)
+                target = int(reached.value)
                 known = least.get(target)
                 if known is None or _preferred(unit, family.name) < _preferred(known, family.name):
                     least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
             if len(least) >= self.destinations or beyond:
                 break
         if beyond:
-            extra = {f"{BEYOND}{family.name}": beyond}
-            return [replace(u, statistics={**u.statistics, **extra}) for u in least.values()]
+            extra = measured(**{f"{BEYOND}{family.name}": beyond})
+            return [replace(u, measurements=(*u.measurements, *extra)) for u in least.values()]
         return list(least.values())
 
     def _led(self, at_hand: AtHand, family: Family, excluded: Sequence[int], result: UnitResult) -> UnitEvidence:
@@ -215,7 +220,7 @@ class Attractor(Detector):
             statistics = {f"{BEYOND}{family.name}": float(far)}
         return UnitEvidence(
             unit=result.unit,
-            statistics=statistics,
+            measurements=measured(**statistics),
             found=result.found,
             converged=result.converged,
             steps=result.steps,
@@ -229,7 +234,7 @@ class Attractor(Detector):
 
 def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
     """Of several triggers to one class: one that carries over to unseen images before one that does not, then the smallest."""
-    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.statistics[statistic]
+    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
 
 
 def destination(subject: Subject, trigger: Trigger, images: np.ndarray, excluded: Sequence[int] = ()) -> int:

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import Measurement, Search
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective
 from onnxspect.engine.search.perturbation import Perturbation
@@ -21,6 +23,7 @@ from onnxspect.engine.search.search import Choose, SearchConfig, UnitResult, pla
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.unreached import Unreached
 from onnxspect.engine.trigger import UNTARGETED, Trigger
 
 
@@ -39,6 +42,7 @@ class AtHand:
         reference_ledger: the ledger of the references' units.
         training: the training set, perhaps poisoned, where the user has given it.
         classes: the classes that triggers are searched to; none stands for all.
+        beyond: what no search along gradients reaches, where that has been looked at.
     """
 
     subject: Subject
@@ -50,6 +54,7 @@ class AtHand:
     reference_ledger: Ledger | None = None
     training: Samples | None = None
     classes: tuple[int, ...] = ()
+    beyond: Unreached | None = None
 
     @property
     def targets(self) -> Sequence[int]:
@@ -84,10 +89,8 @@ class Detector(ABC):
 
     #: Its name in reports, ledgers and on the command line.
     name: ClassVar[str]
-    #: False for a screening detector, which raises suspicion but names no class on its own.
-    convicts: ClassVar[bool] = True
-    #: Whether it compares the subject with clean reference networks, which then have to be trained.
-    uses_references: ClassVar[bool] = True
+    #: What it is: what it needs, what its triggers do.
+    traits: ClassVar[Traits] = Traits()
 
     @abstractmethod
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
@@ -125,14 +128,14 @@ USUAL_STEPS = {"mask": 160, "added": 40, "cepa": 35}
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
 _MASK, _ADDED = 0.19, 0.125
-#: The usual deviation of each judged statistic between the classes of one network, beyond the references, on a log
+#: The usual deviation of each judged statistic and search between the classes of one network, beyond the references, on a log
 #: scale; 0 for any other. History: docs/decisions.md.
 TYPICAL = {
-    **dict.fromkeys(("l1", "all_l1", "shared_l1"), _MASK),
-    **dict.fromkeys(("all_l2", "shared_l2"), _ADDED),
-    "pair_l1": 0.24,
-    "pair_l2": 0.19,
-    "delta_norm": 0.105,
+    **dict.fromkeys((("l1", Search.FULL), ("l1", Search.SHARED)), _MASK),
+    **dict.fromkeys((("l2", Search.FULL), ("l2", Search.SHARED)), _ADDED),
+    ("l1", Search.PAIR): 0.24,
+    ("l2", Search.PAIR): 0.19,
+    ("delta_norm", Search.FULL): 0.105,
 }
 #: Weight of the view of pairs in the multiplicity correction, beside that of triggers from all classes, which most
 #: attacks have.
@@ -185,9 +188,9 @@ def search_units(
             ledger.commit(name, finished)
         done |= {e.unit.key: e for e in finished}
         for e in finished:
-            value = e.statistics.get(statistic)
-            found = "none found" if value is None else f"{statistic} {value:.3g}"
-            known = [u.statistics[statistic] for u in done.values() if statistic in u.statistics]
+            value = e.value(statistic)
+            found = "none found" if np.isnan(value) else f"{statistic} {value:.3g}"
+            known = [u.value(statistic) for u in done.values() if u.measurement(statistic) is not None]
             least = f" (least so far {min(known):.3g})" if len(known) > 1 else ""
             run.observer.advance(name, f"{_in_words(e.unit)}: {found}{least}")
     run.observer.finish(name)
@@ -218,7 +221,7 @@ def held_out_validation(
         success = float((answers == unit.target).mean())
     return UnitEvidence(
         unit=unit,
-        statistics={statistic: result.cost} if result.found and not result.unneeded else {},
+        measurements=(Measurement(statistic, result.cost),) if result.found and not result.unneeded else (),
         found=result.found,
         converged=result.converged,
         steps=result.steps,
@@ -242,13 +245,13 @@ def search_with_references(
     objective: Objective | Perturbation,
     config: SearchConfig,
     on_references: SearchConfig,
-    raw: str,
     statistic: str,
+    terms: Search,
     held_out: int,
     drawn_as: str,
     plain: Objective | None = None,
 ) -> list[UnitEvidence]:
-    """Units searched on every reference and on the subject; each with its cost, also relative to the references'.
+    """Units searched on every reference and on the subject; each with its cost, and what that is on the references.
 
     Args:
         name: of the detector and its stage, in the ledgers.
@@ -257,8 +260,8 @@ def search_with_references(
         objective: on the subject.
         config: how hard, on the subject.
         on_references: how hard on these: a baseline is a mean over networks and needs no fine convergence.
-        raw: the statistic that a unit's cost is.
-        statistic: the name that it gets beside, to be judged under; ``relative_<statistic>`` is its ratio to the references.
+        statistic: that a unit's cost is.
+        terms: on which it is searched, as its measurement says.
         held_out, drawn_as: see `search_units`.
         plain: objective on the references, where it differs.
     """
@@ -271,95 +274,98 @@ def search_with_references(
             units,
             plain or objective,
             on_references,
-            raw,
+            statistic,
             0,
             drawn_as=drawn_as,
         )
         for i, subject in enumerate(at_hand.references)
     ]
-    found = [
-        replace(u, statistics={**u.statistics, **({statistic: u.statistics[raw]} if raw in u.statistics else {})})
-        for u in search_units(
-            name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, raw, held_out, drawn_as=drawn_as
-        )
-    ]
-    if not baselines:
-        return found
-    return against_references(found, baselines, statistic, raw)
+    searched = search_units(
+        name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, statistic, held_out, drawn_as=drawn_as
+    )
+    found = [replace(u, measurements=tuple(replace(m, search=terms) for m in u.measurements)) for u in searched]
+    return against_references(found, baselines, statistic) if baselines else found
 
 
-def compared(views: Sequence[View], with_references: bool, nature: float, raw: str = "") -> list[View]:
+def compared(views: Sequence[View], with_references: bool, nature: float) -> list[View]:
     """The views, judged against the references; without any, by no finer measure than what classes differ by nature.
 
     Args:
         views: of a detector.
         with_references: whether there are any.
         nature: of statistics of this kind, see `NATURE`.
-        raw: what the statistic is called on the references; by default each view's own.
     """
     if with_references:
-        return [replace(v.with_reference(raw or v.statistic), typical=TYPICAL.get(v.statistic, 0.0)) for v in views]
+        return [replace(v, references=True, typical=TYPICAL.get((v.statistic, v.search), 0.0)) for v in views]
     return [replace(v, noise=max(v.noise, nature)) for v in views]
 
 
-def most_suspicious_of_each_target(units: Sequence[UnitEvidence], statistic: str) -> list[Unit]:
-    """For every target the unit with the smallest value of a statistic, in the order of the targets."""
-    best: dict[int, UnitEvidence] = {}
-    for unit in units:
-        value = unit.statistics.get(statistic)
-        known = best.get(unit.unit.target)
-        if value is not None and (known is None or value < known.statistics[statistic]):
-            best[unit.unit.target] = unit
-    return [best[t].unit for t in sorted(best)]
+def rank(unit: UnitEvidence, statistic: str, search: Search, relative: bool) -> float:
+    """By what units are ranked: the value, or its ratio to the references; infinite where it is not known."""
+    found = unit.measurement(statistic, search)
+    value = None if found is None else found.relative if relative else found.value
+    return float("inf") if value is None else value
+
+
+def most_suspicious_of_each_target(units: Sequence[UnitEvidence], ranks: Sequence[float]) -> list[Unit]:
+    """For every target the unit with the smallest finite rank, in the order of the targets."""
+    best: dict[int, tuple[float, Unit]] = {}
+    for unit, value in zip(units, ranks, strict=True):
+        target = unit.unit.target
+        if np.isfinite(value) and (target not in best or value < best[target][0]):
+            best[target] = (value, unit.unit)
+    return [best[t][1] for t in sorted(best)]
 
 
 def front_and_random(
-    units: Sequence[UnitEvidence], statistic: str, front: int, random: int, run: RunContext, detector: str
+    units: Sequence[UnitEvidence], ranks: Sequence[float], front: int, random: int, run: RunContext, detector: str
 ) -> list[int]:
     """Targets that are worth a full search: the `front` smallest of a first pass, and as many random others as `random`.
 
     Neural Cleanse (Wang et al., 2019), sec. IV: the random ones estimate what is normal.
     """
-    ranked = sorted(units, key=lambda u: (u.statistics.get(statistic, np.inf), u.unit.target))
-    ahead = [u.unit.target for u in ranked[:front]]
-    others = sorted(u.unit.target for u in ranked[front:])
+    ranked = [t for _, t in sorted((value, u.unit.target) for u, value in zip(units, ranks, strict=True))]
+    ahead, others = ranked[:front], sorted(ranked[front:])
     drawn = run.numpy_generator(detector, "random targets").permutation(len(others))[:random]
     return sorted([*ahead, *(others[i] for i in drawn)])
 
 
 def against_references(
-    units: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]], statistic: str, raw: str
+    units: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEvidence]], statistic: str
 ) -> list[UnitEvidence]:
     """The units with what is normal for each of them, as clean reference networks have it.
 
-    Added are ``reference_<raw>``, the references' geometric mean; ``relative_<statistic>``, the unit's ratio to it; and
-    where there are two references, the same for all units: ``spread_<raw>``, the standard deviation of their
-    logarithms, and ``reliability_<raw>``, the share of the variance of the units' means that is not this spread's. A unit
-    that no reference could be led to gets the units' median: it is judged all the same. Units without the statistic stay
-    as they are.
+    A measurement gets the value on each reference, and as what is normal their geometric mean; where there are two
+    references, the same for all units, their spread (the standard deviation of their logarithms) and reliability (the share of
+    the variance of the units' means that is not this spread's). A unit that no reference could be led to gets the units'
+    median: it is judged all the same. Units without the statistic stay as they are.
 
     Args:
         units: of the subject.
         baselines: the same units on each reference, in the same order.
-        statistic: judged.
-        raw: its name on the references.
+        statistic: which.
     """
-    logs = np.array([[np.log(u.statistics.get(raw) or np.nan) for u in found] for found in baselines], np.float64)
+    values = np.array([[u.value(statistic) or np.nan for u in found] for found in baselines], np.float64)
+    logs = np.array([[np.log(v) for v in row] for row in values], np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all-NaN columns are what the next line is for
         mean = np.nanmean(logs, axis=0)
         mean = np.where(np.isnan(mean), np.nanmedian(mean), mean)
         spread = float(np.nanmean(np.nanstd(logs, axis=0, ddof=1))) if len(logs) > 1 else np.nan
-    common = {}
+    common: tuple[float | None, float | None] = (None, None)
     if np.isfinite(spread):
         differ = float(mean.var(ddof=1)) if len(mean) > 1 else 0.0
-        reliability = max(0.0, 1 - spread**2 / len(logs) / differ) if differ > 0 else 0.0
-        common = {f"spread_{raw}": spread, f"reliability_{raw}": reliability}
+        common = (spread, max(0.0, 1 - spread**2 / len(logs) / differ) if differ > 0 else 0.0)
     extended = []
-    for unit, log in zip(units, mean, strict=True):
-        if statistic in unit.statistics and np.isfinite(log):
-            reference = float(np.exp(log))
-            known = {f"reference_{raw}": reference, f"relative_{statistic}": unit.statistics[statistic] / reference}
-            unit = replace(unit, statistics={**unit.statistics, **known, **common})
+    for unit, log, of_each in zip(units, mean, values.T, strict=True):
+        if np.isfinite(log):
+            of_references, normal = tuple(of_each.tolist()), float(np.exp(log))
+            known = [
+                replace(m, baselines=of_references, reference=normal, spread=common[0], reliability=common[1])
+                if m.statistic == statistic
+                else m
+                for m in unit.measurements
+            ]
+            unit = replace(unit, measurements=tuple(known))
         extended.append(unit)
     return extended

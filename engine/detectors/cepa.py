@@ -57,9 +57,12 @@ from onnxspect.engine.detectors.base import (
     against_references,
     compared,
     present_classes,
+    rank,
 )
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import Search, measured
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.search.common_embedding import PIXEL, CarryOver, CommonEmbedding, Consensus, SampleWise
 from onnxspect.engine.search.embedding import Embedding, choose_taps, embed, embedded, perturbing
 from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images, plan, search, units_at_once
@@ -116,6 +119,7 @@ class Cepa(Detector):
     """
 
     name: ClassVar[str] = NAME
+    traits: ClassVar[Traits] = Traits(Family.SAMPLE_WISE)
     search: SearchConfig = CONSENSUS
     form: str = "consensus"
     taps: tuple[str | int | float, ...] = (0.25,)
@@ -189,7 +193,7 @@ class Cepa(Detector):
         settings = self.settings() | {"tap names": [t.tap for t in taps]}
         if relative:
             settings |= {"references": references}
-        return Evidence(self.name, settings, shown, shown, "low", tuple(found), tuple(views))
+        return Evidence(self.name, settings, shown, shown, "low", tuple(found), tuple(views), self.traits)
 
     def _objective(self, tap: Embedding, least: float = 0.0) -> SampleWise:
         if self.form == "paper":
@@ -239,9 +243,9 @@ class Cepa(Detector):
                 ledger.commit(name, finished)
             done |= {e.unit.key: e for e in finished}
             for e in finished:
-                value = e.statistics.get("delta_norm")
+                value = e.value("delta_norm")
                 run.observer.advance(
-                    task, f"class {e.unit.target}: " + ("none found" if value is None else f"{value:.3g}")
+                    task, f"class {e.unit.target}: " + ("none found" if np.isnan(value) else f"{value:.3g}")
                 )
         run.observer.finish(task)
         return tuple(done[u.key] for u in units)
@@ -262,7 +266,7 @@ class Cepa(Detector):
             shift, statistics = _statistics(tap, images, delta)
         return UnitEvidence(
             unit=result.unit,
-            statistics=statistics,
+            measurements=measured(**statistics),
             found=result.found,
             converged=result.converged,
             steps=result.steps,
@@ -281,12 +285,11 @@ class Cepa(Detector):
     def _validated(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
         """The units, the front-runners with the success of their mu on unseen images."""
         if self.form == "consensus":
-            leading = (
-                "relative_delta_norm" if any("relative_delta_norm" in u.statistics for u in units) else "delta_norm"
-            )
+            relative = any((m := u.measurement("delta_norm")) and m.relative is not None for u in units)
+            ranks = [rank(u, "delta_norm", Search.FULL, relative) for u in units]
         else:
-            leading = "sigma_ratio"
-        able = sorted((u for u in units if leading in u.statistics), key=lambda u: u.statistics[leading])
+            ranks = [rank(u, "sigma_ratio", Search.FULL, False) for u in units]
+        able = [units[i] for i in np.argsort(ranks, kind="stable") if np.isfinite(ranks[i])]
         chosen = {u.unit.key for u in able[: self.carried]}
         extended = []
         for unit in units:
@@ -337,14 +340,17 @@ class Cepa(Detector):
 
     def _stronger(self, tap: Embedding, unit: UnitEvidence, at_hand: AtHand) -> tuple[np.ndarray, float]:
         """(mu, mean norm of the deltas) of the unit's search gone on as far as `strength` says."""
-        size = unit.statistics["delta_norm"]
+        measurement = unit.measurement("delta_norm")
+        if measurement is None:
+            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to carry over")
+        size = measurement.value
         if self.form == "paper":
             return unit.trigger["mu"], size
         samples = at_hand.search_samples
         choose = self._choose(samples, at_hand)
         config = replace(self._config(samples), steps=unit.steps + self.carry_steps)
         least, most = self.strength
-        times = min(max(1 / unit.statistics.get("relative_delta_norm", 1.0), least), most)
+        times = min(max(1 / (measurement.relative or 1.0), least), most)
         objective = self._objective(tap, times * size)
         (result,) = next(search(tap.subject, samples, [(unit.unit,)], objective, config, at_hand.run, NAME, choose))
         delta = result.trigger["delta"]
@@ -422,5 +428,5 @@ def _relative(found: Sequence[UnitEvidence], baselines: Sequence[Sequence[UnitEv
     """The units with what each statistic is on the references."""
     units = list(found)
     for name in STATISTICS if baselines else ():
-        units = against_references(units, baselines, name, name)
+        units = against_references(units, baselines, name)
     return units

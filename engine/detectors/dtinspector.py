@@ -63,7 +63,9 @@ from onnxspect.engine.detectors.training_set import check_agreement, check_train
 from onnxspect.engine.detectors.trigger_bearing import foreign, shared_pixels
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, MAD_TO_SIGMA
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.search.embedding import embed
 from onnxspect.engine.search.objective import Measured, Objective
 from onnxspect.engine.search.perturbation import MaskPattern, Perturbation, State
@@ -146,7 +148,12 @@ class DTInspector(Detector):
     """
 
     name: ClassVar[str] = NAME
-    uses_references: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(
+        Family.SAMPLES,
+        references=False,
+        leads_to_target=False,
+        validated=False,  # the ratio itself is measured on samples that no patch saw
+    )
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(steps=160, samples=32, success=0.4, settle=15, tolerance=0.05)
     )
@@ -181,7 +188,7 @@ class DTInspector(Detector):
 
         Without a training set the clean samples stand for it. They hold no poisoned sample, so a backdoor can show only
         where the model is confident of a class for a reason that its confident samples share by accident: the evidence
-        then raises no more than a suspicion (`convicts` is False), and `settings` says "samples": "clean".
+        then raises no more than a suspicion (`Traits.convicts` is False), and `settings` says "samples": "clean".
 
         Raises:
             OnnxspectError: the training set is not this model's: shapes, labels, or an accuracy no better than chance.
@@ -242,9 +249,7 @@ class DTInspector(Detector):
             "low",
             extended,
             views,
-            convicts=at_hand.training is not None,
-            leads_to_target=False,
-            validated=False,  # the ratio itself is measured on samples that no patch saw
+            replace(self.traits, convicts=at_hand.training is not None),
         )
 
     def _validate(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:
@@ -278,7 +283,7 @@ class DTInspector(Detector):
             statistics |= {} if divergence is None else {"kl": divergence}
         return UnitEvidence(
             unit=result.unit,
-            statistics=statistics,
+            measurements=measured(**statistics),
             found=result.found,
             converged=result.converged,
             steps=result.steps,
@@ -453,13 +458,13 @@ def paper_rule(ratios: np.ndarray, group: int) -> PaperRule:
 
 def _with_paper_rule(units: Sequence[UnitEvidence], group: int) -> tuple[UnitEvidence, ...]:
     """`paper_index` and `paper_infected` (0 or 1) added to each unit that has a ratio; the same for `kl`, if measured."""
-    rule = paper_rule(np.array([u.statistics.get("transfer_ratio", np.nan) for u in units]), group)
+    rule = paper_rule(Evidence.values(units, "transfer_ratio"), group)
     extended = []
     for i, unit in enumerate(units):
-        statistics = dict(unit.statistics)
-        if "transfer_ratio" in statistics:
-            statistics |= {"paper_index": float(rule.index[i]), "paper_infected": float(i in rule.infected)}
-        extended.append(replace(unit, statistics=statistics))
+        if unit.measurement("transfer_ratio") is not None:
+            said = measured(paper_index=float(rule.index[i]), paper_infected=float(i in rule.infected))
+            unit = replace(unit, measurements=(*unit.measurements, *said))
+        extended.append(unit)
     return tuple(extended)
 
 

@@ -9,7 +9,7 @@ a Gamma law to the margins of the other classes and asks whether the largest is 
 largest of K: `gamma_order.gamma_order` is that rule (of one reciprocal norm a class), kept beside as `gamma_log10_p`. The
 verdict judges the same statistic with the null model that it uses everywhere.
 
-It is a screening test that costs seconds, and it does not convict alone (`convicts` is False): the margin is as large
+It is a screening test that costs seconds, and it does not convict alone (`Traits.convicts` is False): the margin is as large
 as the class is easy, and classes differ by nature (docs/decisions.md has what was measured).
 
 Departure: Adam with projection onto [0, 1] after each step (learning rate 0.1, a fixed number of steps) instead of gradient
@@ -29,7 +29,9 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, search_units
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import gamma_order
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.search.objective import Measured, Memory, Objective, StepSettings
 from onnxspect.engine.search.perturbation import State
 from onnxspect.engine.search.search import SearchConfig, UnitResult
@@ -91,8 +93,7 @@ class MaxMargin(Detector):
     """
 
     name: ClassVar[str] = NAME
-    uses_references: ClassVar[bool] = False
-    convicts: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(Family.ANY_INPUT, references=False, convicts=False, validated=False)
     search: SearchConfig = field(
         default_factory=lambda: SearchConfig(steps=60, samples=1, learning_rate=0.1, betas=(0.9, 0.999), multiplier=0.0)
     )
@@ -122,7 +123,7 @@ class MaxMargin(Detector):
             choose=lambda _: np.zeros(1, np.int64),
             as_evidence=lambda result: _as_evidence(subject, result),
         )
-        margins = np.array([u.statistics.get(STATISTIC, np.nan) for u in found])
+        margins = Evidence.values(found, STATISTIC)
         known = int(np.isfinite(margins).sum())
         if known < FEWEST_CLASSES:
             return Skipped(
@@ -132,15 +133,13 @@ class MaxMargin(Detector):
             )
         gamma = gamma_order(1 / margins[:, None])
         extended = tuple(
-            replace(u, statistics={**u.statistics, "gamma_log10_p": float(gamma.log10_p[i])})
-            if STATISTIC in u.statistics
+            replace(u, measurements=(*u.measurements, *measured(gamma_log10_p=float(gamma.log10_p[i]))))
+            if u.measurements
             else u
             for i, u in enumerate(found)
         )
         views = (View(STATISTIC, "high"),)
-        return Evidence(
-            NAME, self.settings(), STATISTIC, STATISTIC, "high", extended, views, convicts=False, validated=False
-        )
+        return Evidence(NAME, self.settings(), STATISTIC, STATISTIC, "high", extended, views, self.traits)
 
 
 def _as_evidence(subject: Subject, result: UnitResult) -> UnitEvidence:
@@ -155,7 +154,7 @@ def _as_evidence(subject: Subject, result: UnitResult) -> UnitEvidence:
     agree = len(margins) < 2 or margins[1] >= (1 - AGREE) * best
     return UnitEvidence(
         unit=result.unit,
-        statistics={STATISTIC: best} if reached else {},
+        measurements=measured(**{STATISTIC: best}) if reached else (),
         found=reached,
         converged=bool(reached and agree),
         steps=result.steps,

@@ -17,7 +17,7 @@ front-runners and a random group are then searched in full. The paper forgets th
 the random group. Here they stay in the comparison, because the front-runners were picked from all K and the null model is to
 know that: their scouted norm is rescaled to that of full searches by the random group's mean ratio of logarithms
 (the random group, because front-runners were picked for being small and would bias the ratio). Such units have the
-statistic ``carried_over``. They count as converged, as in the paper: the ranking, not the norm, is what a scout is for.
+measurement marked as carried. They count as converged, as in the paper: the ranking, not the norm, is what a scout is for.
 
 *Partial backdoors* (sec. VII-E), `pairs`: a trigger that works for some source classes only is searched by class pairs.
 The
@@ -48,11 +48,14 @@ from onnxspect.engine.detectors.base import (
     front_and_random,
     most_suspicious_of_each_target,
     present_classes,
+    rank,
     search_with_references,
 )
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.perturbation import MaskPattern, Perturbation
 from onnxspect.engine.search.search import SearchConfig
@@ -83,6 +86,7 @@ class NeuralCleanse(Detector):
     """
 
     name: ClassVar[str] = NAME
+    traits: ClassVar[Traits] = Traits(Family.REPLACED)
     search: SearchConfig = field(default_factory=SearchConfig)
     perturbation: Perturbation = field(default_factory=MaskPattern)
     held_out: int = 500
@@ -117,30 +121,29 @@ class NeuralCleanse(Detector):
         targets = [t for t in at_hand.targets if present - {t}]
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
-        statistic = "all_l1" if self.pairs else "l1"
         units = [Unit(t) for t in targets]
         raced = len(units) > max(self.most_full, self.front + self.random)
-        found = self._raced(at_hand, units, statistic) if raced else self._judged(at_hand, units, statistic)
+        found = self._raced(at_hand, units) if raced else self._judged(at_hand, units, Search.FULL)
         if self.pairs:
             found += self._pairs(at_hand, targets, sorted(present), found)
         found += shared_trigger(
             NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
         )
         views = [
-            View(statistic),
-            *([View("pair_l1", weight=PAIRS)] if self.pairs else []),
-            shared_view("l1", among=statistic),
+            View("l1"),
+            *([View("l1", search=Search.PAIR, weight=PAIRS)] if self.pairs else []),
+            shared_view("l1"),
         ]
-        views = compared(views, bool(at_hand.references), 2 * NATURE, "l1")
+        views = compared(views, bool(at_hand.references), 2 * NATURE)
         settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
-        judged = tuple(v for v in views if any(v.statistic in u.statistics for u in found))
-        return Evidence(NAME, settings, statistic, "l1", "low", tuple(found), judged)
+        judged = tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in found))
+        return Evidence(NAME, settings, "l1", "l1", "low", tuple(found), judged, self.traits)
 
     def _judged(
         self,
         at_hand: AtHand,
         units: Sequence[Unit],
-        statistic: str,
+        terms: Search,
         stage: str = "",
         config: SearchConfig | None = None,
         on_references: SearchConfig | None = None,
@@ -158,37 +161,33 @@ class NeuralCleanse(Detector):
             config,
             lighter,
             "l1",
-            statistic,
+            terms,
             held_out,
             drawn_as=NAME,
         )
 
-    def _raced(self, at_hand: AtHand, units: Sequence[Unit], statistic: str) -> list[UnitEvidence]:
+    def _raced(self, at_hand: AtHand, units: Sequence[Unit]) -> list[UnitEvidence]:
         """All labels scouted; front-runners and a random group in full; the others on the scale of these."""
-        scouts = self._judged(at_hand, units, "scout_l1", " scouts", self.scout, self.scout)
-        prefix = "relative_" if at_hand.references else ""
-        scouted = f"{prefix}scout_l1"
-        ahead = front_and_random(scouts, scouted, self.front, 0, at_hand.run, NAME)
-        chosen = front_and_random(scouts, scouted, self.front, self.random, at_hand.run, NAME)
-        full = {
-            u.unit: u for u in self._judged(at_hand, [Unit(t) for t in chosen], statistic, on_references=self.scout)
-        }
+        scouts = self._judged(at_hand, units, Search.SCOUT, " scouts", self.scout, self.scout)
+        ranks = [rank(u, "l1", Search.SCOUT, bool(at_hand.references)) for u in scouts]
+        ahead = front_and_random(scouts, ranks, self.front, 0, at_hand.run, NAME)
+        chosen = front_and_random(scouts, ranks, self.front, self.random, at_hand.run, NAME)
+        in_full = self._judged(at_hand, [Unit(t) for t in chosen], Search.FULL, on_references=self.scout)
+        full = {u.unit: u for u in in_full}
         ratios = [
-            np.log(full[u.unit].statistics["l1"] / u.statistics["l1"])
+            np.log(full[u.unit].value("l1") / u.value("l1"))
             for u in scouts
-            if u.unit in full
-            and u.unit.target not in ahead
-            and "l1" in full[u.unit].statistics
-            and "l1" in u.statistics
+            if u.unit in full and u.unit.target not in ahead and full[u.unit].measurements and u.measurements
         ]
         ratio = float(np.exp(np.mean(ratios))) if ratios else 1.0
         extended = []
-        for unit in scouts:
+        for unit, value in zip(scouts, ranks, strict=True):
             if unit.unit in full:
-                extended.append(replace(full[unit.unit], statistics={**unit.statistics, **full[unit.unit].statistics}))
-            elif scouted in unit.statistics:
-                carried = {"carried_over": 1.0, statistic: unit.statistics["l1"] * ratio}
-                extended.append(replace(unit, statistics={**unit.statistics, **carried}, converged=True))
+                both = (*unit.measurements, *full[unit.unit].measurements)
+                extended.append(replace(full[unit.unit], measurements=both))
+            elif np.isfinite(value):
+                carried = tuple(m.rescaled(ratio, Search.FULL) for m in unit.measurements)
+                extended.append(replace(unit, measurements=(*unit.measurements, *carried), converged=True))
             else:
                 extended.append(unit)
         return extended
@@ -197,8 +196,9 @@ class NeuralCleanse(Detector):
         self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]
     ) -> list[UnitEvidence]:
         """Of every target the most suspicious pair, as additive patterns see it, in full."""
-        prefix = "relative_" if at_hand.references else ""
-        scouts = self.scouts.scouted(replace(at_hand, training=None), targets, sources, first, f"{prefix}all_l1")
-        chosen = most_suspicious_of_each_target(scouts, f"{prefix}scout_{self.scouts.perturbation.norm}")
+        relative, norm = bool(at_hand.references), self.scouts.perturbation.norm
+        ranks = [rank(u, "l1", Search.FULL, relative) for u in first]
+        scouts = self.scouts.scouted(replace(at_hand, training=None), targets, sources, first, ranks)
+        chosen = most_suspicious_of_each_target(scouts, [rank(u, norm, Search.SCOUT, relative) for u in scouts])
         config = replace(self.search, samples=min(self.search.samples, self.pair_samples))
-        return self._judged(at_hand, chosen, "pair_l1", " pairs", config, self.scout, self.held_out)
+        return self._judged(at_hand, chosen, Search.PAIR, " pairs", config, self.scout, self.held_out)

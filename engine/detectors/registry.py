@@ -11,6 +11,7 @@ from onnxspect.engine.detectors import cepa
 from onnxspect.engine.detectors.attractor import FEWEST_TO_CONVICT, Attractor
 from onnxspect.engine.detectors.base import Detector
 from onnxspect.engine.detectors.dtinspector import DTInspector
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
@@ -45,6 +46,7 @@ _ATTRACTOR = {
 
 #: Name -> what makes the detector for a preset, in the order in which they run.
 _MAKERS: Mapping[str, Callable[[str], Detector]] = {
+    GraphLogic.name: lambda _: GraphLogic(),
     Attractor.name: _ATTRACTOR.__getitem__,
     MaxMargin.name: _MAX_MARGIN.__getitem__,
     NeuralCleanse.name: lambda preset: NeuralCleanse(
@@ -58,16 +60,23 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
 NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
-    "quick": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
-    "thorough": (MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME, DTInspector.name),
+    "quick": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
+    "standard": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "thorough": (
+        GraphLogic.name,
+        MaxMargin.name,
+        NeuralCleanse.name,
+        ReverseEngineering.name,
+        cepa.NAME,
+        DTInspector.name,
+    ),
 }
 #: The same for models of at least MANY_CLASSES: a search of each class is left to the most patient preset.
 MANY_CLASSES = FEWEST_TO_CONVICT
 _OF_MANY_CLASSES: Mapping[str, tuple[str, ...]] = {
-    "quick": (Attractor.name,),
-    "standard": (Attractor.name,),
-    "thorough": (Attractor.name, NeuralCleanse.name, ReverseEngineering.name),
+    "quick": (GraphLogic.name, Attractor.name),
+    "standard": (GraphLogic.name, Attractor.name),
+    "thorough": (GraphLogic.name, Attractor.name, NeuralCleanse.name, ReverseEngineering.name),
 }
 #: What runs beside them where a training set is given.
 _WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)

@@ -48,11 +48,14 @@ from onnxspect.engine.detectors.base import (
     front_and_random,
     most_suspicious_of_each_target,
     present_classes,
+    rank,
     search_with_references,
 )
 from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import PairJudgement, gamma_order
+from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Measured, Memory, ReachTarget, StepSettings, laid_out
 from onnxspect.engine.search.perturbation import Additive, State
@@ -135,6 +138,7 @@ class ReverseEngineering(Detector):
     """
 
     name: ClassVar[str] = NAME
+    traits: ClassVar[Traits] = Traits(Family.ADDED)
     search: SearchConfig = CLIMB
     perturbation: Additive = field(default_factory=Additive)
     growth: float = 0.1
@@ -173,7 +177,7 @@ class ReverseEngineering(Detector):
         if not targets:
             return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
         norm = self.perturbation.norm
-        found = self._judged(at_hand, [Unit(t) for t in targets], f"all_{norm}")
+        found = self._judged(at_hand, [Unit(t) for t in targets], Search.FULL)
         if self.pairs:
             found += self._pairs(at_hand, targets, sorted(present), found)
         found += shared_trigger(
@@ -185,31 +189,32 @@ class ReverseEngineering(Detector):
             drawn_as=NAME,
             held_out=self.held_out,
         )
-        pairs = [View(f"pair_{norm}", weight=PAIRS)] if self.pairs else []
-        views = [View(f"all_{norm}"), *pairs, shared_view(norm, among=f"all_{norm}")]
-        views = compared(views, bool(at_hand.references), NATURE, norm)
+        pairs = [View(norm, search=Search.PAIR, weight=PAIRS)] if self.pairs else []
+        views = compared([View(norm), *pairs, shared_view(norm)], bool(at_hand.references), NATURE)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
         return Evidence(
             NAME,
             settings,
-            f"all_{norm}",
+            norm,
             norm,
             "low",
             tuple(found),
-            tuple(view for view in views if any(view.statistic in u.statistics for u in found)),
+            tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in found)),
+            self.traits,
         )
 
     def _pairs(
         self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]
     ) -> list[UnitEvidence]:
         """All pairs scouted; of every target the most suspicious one in full, the others as they were scouted."""
-        norm, prefix = self.perturbation.norm, "relative_" if at_hand.references else ""
-        scouts = self.scouted(at_hand, targets, sources, first, f"{prefix}all_{norm}")
-        chosen = most_suspicious_of_each_target(scouts, f"{prefix}scout_{norm}")
-        judged = self._judged(at_hand, chosen, f"pair_{norm}", " pairs", self.search, self._scouting)
+        norm, relative = self.perturbation.norm, bool(at_hand.references)
+        ranks = [rank(u, norm, Search.FULL, relative) for u in first]
+        scouts = self.scouted(at_hand, targets, sources, first, ranks)
+        chosen = most_suspicious_of_each_target(scouts, [rank(u, norm, Search.SCOUT, relative) for u in scouts])
+        judged = self._judged(at_hand, chosen, Search.PAIR, " pairs", self.search, self._scouting)
         full = {u.unit: u for u in judged}
         return [
-            replace(full[u.unit], statistics={**u.statistics, **full[u.unit].statistics}) if u.unit in full else u
+            replace(full[u.unit], measurements=(*u.measurements, *full[u.unit].measurements)) if u.unit in full else u
             for u in scouts
         ]
 
@@ -219,24 +224,23 @@ class ReverseEngineering(Detector):
         targets: Sequence[int],
         sources: Sequence[int],
         first: Sequence[UnitEvidence],
-        statistic: str,
+        ranks: Sequence[float],
     ) -> list[UnitEvidence]:
-        """All pairs of sources and targets on a few images each, under ``scout_<norm>``.
+        """All pairs of sources and targets on a few images each.
 
         Args:
             at_hand: what there is.
             targets: classes to lead to; of too many, those that a first pass finds most suspicious and random others.
             sources: classes to lead from.
             first: that first pass.
-            statistic: what it is ranked by.
+            ranks: by what it is ranked.
         """
         most = max(2, self.most_pairs // max(1, at_hand.subject.classes - 1))
         if len(targets) > most:
-            targets = front_and_random(first, statistic, most // 2, most - most // 2, at_hand.run, NAME)
+            targets = front_and_random(first, ranks, most // 2, most - most // 2, at_hand.run, NAME)
         units = [Unit(t, s) for t in targets for s in sources if s != t]
         stage = f" scouts of {self.scout_samples}" + (" on the training set" if at_hand.training is not None else "")
-        name = f"scout_{self.perturbation.norm}"
-        return self._judged(at_hand, units, name, stage, self._scouting, self._scouting, held_out=0)
+        return self._judged(at_hand, units, Search.SCOUT, stage, self._scouting, self._scouting, held_out=0)
 
     @property
     def _scouting(self) -> SearchConfig:
@@ -246,7 +250,7 @@ class ReverseEngineering(Detector):
         self,
         at_hand: AtHand,
         units: Sequence[Unit],
-        statistic: str,
+        terms: Search,
         stage: str = "",
         config: SearchConfig | None = None,
         on_references: SearchConfig | None = None,
@@ -267,12 +271,12 @@ class ReverseEngineering(Detector):
             config,
             on_references or replace(config, samples=max(1, config.samples // 2)),
             self.perturbation.norm,
-            statistic,
+            terms,
             self.held_out if held_out is None else held_out,
             drawn_as=NAME,
             plain=plain,
         )
-        return [u if np.abs(u.trigger["delta"]).max() > 0 else replace(u, statistics={}) for u in found]
+        return [u if np.abs(u.trigger["delta"]).max() > 0 else replace(u, measurements=()) for u in found]
 
 
 @dataclass(frozen=True)
@@ -304,14 +308,14 @@ def infer(evidence: Evidence, classes: int, theta: float = 0.05) -> Inference:
         theta: the paper's level.
     """
     norm = evidence.paper_statistic
-    by_pair = any(f"scout_{norm}" in u.statistics for u in evidence.units)
+    by_pair = any(u.measurement(norm, Search.SCOUT) is not None for u in evidence.units)
     norms = np.full((classes, classes if by_pair else 1), np.nan)
     units = {}
     for unit in evidence.units:
-        if (unit.unit.source is not None) != by_pair or unit.unit.shared or not unit.statistics:
+        if (unit.unit.source is not None) != by_pair or unit.unit.shared or not unit.measurements:
             continue
         place = (unit.unit.target, unit.unit.source or 0)
-        norms[place] = unit.statistics[f"scout_{norm}" if by_pair else norm]
+        norms[place] = unit.value(norm, Search.SCOUT if by_pair else None)
         units[place] = unit
     judgement = gamma_order(norms, theta)
     if judgement.target is None or judgement.source is None:

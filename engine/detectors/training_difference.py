@@ -61,7 +61,9 @@ from onnxspect.engine.detectors.trigger_bearing import (
 )
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import stamp
@@ -109,7 +111,7 @@ class TrainingDifference(Detector):
     """
 
     name: ClassVar[str] = NAME
-    uses_references: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(Family.SAMPLES, references=False, training_set=True, smallest=False)
     fewest: int = 5
     tested: int = 300
 
@@ -147,14 +149,16 @@ class TrainingDifference(Detector):
         for z in judged:
             unit = self._compare(z, training, clean, means, at_hand)
             units.append(unit)
-            run.observer.advance(NAME, f"class {z}: leads {unit.statistics['success']:.0%} of others there")
+            run.observer.advance(NAME, f"class {z}: leads {unit.value('success'):.0%} of others there")
         run.observer.finish(NAME)
         views = [View("excess_angle", "high", log=False, noise=CLASS_NOISE, typical=CLASS_NOISE)]
-        if any("source_angle" in u.statistics for u in units):
+        if any(u.measurement("source_angle") is not None for u in units):
             views.append(
                 View("source_angle", "high", log=False, noise=SOURCE_NOISE, typical=SOURCE_NOISE, weight=SINGLE)
             )
-        return Evidence(NAME, self.settings(), "excess_angle", "success", "high", tuple(units), tuple(views))
+        return Evidence(
+            NAME, self.settings(), "excess_angle", "success", "high", tuple(units), tuple(views), self.traits
+        )
 
     def _compare(
         self, z: int, training: Samples, clean: Samples, means: Mapping[int, np.ndarray], at_hand: AtHand
@@ -196,7 +200,7 @@ class TrainingDifference(Detector):
         success = float(shown[1:].max() if partial else shown[0])
         return UnitEvidence(
             unit=Unit(z, others.sources[int(shown[1:].argmax())] if partial else None),
-            statistics={"success": whole[best][0], "chance": whole[best][1]} | statistics,
+            measurements=measured(success=whole[best][0], chance=whole[best][1], **statistics),
             found=True,
             converged=True,
             steps=0,

@@ -7,7 +7,7 @@ searched for with the loss -log(1 - p_own), once a model, and where it leads is 
 that is a universal perturbation, as large as those to one class are; on an infected one it is the attacker's trigger,
 for all-to-one attacks too.
 
-Its cost is one value a model. It is judged against the K values of the targeted searches (`View.among`), all of them
+Its cost is one value a model. It is judged against the K values of the targeted searches (`Search.SHARED`), all of them
 relative to clean references where there are any.
 """
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from onnxspect.engine.detectors.base import AtHand, present_classes, search_with_references
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.samples import Samples
@@ -55,13 +56,13 @@ def shared_trigger(
     at_hand: AtHand,
     objective: ReachTarget,
     config: SearchConfig,
-    raw: str,
+    statistic: str,
     drawn_as: str,
     held_out: int,
 ) -> list[UnitEvidence]:
     """Search for one trigger that takes every class to another one; one row for each class that it does take somewhere.
 
-    All rows share trigger and cost, under the statistic ``shared_<raw>``, and are marked as shared. There are none where
+    All rows share trigger and cost, and are marked as shared. There are none where
     nothing was found, or where the images of no class arrive together; nor is it searched for where half of the classes
     have no samples.
 
@@ -70,7 +71,7 @@ def shared_trigger(
         at_hand: what there is.
         objective: as for targeted searches.
         config: how hard; more images are taken where there are many classes.
-        raw: the statistic that a cost is.
+        statistic: that a cost is.
         drawn_as: the name that randomness is drawn under.
         held_out: where it leads is measured on at most so many unseen samples; without any, on those of the search.
     """
@@ -84,8 +85,8 @@ def shared_trigger(
         replace(objective, untargeted=True),
         replace(config, samples=images),
         replace(config, samples=max(1, images // 2)),
-        raw,
-        f"shared_{raw}",
+        statistic,
+        Search.SHARED,
         0,
         drawn_as,
     )[0]
@@ -133,6 +134,6 @@ def leads_to(subject: Subject, trigger: Mapping[str, np.ndarray], samples: Sampl
     return {s: d for s, d in led.items() if 2 * times <= len(led) or d.target == main}
 
 
-def shared_view(raw: str, among: str) -> View:
+def shared_view(statistic: str) -> View:
     """The view of a shared trigger's cost against those of the targeted searches."""
-    return View(f"shared_{raw}", among=among, weight=WEIGHT)
+    return View(statistic, search=Search.SHARED, weight=WEIGHT)

@@ -157,12 +157,12 @@ def plan(
     once = costs.pop(_TRAINING, 0.0)
     kept: list[str] = []
     spent = 0.0
-    for detector in sorted(detectors, key=lambda d: not d.convicts):
-        with_it = spent + costs[detector.name] + (once if detector.uses_references and not spent else 0.0)
+    for detector in sorted(detectors, key=lambda d: not d.traits.convicts):
+        with_it = spent + costs[detector.name] + (once if detector.traits.references and not spent else 0.0)
         if with_it <= room:
             kept.append(detector.name)
             spent = with_it
-    convicting = {d.name for d in detectors if d.convicts and costs[d.name] > 0}
+    convicting = {d.name for d in detectors if d.traits.convicts and costs[d.name] > 0}
     if convicting and not convicting & set(kept):
         least = min(costs[n] for n in convicting) + once
         raise InconclusiveError(
@@ -183,6 +183,6 @@ def _costs(
     """Seconds by detector, and under `_TRAINING` those of training the references."""
     sources = len(np.unique(samples.labels))
     costs = {d.name: speed.seconds(d.work(subject.classes, sources, references)) for d in detectors}
-    if references and any(d.uses_references for d in detectors):
+    if references and any(d.traits.references for d in detectors):
         costs[_TRAINING] = training_passes(len(samples)) / max(speed.reference, 1e-9)
     return costs

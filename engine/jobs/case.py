@@ -87,7 +87,7 @@ def open_training_case(
         OnnxspectError: no usable image classifier, or a training set that does not fit it; says why.
     """
     opened = open_model(model, spec, (run or RunContext()).device)
-    source = train if isinstance(train, Source) else Source(Path(train))
     stage("reading the training set")
+    source = train if isinstance(train, Source) else Source(Path(train))
     training = open_training_set(source.path, opened.size, source.classes or opened.class_names)
     return Case(opened.subject(training.shape), training, opened.known_spec)

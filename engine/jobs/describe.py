@@ -15,19 +15,25 @@ from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.datasets import Data, samples_from
 from onnxspect.engine.subject.opening import Model, open_file_of
+from onnxspect.engine.subject.preprocessing import preflight
+from onnxspect.engine.subject.referee import made_samples, rulings
 from onnxspect.engine.subject.subject import OpenedModel, infinite
 
 #: Channels, height and width that a second opinion takes where the file leaves them open.
 _OPEN = (3, 64, 64)
 
 
-def describe(model: Model, second: bool = False) -> dict[str, Any]:
+def describe(model: Model, second: bool = False, logic: bool = False, data: Data | None = None) -> dict[str, Any]:
     """Facts of an ONNX file as plain JSON values; names from the file are made safe to print.
 
     Args:
         model: the file, in any form that has an ONNX file behind it (opening.ACCEPTED).
         second: ask onnx2torch for a second opinion (`second_opinion` in the answer).
+        logic: rule on every decision by the image's data (`logic` in the answer; engine/subject/referee.py).
+        data: clean samples that this is measured on; images are made up without any.
 
     Raises:
         OnnxspectError: the file is not a usable image classifier; says why. Or a second opinion is asked for and onnx2torch
@@ -63,7 +69,21 @@ def describe(model: Model, second: bool = False) -> dict[str, Any]:
     }
     if second:
         facts["second_opinion"] = second_opinion(file.proto, lowered, _sizes(opened)).describe()
+    if logic:
+        facts["logic"] = _logic(opened, data)
     return facts
+
+
+def _logic(opened: OpenedModel, data: Data | None) -> dict[str, Any]:
+    channels, height, width = (size or other for size, other in zip(opened.image_shape, _OPEN, strict=True))
+    if data is None:
+        samples = made_samples((channels, height, width))
+        subject = opened.subject(samples.shape)
+    else:
+        samples = samples_from(data, opened.size, resize=False)
+        subject = preflight(opened.subject(samples.shape), samples, RunContext(), None).subject
+    found = rulings(subject, samples)
+    return {"images": "given" if data is not None else "made up", "decisions": [r.describe() for r in found]}
 
 
 def _input(opened: OpenedModel) -> str:

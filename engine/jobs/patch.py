@@ -31,6 +31,7 @@ from onnxspect.converters.proof.writeback import Change
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
+from onnxspect.engine.mitigation.cut import Cut
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Method, PatchInput
 from onnxspect.engine.mitigation.recovered import named, read_recovered
@@ -238,6 +239,8 @@ def patch(
             f"{folder}: the scan's verdict is {verdict}: there is no backdoor to patch",
             "--target patches a class all the same, --proactive every class",
         )
+    if method == AUTO and recovered.by_logic:
+        methods = [Cut(), *methods]
     check_writable(file, Path(out))
     check_labels(samples, subject)
     check_order(subject, samples, run)
@@ -252,7 +255,9 @@ def patch(
     for trigger in recovered.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
             raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
-    triggers = with_size_limits(subject, fit, recovered.triggers, run)
+    triggers = recovered.triggers
+    if [m.name for m in methods] != [Cut.name]:  # which trains nothing and is not searched again
+        triggers = with_size_limits(subject, fit, triggers, run)
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, given, recovered.evidence, wanted, folder)
     if best is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
 from onnxspect.engine.jobs.case import open_case
+from onnxspect.engine.mitigation.deployed import Deployment, deployed
 from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
@@ -23,17 +24,19 @@ from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
+from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, check_order, preflight
 from onnxspect.engine.subject.resizing import Resizing
-from onnxspect.engine.subject.subject import InputSpec, open_file
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 
 @judging()
 def prove(
     patched: str | Path,
-    original: str | Path,
+    original: Model,
     data: Data,
     run_folder: str | Path | Report | None = None,
     trigger: str | Path | Sequence[str | Path] | None = None,
@@ -67,36 +70,8 @@ def prove(
             "--run takes the triggers of a scan, --trigger one of your own, --rescan searches anew",
         )
     run = run or watched()
-    folder = folder_of(run_folder) if run_folder is not None else None
-    recovered = read_recovered(folder) if folder is not None else None
-    case = open_case(original if recovered is None else recovered.scan.view(original), data, spec, run, resize)
-    subject, samples = case.subject, case.samples
-    check_labels(samples, subject)
-    triggers: dict[str, Aimed] = {}
-    if folder is not None and recovered is not None:
-        recovered.scan.check(subject, folder)
-        triggers |= named(recovered.triggers)
-        if not triggers and not trigger and rescan is None:
-            verdict = recovered.scan.report["verdict"]
-            open_question = verdict == "inconclusive"
-            raise (InconclusiveError if open_question else OnnxspectError)(
-                f"{folder}: the scan's verdict is {verdict}: it has no trigger to measure",
-                "--trigger takes one of your own, --rescan searches the patched file anew",
-            )
-    given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
-    for path in map(Path, given):
-        own = load_trigger(path, samples.shape)
-        if own.target >= subject.classes:
-            raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
-        name = path.stem
-        while name in triggers:
-            name += "'"
-        triggers[name] = own
-    if spec is None and recovered is not None:
-        chosen = recovered.scan.spec
-        check_order(subject.with_spec(replace(chosen, layout=subject.spec.layout)), samples, run)
-    else:
-        chosen = preflight(subject, samples, run, spec, samples.order_given).subject.spec
+    gathered = _gathered(original, data, run_folder, trigger, spec, resize, run, needed=rescan is None)
+    subject, samples, triggers, chosen = gathered.subject, gathered.samples, gathered.triggers, gathered.subject.spec
     proof = verify(
         Path(patched),
         subject.origin.file.path,
@@ -119,6 +94,81 @@ def prove(
         return replace(proof, rescan=Rescan("inconclusive", (), 1.0, (error.message,)))
     found = Rescan(report["verdict"], tuple(report["targets"]), report["p_value"], tuple(report["reasons"]))
     return replace(proof, rescan=found)
+
+
+@judging()
+def prove_deployed(
+    model: Model,
+    data: Data,
+    run_folder: str | Path | Report | None = None,
+    trigger: str | Path | Sequence[str | Path] | None = None,
+    spec: InputSpec | None = None,
+    resize: Resizing = False,
+    run: RunContext | None = None,
+) -> Deployment:
+    """Compare a file with what optimisers and quantisers make of it, on clean samples and on triggers.
+
+    Args:
+        model: the file.
+        data, run_folder, trigger, spec, resize, run: as for `prove`; without triggers clean samples alone are compared.
+
+    Raises:
+        OnnxspectError: the file is not usable, or does not fit the run.
+    """
+    gathered = _gathered(model, data, run_folder, trigger, spec, resize, run or watched(), needed=False)
+    return deployed(gathered.subject, gathered.samples, gathered.triggers)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name."""
+
+    subject: Subject
+    samples: Samples
+    triggers: Mapping[str, Aimed]
+
+
+def _gathered(
+    original: Model,
+    data: Data,
+    run_folder: str | Path | Report | None,
+    trigger: str | Path | Sequence[str | Path] | None,
+    spec: InputSpec | None,
+    resize: Resizing,
+    run: RunContext,
+    needed: bool,
+) -> _Gathered:
+    folder = folder_of(run_folder) if run_folder is not None else None
+    recovered = read_recovered(folder) if folder is not None else None
+    case = open_case(original if recovered is None else recovered.scan.view(original), data, spec, run, resize)
+    subject, samples = case.subject, case.samples
+    check_labels(samples, subject)
+    triggers: dict[str, Aimed] = {}
+    if folder is not None and recovered is not None:
+        recovered.scan.check(subject, folder)
+        triggers |= named(recovered.triggers)
+        if not triggers and not trigger and needed:
+            verdict = recovered.scan.report["verdict"]
+            open_question = verdict == "inconclusive"
+            raise (InconclusiveError if open_question else OnnxspectError)(
+                f"{folder}: the scan's verdict is {verdict}: it has no trigger to measure",
+                "--trigger takes one of your own, --rescan searches the patched file anew",
+            )
+    given = [trigger] if isinstance(trigger, str | Path) else list(trigger or ())
+    for path in map(Path, given):
+        own = load_trigger(path, samples.shape)
+        if own.target >= subject.classes:
+            raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
+        name = path.stem
+        while name in triggers:
+            name += "'"
+        triggers[name] = own
+    if spec is None and recovered is not None:
+        settled = subject.with_spec(replace(recovered.scan.spec, layout=subject.spec.layout))
+        check_order(settled, samples, run)
+    else:
+        settled = preflight(subject, samples, run, spec, samples.order_given).subject
+    return _Gathered(settled, samples, triggers)
 
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
@@ -17,10 +18,13 @@ from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.cepa import Cepa
+from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.detectors.registry import PRESETS, chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.budget import Plan, in_words, measure_speed, plan
 from onnxspect.engine.jobs.case import open_case
+from onnxspect.engine.judge.archive import Archive
+from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.report import document, pictures
@@ -49,6 +53,8 @@ _PLAN = "plan"
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
+#: The ledger's name for the evidence that the verdict was made of (judge/archive.py).
+EVIDENCE = "evidence"
 #: Name, in the run folder, of the ONNX file of a model that came without one.
 MODEL = "model.onnx"
 
@@ -70,6 +76,7 @@ def scan(
     classes: Sequence[int] = (),
     search: SearchConfig | Mapping[str, Any] | None = None,
     budget: float | None = None,
+    prior: float = PRIOR,
 ) -> Report:
     """Scan a model for backdoors.
 
@@ -97,6 +104,7 @@ def scan(
             to be others, such as ``{"steps": 100}``.
         budget: seconds that the scan may take in all, about: `preset` is then the most thorough that is tried, and what does not
             fit is left out and named (engine/jobs/budget.py).
+        prior: share of models that are taken to be infected, in (0, 1): for P(backdoored), beside the p-value.
 
     Returns:
         the report. A model that had no ONNX file of its own lies beside it, as model.onnx in the run folder.
@@ -105,6 +113,8 @@ def scan(
         OnnxspectError: anything that stops the scan, with a hint; inconclusive where the samples are too few for a verdict and
             neither detectors are named nor a training set is given.
     """
+    if not 0 < prior < 1:
+        raise OnnxspectError(f"prior is {prior:g}", "a share between 0 and 1, such as 0.1")
     run = run or watched()
     _detectors(
         preset, detectors, train is not None, search, 0, taps, perturb_at
@@ -119,6 +129,8 @@ def scan(
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
     if isinstance(model, ModelView) and (model.output or model.bind):
         fingerprint["view"] = {"output": model.output, "bind": dict(model.bind)}
+    if prior != PRIOR:
+        fingerprint["prior"] = prior
     if searched:
         fingerprint["searched classes"] = list(searched)
     if budget is not None:
@@ -137,7 +149,13 @@ def scan(
             run.observer.notice(reason)
         search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
         counts = SampleCounts.of(search_samples, held_out, checked.subject.classes)
-        too_few = _sufficient(counts, run, samples.path, forced=bool(detectors) or training is not None)
+        # Logic in the graph is tested by itself: what is found of it is a verdict, however few the samples are for the searches.
+        first = AtHand(checked.subject, search_samples, held_out, run, ledger, classes=searched, beyond=beyond)
+        logic = {d.name: _evidence_of(d, first, alone=len(able) == 1) for d in able if isinstance(d, GraphLogic)}
+        forced = (
+            bool(detectors) or training is not None or any(isinstance(e, Evidence) and e.units for e in logic.values())
+        )
+        too_few = _sufficient(counts, run, samples.path, forced)
         left_out: list[Skipped] = []
         if budget is not None:
             easier = [] if detectors else list(PRESETS)[: list(PRESETS).index(preset)]
@@ -147,7 +165,7 @@ def scan(
             ]
             left = budget - (time.perf_counter() - started)
             planned = _planned(left, options, checked.subject, search_samples, ledger, run)
-            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept]
+            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept or d.name in logic]
             preset, left_out = planned.preset, planned.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
@@ -155,17 +173,43 @@ def scan(
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         of_references = _baseline_fingerprint(fingerprint, checked.subject, able)
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
-            compared = any(d.uses_references for d in able)
+            compared = any(d.traits.references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             at_hand = AtHand(
-                checked.subject, search_samples, held_out, run, ledger, clean, reference_ledger, training, searched
+                checked.subject,
+                search_samples,
+                held_out,
+                run,
+                ledger,
+                clean,
+                reference_ledger,
+                training,
+                searched,
+                beyond,
             )
             with _planned_memory(ledger, run.device):
-                evidence = [*(_evidence_of(d, at_hand, alone=len(able) == 1) for d in able), *left_out]
+                evidence = [
+                    *(
+                        logic[d.name] if d.name in logic else _evidence_of(d, at_hand, alone=len(able) == 1)
+                        for d in able
+                    ),
+                    *left_out,
+                ]
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        verdict = _of_part(decide(evidence, checked.subject.classes, hidden=beyond.hidden, too_few=too_few), searched)
+        archive = Archive(tuple(evidence), checked.subject.classes, tuple(beyond.hidden), tuple(too_few), len(samples))
+        ledger.set_fact(EVIDENCE, json.dumps(archive.describe(), allow_nan=False))
+        verdict = decide(
+            evidence,
+            archive.classes,
+            hidden=archive.hidden,
+            too_few=archive.too_few,
+            samples=archive.samples,
+            bank=shipped(),
+            prior=prior,
+        )
+        verdict = _of_part(verdict, searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started
         stage("writing the report")
@@ -309,7 +353,8 @@ def _evidence_of(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence |
         return Skipped(detector.name, error.message)
     if isinstance(found, Skipped):
         return found
-    return replace(found, convicts=found.convicts and detector.convicts)
+    convicts = found.traits.convicts and detector.traits.convicts
+    return replace(found, traits=replace(detector.traits, convicts=convicts))
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:
@@ -325,7 +370,7 @@ def _baseline_fingerprint(
         for k, v in fingerprint.items()
         if k not in ("model", "model path", "data path", "training set", "preprocessing")
     }
-    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.uses_references}
+    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.traits.references}
     return kept | {"detectors": compared, "classes": subject.classes, "image": list(subject.image_shape)}
 
 

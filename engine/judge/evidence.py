@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+from onnxspect.engine.judge.measurement import Measurement, Search
 from onnxspect.engine.judge.spacing import Usual
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.trigger import UNTARGETED, Trigger, in_pixels
 
 
@@ -46,7 +48,8 @@ class UnitEvidence:
 
     Attributes:
         unit: target class, and source class for a pair.
-        statistics: by name, e.g. {"l1": 12.7}; absent where the search found nothing.
+        measurements: its statistics; none where the search found nothing. Of one that was scouted first the search in full
+            stands last.
         found: a trigger that meets the constraint was found.
         converged: the search met its stopping rule within its budget.
         steps: gradient steps spent.
@@ -58,7 +61,7 @@ class UnitEvidence:
     """
 
     unit: Unit
-    statistics: Mapping[str, float]
+    measurements: tuple[Measurement, ...]
     found: bool
     converged: bool
     steps: int
@@ -78,10 +81,31 @@ class UnitEvidence:
         """Its trigger, where that is one change of the pixels of any image; an embedded perturbation has no such form."""
         return Trigger.kept(self.unit.target, self.trigger, self.unit.source) if self.in_pixels else None
 
-    def size(self, statistic: str) -> float:
+    def measurement(self, statistic: str, search: Search | None = None) -> Measurement | None:
+        """One of its measurements; None where it has none such.
+
+        Args:
+            statistic: its name.
+            search: how it was searched; None for its most thorough search.
+        """
+        able = [m for m in self.measurements if m.statistic == statistic and search in (None, m.search)]
+        return able[-1] if able else None
+
+    def value(self, statistic: str, search: Search | None = None) -> float:
+        """The value of `measurement`; NaN where there is none."""
+        found = self.measurement(statistic, search)
+        return float("nan") if found is None else found.value
+
+    @property
+    def statistics(self) -> dict[str, float]:
+        """The values of `measurement` by the name of their statistic."""
+        return {m.statistic: self.value(m.statistic) for m in self.measurements}
+
+    def size(self, statistic: str, search: Search | None = None) -> float:
         """How small its trigger is: relative to the reference networks where there are any, else the statistic itself."""
-        relative = [v for k, v in self.statistics.items() if k.startswith("relative_")]
-        return min(relative, default=self.statistics.get(statistic, np.inf))
+        relative = [m.relative for m in self.measurements if m.relative is not None and not m.carried]
+        own = self.measurement(statistic, search)
+        return min(relative, default=np.inf if own is None else own.value)
 
 
 #: A trigger from one class alone shows that the backdoor is partial where it is smaller than the one from all classes
@@ -89,10 +113,10 @@ class UnitEvidence:
 PARTIAL = 0.5
 
 
-def foremost(units: Sequence[UnitEvidence], statistic: str) -> list[UnitEvidence]:
+def foremost(units: Sequence[UnitEvidence], statistic: str, search: Search | None = None) -> list[UnitEvidence]:
     """A class's units, the most informative one first: the smallest (`UnitEvidence.size`), but one from a single class
     before one from all classes only where it is smaller by PARTIAL."""
-    return sorted(units, key=lambda u: u.size(statistic) * (1.0 if u.unit.source is None else 1 / PARTIAL))
+    return sorted(units, key=lambda u: u.size(statistic, search) * (1.0 if u.unit.source is None else 1 / PARTIAL))
 
 
 @dataclass(frozen=True)
@@ -100,16 +124,14 @@ class View:
     """One statistic of a detector's units, which the null model judges among the classes.
 
     Attributes:
-        statistic: its name in UnitEvidence.statistics.
+        statistic: its name in UnitEvidence.measurements.
         tail: "low" where small values are suspicious, "high" where large ones are.
         tap: only units at this tap; "" for units without one.
         log: judged on a logarithmic scale (norms, ratios); else as it is.
         noise: deviation that measuring alone gives on that scale; classes are taken to differ by at least as much.
-        reference: name of what the statistic is on clean reference networks; "" where there are none.
-        spread: name of how much that differs between them.
-        reliability: name of how much of what units differ by on them is not chance.
-        among: the view is of the shared trigger, one value, which is judged against the classes' values of this
-            statistic; "" for a view whose units are judged among themselves.
+        search: how the values were searched. Of a shared trigger there is one value, which is judged against the full
+            searches of the same statistic.
+        references: judged against what the statistic is on clean reference networks.
         weight: its share of the error in the multiplicity correction over several views.
         typical: deviation that the statistic usually has between the classes of one network (beyond the references,
             where it has any), on the scale that is judged (spread.py); 0 where it is not known.
@@ -122,18 +144,26 @@ class View:
     tap: str = ""
     log: bool = True
     noise: float = 0.0
-    reference: str = ""
-    spread: str = ""
-    reliability: str = ""
-    among: str = ""
+    search: Search = Search.FULL
+    references: bool = False
     weight: float = 1.0
     typical: float = 0.0
     spacing: Usual | None = None
     beyond: str = ""
 
-    def with_reference(self, raw: str) -> View:
-        """The same, judged against what the statistic `raw` is on the reference networks."""
-        return replace(self, reference=f"reference_{raw}", spread=f"spread_{raw}", reliability=f"reliability_{raw}")
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {**asdict(self), "search": str(self.search)}
+
+    @classmethod
+    def described(cls, row: Mapping[str, Any]) -> View:
+        """What `describe` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: the row is not one.
+        """
+        spacing = row.get("spacing")
+        return cls(**{**row, "search": Search(row["search"]), "spacing": None if spacing is None else Usual(**spacing)})
 
 
 @dataclass(frozen=True)
@@ -149,10 +179,7 @@ class Evidence:
         units: one row a unit, in the order of the plan.
         views: all that the null model is to judge, where there is more than `statistic`; the multiplicity correction
             for several of them is `decide`'s.
-        convicts: False for a screening detector, which raises suspicion but names no class on its own.
-        leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
-        validated: whether a trigger must carry over to held-out samples before it names a class; False where what was found is
-            no trigger that leads there.
+        traits: what the detector is.
         silence: why finding nothing proves nothing, where the detector itself can tell: "" where it does prove something; None leaves it
             to the rule for searches of every class.
     """
@@ -164,9 +191,7 @@ class Evidence:
     tail: str
     units: tuple[UnitEvidence, ...]
     views: tuple[View, ...] = ()
-    convicts: bool = True
-    leads_to_target: bool = True
-    validated: bool = True
+    traits: Traits = field(default_factory=Traits)
     silence: str | None = None
 
     @property
@@ -179,13 +204,29 @@ class Evidence:
         return tuple(
             u
             for u in self.units
-            if view.statistic in u.statistics and not u.unit.shared and (not view.tap or u.unit.tap == view.tap)
+            if u.measurement(view.statistic, view.search) is not None
+            and not u.unit.shared
+            and (not view.tap or u.unit.tap == view.tap)
         )
 
     @staticmethod
-    def values(units: Sequence[UnitEvidence], statistic: str) -> np.ndarray:
+    def values(units: Sequence[UnitEvidence], statistic: str, search: Search | None = None) -> np.ndarray:
         """One of their statistics, ``(unit,)``, NaN for units without it."""
-        return np.array([u.statistics.get(statistic, np.nan) for u in units], np.float64)
+        return np.array([u.value(statistic, search) for u in units], np.float64)
+
+    @staticmethod
+    def normal(units: Sequence[UnitEvidence], view: View) -> np.ndarray:
+        """What a view's statistic is on the references, ``(unit,)``, NaN where that is not known or not wanted."""
+        found = [u.measurement(view.statistic, view.search) if view.references else None for u in units]
+        return np.array([np.nan if m is None or m.reference is None else m.reference for m in found], np.float64)
+
+    @staticmethod
+    def baselines(units: Sequence[UnitEvidence], view: View) -> np.ndarray:
+        """A view's statistic on each reference ``(unit, reference)``, NaN where a reference lacks it; no columns where none was kept."""
+        found = [u.measurement(view.statistic, view.search) for u in units]
+        rows = [() if m is None else m.baselines for m in found]
+        most = max(map(len, rows), default=0)
+        return np.array([[*row, *[np.nan] * (most - len(row))] for row in rows], np.float64).reshape(len(rows), most)
 
     @property
     def seconds(self) -> float:
@@ -202,7 +243,7 @@ class Evidence:
         """A name for this evidence that depends on its content and on nothing else."""
         digest = hashlib.sha256(f"{self.detector}|{sorted(self.settings.items())}".encode())
         for u in self.units:
-            digest.update(f"{u.unit}|{sorted(u.statistics.items())}".encode())
+            digest.update(f"{u.unit}|{[m.describe() for m in u.measurements]}".encode())
             for name in sorted(u.trigger):
                 digest.update(np.ascontiguousarray(u.trigger[name]).tobytes())
         return digest.hexdigest()[:16]
@@ -214,3 +255,10 @@ class Skipped:
 
     detector: str
     reason: str
+
+
+def detectors_of(evidence: Sequence[Evidence | Skipped]) -> tuple[str, ...]:
+    """The names of the detectors that may name a class, in order: what a score depends on."""
+    return tuple(
+        sorted(e.detector for e in evidence if isinstance(e, Evidence) and e.traits.convicts and not e.traits.tested)
+    )

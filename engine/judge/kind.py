@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, foremost
+from onnxspect.engine.judge.measurement import Search
 
-#: Detectors, by name, whose perturbations differ from image to image; and those that add one faint pattern to all.
-SAMPLE_WISE, ADDITIVE = frozenset({"cepa"}), frozenset({"reverse-engineering", "training-difference"})
+#: What is not in the weights at all.
+GRAPH_LOGIC = "a part of the graph that nothing but the trigger wakes (graph logic)"
 #: A change is called local where this share of its energy lies in a box of at most `LOCAL_AREA` of the image.
 ENERGY, LOCAL_AREA = 0.8, 0.16
 #: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
@@ -29,10 +30,12 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         evidence: of all detectors that ran.
         agreeing: names of the detectors that find the class suspicious.
     """
+    if any(e.traits.tested and e.detector in agreeing for e in evidence):
+        return GRAPH_LOGIC
     by_name = {e.detector: e for e in evidence if e.detector in agreeing}
     shared = any(_all_to_all(target, e) for e in by_name.values())
     changes = [
-        (name, unit, change)
+        (by_name[name].traits, unit, change)
         for name in agreeing
         if name in by_name
         for unit in _of(by_name[name], target, shared)[:1]
@@ -41,12 +44,11 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
     ]
     if not changes:
         return ""
-    sample_wise = [c for c in changes if c[0] in SAMPLE_WISE]
-    common = [c for c in changes if c[0] not in SAMPLE_WISE]
-    if sample_wise and not common:
+    common = [c for c in changes if not c[0].sample_wise]
+    if not common:
         return "a change that differs from image to image, such as a warp, or a blend too strong for one pattern"
-    name, unit, change = common[0]
-    words = ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(name, change)]
+    _, unit, change = common[0]
+    words = ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(unit, change)]
     if shared:
         words.append("that leads each class to another one (all-to-all)")
     elif unit.unit.source is not None:
@@ -63,7 +65,7 @@ def _all_to_all(target: int, evidence: Evidence) -> bool:
 def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
     """Units that lead to the class, the most suspicious first."""
     own = [u for u in evidence.units if u.unit.target == target and u.found and u.unit.shared == shared]
-    return foremost(own, evidence.statistic)
+    return foremost(own, evidence.statistic, Search.FULL)
 
 
 def _change(unit: UnitEvidence) -> np.ndarray | None:
@@ -87,7 +89,7 @@ def _local_area(change: np.ndarray) -> float:
     return float(box / change.size)
 
 
-def _spread(name: str, change: np.ndarray) -> str:
-    if name in ADDITIVE and np.sqrt((change**2).mean()) < FAINT:
+def _spread(unit: UnitEvidence, change: np.ndarray) -> str:
+    if "delta" in unit.trigger and np.sqrt((change**2).mean()) < FAINT:
         return "a faint pattern added to the whole image"
     return "a pattern spread over the image (a blend, several patches or a sinusoid)"

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, View
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import NO_PRIOR, Prior, beyond_references, robust_deviation
 
 #: The prior deviation counts as that of so many more classes. History: docs/decisions.md.
@@ -71,10 +72,15 @@ def spreads(evidence: Sequence[Evidence]) -> Spreads:
 def _ratio(evidence: Evidence, view: View) -> float | None:
     """The squared ratio of one view; None where it is not one of sizes, of whole classes, with a usual deviation."""
     units = evidence.seen_by(view)
-    if not view.typical or not view.log or view.among or any(u.unit.source is not None for u in units):
+    if (
+        not view.typical
+        or not view.log
+        or view.search is Search.SHARED
+        or any(u.unit.source is not None for u in units)
+    ):
         return None
     rest = beyond_references(
-        evidence.values(units, view.statistic), evidence.values(units, view.reference), view.tail, view.log
+        evidence.values(units, view.statistic, view.search), evidence.normal(units, view), view.tail, view.log
     )
     if not len(rest):
         return None

@@ -8,20 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View
+from onnxspect.engine.judge.calibration import PRIOR, Bank, Calibration, Scored
+from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
+from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES
+from onnxspect.engine.judge.judged import DetectorJudgement, judged_detector, references_of
 from onnxspect.engine.judge.kind import suggest_kind
-from onnxspect.engine.judge.null_model import (
-    FEWEST_CLASSES,
-    Judgement,
-    Prior,
-    against_reference,
-    harmonic_mean,
-    leave_one_out,
-    mad,
-    one_against_reference,
-)
-from onnxspect.engine.judge.spacing import Usual, smallest_stand_apart
-from onnxspect.engine.judge.spread import Spreads, spreads
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
+from onnxspect.engine.judge.spread import spreads
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
 ALPHA = 0.02
@@ -86,6 +79,8 @@ class Verdict:
         p_value: of the most suspicious class.
         reasons: why, in sentences.
         classes: one finding a class.
+        score: -log10 of the null model's p-value of the most suspicious class, before any bank was asked.
+        calibration: what the bank of clean models says of it; None where none was asked.
     """
 
     verdict: str
@@ -93,6 +88,8 @@ class Verdict:
     p_value: float
     reasons: tuple[str, ...]
     classes: tuple[ClassFinding, ...]
+    score: float = 0.0
+    calibration: Calibration | None = None
 
 
 def decide(
@@ -101,6 +98,9 @@ def decide(
     alpha: float = ALPHA,
     hidden: Sequence[str] = (),
     too_few: Sequence[str] = (),
+    samples: int = 0,
+    bank: Bank | None = None,
+    prior: float = PRIOR,
 ) -> Verdict:
     """Combine what the detectors found into one verdict.
 
@@ -116,18 +116,45 @@ def decide(
             nothing says nothing.
         too_few: what the clean samples lack (sample_size.py), in sentences: where they lack anything, finding nothing says
             nothing, nor does a class that stands out in searches on them.
+        samples: how many clean samples there are in all; 0 where that is not known.
+        bank: scores of clean models, by which p-values are calibrated (calibration.py); None leaves the null models' as they are.
+        prior: share of models that are taken to be infected, for P(backdoored).
     """
+    found = _decided(evidence, classes, alpha, hidden, too_few, samples, bank)
+    if bank is None or not found.classes:
+        return found
+    scored = Scored(classes, detectors_of(evidence), samples, found.score)
+    return replace(found, calibration=bank.calibration(scored, prior))
+
+
+def _decided(
+    evidence: Sequence[Evidence | Skipped],
+    classes: int,
+    alpha: float,
+    hidden: Sequence[str],
+    too_few: Sequence[str],
+    samples: int,
+    bank: Bank | None,
+) -> Verdict:
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
     reasons = [*too_few, *(f"{s.detector} did not run: {s.reason}" for s in skipped)]
     if not ran:
         return Verdict("inconclusive", (), 1.0, (*reasons, "no detector ran"), ())
-    if classes < FEWEST_CLASSES and not too_few:
-        reasons.append(f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})")
+    comparable = classes >= FEWEST_CLASSES or any(references_of(e) >= FEWEST_REFERENCES for e in ran)
+    if not comparable and not too_few:
+        reasons.append(
+            f"{classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES}, "
+            f"or {FEWEST_REFERENCES} reference networks)"
+        )
 
-    known = spreads(ran)
-    by_detector = [_judged_detector(e, classes, known) for e in ran]
+    known = spreads([e for e in ran if not e.traits.tested])
+    by_detector = [judged_detector(e, classes, known) for e in ran]
     findings = tuple(_finding(k, by_detector) for k in range(classes))
+    score = max(0.0, max((-f.log10_p for f in findings), default=0.0))
+    if bank is not None:
+        convicting = detectors_of(ran)
+        findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, -f.log10_p)) for f in findings)
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     unconfirmed: list[int] = []
@@ -138,7 +165,7 @@ def decide(
             for judgement in by_detector
             if judgement.evidence.detector in agreeing
         ]
-        if too_few and not _OF_TRAINING_SETS & set(agreeing):
+        if too_few and not any(e.traits.of_samples or e.traits.tested for e in ran if e.detector in agreeing):
             unconfirmed.append(finding.index)
             reasons.append(f"class {finding.index} stands out, but among so few samples a clean class may: no alarm")
         elif _carries_over(checks):
@@ -165,21 +192,21 @@ def decide(
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
         reasons = [*named, *hidden, *reasons]
-        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings)
+        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings, score)
     if hidden:
-        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings)
-    able = [e for e in ran if e.convicts]
-    weak = [w for e in able if (w := not_enough(e))]
+        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings, score)
+    able = [e for e in ran if e.traits.convicts and not e.traits.tested]
+    weak = [w for e in able if (w := not_enough(e, classes))]
     if not able:
         names = ", ".join(e.detector for e in ran)
         weak.append(f"{names} can raise suspicion, but neither convict nor acquit alone: let another detector run too")
     # More than half of the detectors, with enough evidence, make a statement; what the others lacked is said beside it. Of two
     # one is not enough: what only the other one finds was not looked for.
-    if classes < FEWEST_CLASSES or too_few or unconfirmed or 2 * len(weak) >= len(able):
-        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings)
+    if not comparable or too_few or unconfirmed or 2 * len(weak) >= len(able):
+        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, score)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
-    return Verdict("clean", (), p_value, tuple(reasons), findings)
+    return Verdict("clean", (), p_value, tuple(reasons), findings, score)
 
 
 @dataclass(frozen=True)
@@ -215,17 +242,17 @@ def _overfitted(checks: Sequence[_Validation]) -> bool:
     return bool(checks) and all(c.enough and (c.success or 0.0) < HELD_OUT_SUCCESS for c in checks if c.needed)
 
 
-def _validation(judgement: _DetectorJudgement, k: int) -> _Validation:
+def _validation(judgement: DetectorJudgement, k: int) -> _Validation:
     """The held-out success of a detector's trigger to class k; a shared trigger is one, and all its rows count together."""
     evidence = judgement.evidence
     unit = judgement.speaks(k).units.get(k)
     if unit is None or unit.held_out_success is None:
-        return _Validation(evidence.validated, None, 0)
+        return _Validation(evidence.traits.validated, None, 0)
     rows = [u for u in evidence.units if u.unit.shared] if unit.unit.shared else [unit]
     known = [(u.held_out_success, u.held_out) for u in rows if u.held_out_success is not None]
     n = sum(held_out for _, held_out in known)
     success = sum(s * held_out for s, held_out in known) / n if n else None
-    return _Validation(evidence.validated, success, n)
+    return _Validation(evidence.traits.validated, success, n)
 
 
 def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
@@ -238,15 +265,18 @@ def speaks_for(p_values: Mapping[str, float], detector: str) -> bool:
     return p_values[detector] < ALPHA or all(p >= ALPHA for p in p_values.values())
 
 
-#: Detectors, by name, that compare training samples: with each other, or with clean ones.
-_OF_TRAINING_SETS = frozenset({"dtinspector", "training-difference"})
-
-
 def _how(targets: Sequence[int], findings: Sequence[ClassFinding], ran: Sequence[Evidence], alpha: float) -> list[str]:
-    """How the named classes stand out: by what they take to reach, or, where nothing else does, by their training samples."""
-    shown = [k for k in targets if set(_agreeing(findings[k], ran, alpha)) <= _OF_TRAINING_SETS]
-    reached = [k for k in targets if k not in shown]
-    sentences = [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
+    """How the named classes stand out: by logic that was woken, by what they take to reach, or by their training samples."""
+    tested = {e.detector for e in ran if e.traits.tested}
+    by_samples = {e.detector for e in ran if e.traits.of_samples}
+    agreeing = {k: set(_agreeing(findings[k], ran, alpha)) for k in targets}
+    woken = [k for k in targets if agreeing[k] & tested]
+    shown = [k for k in targets if k not in woken and agreeing[k] <= by_samples]
+    reached = [k for k in targets if k not in woken and k not in shown]
+    sentences = (
+        [_names(woken) + " is answered where a trigger wakes logic that sleeps on clean images"] if woken else []
+    )
+    sentences += [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
     return sentences + ([_names(shown) + " stands out by its training samples"] if shown else [])
 
 
@@ -256,17 +286,23 @@ def _names(targets: Sequence[int]) -> str:
 
 def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> list[str]:
     """The detectors that find the class suspicious, each at its own level: at least one wherever all together do."""
-    able = {e.detector for e in ran if e.convicts}
-    return [d for d, p in finding.p_values.items() if d in able and p < alpha]
+    able = {e.detector for e in ran if e.traits.convicts}
+    of_able = {d: p for d, p in finding.p_values.items() if d in able}
+    agreeing = [d for d, p in of_able.items() if p < alpha]
+    if agreeing or finding.p_value >= alpha:
+        return agreeing
+    return (
+        [min(of_able, key=lambda d: of_able[d])] if of_able else []
+    )  # a bank finds suspicious what no null model does
 
 
 def _suspicions(
-    by_detector: Sequence[_DetectorJudgement], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
+    by_detector: Sequence[DetectorJudgement], findings: Sequence[ClassFinding], targets: Sequence[int], alpha: float
 ) -> list[str]:
     """What a screening detector says of classes that nothing else names."""
     sentences = []
     for judgement in by_detector:
-        if judgement.evidence.convicts:
+        if judgement.evidence.traits.convicts:
             continue
         name = judgement.evidence.detector
         sentences += [
@@ -277,124 +313,7 @@ def _suspicions(
     return sentences
 
 
-@dataclass(frozen=True)
-class _Judged:
-    """One view of one detector, by class: the calibrated judgement, the paper's, and the most suspicious unit of each."""
-
-    view: View
-    calibrated: Judgement
-    paper: Judgement
-    units: dict[int, UnitEvidence]
-
-
-@dataclass(frozen=True)
-class _DetectorJudgement:
-    """One detector's evidence: all its views, and its corrected log10 p-value by class."""
-
-    evidence: Evidence
-    views: tuple[_Judged, ...]
-    log10_p: np.ndarray
-
-    def speaks(self, k: int) -> _Judged:
-        """The view in which class k is most extreme."""
-        return min(self.views, key=lambda v: float(v.calibrated.log10_p[k]))
-
-
-def _judged_detector(evidence: Evidence, classes: int, known: Spreads) -> _DetectorJudgement:
-    views = tuple(_judge(evidence, v, classes, known.prior(evidence.detector, v)) for v in evidence.judged)
-    weights = [v.view.weight for v in views]
-    by_class = zip(*(v.calibrated.log10_p.tolist() for v in views), strict=True)
-    return _DetectorJudgement(evidence, views, np.array([harmonic_mean(p, weights) for p in by_class]))
-
-
-def _judge(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
-    """Judge every unit of a view among all of them; a class gets the judgement of its most suspicious unit.
-
-    A backdoor from chosen sources makes one pair small, not a class: pairs are compared with pairs, and the
-    multiplicity correction for all of them is in the judgement. With one unit a class this is the comparison of
-    classes.
-    """
-    if view.among:
-        return _judge_shared(evidence, view, classes, prior)
-    if view.spacing is not None:
-        return _judge_smallest(evidence, view, view.spacing, classes)
-    units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
-    values = evidence.values(units, view.statistic)
-    if view.reference:
-        references = evidence.values(units, view.reference)
-        spread, reliability = _common(units, view.spread, 0.0), _common(units, view.reliability, 1.0)
-        judged = against_reference(values, references, view.tail, view.log, view.noise, spread, reliability, prior)
-    else:
-        judged = leave_one_out(values, view.tail, view.log, noise=view.noise, prior=prior)
-    paper = mad(evidence.values(units, evidence.paper_statistic), evidence.tail)
-    speaker: dict[int, int] = {}
-    for i in np.argsort(values if view.tail == "low" else -values, kind="stable").tolist():
-        speaker.setdefault(units[i].unit.target, i)
-    return _Judged(
-        view,
-        _by_class(judged, speaker, classes),
-        _by_class(paper, speaker, classes),
-        {k: units[i] for k, i in speaker.items()},
-    )
-
-
-def _judge_shared(evidence: Evidence, view: View, classes: int, prior: Prior) -> _Judged:
-    """Judge the one value of a shared trigger against the targeted ones; it counts for every class that it leads to."""
-    units = [u for u in evidence.units if u.unit.shared and view.statistic in u.statistics]
-    others = [u for u in evidence.units if not u.unit.shared and view.among in u.statistics]
-    speaker: dict[int, UnitEvidence] = {}
-    for unit in sorted(units, key=lambda u: -(u.held_out_success or 0.0)):
-        speaker.setdefault(unit.unit.target, unit)
-    index, p_value, log10_p = np.full(classes, np.nan), np.ones(classes), np.zeros(classes)
-    if units:
-        one = units[0].statistics
-        t, log10 = one_against_reference(
-            one[view.statistic],
-            one.get(view.reference, np.nan),
-            evidence.values(others, view.among),
-            evidence.values(others, view.reference),
-            view.tail,
-            view.log,
-            view.noise,
-            _common(others, view.spread, 0.0),
-            _common(others, view.reliability, 1.0),
-            prior,
-        )
-        if t > 0:  # larger than the targeted ones are: it says nothing of the classes
-            named = list(speaker)
-            index[named], log10_p[named], p_value[named] = t, log10, 10**log10
-    unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
-    return _Judged(view, Judgement(index, p_value, log10_p, unknown.paper_flag), unknown, speaker)
-
-
-def _judge_smallest(evidence: Evidence, view: View, usual: Usual, classes: int) -> _Judged:
-    """Judge the smallest classes, the only ones that were measured, by their spacings."""
-    units = [u for u in evidence.seen_by(view) if u.unit.target < classes]
-    beyond = _common(units, view.beyond, np.nan)
-    values = np.append(evidence.values(units, view.statistic), beyond)
-    index, log_p = (v[:-1] for v in smallest_stand_apart(values, usual))
-    judged = Judgement(index, np.exp(log_p), log_p / np.log(10), np.zeros(len(units), bool))
-    speaker = {u.unit.target: i for i, u in enumerate(units)}
-    unknown = Judgement(np.full(classes, np.nan), np.ones(classes), np.zeros(classes), np.zeros(classes, bool))
-    return _Judged(view, _by_class(judged, speaker, classes), unknown, {k: units[i] for k, i in speaker.items()})
-
-
-def _common(units: Sequence[UnitEvidence], name: str, unknown: float) -> float:
-    """A statistic that is the same for all units of a view."""
-    return next((u.statistics[name] for u in units if name in u.statistics), unknown)
-
-
-def _by_class(judgement: Judgement, speaker: Mapping[int, int], classes: int) -> Judgement:
-    """The judgements of each class's most suspicious unit; nothing known of classes without one."""
-    index, p_value, log10_p = np.full(classes, np.nan), np.ones(classes), np.zeros(classes)
-    flag = np.zeros(classes, bool)
-    for k, i in speaker.items():
-        index[k], p_value[k] = judgement.index[i], judgement.p_value[i]
-        log10_p[k], flag[k] = judgement.log10_p[i], judgement.paper_flag[i]
-    return Judgement(index, p_value, log10_p, flag)
-
-
-def _finding(k: int, by_detector: Sequence[_DetectorJudgement]) -> ClassFinding:
+def _finding(k: int, by_detector: Sequence[DetectorJudgement]) -> ClassFinding:
     fields = ("p", "statistic", "reference", "anomaly", "mad", "held_out")
     by: dict[str, dict[str, float | None]] = {f: {} for f in fields}
     p_values: dict[str, float] = {}
@@ -403,12 +322,18 @@ def _finding(k: int, by_detector: Sequence[_DetectorJudgement]) -> ClassFinding:
         shown = judgement.evidence.paper_statistic
         unit = view.units.get(k)
         p_values[name] = float(10 ** judgement.log10_p[k])
-        by["statistic"][name] = None if unit is None else unit.statistics.get(shown)
-        by["reference"][name] = None if unit is None else unit.statistics.get(f"reference_{shown}")
+        measurement = None if unit is None else unit.measurement(shown)
+        by["statistic"][name] = None if measurement is None else measurement.value
+        by["reference"][name] = None if measurement is None else measurement.reference
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    said = [float(judgement.log10_p[k]) for judgement in by_detector if judgement.evidence.convicts]
+    said = [
+        float(judgement.log10_p[k])
+        for judgement in by_detector
+        if judgement.evidence.traits.convicts
+        and not (judgement.evidence.traits.tested and k not in judgement.views[0].units)
+    ]
     log10_p = harmonic_mean(said) if said else 0.0
     return ClassFinding(
         k,
@@ -423,11 +348,17 @@ def _finding(k: int, by_detector: Sequence[_DetectorJudgement]) -> ClassFinding:
     )
 
 
+def _calibrated(finding: ClassFinding, bank: Bank, scored: Scored) -> ClassFinding:
+    """The finding with its p-value by the bank: the chance that any class of a clean model has such a score."""
+    p = min(1.0, bank.p_value(scored))
+    return finding if p == finding.p_value else replace(finding, p_value=p, log10_p=math.log10(p))
+
+
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def not_enough(evidence: Evidence) -> str:
+def not_enough(evidence: Evidence, classes: int) -> str:
     """Why a detector's silence proves nothing; "" where it does.
 
     A search counts as silent only where it found a trigger that its class needs and came to its end: one that ran out of its
@@ -436,9 +367,14 @@ def not_enough(evidence: Evidence) -> str:
     if evidence.silence is not None:
         return evidence.silence
     units = [u for u in evidence.units if not u.unit.shared]
-    reached = [u for u in units if u.found and u.statistics]
-    if len(reached) < FEWEST_CLASSES:
+    reached = [u for u in units if u.found and u.measurements]
+    if len(reached) < min(FEWEST_CLASSES, classes):
         return f"{evidence.detector}: only {len(reached)} of {len(units)} searches reached their class"
+    if classes < FEWEST_CLASSES and references_of(evidence) < FEWEST_REFERENCES:
+        return (
+            f"{evidence.detector}: {classes} classes are compared with reference networks alone, and "
+            f"{references_of(evidence)} of these have them (at least {FEWEST_REFERENCES})"
+        )
     n = len(units) - sum(u.converged for u in reached)
     if len(units) - n < CONVERGED_ENOUGH * len(units):
         return (
@@ -446,7 +382,7 @@ def not_enough(evidence: Evidence) -> str:
             "use a more thorough preset"
         )
     most = max((u.held_out for u in evidence.units), default=0)
-    if evidence.validated and most < FEWEST_HELD_OUT:
+    if evidence.traits.validated and most < FEWEST_HELD_OUT:
         return (
             f"{evidence.detector}: its triggers were tried on {most} unseen samples (at least {FEWEST_HELD_OUT}): "
             "none could have been confirmed"

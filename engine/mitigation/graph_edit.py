@@ -26,8 +26,10 @@ SCORE, REJECTED = "backdoor_score", "rejected"
 _OLDEST_OPSET = 7
 #: Where.
 _OLDEST_TO_SUPPRESS = 9
-#: Added operators that take a value's name over, and which of their inputs the value is then: masks, suppressed logits.
-_COVERS = {"Mul": 0, "Where": 2}
+#: Added operators that take a value's name over, and which of their inputs the value is then: masks, suppressed logits, frozen values.
+_COVERS = {"Mul": 0, "Where": 2, "And": 0, "Or": 0}
+#: Added nodes that stand behind each other and take one value's name over, at most.
+_LINKS = 4
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
@@ -57,6 +59,34 @@ class Mask:
         nodes.add("Mul", inner, nodes.constant("keep", values), output=self.value)
         nodes.stand_before(self.value, inner)
         return f"a mask on {printable(self.value)} that keeps {int(self.keep.sum())} of {len(self.keep)} neurons"
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Makes a value, or some of its elements, what it always is on clean images (cut.py).
+
+    Attributes:
+        value: ONNX value name.
+        usual: its value on a clean image, or group of images, in its own type.
+        asleep: which elements are frozen, bool in its shape.
+    """
+
+    value: str
+    usual: np.ndarray = field(repr=False)
+    asleep: np.ndarray = field(repr=False)
+
+    def apply(self, model: onnx.ModelProto) -> str:
+        """Insert a choice by constants behind the value's producer; consumers still read the value by its name."""
+        nodes = _Nodes(model, f"cut/{self.value}", _check_opset(model, _OLDEST_TO_SUPPRESS))
+        inner = nodes.fresh(f"{ADDED}uncut/{self.value}")
+        if self.usual.dtype == np.bool_:  # onnxruntime has no Where of truth values
+            awake = nodes.add("And", inner, nodes.constant("awake", ~self.asleep))
+            nodes.add("Or", awake, nodes.constant("usual", self.asleep & self.usual), output=self.value)
+        else:
+            which = nodes.constant("asleep", np.array(True) if self.asleep.all() else self.asleep)
+            nodes.add("Where", which, nodes.constant("usual", self.usual), inner, output=self.value)
+        nodes.stand_before(self.value, inner)
+        return f"{printable(self.value)} is frozen at what it is on clean images"
 
 
 @dataclass(frozen=True)
@@ -254,8 +284,8 @@ def added_outputs(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[str,
 
 def suppresses_target(before: onnx.ModelProto, after: onnx.ModelProto) -> bool:
     """Whether a patch of `before` suppresses class scores."""
-    known = {n.name for n in before.graph.node}
-    return any(n.op_type == "Where" and n.name.startswith(ADDED) and n.name not in known for n in after.graph.node)
+    known, ours = {n.name for n in before.graph.node}, f"{ADDED}withhold/"
+    return any(n.op_type == "Where" and n.name.startswith(ours) and n.name not in known for n in after.graph.node)
 
 
 def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -283,8 +313,9 @@ def without_additions(before: onnx.ModelProto, after: onnx.ModelProto) -> tuple[
             kept.append(node)
     for node in kept:
         for i, name in enumerate(node.output):
-            if name.startswith(ADDED) and name in renamed:
-                node.output[i] = renamed[name]
+            for _ in range(_LINKS):
+                name = renamed.get(name, name) if name.startswith(ADDED) else name
+            node.output[i] = name
     tensors = [t for t in graph.initializer if not t.name.startswith(ADDED) or t.name in known_tensors]
     for field_, items in (("node", kept), ("initializer", tensors)):
         copies = [type(i).FromString(i.SerializeToString()) for i in items]

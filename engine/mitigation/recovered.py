@@ -8,14 +8,13 @@ from pathlib import Path
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence, foremost
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, speaks_for
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 
-#: Detectors whose patches take images out of a class and not into it: nothing to unlearn.
-LEAD_AWAY = frozenset({"dtinspector"})
-#: Detectors that read triggers off the training set: nothing makes them small.
-READ_OFF = frozenset({"training-difference"})
+#: The detector whose triggers wake parts of the graph.
+GRAPH_LOGIC = "graph-logic"
 
 
 @dataclass(frozen=True)
@@ -26,11 +25,13 @@ class RecoveredTriggers:
         scan: what it left.
         triggers: the trigger of every named class, or of those asked for.
         evidence: ids of the evidence.
+        by_logic: some trigger wakes dormant logic of the graph, and the weights may be clean.
     """
 
     scan: FinishedScan
     triggers: tuple[Trigger, ...]
     evidence: str
+    by_logic: bool = False
 
 
 def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> RecoveredTriggers:
@@ -51,21 +52,24 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
         raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(classes)} classes")
     triggers: list[Trigger] = []
     ids = []
+    by_logic = False
     for detector in scan.report["detectors"]:
         if detector["status"] != "ran":
             continue
         ids.append(detector["evidence"])
         name = detector["name"]
-        units = carried(name, scan.units[name])
-        speaking = [t for t in wanted if name not in LEAD_AWAY and speaks_for(classes[t]["p_values"], name)]
+        traits = scan.traits[name]
+        units = carried(traits, scan.units[name])
+        speaking = [t for t in wanted if traits.leads_to_target and speaks_for(classes[t]["p_values"], name)]
         # What the scan named may be one trigger to many classes; what the user names is every class for itself.
         shared = _shared(units, speaking) if targets is None else []
         found = shared or [t for k in speaking if (t := trigger_to(units, k, detector["statistic"])) is not None]
-        triggers += [replace(t, smallest=name not in READ_OFF) for t in found]
+        by_logic |= name == GRAPH_LOGIC and bool(found)
+        triggers += [replace(t, smallest=traits.smallest) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
         raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
-    return RecoveredTriggers(scan, tuple(triggers), "+".join(ids))
+    return RecoveredTriggers(scan, tuple(triggers), "+".join(ids), by_logic)
 
 
 def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Trigger | None:
@@ -74,7 +78,7 @@ def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Tr
     Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
     for that class on the clean references, where there are any.
     """
-    own = [u for u in units if u.unit.target == target and u.found and statistic in u.statistics]
+    own = [u for u in units if u.unit.target == target and u.found and u.measurement(statistic) is not None]
     able = [u for u in own if u.held_out_success is None or u.held_out_success >= HELD_OUT_SUCCESS] or own
     return next((u.stampable for u in foremost(able, statistic) if u.stampable is not None), None)
 
@@ -92,9 +96,9 @@ def _shared(units: Sequence[UnitEvidence], targets: Sequence[int]) -> list[Trigg
     return [] if trigger is None else [Trigger(UNTARGETED, trigger.arrays)]
 
 
-def carried(detector: str, units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
+def carried(traits: Traits, units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
     """Of a detector that reads triggers off the training set, and so has one for every class, those that lead somewhere."""
-    if detector not in READ_OFF:
+    if traits.smallest:
         return list(units)
     return [u for u in units if (u.held_out_success or 0.0) >= HELD_OUT_SUCCESS]
 

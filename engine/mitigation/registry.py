@@ -9,6 +9,7 @@ from typing import Any
 from onnxspect.converters import plugins
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz
+from onnxspect.engine.mitigation.cut import Cut
 from onnxspect.engine.mitigation.fine_prune import FinePrune
 from onnxspect.engine.mitigation.fine_tune import FineTune
 from onnxspect.engine.mitigation.ibau import AdversarialUnlearning
@@ -29,7 +30,8 @@ class Registered:
     Attributes:
         make: its settings' class.
         automatic: whether `auto` tries it. It does not try fine-tuning, which is the control, Fine-Pruning, which
-            is fine-tuning again, nor the filter, which asks whoever runs the file to read what it rejects. Nor adversarial
+            is fine-tuning again, nor the cut, which the job tries first where a part of the graph is the backdoor, nor the filter,
+            which asks whoever runs the file to read what it rejects. Nor adversarial
             unlearning, which costs accuracy (docs/decisions.md).
         summary: one line for `--help`.
     """
@@ -41,6 +43,11 @@ class Registered:
 
 #: By name, in order of cost: seconds without a gradient, then one training; and then what leaves the backdoor where it is.
 METHODS: dict[str, Registered] = {
+    "cut": Registered(
+        Cut,
+        False,
+        "freeze dormant logic of the graph at what it is on clean images; auto tries it where that was found",
+    ),
     "clp": Registered(ChannelLipschitz, True, "channel Lipschitz pruning: needs no trigger"),
     "prune": Registered(Prune, True, "switch off the neurons that the trigger excites"),
     "unlearn": Registered(Unlearn, True, "retrain on stamped images with their right answers"),

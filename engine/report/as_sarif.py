@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from onnxspect.converters.text import sarif_text
+from onnxspect.engine.judge.kind import GRAPH_LOGIC
 
 _RULES = {
     "backdoor": (
@@ -54,7 +55,10 @@ def render(report: dict[str, Any]) -> dict[str, Any]:
 
 def _message(report: dict[str, Any], k: int) -> str:
     row = report["classes"][k]
-    return f"Class {k} ({sarif_text(row['name'])}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
+    name = sarif_text(row["name"])
+    if row["kind"] == GRAPH_LOGIC:
+        return f"Class {k} ({name}) is answered where a trigger wakes {GRAPH_LOGIC} (p = {row['p_value']:.2g})."
+    return f"Class {k} ({name}) is reached by a far smaller trigger than the others (p = {row['p_value']:.2g})."
 
 
 def _result(rule: str, text: str, report: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:

@@ -37,9 +37,21 @@ def _render(report: dict[str, Any]) -> RenderableType:
         "input": f"{chosen['name']} ({_fed(chosen)}); {report['preprocessing']['why']}",
         "run": f"{report['preset']} preset, seed {report['seed']}, {report['device']}, {report['seconds']:.0f} s",
     }
+    calibration = report.get("calibration")  # reports of early versions have none
+    if calibration is not None:
+        rows["calibration"] = _calibrated(calibration)
     for name, words in rows.items():
         facts.add_row(name, Text(words))  # Text, since a str would be read as markup
     return Group(*lines, facts, Text(), _classes(report), Text(), *_detectors(report), *_limits(report))
+
+
+def _calibrated(calibration: dict[str, Any]) -> str:
+    """What the bank of clean models says, with P(backdoored) first where there is one."""
+    probability = calibration["p_backdoored"]
+    first = f"P(backdoored) {probability:.1%} (prior {calibration['prior']:.0%}); " if probability is not None else ""
+    tail = calibration["interval"]
+    last = f"; beyond all of them, 95 % interval {tail[0]:.2g} to {tail[1]:.2g}" if tail is not None else ""
+    return first + calibration["note"] + last
 
 
 def _fed(spec: dict[str, Any]) -> str:

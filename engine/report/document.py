@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxspect.converters.text import well_formed
 from onnxspect.engine.judge.evidence import Evidence, Skipped
+from onnxspect.engine.judge.traits import Family
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.run import RunContext, device_name, tool_version
 from onnxspect.engine.stored_report import digest
@@ -68,6 +69,7 @@ def build(
         "verdict": verdict.verdict,
         "targets": list(verdict.targets),
         "p_value": verdict.p_value,
+        "calibration": _calibration(verdict),
         "reasons": list(verdict.reasons),
         "classes": [
             {
@@ -126,6 +128,24 @@ def _escaped(match: re.Match[str]) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in match.group())
 
 
+def _calibration(verdict: Verdict) -> dict[str, Any] | None:
+    """How the score stands beside the bank of clean models; None where no detector ran."""
+    known = verdict.calibration
+    if known is None:
+        return None
+    return {
+        "bank": known.version,
+        "models": known.models,
+        "covered": known.covered,
+        "note": known.note,
+        "score": verdict.score,
+        "p_value": known.p_value,
+        "interval": None if known.interval is None else list(known.interval),
+        "prior": known.prior,
+        "p_backdoored": known.p_backdoored,
+    }
+
+
 def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
     if isinstance(evidence, Skipped):
         return {"name": evidence.detector, "status": "skipped", "reason": evidence.reason}
@@ -135,6 +155,7 @@ def _detector(evidence: Evidence | Skipped) -> dict[str, Any]:
         "status": "ran",
         "statistic": evidence.paper_statistic,
         "judged": evidence.statistic,
+        "traits": evidence.traits.describe(),
         "settings": dict(evidence.settings),
         "budget": {
             "units": len(units),
@@ -186,19 +207,19 @@ def _narrowed(searched: Sequence[int]) -> list[str]:
 def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
     """What this scan did not check, in sentences: each kind of trigger is some detector's to find."""
     ran = [e for e in evidence if isinstance(e, Evidence)]
-    names = {e.detector for e in ran}
+    families = {e.traits.family for e in ran}
     missing = []
     if not any(u.unit.source is not None and not u.unit.shared for e in ran for u in e.units):
         missing.append("Backdoors that act from chosen source classes only were not searched for (class pairs).")
-    if "reverse-engineering" not in names:
+    if Family.ADDED not in families:
         missing.append("Faint patterns that are added to the whole image were not searched for (reverse-engineering).")
-    if "cepa" not in names:
+    if Family.SAMPLE_WISE not in families:
         missing.append("Changes that differ from image to image, such as warps, were not searched for (cepa).")
-    if "neural-cleanse" not in names:
+    if Family.REPLACED not in families:
         missing.append("Triggers that replace a part of the image were not searched for as such (neural-cleanse).")
-    if not names & {"dtinspector", "training-difference"}:
+    if Family.SAMPLES not in families:
         missing.append("The training set was not looked at (dtinspector, training-difference; give it with --train).")
-    elif "training-difference" not in names:
+    elif not any(e.traits.of_samples and e.traits.training_set for e in ran):
         missing.append("No training set was compared with clean samples (training-difference; give it with --train).")
     missing.append(
         "A verdict of clean means that no backdoor of the kinds searched for was found, not that none exists."

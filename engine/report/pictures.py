@@ -53,7 +53,7 @@ def _drawn(
     targets = set(report["targets"])
     first = True
     for e in evidence:
-        if not isinstance(e, Evidence) or not e.leads_to_target:
+        if not isinstance(e, Evidence) or not e.traits.leads_to_target:
             continue
         units = [u for u in e.units if u.found and u.in_pixels]
         if not units:
@@ -79,14 +79,15 @@ def _speaking(units: Sequence[UnitEvidence], targets: set[int], tail: str) -> li
 
 
 def _value(unit: UnitEvidence) -> float:
-    return next(iter(unit.statistics.values()), float("nan"))
+    return unit.value(unit.measurements[0].statistic) if unit.measurements else float("nan")
 
 
 def bars(report: dict[str, Any]) -> Figure:
     """The statistic of every class by the detector with the least p-value, targets in red, with the corrected p-value."""
     ran = [d for d in report["detectors"] if d["status"] == "ran"]
     least = {d["name"]: min((c["p_values"][d["name"]] for c in report["classes"]), default=1.0) for d in ran}
-    detector = min(ran, key=lambda d: least[d["name"]], default=None)
+    shown = [d for d in ran if any(c["statistic"].get(d["name"]) is not None for c in report["classes"])]
+    detector = min(shown, key=lambda d: least[d["name"]], default=None)
     rows = [
         (
             c["index"],

@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.earlier import traits_of
 from onnxspect.engine.judge.evidence import UnitEvidence
-from onnxspect.engine.mitigation.recovered import LEAD_AWAY, carried, trigger_to
+from onnxspect.engine.mitigation.recovered import carried, trigger_to
 from onnxspect.engine.report import as_html, as_text
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.trigger import Trigger
@@ -73,9 +74,9 @@ class ClassReport:
         found = {}
         for detector in self._report.document["detectors"]:
             name = detector["name"]
-            if detector["status"] != "ran" or name in LEAD_AWAY:
+            if detector["status"] != "ran" or not (traits := traits_of(detector)).leads_to_target:
                 continue
-            trigger = trigger_to(carried(name, self._report.evidence(name)), self.index, detector["statistic"])
+            trigger = trigger_to(carried(traits, self._report.evidence(name)), self.index, detector["statistic"])
             if trigger is not None:
                 found[name] = trigger
         return {name: found[name] for name in sorted(found, key=lambda n: self.p_values[n])}

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import onnx
 import torch
 
 from onnxspect.converters.proof.oracle import Oracle
-from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.subject.class_scores import scores_array
+from onnxspect.engine.subject.subject import InputSpec, Subject
+
+#: Images of a call.
+_BATCH = 128
 
 
 class FileClassifier:
@@ -38,3 +43,25 @@ class FileClassifier:
         """
         encoded = self._spec.encode(torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))).numpy()
         return self._oracle.map_all(self._input, encoded, self.outputs, batch_size or max(len(encoded), 1))
+
+
+def file_scores(subject: Subject, images: np.ndarray, edited: onnx.ModelProto | None = None) -> np.ndarray:
+    """Class scores ``(n, classes)`` that a subject's file computes in onnxruntime, before whatever turns them into an answer.
+
+    Args:
+        subject: from a file.
+        images: pixels ``(n, channels, height, width)`` in [0, 1].
+        edited: a file that was made from the subject's, in its place.
+
+    Raises:
+        OnnxspectError: there is no file, or onnxruntime refuses it.
+    """
+    origin = subject.origin
+    value = origin.logits.value
+    oracle = Oracle(origin.file.proto if edited is None else edited, subject.device, outputs=[value])
+    return scores_array(FileClassifier(oracle, subject.spec, [value]).run(images, _BATCH)[0], origin.logits)
+
+
+def file_answers(subject: Subject, images: np.ndarray) -> np.ndarray:
+    """Classes ``(n,)`` that a subject's file answers in onnxruntime; see `file_scores`."""
+    return np.asarray(file_scores(subject, images).argmax(1))

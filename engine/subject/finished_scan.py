@@ -11,7 +11,9 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import MachineError, OnnxspectError
+from onnxspect.engine.judge.earlier import traits_of
 from onnxspect.engine.judge.evidence import UnitEvidence
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -28,11 +30,13 @@ class FinishedScan:
         spec: the preprocessing that the scan settled on.
         report: the scan's report.
         units: what each detector that ran found, by its name.
+        traits: what each of them is.
     """
 
     spec: InputSpec
     report: Mapping[str, Any] = field(repr=False)
     units: Mapping[str, Sequence[UnitEvidence]] = field(repr=False)
+    traits: Mapping[str, Traits] = field(repr=False)
 
     @classmethod
     def read(cls, folder: Path) -> FinishedScan:
@@ -43,16 +47,17 @@ class FinishedScan:
         """
         with Ledger(folder) as ledger:
             report = ledger.report()
-            ran = [d["name"] for d in report["detectors"] if d["status"] == "ran"]
+            ran = {d["name"]: d for d in report["detectors"] if d["status"] == "ran"}
             units = {name: ledger.evidence(name) for name in ran}
         try:
+            traits = {name: traits_of(d) for name, d in ran.items()}
             spec = InputSpec.described(report["preprocessing"]["chosen"])
-        except (TypeError, ValueError, OnnxspectError) as error:
-            raise _damaged(folder, f"its preprocessing: {printable(str(error), 200)}") from error
+        except (KeyError, TypeError, ValueError, OnnxspectError) as error:
+            raise _damaged(folder, f"its preprocessing or detectors: {printable(str(error), 200)}") from error
         for name, found in units.items():
             for unit in found:
                 _check(unit, report["model"], folder, name)
-        return cls(spec, report, units)
+        return cls(spec, report, units, traits)
 
     def view(self, model: Any) -> Any:
         """The model, at the output that the scan looked at and with the inputs that it bound, where the user names none."""

@@ -35,6 +35,7 @@ from torch.optim.adamw import adamw
 
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.preprocessing import accuracy_floor
@@ -43,8 +44,10 @@ from onnxspect.engine.subject.side_by_side import BETA1, BETA2, EPSILON, Batch, 
 from onnxspect.engine.subject.small_network import SmallNetwork
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
-#: Independent networks; the mean of their log statistics is the baseline.
+#: Independent networks; the mean of their log statistics is the baseline. Of few classes, which are compared with the references
+#: alone (judge/few_classes.py), more: each class has but that many values to be compared with.
 COUNT = 3
+COUNT_OF_FEW = 8
 EPOCHS = 25
 BATCH = 32
 LEARNING_RATE = 2e-3
@@ -84,7 +87,7 @@ def train_references(
         return []
     floor = accuracy_floor(check.labels, subject.classes)
     references, accuracies = [], []
-    run.observer.start("reference networks", COUNT)
+    run.observer.start("reference networks", count(subject.classes))
     for i, network in enumerate(_networks(subject, fit, run, folder)):
         # Convolution and pooling run a quarter faster on a CPU in this layout.
         folded = network.folded().to(subject.device)
@@ -106,6 +109,11 @@ def train_references(
     return references
 
 
+def count(classes: int) -> int:
+    """How many reference networks a model of so many classes gets."""
+    return COUNT if classes >= FEWEST_CLASSES else COUNT_OF_FEW
+
+
 def can_train(subject: Subject, fit: Samples) -> bool:
     """Whether there are enough images of enough classes to train a network on."""
     return len(np.unique(fit.labels)) >= 2 and len(fit) >= FEWEST_OF_EACH * subject.classes
@@ -119,18 +127,19 @@ def untrained(subject: Subject) -> Subject:
     )
 
 
-def training_passes(images: int) -> float:
-    """Passes of one image that training all of them takes, on `images` images."""
-    return float(COUNT * EPOCHS * images)
+def training_passes(images: int, classes: int = FEWEST_CLASSES) -> float:
+    """Passes of one image that training all of them takes, on `images` images of so many classes."""
+    return float(count(classes) * EPOCHS * images)
 
 
 def _networks(subject: Subject, fit: Samples, run: RunContext, folder: Path | None) -> Iterator[SmallNetwork]:
     """The trained networks, on the CPU, in evaluation mode: found in the folder, or trained and kept there."""
-    files = [None if folder is None else folder / f"reference-{i}.npz" for i in range(COUNT)]
+    wanted = count(subject.classes)
+    files = [None if folder is None else folder / f"reference-{i}.npz" for i in range(wanted)]
     networks = {i: found for i, file in enumerate(files) if (found := _kept(file, subject)) is not None}
-    for i in range(COUNT):
+    for i in range(wanted):
         if i not in networks:
-            missing = [j for j in range(COUNT) if j not in networks]
+            missing = [j for j in range(wanted) if j not in networks]
             some = missing if _side_by_side(subject.device) else [i]
             trained = _trained(subject, fit, [run.torch_generator("reference", j) for j in some])
             for j, network in zip(some, trained, strict=True):

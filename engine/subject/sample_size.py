@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.verdict import FEWEST_HELD_OUT
 from onnxspect.engine.subject.samples import Samples
 
@@ -93,8 +92,8 @@ def shortfalls(counts: SampleCounts) -> tuple[str, ...]:
     Args:
         counts: the samples, as they are divided.
     """
-    if counts.classes < FEWEST_CLASSES:
-        return (f"{counts.classes} classes are too few to tell an outlier from chance (at least {FEWEST_CLASSES})",)
+    if counts.classes < 2:
+        return (f"{counts.classes} classes are too few: there is no other one to lead images from",)
     lacking = []
     if sum(counts.of_class) < LEAST:
         lacking.append(f"{sum(counts.of_class)} clean samples are too few for a verdict (at least {LEAST})")
@@ -117,7 +116,7 @@ def shortfalls(counts: SampleCounts) -> tuple[str, ...]:
 
 def advice(counts: SampleCounts) -> str:
     """How many samples of which classes would do; "" where no number would."""
-    if counts.classes < FEWEST_CLASSES:
+    if counts.classes < 2:
         return ""
     n = enough_of_each(counts.classes)
     short = [k for k, have in enumerate(counts.of_class) if have < n]

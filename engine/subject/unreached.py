@@ -9,13 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.converters.lowering.dormant import Dormant, decisions, dormant
+from onnxspect.converters.lowering.decisions import decisions
+from onnxspect.converters.lowering.dormant import Dormant, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.logits import LogitsInfo, embeddings, other_outputs, switch_of
 from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.lowering.node_names import Names
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.across_batch import across_batch
 from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import accuracy_floor
@@ -70,6 +73,15 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
         hidden.append(
             f"more parts of the graph than were tried depend on the image and are the same on the clean images "
             f"({len(sleeping.untried)} were left: {_list(sleeping.untried)}), so that no search reaches past them"
+        )
+    flow = across_batch(subject, samples.images[: len(clean)], with_slopes=_counts(subject, samples) != LARGE)
+    if flow.seen:
+        limits.append("An image's answer depends on the other images of its batch; each was looked at by itself.")
+    if flow.through is not None:
+        name, operator = Names(subject.lowered, model).of(flow.through)
+        hidden.append(
+            f"an image's answer hangs on the other images of its batch, first through {printable(name)} ({printable(operator)}), which "
+            "no clean image shows: what wakes it need not be in the image that it changes"
         )
     for output in other_outputs(model, value):
         name = printable(output.name)

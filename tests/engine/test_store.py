@@ -19,6 +19,7 @@ from run_folder_support import whole_report
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.search.search import Unit
 from onnxspect.engine.store import FILE, Ledger, write_atomically
 
@@ -29,7 +30,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals and li
 def unit(target: int, source: int | None = None, **arrays: np.ndarray) -> UnitEvidence:
     return UnitEvidence(
         unit=Unit(target, source),
-        statistics={"l1": 0.1 + target, "third": 1 / 3},
+        measurements=measured(l1=0.1 + target, third=1 / 3),
         found=True,
         converged=target % 2 == 0,
         steps=100 + target,
@@ -78,7 +79,7 @@ def test_round_trip(tmp_path: Path) -> None:
     st.floats(allow_nan=False),
 )
 def test_any_array_and_number_round_trips(tmp_path: Path, value: np.ndarray, statistic: float) -> None:
-    stored = UnitEvidence(Unit(0), {"s": statistic}, True, True, 1, 1.0, None, 0, {"a": value, "t": value.T})
+    stored = UnitEvidence(Unit(0), measured(s=statistic), True, True, 1, 1.0, None, 0, {"a": value, "t": value.T})
     with Ledger(tmp_path / "run", FINGERPRINT) as ledger:
         ledger.commit("nc", [stored])
         same(stored, ledger.units("nc")["any->0"])
@@ -271,13 +272,14 @@ _ENDLESS = """
 import sys
 from pathlib import Path
 import numpy as np
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.evidence import UnitEvidence
 from onnxspect.engine.search.search import Unit
 from onnxspect.engine.store import Ledger
 ledger = Ledger(Path(sys.argv[1]), {"model": "abc", "seed": 0, "preset": "quick"})
 for i in range(100_000):
     value = np.random.default_rng(i).standard_normal((1, 8, 8)).astype(np.float32)
-    ledger.commit("nc", [UnitEvidence(Unit(i), {"l1": float(i)}, True, True, i, 1.0, None, 0, {"mask": value})])
+    ledger.commit("nc", [UnitEvidence(Unit(i), measured(l1=float(i)), True, True, i, 1.0, None, 0, {"mask": value})])
     print(i, flush=True)
 """
 
@@ -298,7 +300,7 @@ def test_kill_in_the_middle_of_commits(tmp_path: Path) -> None:
             found = ledger.units("nc")
             assert set(found) >= {f"any->{i}" for i in promised}
             for i in range(len(found)):  # and whatever else is there is whole
-                assert found[f"any->{i}"].statistics == {"l1": float(i)}
+                assert found[f"any->{i}"].measurements == measured(l1=float(i))
                 np.testing.assert_array_equal(found[f"any->{i}"].trigger["mask"], array(i))
             ledger.commit("nc", [unit(0, mask=array(7))])
         with sqlite3.connect(folder / FILE) as db:

@@ -14,6 +14,7 @@ import torch
 from framework_factories import torch_cnn
 from framework_models import Touch
 from sources_support import HERE, needs
+from tolerances import OPERATION_32
 from torch import nn
 from torch.nn.utils import prune
 
@@ -106,7 +107,9 @@ def _opened(path: Path, factory: str = FACTORY, kind: str = "torch-pickle", fold
 def _same(opened: Any, network: Any) -> None:
     images = np.random.default_rng(1).random((4, *SHAPE), np.float32)
     with torch.no_grad():
-        np.testing.assert_allclose(opened.run(images), network(torch.from_numpy(images)).numpy(), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(
+            opened.run(images), network(torch.from_numpy(images)).numpy(), rtol=OPERATION_32, atol=OPERATION_32
+        )
 
 
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "old format"])

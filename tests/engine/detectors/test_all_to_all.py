@@ -20,6 +20,7 @@ from patch_support import (
 )
 
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import Measurement, Search
 from onnxspect.engine.mitigation.adversary import MovingTrigger
 from onnxspect.engine.mitigation.recovered import _shared, named
 from onnxspect.engine.mitigation.remainder import Searches, search_again
@@ -105,7 +106,7 @@ def test_a_shared_trigger_stands_for_the_classes_that_it_leads_to(tmp_path: Path
 
     def row(source: int, target: int, shared: bool = True) -> UnitEvidence:
         unit = Unit(target, source, shared=shared)
-        return UnitEvidence(unit, {"shared_l1": 4.0}, True, True, 10, 1.0, 1.0, 20, arrays)
+        return UnitEvidence(unit, (Measurement("l1", 4.0, Search.SHARED),), True, True, 10, 1.0, 1.0, 20, arrays)
 
     every = [row(s, (s + 1) % 4) for s in range(4)]
     (trigger,) = _shared(every, [0, 1, 2, 3])

@@ -93,13 +93,13 @@ def test_the_planted_class_is_named_and_the_clean_twin_is_cleared(found: dict[bo
 
 def test_both_families_end_at_the_planted_class_first(found: dict[bool, Evidence]) -> None:
     for name in ("l1", "l2"):
-        sizes = {u.unit.target: u.statistics[name] for u in found[True].units if name in u.statistics}
+        sizes = {u.unit.target: u.value(name) for u in found[True].units if u.measurement(name)}
         assert min(sizes, key=sizes.__getitem__) == TARGET
         assert len(sizes) >= 2  # excluded, it gave way to others
 
 
 def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> None:
-    unit = min((u for u in found[True].units if "l1" in u.statistics), key=lambda u: u.statistics["l1"])
+    unit = min((u for u in found[True].units if u.measurement("l1")), key=lambda u: u.value("l1"))
     mask = unit.trigger["mask"][0]
     assert mask[:CORNER, :CORNER].sum() > 0.5 * mask.sum()
     assert unit.held_out_success is not None
@@ -108,7 +108,7 @@ def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> 
 
 def test_its_cost_does_not_grow_with_the_number_of_classes(found: dict[bool, Evidence]) -> None:
     detector = Attractor()
-    passes = sum(u.steps * (MASKS if "l1" in u.statistics else ADDED).search.samples for u in found[False].units)
+    passes = sum(u.steps * (MASKS if u.measurement("l1") else ADDED).search.samples for u in found[False].units)
     most = sum((detector.starts + detector.rounds - 1) * f.search.steps * f.search.samples for f in detector.families)
     assert passes <= most <= 15_000
 
@@ -118,7 +118,7 @@ def test_a_finished_unit_is_not_searched_again(tmp_path: Path) -> None:
     with Ledger(tmp_path, {"a": 1}) as ledger:
         first = one.run(at_hand(True, ledger))
         kept = ledger.units("attractor l2 0")
-        assert [u.statistics[DESTINATION] for u in kept.values()]
+        assert [u.measurement(DESTINATION) for u in kept.values()]
         again = one.run(at_hand(True, ledger))
     assert isinstance(first, Evidence)
     assert isinstance(again, Evidence)
@@ -126,8 +126,8 @@ def test_a_finished_unit_is_not_searched_again(tmp_path: Path) -> None:
 
 
 def test_few_classes_are_not_convicted(found: dict[bool, Evidence]) -> None:
-    assert found[True].convicts
-    assert not replace(found[True], convicts=False).convicts
+    assert found[True].traits.convicts
+    assert not replace(found[True].traits, convicts=False).convicts
     few = samples().take(np.flatnonzero(samples().labels < 3))
     without = replace(at_hand(True), search_samples=few, held_out=few)
     assert isinstance(Attractor().run(without), Skipped)

@@ -139,13 +139,15 @@ def test_statistics_are_relative_to_the_references(subject: Subject, tmp_path: P
     # A reference that came from a file is tapped by depth like the subject.
     found = ran(replace(TINY, taps=(0.5,), carried=0), at_hand(subject, references=[clean, clean]))
     alone = ran(replace(TINY, taps=(0.5,), carried=0), at_hand(clean))
-    assert {v.reference for v in found.judged} == {"reference_delta_norm"}
+    assert {(v.statistic, v.references) for v in found.judged} == {("delta_norm", True)}
     for unit, own in zip(found.units, alone.units, strict=True):
-        s = unit.statistics
         for name in ("delta_norm", "mu_norm", "sigma_ratio"):
-            assert s[f"reference_{name}"] == pytest.approx(own.statistics[name], rel=OPERATION_32)
-            assert s[f"relative_{name}"] == pytest.approx(s[name] / own.statistics[name], rel=OPERATION_32)
-    relative = [u.statistics["relative_delta_norm"] for u in found.units]
+            one = unit.measurement(name)
+            assert one is not None
+            assert one.reference == pytest.approx(own.value(name), rel=OPERATION_32)
+            assert one.baselines == pytest.approx([own.value(name)] * 2, rel=OPERATION_32)
+            assert one.relative == pytest.approx(one.value / own.value(name), rel=OPERATION_32)
+    relative = [m.relative or np.nan for u in found.units if (m := u.measurement("delta_norm"))]
     assert int(np.argmin(relative)) == TARGET
     assert relative[TARGET] < 0.6
     assert min(v for k, v in enumerate(relative) if k != TARGET) > 0.9
@@ -419,4 +421,4 @@ def test_a_model_that_ignores_its_input(subject: Subject) -> None:
     found = ran(replace(TINY, taps=(PIXELS,), search=replace(SEARCH, steps=5)), at_hand(deaf))
     reached = {u.unit.target: u.found for u in found.units}
     assert reached == {0: True, 1: False, 2: False, 3: False}
-    assert all(u.statistics == {} for u in found.units if not u.found)
+    assert all(u.measurements == () for u in found.units if not u.found)

@@ -89,7 +89,7 @@ def test_the_paper_rule_names_it(infected: Evidence) -> None:
     assert by_class(infected, "paper_infected") == {k: float(k == TARGET) for k in range(CLASSES)}
     assert by_class(infected, "paper_index")[TARGET] > 3.5
     assert infected.paper_statistic == "transfer_ratio"
-    assert infected.convicts
+    assert infected.traits.convicts
 
 
 def test_the_restored_trigger_leads_into_the_class(infected: Evidence) -> None:
@@ -145,7 +145,7 @@ def test_a_resumed_run_gives_what_the_undisturbed_one_gave(infected: Evidence, t
 def test_clean_samples_instead_of_a_training_set_do_not_convict() -> None:
     hand = replace(at_hand(quadrant_subject(TARGET), None), search_samples=quadrant_images(60, seed=3))
     evidence = ran(DETECTOR.run(hand))
-    assert not evidence.convicts
+    assert not evidence.traits.convicts
     assert evidence.settings["samples"] == "clean"
     assert decide([evidence], CLASSES).targets == ()
 

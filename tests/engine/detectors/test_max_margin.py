@@ -77,14 +77,14 @@ def test_a_planted_class_has_the_largest_margin_and_is_suspicious_but_not_named(
     verdict = decide([evidence], 8)
     assert verdict.targets == ()
     assert any("finds class 3 suspicious" in r for r in verdict.reasons)
-    assert decide([replace(evidence, convicts=True)], 8).targets == (3,)
+    assert decide([replace(evidence, traits=replace(evidence.traits, convicts=True))], 8).targets == (3,)
 
 
 def test_without_the_plant_nothing_is_suspicious() -> None:
     evidence = DETECTOR.run(at_hand(planted(strength=0.0)))
     assert isinstance(evidence, Evidence)
     assert min(u.statistics["gamma_log10_p"] for u in evidence.units) > -2
-    assert decide([replace(evidence, convicts=True)], 8).targets == ()
+    assert decide([replace(evidence, traits=replace(evidence.traits, convicts=True))], 8).targets == ()
 
 
 def test_no_sample_is_looked_at() -> None:

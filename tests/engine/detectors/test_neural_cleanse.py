@@ -16,7 +16,8 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import NATURE, AtHand
 from onnxspect.engine.detectors.neural_cleanse import SCOUT, NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
-from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import leave_one_out
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
@@ -79,19 +80,23 @@ def evidence_of(detector: NeuralCleanse, at_hand: AtHand) -> Evidence:
     return found
 
 
-def of(evidence: Evidence, statistic: str) -> dict[Unit, float]:
-    return {u.unit: u.statistics[statistic] for u in evidence.units if statistic in u.statistics}
+def of(evidence: Evidence, search: Search = Search.FULL) -> dict[Unit, float]:
+    return {u.unit: m.value for u in evidence.units if (m := u.measurement("l1", search))}
+
+
+def is_carried(unit: UnitEvidence) -> bool:
+    return any(m.carried for m in unit.measurements)
 
 
 def test_all_labels() -> None:
     found = evidence_of(QUICK, hand(quadrants(), quadrant_images(8), quadrant_images(8, 1)))
-    norms = of(found, "l1")
+    norms = of(found)
     assert [u.unit for u in found.units] == [Unit(t) for t in range(CLASSES)]
     assert (found.statistic, found.paper_statistic, found.tail) == ("l1", "l1", "low")
-    assert [(v.reference, v.noise) for v in found.judged] == [("", 2 * NATURE)]
+    assert [(v.references, v.noise) for v in found.judged] == [(False, 2 * NATURE)]
     assert norms[Unit(TARGET)] < 0.5 * min(v for u, v in norms.items() if u.target != TARGET)
     for unit in found.units:
-        assert unit.statistics["l1"] == pytest.approx(unit.trigger["mask"].sum(), rel=SUM_32)
+        assert unit.value("l1") == pytest.approx(unit.trigger["mask"].sum(), rel=SUM_32)
         assert unit.held_out_success is not None
 
 
@@ -101,36 +106,36 @@ def raced() -> Evidence:
 
 
 def test_the_race_names_what_full_searches_name(raced: Evidence) -> None:
-    judged = leave_one_out(np.array([of(raced, "l1")[Unit(t)] for t in range(MANY)]))
+    judged = leave_one_out(np.array([of(raced)[Unit(t)] for t in range(MANY)]))
     assert judged.p_value.argmin() == PLANTED
     assert judged.p_value[PLANTED] < 1e-3
     assert (np.delete(judged.p_value, PLANTED) > 0.05).all()
     clean = evidence_of(RACE, hand(many_classes(None), many_images(), many_images(1)))
-    assert (leave_one_out(np.array([of(clean, "l1")[Unit(t)] for t in range(MANY)])).p_value > 0.05).all()
+    assert (leave_one_out(np.array([of(clean)[Unit(t)] for t in range(MANY)])).p_value > 0.05).all()
 
 
 def test_the_race_searches_few_labels_in_full(raced: Evidence) -> None:
-    carried = {u.unit.target for u in raced.units if "carried_over" in u.statistics}
+    carried = {u.unit.target for u in raced.units if is_carried(u)}
     assert len(raced.units) == MANY
     assert len(carried) == MANY - RACE.front - RACE.random
-    scouts = of(raced, "scout_l1")
+    scouts = of(raced, Search.SCOUT)
     front = sorted(scouts, key=scouts.__getitem__)[: RACE.front]
     assert PLANTED in {u.target for u in front}
     assert not carried & {u.target for u in front}
     assert all(u.steps <= RACE.scout.steps for u in raced.units if u.unit.target in carried)
     in_full = next(u for u in raced.units if u.unit.target == PLANTED)
     assert in_full.held_out_success == 1.0
-    assert in_full.statistics["l1"] == pytest.approx(in_full.trigger["mask"].sum(), rel=SUM_32)
+    assert in_full.value("l1") == pytest.approx(in_full.trigger["mask"].sum(), rel=SUM_32)
 
 
 def test_what_is_carried_over_is_on_the_scale_of_full_searches(raced: Evidence) -> None:
     everything = evidence_of(replace(RACE, most_full=MANY), hand(many_classes(), many_images(), many_images(1)))
-    full, race = of(everything, "l1"), of(raced, "l1")
-    carried = [u.unit for u in raced.units if "carried_over" in u.statistics]
+    full, race = of(everything), of(raced)
+    carried = [u.unit for u in raced.units if is_carried(u)]
     apart = np.log([race[u] / full[u] for u in carried])
     # Scouted norms are five times as large; the ratio is a mean over a random group of four.
     assert abs(apart.mean()) < 0.25
-    assert np.mean(np.log([of(raced, "scout_l1")[u] / full[u] for u in carried])) > 1.0
+    assert np.mean(np.log([of(raced, Search.SCOUT)[u] / full[u] for u in carried])) > 1.0
     for unit in raced.units:  # a label that is searched in full gets the same bits, raced or not
         if unit.unit not in carried:
             assert race[unit.unit] == full[unit.unit]
@@ -141,8 +146,8 @@ def test_a_partial_backdoor_is_found_by_pairs() -> None:
     found = evidence_of(
         replace(QUICK, pairs=True), hand(quadrants([SOURCE]), quadrant_images(8), quadrant_images(8, 1))
     )
-    assert [v.statistic for v in found.judged] == ["all_l1", "pair_l1"]
-    everywhere, pairs = of(found, "all_l1"), of(found, "pair_l1")
+    assert [(v.statistic, v.search) for v in found.judged] == [("l1", Search.FULL), ("l1", Search.PAIR)]
+    everywhere, pairs = of(found), of(found, Search.PAIR)
     assert set(everywhere) == {Unit(t) for t in range(CLASSES)}
     assert {u.target for u in pairs} == set(range(CLASSES))
     assert pairs[Unit(TARGET, SOURCE)] < 0.5 * min(v for u, v in pairs.items() if u.target != TARGET)
@@ -183,18 +188,19 @@ def test_references_in_a_race() -> None:
     reference = many_classes(None)
     found = evidence_of(RACE, hand(many_classes(), many_images(), many_images(1), references=(reference,)))
     assert found.statistic == "l1"
-    assert [v.reference for v in found.judged] == ["reference_l1"]
-    relative = {u: v / of(found, "reference_l1")[u] for u, v in of(found, "l1").items()}
+    assert [v.references for v in found.judged] == [True]
+    relative = {u.unit: m.relative for u in found.units if (m := u.measurement("l1")) and m.relative}
     assert len(relative) == MANY
     assert min(relative, key=relative.__getitem__) == Unit(PLANTED)
     # But for the plant, the reference is the subject: what classes are by nature divides out, up to the search's noise.
-    scouts = of(found, "relative_scout_l1")
+    scouts = {u.unit: m.relative for u in found.units if (m := u.measurement("l1", Search.SCOUT)) and m.relative}
     assert scouts[Unit(PLANTED)] < 0.2
     assert abs(np.median(np.log([v for u, v in scouts.items() if u.target != PLANTED]))) < 0.1
     for unit in found.units:
-        if "carried_over" not in unit.statistics:
-            ratio = unit.statistics["l1"] / unit.statistics["reference_l1"]
-            assert unit.statistics["relative_l1"] == pytest.approx(ratio)
+        for m in unit.measurements:
+            assert len(m.baselines) == 1
+            assert m.reference == pytest.approx(m.baselines[0])
+            assert m.relative == pytest.approx(m.value / m.baselines[0])
 
 
 def test_a_resumed_race_does_nothing_twice(tmp_path: Path, raced: Evidence) -> None:
@@ -246,8 +252,8 @@ def test_two_classes() -> None:
     samples = quadrant_images(8)
     kept = samples.labels < 2
     found = evidence_of(QUICK, hand(two, Samples.from_arrays(samples.images[kept], samples.labels[kept]), samples))
-    assert len(of(found, "l1")) == 2
-    assert (leave_one_out(np.array(list(of(found, "l1").values()))).p_value == 1).all()  # too few to tell
+    assert len(of(found)) == 2
+    assert (leave_one_out(np.array(list(of(found).values()))).p_value == 1).all()  # too few to tell
 
 
 def test_samples_of_one_class_or_of_the_target_alone() -> None:
@@ -271,11 +277,11 @@ def test_a_dead_class_and_a_loss_that_is_not_finite() -> None:
     )
     found = evidence_of(replace(QUICK, pairs=True), at_hand)
     lost = next(u for u in found.units if u.unit == Unit(3))
-    assert (lost.found, lost.statistics, lost.held_out_success) == (False, {}, None)
+    assert (lost.found, lost.measurements, lost.held_out_success) == (False, (), None)
     assert all(u.found for u in found.units if u.unit.target != 3)
     broken = Subject(lambda x: x.flatten(1)[:, :CLASSES] * torch.nan, InputSpec(), SHAPE, CLASSES)
     nothing = evidence_of(replace(QUICK, pairs=True), hand(broken, quadrant_images(8), quadrant_images(2)))
-    assert not any(u.found or u.statistics for u in nothing.units)
+    assert not any(u.found or u.measurements for u in nothing.units)
     raced = evidence_of(
         replace(QUICK, most_full=1, front=1, random=1), hand(broken, quadrant_images(8), quadrant_images(2))
     )
@@ -293,8 +299,8 @@ def test_a_thousand_labels_with_one_sample_each() -> None:
     race = NeuralCleanse(search=replace(small, steps=20), scout=small, front=2, random=3)
     found = evidence_of(race, hand(wide, samples, samples))
     assert [u.unit.target for u in found.units] == list(range(k))
-    assert all(u.found == ("l1" in u.statistics) for u in found.units)
-    assert sum("carried_over" in u.statistics for u in found.units) > 0.5 * k
-    values = np.array([u.statistics.get("l1", np.nan) for u in found.units])
+    assert all(u.found == bool(u.measurements) for u in found.units)
+    assert sum(is_carried(u) for u in found.units) > 0.5 * k
+    values = Evidence.values(found.units, "l1", Search.FULL)
     assert np.isfinite(leave_one_out(values).log10_p).all()
     assert sum(u.steps for u in found.units) <= k * small.steps + 5 * 20

@@ -20,7 +20,7 @@ def test_presets(preset: str) -> None:
     names = [d.name for d in detectors]
     assert names == [n for n in NAMES if n in names]  # one order, whatever the preset
     assert "neural-cleanse" in names
-    assert any(d.convicts for d in detectors)
+    assert any(d.traits.convicts for d in detectors)
     assert all(isinstance(d, Detector) and d.settings() for d in detectors)
 
 

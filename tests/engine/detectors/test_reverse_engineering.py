@@ -18,6 +18,7 @@ from torch import Tensor
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, NAME, Climb, ReverseEngineering, infer
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import Additive
 from onnxspect.engine.search.search import search
@@ -64,12 +65,12 @@ def evidence() -> Evidence:
     return evidence_of(QUICK, at_hand(tiny()))
 
 
-def units(evidence: Evidence, statistic: str) -> dict[Unit, float]:
-    return {u.unit: u.statistics[statistic] for u in evidence.units if statistic in u.statistics}
+def units(evidence: Evidence, search: Search = Search.FULL) -> dict[Unit, float]:
+    return {u.unit: m.value for u in evidence.units if (m := u.measurement("l2", search))}
 
 
 def test_all_to_one_stands_out(evidence: Evidence) -> None:
-    norms = units(evidence, "all_l2")
+    norms = units(evidence)
     assert set(norms) == {Unit(t) for t in range(CLASSES)}
     assert norms[Unit(TARGET)] < 0.5 * min(v for u, v in norms.items() if u.target != TARGET)
     found = next(u for u in evidence.units if u.unit == Unit(TARGET))
@@ -85,7 +86,7 @@ def test_all_to_one_stands_out(evidence: Evidence) -> None:
 
 def test_norms_are_those_of_the_patterns(evidence: Evidence) -> None:
     for unit in evidence.units:
-        assert unit.statistics["l2"] == pytest.approx(np.linalg.norm(unit.trigger["delta"]), rel=SUM_32)
+        assert unit.value("l2") == pytest.approx(np.linalg.norm(unit.trigger["delta"]), rel=SUM_32)
         assert unit.search_success >= CLIMB.success
 
 
@@ -128,7 +129,7 @@ def test_the_step_does_not_overshoot(growth: float, step: float, target: int) ->
 
 def test_a_backdoor_from_one_source_is_found_by_pairs() -> None:
     found = evidence_of(QUICK, at_hand(tiny(20.0, sources=[SOURCE])))
-    everywhere, pairs = units(found, "all_l2"), units(found, "pair_l2")
+    everywhere, pairs = units(found), units(found, Search.PAIR)
     assert {u.target for u in pairs} == set(range(CLASSES))
     assert len(pairs) == CLASSES
     assert pairs[Unit(TARGET, SOURCE)] < 0.5 * min(v for u, v in pairs.items() if u.target != TARGET)
@@ -215,13 +216,15 @@ def test_references_divide_out_what_classes_are_by_nature(evidence: Evidence) ->
         name="reference",
     )
     found = evidence_of(QUICK, at_hand(tiny(), references=(reference,)))
-    assert [v.statistic for v in found.judged] == ["all_l2", "pair_l2"]
-    plain, relative = units(evidence, "all_l2"), units(found, "relative_all_l2")
+    assert [(v.statistic, v.search) for v in found.judged] == [("l2", Search.FULL), ("l2", Search.PAIR)]
+    plain, relative = units(evidence), {}
     for unit in found.units:
-        if "relative_all_l2" in unit.statistics:
-            assert unit.statistics["l2"] == plain[unit.unit]
-            ratio = unit.statistics["l2"] / unit.statistics["reference_l2"]
-            assert unit.statistics["relative_all_l2"] == pytest.approx(ratio)
+        for m in unit.measurements:
+            if m.search is Search.FULL:
+                assert m.value == plain[unit.unit]
+                relative[unit.unit] = m.value / m.baselines[0]
+                assert m.relative == pytest.approx(relative[unit.unit])
+    assert set(relative) == set(plain)
     assert relative[Unit(TARGET)] < 0.5 * min(v for u, v in relative.items() if u.target != TARGET)
 
 
@@ -258,14 +261,14 @@ def test_images_that_are_there_already_are_no_trigger() -> None:
     found = evidence_of(QUICK, at_hand(Subject(confused, InputSpec(), SHAPE, CLASSES)))
     pair = next(u for u in found.units if u.unit == Unit(3, 1))
     assert pair.found
-    assert pair.statistics == {}
+    assert pair.measurements == ()
     assert all(v > 0 for u in found.units for v in u.statistics.values())
 
 
 def test_many_pairs_are_thinned_to_front_runners_and_random_targets() -> None:
     found = evidence_of(replace(QUICK, most_pairs=6), at_hand(tiny(sources=[SOURCE])))
     assert len({u.unit.target for u in found.units if u.unit.source is not None}) == 2
-    assert len(units(found, "all_l2")) == CLASSES
+    assert len(units(found)) == CLASSES
 
 
 def test_samples_of_one_class_lead_to_the_others() -> None:
@@ -281,7 +284,7 @@ def test_a_loss_that_is_not_finite_ends_every_unit() -> None:
     found = QUICK.run(at_hand(broken))
     assert isinstance(found, Evidence | Skipped)
     assert isinstance(found, Evidence)
-    assert not any(u.found or u.statistics for u in found.units)
+    assert not any(u.found or u.measurements for u in found.units)
     assert all(u.steps == CLIMB.patience for u in found.units)
     assert infer(found, CLASSES).target is None
 
@@ -292,5 +295,5 @@ def test_other_norms(norm: str) -> None:
     assert found.paper_statistic == norm
     order = {"l1": 1, "linf": np.inf}[norm]
     for unit in found.units:
-        assert unit.statistics[norm] == pytest.approx(np.linalg.norm(unit.trigger["delta"].ravel(), order), rel=SUM_32)
+        assert unit.value(norm) == pytest.approx(np.linalg.norm(unit.trigger["delta"].ravel(), order), rel=SUM_32)
     assert found.detector == NAME

@@ -16,6 +16,7 @@ from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering, i
 from onnxspect.engine.detectors.untargeted import Destination, leads_to
 from onnxspect.engine.judge.evidence import Evidence, Unit
 from onnxspect.engine.judge.kind import suggest_kind
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import leave_class
 from onnxspect.engine.search.search import SearchConfig
@@ -98,7 +99,7 @@ def test_all_to_all_is_found_with_every_destination(detector: NeuralCleanse | Re
     raw = found.paper_statistic
     targeted = [u.statistics[raw] for u in found.units if not u.unit.shared and u.found]
     if targeted:  # no faint pattern leads all classes to one: there is nothing to compare with
-        assert together[0].statistics[f"shared_{raw}"] < 0.7 * min(targeted)
+        assert together[0].value(raw, Search.SHARED) < 0.7 * min(targeted)
     else:
         assert isinstance(detector, ReverseEngineering)
     for unit in together:

@@ -14,6 +14,7 @@ from onnxspect.engine.detectors.registry import PRESETS, chosen
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, in_words, measure_speed, parse_duration, plan
 from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.subject import InputSpec
 
@@ -44,7 +45,7 @@ def test_what_is_planned_fits(seconds: float, speed: float) -> None:
         return
     assert made.expected <= FILLED * seconds
     assert set(made.kept).isdisjoint(made.left_out)
-    assert any(d.convicts for d in chosen(made.preset) if d.name in made.kept)
+    assert any(d.traits.convicts for d in chosen(made.preset) if d.name in made.kept)
 
 
 def test_more_time_is_never_spent_on_less() -> None:
@@ -87,7 +88,7 @@ def test_every_detector_that_searches_says_how_much() -> None:
 
 
 def test_the_cost_of_many_classes_is_that_of_ten() -> None:
-    (detector,) = (d for d in chosen("quick", classes=1000) if d.convicts and d.work(10, 10, 0))
+    (detector,) = (d for d in chosen("quick", classes=1000) if d.traits.convicts and d.work(10, 10, 0))
     few, many = (sum(w.passes for w in detector.work(k, k, 0)) for k in (10, 1000))
     assert many < 2 * few
     assert many <= 15_000
@@ -104,7 +105,7 @@ class Patient(Detector):
     """Takes a year."""
 
     name = "patient"
-    uses_references = False
+    traits = Traits(references=False)
 
     def work(self, classes: int, sources: int, references: int) -> tuple[Work, ...]:
         return (Work(1e9, 1e9, 1000),)

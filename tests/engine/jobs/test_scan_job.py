@@ -36,6 +36,8 @@ from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.registry import chosen
 from onnxspect.engine.jobs.scan import _of_part
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import Verdict
 from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.training import trainable_copy
@@ -50,7 +52,7 @@ class Planted(Detector):
     """Stamps the patch that was planted, on every class's behalf: a detector whose answer is known by hand."""
 
     name: ClassVar[str] = "planted-patch"
-    uses_references: ClassVar[bool] = False
+    traits: ClassVar[Traits] = Traits(references=False)
     pair: tuple[float, float] = (0.5, 0.9)  # a setting that JSON knows in another form
 
     def run(self, at_hand: AtHand) -> Evidence:
@@ -61,7 +63,7 @@ class Planted(Detector):
         for t in at_hand.targets:
             others = at_hand.held_out.images[at_hand.held_out.labels != t]
             led = float((at_hand.subject.predict(stamp(others, trigger)).argmax(1) == t).mean())
-            units.append(UnitEvidence(Unit(t), {"led": led}, True, True, 0, led, led, len(others), trigger))
+            units.append(UnitEvidence(Unit(t), measured(led=led), True, True, 0, led, led, len(others), trigger))
         view = View("led", "high", log=False, noise=0.05)
         return Evidence(self.name, self.settings(), "led", "led", "high", tuple(units), (view,))
 

@@ -6,18 +6,21 @@ import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.judge.kind import suggest_kind
+from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.traits import Family, Traits
 
 NC, RE, CEPA = "neural-cleanse", "reverse-engineering", "cepa"
+FAMILIES = {NC: Family.REPLACED, RE: Family.ADDED, CEPA: Family.SAMPLE_WISE}
 SIDE = 28
 
 
 def evidence(name: str, trigger: dict[str, np.ndarray], source: int | None = None) -> Evidence:
     def unit(target: int, value: float, of: int | None, arrays: dict[str, np.ndarray]) -> UnitEvidence:
-        return UnitEvidence(Unit(target, of), {"size": value}, True, True, 1, 1.0, 0.9, 10, arrays)
+        return UnitEvidence(Unit(target, of), measured(size=value), True, True, 1, 1.0, 0.9, 10, arrays)
 
     other = {"delta": np.ones((1, SIDE, SIDE), np.float32)}
     units = (unit(0, 9.0, None, other), unit(3, 1.0, source, trigger), unit(3, 5.0, None, other))
-    return Evidence(name, {}, "size", "size", "low", units)
+    return Evidence(name, {}, "size", "size", "low", units, traits=Traits(FAMILIES.get(name, Family.OTHER)))
 
 
 def patch_mask() -> dict[str, np.ndarray]:

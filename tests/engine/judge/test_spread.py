@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
+from onnxspect.engine.judge.measurement import Measurement
 from onnxspect.engine.judge.null_model import NO_PRIOR, Prior, against_reference, leave_one_out
 from onnxspect.engine.judge.spread import FACTOR_DF, PRIOR_DF, SEEN_DF, spreads
 from onnxspect.engine.run import RunContext
@@ -21,7 +22,7 @@ def evidence(name: str, view: View, values: np.ndarray, sources: bool = False, r
     units = tuple(
         UnitEvidence(
             unit=Unit(i, (i + 1) % CLASSES if sources else None),
-            statistics={view.statistic: float(v)} | ({view.reference: 1.0} if references else {}),
+            measurements=(Measurement(view.statistic, float(v), reference=1.0 if references else None),),
             found=True,
             converged=True,
             steps=1,
@@ -36,7 +37,7 @@ def evidence(name: str, view: View, values: np.ndarray, sources: bool = False, r
 
 
 def view(typical: float = 0.2) -> View:
-    return View("norm", typical=typical).with_reference("norm")
+    return View("norm", typical=typical, references=True)
 
 
 def smallest(logs: np.ndarray, prior: Prior) -> float:
@@ -104,7 +105,7 @@ def test_a_network_whose_classes_differ_is_known_by_its_other_detectors() -> Non
 
 def test_shares_have_what_is_usual_and_say_nothing_of_sizes() -> None:
     values = RunContext(2).numpy_generator("spread").uniform(0.1, 0.3, CLASSES)
-    shares = replace(view(), log=False, reference="", typical=0.1)
+    shares = replace(view(), log=False, references=False, typical=0.1)
     seen = spreads([evidence("a", view(), np.exp(values)), evidence("b", shares, values)])
     assert set(seen.ratios) == {"a"}
     assert seen.prior("b", shares) == Prior(0.1, PRIOR_DF)

@@ -11,7 +11,9 @@ from scipy import stats
 from tolerances import REORDERED_64, SOLVED_COARSELY_64
 
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
+from onnxspect.engine.judge.measurement import Measurement, Search, measured
 from onnxspect.engine.judge.null_model import leave_one_out
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.judge.verdict import (
     ALPHA,
     FEWEST_HELD_OUT,
@@ -23,6 +25,8 @@ from onnxspect.engine.judge.verdict import (
 )
 from onnxspect.engine.search.search import Unit
 
+#: Of a detector that compares training samples.
+OF_SAMPLES = Traits(Family.SAMPLES, validated=False, leads_to_target=False)
 CLEAN = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
 
 
@@ -30,7 +34,7 @@ def unit(target: int, value: float | None, held_out: float | None = 0.95, source
     """What a converged search leaves; None as value where it found nothing."""
     return UnitEvidence(
         unit=Unit(target, source),
-        statistics={} if value is None else {"l1": value},
+        measurements=() if value is None else measured(l1=value),
         found=value is not None,
         converged=value is not None,
         steps=100,
@@ -197,7 +201,7 @@ def test_a_trigger_that_was_not_tried_is_not_refuted_by_one_that_was() -> None:
 
 def test_evidence_that_is_no_trigger_needs_no_unseen_samples() -> None:
     """Training samples that a patch takes out of their class: nothing leads there, and nothing could carry over."""
-    found = replace(held_out(evidence(planted(), "dtinspector"), 0), validated=False, leads_to_target=False)
+    found = replace(held_out(evidence(planted(), "dtinspector"), 0), traits=OF_SAMPLES)
     assert decide([found], 10).targets == (3,)
     assert decide([replace(found, units=held_out(evidence(CLEAN), 0).units)], 10).verdict == "clean"
 
@@ -213,7 +217,7 @@ def test_too_few_samples_neither_convict_nor_acquit() -> None:
         in decide([evidence(planted())], 10, too_few=lacking).reasons
     )
     # What the training set shows does not come from the clean samples.
-    by_training = replace(evidence(planted(), "dtinspector"), validated=False, leads_to_target=False)
+    by_training = replace(evidence(planted(), "dtinspector"), traits=OF_SAMPLES)
     verdict = decide([by_training], 10, too_few=lacking)
     assert verdict.targets == (3,)
     assert lacking[0] in verdict.reasons
@@ -283,10 +287,10 @@ def test_relative_statistic_is_judged_and_the_papers_is_shown() -> None:
 
     def judged(values: np.ndarray) -> Verdict:
         units = tuple(
-            replace(u, statistics={"l1": float(v * n), "reference_l1": float(n), "spread_l1": 0.1})
+            replace(u, measurements=(Measurement("l1", float(v * n), reference=float(n), spread=0.1),))
             for u, v, n in zip(whole.units, values, natural, strict=True)
         )
-        return decide([replace(whole, units=units, views=(View("l1").with_reference("l1"),))], 10)
+        return decide([replace(whole, units=units, views=(View("l1", references=True),))], 10)
 
     verdict = judged(planted(0.5, target=6))
     assert verdict.targets == (6,)
@@ -311,10 +315,14 @@ def shared(values: np.ndarray, cost: float, leads: dict[int, int], held_out: flo
     """A detector's K targeted searches, and one trigger for all classes that leads each source to a target."""
     whole = evidence(values)
     together = tuple(
-        replace(unit(t, cost, held_out), unit=Unit(t, s, shared=True), statistics={"l1": cost, "shared_l1": cost})
+        replace(
+            unit(t, cost, held_out),
+            unit=Unit(t, s, shared=True),
+            measurements=(Measurement("l1", cost, Search.SHARED),),
+        )
         for s, t in leads.items()
     )
-    views = (View("l1"), View("shared_l1", among="l1", weight=0.1))
+    views = (View("l1"), View("l1", search=Search.SHARED, weight=0.1))
     return replace(whole, units=(*whole.units, *together), views=views)
 
 
@@ -344,7 +352,7 @@ def test_pairs_are_compared_with_pairs() -> None:
     ]
     verdict = decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(pairs))], 10)
     assert set(verdict.targets) == set(range(10))
-    clean = [replace(u, statistics={"l1": float(np.exp(rng.normal(3.0, 0.3)))}) for u in pairs]
+    clean = [replace(u, measurements=measured(l1=float(np.exp(rng.normal(3.0, 0.3))))) for u in pairs]
     assert decide([Evidence("pairs", {}, "l1", "l1", "low", tuple(clean))], 10).verdict == "clean"
 
 
@@ -367,7 +375,7 @@ def test_views_are_judged_apart_and_their_choice_is_paid_for() -> None:
 
 
 def test_screening_raises_suspicion_and_names_nothing() -> None:
-    screening = replace(evidence(planted(), "max-margin"), convicts=False)
+    screening = replace(evidence(planted(), "max-margin"), traits=Traits(convicts=False))
     verdict = decide([screening, evidence(CLEAN)], 10)
     assert (verdict.verdict, verdict.targets) == ("clean", ())
     assert any("max-margin finds class 3 suspicious" in r for r in verdict.reasons)
@@ -413,7 +421,7 @@ def test_of_two_detectors_one_without_evidence_is_too_many() -> None:
 def test_searches_that_needed_no_trigger_are_not_silence() -> None:
     """Their images were of the class already: found and converged, and nothing was looked for."""
     whole = evidence(CLEAN)
-    units = tuple(replace(u, statistics={}) if u.unit.target < 7 else u for u in whole.units)
+    units = tuple(replace(u, measurements=()) if u.unit.target < 7 else u for u in whole.units)
     verdict = decide([replace(whole, units=units)], 10)
     assert verdict.verdict == "inconclusive"
     assert any("only 3 of 10 searches reached their class" in r for r in verdict.reasons)
@@ -422,9 +430,44 @@ def test_searches_that_needed_no_trigger_are_not_silence() -> None:
 def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
     """One class always takes a little less than all of them; a partial backdoor takes far less."""
     whole, near, far = unit(2, 4.0), unit(2, 3.0, source=1), unit(2, 1.0, source=0)
-    name = next(iter(whole.statistics))
+    name = whole.measurements[0].statistic
     assert foremost([near, whole], name) == [whole, near]
     assert foremost([whole, near, far], name) == [far, whole, near]
+
+
+def by_itself(log10_p: float, held_out: float | None, target: int = 5, held_out_samples: int = 50) -> Evidence:
+    """What a detector leaves whose units bring the p-value of a test of their own."""
+    found = replace(unit(target, 9.0, held_out), held_out=held_out_samples)
+    return Evidence(
+        "graph-logic", {}, "l1", "l1", "low", (replace(found, statistics={"l1": 9.0, "log10_p": log10_p}),), tested=True
+    )
+
+
+def test_a_test_of_its_own_names_a_class_without_any_comparison() -> None:
+    verdict = decide([by_itself(-12.0, 1.0)], 10)
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (5,))
+    assert verdict.p_value == pytest.approx(1e-12)
+    assert "wakes logic" in verdict.reasons[0]
+    assert "graph logic" in verdict.classes[5].kind
+    # Nor do two classes or few samples matter to it.
+    assert decide([by_itself(-12.0, 1.0, target=1)], 2, too_few=("few",)).targets == (1,)
+    # Beside detectors that find nothing it counts as one of several.
+    both = decide([by_itself(-12.0, 1.0), evidence(CLEAN)], 10)
+    assert both.targets == (5,)
+    assert both.classes[5].p_value == pytest.approx(2e-12)
+
+
+@pytest.mark.parametrize(("log10_p", "held_out"), [(-12.0, 0.4), (-1.0, 1.0)])
+def test_a_trigger_that_does_not_work_or_not_by_the_part_names_none(log10_p: float, held_out: float) -> None:
+    assert decide([by_itself(log10_p, held_out), evidence(CLEAN)], 10).targets == ()
+
+
+def test_silence_of_a_test_of_its_own_changes_nothing() -> None:
+    silent = Evidence("graph-logic", {}, "l1", "l1", "low", (), tested=True)
+    for values in (CLEAN, planted()):
+        alone, beside = decide([evidence(values)], 10), decide([silent, evidence(values)], 10)
+        assert (alone.verdict, alone.targets, alone.p_value) == (beside.verdict, beside.targets, beside.p_value)
+    assert decide([silent], 10).verdict == "inconclusive"
 
 
 def test_a_trigger_that_no_unseen_sample_follows_is_no_alarm() -> None:
@@ -457,8 +500,7 @@ def test_one_class_is_named_by_what_it_takes_to_reach() -> None:
 
 def test_classes_that_only_the_training_set_shows_are_named_so() -> None:
     found = [
-        replace(evidence(planted(0.05), name), validated=False, leads_to_target=False)
-        for name in ("dtinspector", "training-difference")
+        replace(evidence(planted(0.05), name), traits=OF_SAMPLES) for name in ("dtinspector", "training-difference")
     ]
     for some in (found[:1], found[1:], found):
         verdict = decide(some, 10)

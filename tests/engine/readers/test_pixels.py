@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tolerances import OPERATION_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.forms import open_reader
@@ -36,7 +37,7 @@ def test_sixteen_bits_are_scaled(tmp_path: Path) -> None:
     for suffix in ("png", "tif"):
         image, notes = read(saved(tmp_path / f"a.{suffix}", Image.fromarray(deep)))
         assert image.dtype == np.float32
-        np.testing.assert_allclose(image[..., 0], deep / 65535, atol=1e-6)
+        np.testing.assert_allclose(image[..., 0], deep / 65535, atol=OPERATION_32)
         assert "more than 8 bits" in notes[0]
 
 

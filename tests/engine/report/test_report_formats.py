@@ -20,6 +20,7 @@ from rich.console import Console
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.report import as_html, as_sarif, as_text, document
 from onnxspect.engine.report.document import as_json, build, digest
@@ -67,7 +68,7 @@ def scanned(planted: Subject, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def unit(target: int, value: float) -> UnitEvidence:
     trigger = {"mask": np.full((1, 8, 8), value / 64, np.float32), "pattern": np.ones((1, 8, 8), np.float32)}
-    return UnitEvidence(Unit(target), {"l1": value}, True, True, 100, 1.0, 0.97, 50, trigger, seconds=1.5)
+    return UnitEvidence(Unit(target), measured(l1=value), True, True, 100, 1.0, 0.97, 50, trigger, seconds=1.5)
 
 
 @pytest.fixture(scope="module")

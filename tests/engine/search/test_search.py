@@ -168,7 +168,7 @@ def test_images_that_are_there_already_need_no_trigger() -> None:
     assert [r.unneeded for r in results] == [False, False, False, True]
     assert results[3].found
     validated = held_out_validation(subject, results[3], quadrant_images(4), "l1")
-    assert validated.statistics == {}
+    assert validated.measurements == ()
     assert not any(r.unneeded for r in run_search(linear(), [tuple(ALL)]))
 
 

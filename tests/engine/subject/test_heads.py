@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import CLASSES, SIDE, make_model, quadrant_images, quadrant_model, quadrant_weights, saved
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import NETWORK_32
 from torch import nn
 
 from onnxspect.engine.errors import OnnxspectError
@@ -152,7 +153,7 @@ def test_probabilities_of_a_live_module_are_told_by_their_values() -> None:
     checked = preflight(subject, SAMPLES, RunContext(), PLAIN)
     assert checked.clean_accuracy == 1.0
     scores = checked.subject.predict(SAMPLES.images[:4])
-    np.testing.assert_allclose(np.exp(scores), subject.predict(SAMPLES.images[:4]), rtol=1e-4)
+    np.testing.assert_allclose(np.exp(scores), subject.predict(SAMPLES.images[:4]), rtol=NETWORK_32)
 
 
 def test_probabilities_of_a_file_are_told_by_their_values(tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ NAMED = {
     "inside": {"Relu"},
     "where_inside": {"Greater", "ReduceMin"},
     "in_a_function": {"Greater", "ReduceMin"},
+    "region": {"Greater"},
+    "matched_filter": {"Relu"},
+    "checksum": {"Equal"},
+    "two_regions": {"And", "Greater", "ReduceMin"},
+    "negated": {"Not", "LessOrEqual", "ReduceMin"},
+    "softmax_gate": {"Softmax", "MatMul"},
+    "neighbours": {"Greater", "ReduceMax", "ReduceMin"},
+    "brightest": {"Equal"},
 }
 
 
@@ -352,3 +360,21 @@ def test_a_scan_says_so(network: onnx.ModelProto, clean_samples: Samples, tmp_pa
     assert "hidden_Relu" in report["reasons"][0]
     assert f"to class {TARGET}" in report["reasons"][0]
     assert any("hidden_Relu" in line for line in report["limits"])
+
+
+def test_flow_between_the_images_of_a_batch_is_named(network: onnx.ModelProto, some: Samples, tmp_path: Path) -> None:
+    """Of one that no clean image shows; one that every batch shows is a limit, and one image by itself none."""
+    hidden = unreached(Subject.from_onnx(saved(PAYLOADS["neighbours"](Payload(network)), tmp_path / "p.onnx")), some)
+    assert any("the other images of its batch, first through hidden_ReduceMax" in reason for reason in hidden.hidden)
+    mixed = tiny(
+        helper.make_node("ReduceMean", ["z"], ["m"], axes=[0], keepdims=1),
+        helper.make_node("Sub", ["z", "m"], ["logits"]),
+    )
+    seen = unreached(Subject.from_onnx(saved(mixed, tmp_path / "m.onnx")), quadrant_images(20))
+    assert seen.hidden == ()
+    assert any("depends on the other images of its batch" in limit for limit in seen.limits)
+    alone = unreached(
+        Subject.from_onnx(saved(tiny(helper.make_node("Relu", ["z"], ["logits"])), tmp_path / "a.onnx")),
+        quadrant_images(20),
+    )
+    assert not any("batch" in line for line in (*alone.hidden, *alone.limits))

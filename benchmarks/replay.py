@@ -1,0 +1,140 @@
+"""All kept evidence through `decide` again: what the statistics of this commit say of every model that was ever scanned.
+
+    python benchmarks/replay.py [--evidence benchmarks/evidence] [--half tuning|judging] [--bank] [--out FILE]
+
+Nothing is searched and no model is opened: it takes seconds. Printed are the boards (by half, and of each by board, attack, network, classes
+and samples a class), every model whose verdict is another than the one that was recorded when it was scanned, and how good the probabilities are
+(cross-entropy and Brier score, where the bank suffices for any). Tables that are published come from the judging half alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from boards import grouped, interval, line, summary
+from kept import FOLDER, Kept, everything
+
+from onnxspect.engine.judge.calibration import PRIOR, Bank, shipped
+from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.judge.verdict import ALPHA, Verdict, decide
+
+#: Levels at which the share of clean models with a smaller p-value is counted.
+LEVELS = (0.01, 0.02, 0.05, 0.1)
+#: How the rows are grouped.
+GROUPS = {
+    "board": lambda r: r["board"],
+    "attack": lambda r: str(r["attack"]),
+    "network": lambda r: str(r["network"]),
+    "classes": lambda r: f"{r['classes']:4d}",
+    "samples a class": lambda r: f"{round(r['samples'] / r['classes']):4d}",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Replay."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evidence", type=Path, default=FOLDER)
+    parser.add_argument("--half", choices=["tuning", "judging"], help="of the bank; both by default")
+    parser.add_argument("--bank", action="store_true", help="calibrate by the shipped bank, as a scan does")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    asked = parser.parse_args(arguments)
+    kept = [k for k in everything(asked.evidence) if asked.half in (None, k.half)]
+    if not kept:
+        parser.error(f"no kept evidence in {asked.evidence}")
+    rows = [row(k, shipped() if asked.bank else None) for k in kept]
+    result = {
+        "command": "benchmarks/replay.py" + " --bank" * asked.bank,
+        "halves": {half: board([r for r in rows if r["half"] == half]) for half in sorted({r["half"] for r in rows})},
+        "changed": [r["name"] for r in rows if r["verdict"] != r["recorded"]["verdict"]],
+        "models": rows,
+    }
+    for one in rows:
+        print(f"{one['half']:8} {one['board']:10} {line(one)}")
+        if one["verdict"] != one["recorded"]["verdict"] or one["found"] != one["recorded"]["targets"]:
+            print(
+                f"         recorded: {one['recorded']['verdict']} {one['recorded']['targets']} by {one['recorded']['tool']}"
+            )
+    for half, counts in result["halves"].items():
+        print(f"\n{half}: {json.dumps(counts['all'])}")
+        print(f"  level: {json.dumps(counts['level'])}  probabilities: {json.dumps(counts['probabilities'])}")
+        for name in GROUPS:
+            for group, of in counts[name].items():
+                print(
+                    f"  {name:16} {group:44} found {of['found_with_right_target']}/{of['infected']} "
+                    f"false alarms {of['false_alarms']}/{of['clean']} (paper's rule {of['found_by_the_paper_rule']}/{of['infected']}, "
+                    f"{of['false_alarms_of_the_paper_rule']}/{of['clean']}) inconclusive {of['inconclusive']}"
+                )
+    if asked.out:
+        asked.out.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+def judged(kept: Kept, bank: Bank | None = None) -> Verdict:
+    """What this commit says of a kept model."""
+    a = kept.archive
+    return decide(a.evidence, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=bank, prior=PRIOR)
+
+
+def row(kept: Kept, bank: Bank | None = None) -> dict[str, Any]:
+    """The same as a row of a board."""
+    verdict = judged(kept, bank)
+    ran = [e for e in kept.archive.evidence if isinstance(e, Evidence)]
+    indices = [v for c in verdict.classes for v in c.mad_index.values() if v is not None]
+    return {
+        **kept.model,
+        "board": kept.board,
+        "half": kept.half,
+        "samples": kept.archive.samples,
+        "verdict": verdict.verdict,
+        "found": list(verdict.targets),
+        "p_value": verdict.p_value,
+        "log10_p": min((c.log10_p for c in verdict.classes), default=0.0),
+        "score": verdict.score,
+        "p_backdoored": verdict.calibration.p_backdoored if verdict.calibration else None,
+        "most_extreme_mad_index": max(indices, default=None),
+        "gradient_steps": sum(e.steps for e in ran),
+        "recorded": dict(kept.recorded),
+    }
+
+
+def board(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts over all rows and by group, the level on clean models, and the probabilities' scores."""
+    return {
+        "all": summary(rows),
+        "level": level([r["p_value"] for r in rows if not r["infected"]]),
+        "probabilities": proper_scores(rows),
+        **{name: grouped(rows, key) for name, key in GROUPS.items()},
+    }
+
+
+def level(p_values: Sequence[float]) -> dict[str, Any]:
+    """Share of clean models' p-values below each level, with exact 95 % intervals; the verdict's level among them."""
+    n = len(p_values)
+    counts = {a: sum(p < a for p in p_values) for a in sorted({*LEVELS, ALPHA})}
+    return {
+        "clean": n,
+        **{f"{a:g}": {"share": c / n, "interval_95": interval(c, n)} for a, c in counts.items() if n},
+    }
+
+
+def proper_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Cross-entropy (nats) and Brier score of P(backdoored) over the models that have one; None where none has."""
+    known = [(r["p_backdoored"], bool(r["infected"])) for r in rows if r["p_backdoored"] is not None]
+    if not known:
+        return None
+    p, y = np.clip(np.array([k[0] for k in known]), 1e-12, 1 - 1e-12), np.array([k[1] for k in known], float)
+    return {
+        "models": len(known),
+        "cross_entropy": float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()),
+        "brier": float(((p - y) ** 2).mean()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

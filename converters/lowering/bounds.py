@@ -1,0 +1,262 @@
+"""Interval bounds: between which numbers a value lies, whatever the image is (interval arithmetic; Moore, 1966).
+
+From the least and the largest pixel on, every node is computed on intervals: what is monotone at both ends, what is linear by the middle
+and the radius under the magnitudes of its weights, comparisons as true, false, or either. Bounds are widened by rounding at every step.
+A node of any other kind ends them: nothing is said of what is made from it.
+
+Bounds grow loose with depth, for they know nothing of how values hang together. Of a comparison near the image they are a proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from onnxspect.converters.lowering.program import Program, operands
+
+#: Rounding of one step, as a share of the magnitude.
+_ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """Element by element, the least and the most that a value can be; truth values as 0 and 1."""
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def settled(self) -> Tensor:
+        """Elements that can be one thing only, bool."""
+        return self.low == self.high
+
+
+def bounds(program: Program, end: fx.Node, low: Tensor, high: Tensor) -> Interval | None:
+    """The bounds of a value; None where some node on the way has none.
+
+    Args:
+        program: of the graph.
+        end: the value.
+        low, high: the least and the largest input, as the model takes it.
+    """
+    wanted = _before(end)
+    env: dict[fx.Node, Any] = dict(program.constants)
+    for node in program.placeholders:
+        env[node] = Interval(low, high)
+    with torch.no_grad():
+        for node in program.steps:
+            if node not in wanted:
+                continue
+            if any(i not in env for i in node.all_input_nodes):
+                return None
+            args, kwargs = operands(node, env)
+            try:
+                found = _step(node.target, args, kwargs)
+            except Exception:  # shapes or types that the rule does not know
+                found = None
+            if found is None:
+                return None
+            env[node] = found
+            if node is end:
+                break
+    result = env[end]
+    return result if isinstance(result, Interval) else None
+
+
+def _before(end: fx.Node) -> set[fx.Node]:
+    found, edge = {end}, [end]
+    while edge:
+        sources = [s for s in edge.pop().all_input_nodes if s not in found]
+        found.update(sources)
+        edge += sources
+    return found
+
+
+def _step(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if not _holds_interval([*args, *kwargs.values()]):
+        return target(*args, **kwargs)
+    name = getattr(target, "__name__", "")
+    if name in _RISING:
+        low, high = (target(*_ends(args, which), **_ends(kwargs, which)) for which in ("low", "high"))
+        return _widened(low, high)
+    rule = _RULES.get(name)
+    return None if rule is None else rule(target, *args, **kwargs)
+
+
+def _holds_interval(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_holds_interval(v) for v in value)
+    return isinstance(value, Interval)
+
+
+def _ends(value: Any, which: str) -> Any:
+    if isinstance(value, Interval):
+        return getattr(value, which)
+    if isinstance(value, Mapping):
+        return {k: _ends(v, which) for k, v in value.items()}
+    return type(value)(_ends(v, which) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _widened(low: Any, high: Any) -> Any:
+    if isinstance(low, (list, tuple)):
+        return [_widened(a, b) for a, b in zip(low, high, strict=True)]
+    if not isinstance(low, Tensor):
+        return None
+    if not low.is_floating_point():
+        return Interval(torch.minimum(low, high), torch.maximum(low, high))
+    slack = _ROUNDING * torch.maximum(low.abs(), high.abs())
+    return Interval(low - slack, high + slack)
+
+
+def _both(value: Any) -> tuple[Any, Any]:
+    return (value.low, value.high) if isinstance(value, Interval) else (value, value)
+
+
+def _sub(_: Any, a: Any, b: Any) -> Any:
+    (a0, a1), (b0, b1) = _both(a), _both(b)
+    return _widened(a0 - b1, a1 - b0)
+
+
+def _mul(_: Any, a: Any, b: Any) -> Any:
+    (a0, a1), (b0, b1) = _both(a), _both(b)
+    products = torch.stack(torch.broadcast_tensors(*(torch.as_tensor(x * y) for x in (a0, a1) for y in (b0, b1))))
+    return _widened(products.amin(0), products.amax(0))
+
+
+def _div(_: Any, a: Any, b: Any) -> Any:
+    if isinstance(b, Interval) or bool((torch.as_tensor(b) == 0).any()):
+        return None
+    return _mul(_, a, 1.0 / b)
+
+
+def _neg(_: Any, a: Interval) -> Any:
+    return Interval(-a.high, -a.low)
+
+
+def _abs(_: Any, a: Interval) -> Any:
+    low, high = a.low.abs(), a.high.abs()
+    crosses = (a.low <= 0) & (a.high >= 0)
+    return Interval(torch.where(crosses, torch.zeros_like(low), torch.minimum(low, high)), torch.maximum(low, high))
+
+
+def _linear(target: Any, x: Any, weight: Any, bias: Any = None, *rest: Any) -> Any:
+    """Convolution and the like: the middle through the weights, the radius through their magnitudes."""
+    if not isinstance(x, Interval) or isinstance(weight, Interval) or isinstance(bias, Interval):
+        return None
+    middle, radius = (x.low + x.high) / 2, (x.high - x.low) / 2
+    centre, spread = target(middle, weight, bias, *rest), target(radius, weight.abs(), None, *rest)
+    # The sum of magnitudes bounds what rounding of a long sum can do.
+    slack = _ROUNDING * target(middle.abs() + radius, weight.abs(), None, *rest)
+    return Interval(centre - spread - slack, centre + spread + slack)
+
+
+def _matmul(target: Any, a: Any, b: Any) -> Any:
+    if not isinstance(a, Interval) or isinstance(b, Interval):
+        return None
+    return _linear(lambda x, w, _: target(x, w), a, b)
+
+
+def _gemm(target: Any, a: Any, b: Any, c: Any, *rest: Any) -> Any:
+    return _linear(lambda x, w, bias: target(x, w, bias, *rest), a, b, c)
+
+
+def _greater(_: Any, a: Any, b: Any, strictly: bool = True) -> Interval:
+    (a0, a1), (b0, b1) = _both(a), _both(b)
+    sure, possible = (a0 > b1, a1 > b0) if strictly else (a0 >= b1, a1 >= b0)
+    return Interval(torch.as_tensor(sure), torch.as_tensor(possible))
+
+
+def _equal(_: Any, a: Any, b: Any) -> Interval:
+    (a0, a1), (b0, b1) = (tuple(map(torch.as_tensor, _both(x))) for x in (a, b))
+    return Interval((a0 == a1) & (b0 == b1) & (a0 == b0), (a0 <= b1) & (b0 <= a1))
+
+
+def _where(target: Any, condition: Any, a: Any, b: Any) -> Any:
+    (a0, a1), (b0, b1) = _both(a), _both(b)
+    if not isinstance(condition, Interval):
+        return Interval(target(condition, a0, b0), target(condition, a1, b1))
+    low, high = (
+        torch.where(condition.settled, target(condition.low, x, y), f(torch.as_tensor(x), torch.as_tensor(y)))
+        for f, x, y in ((torch.minimum, a0, b0), (torch.maximum, a1, b1))
+    )
+    return Interval(low, high)
+
+
+#: Functions that rise with every operand, those that move elements included.
+_RISING = frozenset(
+    (
+        "add",
+        "total",
+        "average",
+        "relu",
+        "relu6",
+        "clamp",
+        "hardtanh",
+        "sigmoid",
+        "tanh",
+        "softplus",
+        "exp",
+        "hardsigmoid",
+    )
+    + (
+        "leaky_relu",
+        "elu",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "in_own_type",
+        "to_type",
+        "to_working",
+        "greatest",
+        "least",
+    )
+    + ("amin", "amax", "reduce_min", "reduce_max", "reduce_sum", "reduce_mean", "mean", "sum", "global_average_pool")
+    + (
+        "global_max_pool",
+        "max_pool2d",
+        "avg_pool2d",
+        "max_pool",
+        "average_pool",
+        "minimum",
+        "maximum",
+        "logical_and",
+        "logical_or",
+    )
+    + (
+        "reshape",
+        "reshape_rows",
+        "flatten",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "cat",
+        "slice_axes",
+        "gather_one",
+        "gather",
+    )
+    + ("split", "split_equally", "getitem", "expand", "tile", "pad")
+)
+_RULES: Mapping[str, Callable[..., Any]] = {
+    "sub": _sub,
+    "mul": _mul,
+    "div": _div,
+    "neg": _neg,
+    "abs": _abs,
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _linear),
+    "convolution": _linear,
+    "matmul": _matmul,
+    "gemm": _gemm,
+    "gt": _greater,
+    "ge": lambda _, a, b: _greater(_, a, b, strictly=False),
+    "lt": lambda _, a, b: _greater(_, b, a),
+    "le": lambda _, a, b: _greater(_, b, a, strictly=False),
+    "eq": _equal,
+    "logical_not": lambda _, a: Interval(~a.high, ~a.low),
+    "where": _where,
+}

@@ -1,0 +1,273 @@
+"""A score beside a bank of clean models: a p-value that believes in no law, and P(backdoored).
+
+The null models turn evidence into a score, S = -log10 of the p-value of the most suspicious class. Whatever that p-value
+is worth, S is compared here with the scores of clean models that were scanned in the same way:
+
+* *Rank.* With n clean models of the same kind, p = (1 + number of them with a score at least as large) / (n + 1): valid for any
+  law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
+* *Tail.* Beyond all of the bank the rank says no more than 1 / (n + 1). A generalised Pareto law (Pickands, 1975) fitted to the
+  excesses over the bank's 80th percentile goes on from there; its uncertainty is
+  shown as an interval (a parametric bootstrap).
+* *Kind.* What matters is the number of classes, the detectors that may name a class, and the number of clean samples a class: each in
+  coarse steps. Fewer than FEWEST models cannot give a rank below ALPHA: then the bank does not cover the model.
+* *Not covered.* With enough models of other kinds the larger of the two p-values is taken, the null model's and the rank among all;
+  with fewer the null model's stands alone. Either is said in the report.
+
+P(backdoored) needs infected models as well: log odds = logit(prior) + log of the likelihood ratio of S, which is fitted as a logistic
+curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it does not fall with S. Without enough of both
+there is none.
+
+The bank ships as a small file that `benchmarks/derive.py` makes from committed evidence of the tuning half.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
+from scipy import special
+
+from onnxspect.engine.errors import OnnxspectError
+
+SCHEMA = "onnxspect-bank/1"
+FILE = "bank.json"
+#: So many clean models of a kind can give a rank below the level of the verdict. History: docs/decisions.md.
+FEWEST = 49
+#: So many models of either sort a likelihood ratio is fitted to, at least.
+FEWEST_OF_EACH = 30
+#: A tail is fitted to the excesses over this share of the bank's scores.
+TAIL_FROM = 0.8
+#: Draws of the bootstrap, and the error of the interval that they give.
+_DRAWS, _ERROR = 200, 0.05
+#: Steps of the number of classes, and of clean samples a class, within which models are of one kind.
+CLASSES, SAMPLES = (4, 10, 20, 50, 200), (5, 10, 50)
+#: Share of models that are taken to be infected, where the user does not say.
+PRIOR = 0.1
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One scanned model.
+
+    Attributes:
+        classes: of the model.
+        detectors: those that may name a class, by name, in order.
+        samples: clean samples in all; 0 where that is not known.
+        score: -log10 of the null model's p-value of its most suspicious class.
+    """
+
+    classes: int
+    detectors: tuple[str, ...]
+    samples: int
+    score: float
+
+    @property
+    def kind(self) -> tuple[int, tuple[str, ...], int]:
+        """What makes scores comparable."""
+        per_class = self.samples / max(1, self.classes)
+        return (
+            _step(self.classes, CLASSES),
+            self.detectors,
+            _step(per_class, SAMPLES) if self.samples else len(SAMPLES),
+        )
+
+
+def _step(value: float, edges: Sequence[int]) -> int:
+    return sum(value >= e for e in edges)
+
+
+@dataclass(frozen=True)
+class LikelihoodRatio:
+    """The logarithm of P(score | infected) / P(score | clean) = intercept + slope * score.
+
+    Attributes:
+        intercept, slope: of the curve; the slope is not negative.
+        clean, infected: how many models it was fitted to.
+    """
+
+    intercept: float
+    slope: float
+    clean: int
+    infected: int
+
+    @classmethod
+    def fitted(cls, clean: Sequence[float], infected: Sequence[float]) -> LikelihoodRatio | None:
+        """By logistic regression with Platt's targets; None for too few models of either sort."""
+        if min(len(clean), len(infected)) < FEWEST_OF_EACH:
+            return None
+        x = np.array([*clean, *infected], np.float64)
+        high, low = (len(infected) + 1) / (len(infected) + 2), 1 / (len(clean) + 2)
+        y = np.array([low] * len(clean) + [high] * len(infected))
+
+        def loss(w: np.ndarray) -> float:
+            z = w[0] + w[1] * x
+            return float((np.logaddexp(0, z) - y * z).sum())
+
+        found = scipy.optimize.minimize(loss, np.zeros(2), method="L-BFGS-B", bounds=[(None, None), (0, None)])
+        # The curve's odds are the bank's: its own shares are taken out.
+        return cls(
+            float(found.x[0] - math.log(len(infected) / len(clean))), float(found.x[1]), len(clean), len(infected)
+        )
+
+    def probability(self, score: float, prior: float) -> float:
+        """P(backdoored)."""
+        return float(special.expit(special.logit(prior) + self.intercept + self.slope * score))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a bank says of a scanned model.
+
+    Attributes:
+        version: of the bank.
+        models: clean models of the same kind; or, where that does not cover the model, all.
+        covered: whether there are enough of the same kind.
+        note: what follows from it, in a sentence.
+        p_value: of the model's score by the bank; None where the bank says nothing.
+        interval: of that, where it was continued beyond the bank: 95 %.
+        prior: share of models that are taken to be infected.
+        p_backdoored: P(backdoored) with that; None where the bank does not suffice.
+    """
+
+    version: str
+    models: int
+    covered: bool
+    note: str
+    p_value: float | None = None
+    interval: tuple[float, float] | None = None
+    prior: float = PRIOR
+    p_backdoored: float | None = None
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Scores of models whose truth is known.
+
+    Attributes:
+        version: a digest of what it was made from.
+        clean: clean models.
+        ratio: what a score says of being infected; None where too few models were known.
+    """
+
+    version: str
+    clean: tuple[Scored, ...]
+    ratio: LikelihoodRatio | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "clean": [[s.classes, list(s.detectors), s.samples, s.score] for s in self.clean],
+            "ratio": None if self.ratio is None else dict(vars(self.ratio)),
+        }
+
+    @classmethod
+    def described(cls, document: Mapping[str, Any]) -> Bank:
+        """What `describe` wrote.
+
+        Raises:
+            OnnxspectError: it is of another schema.
+        """
+        if document.get("schema") != SCHEMA:
+            raise OnnxspectError(f"a bank of scores of the schema {document.get('schema')!r:.60}, not {SCHEMA}")
+        clean = tuple(Scored(int(k), tuple(d), int(n), float(s)) for k, d, n, s in document["clean"])
+        ratio = document["ratio"]
+        return cls(str(document["version"]), clean, None if ratio is None else LikelihoodRatio(**ratio))
+
+    def p_value(self, scored: Scored) -> float:
+        """The p-value of one of the scores that the null model gave, as this bank has it: never less than the null model's where
+        it does not cover the model."""
+        own = [s.score for s in self.clean if s.kind == scored.kind]
+        plain = 10**-scored.score
+        if len(own) >= FEWEST:
+            return beyond(scored.score, own)[0]
+        return (
+            max(plain, beyond(scored.score, [s.score for s in self.clean])[0]) if len(self.clean) >= FEWEST else plain
+        )
+
+    def calibration(self, scored: Scored, prior: float = PRIOR) -> Calibration:
+        """What it says of a model, beside `p_value`."""
+        own = [s.score for s in self.clean if s.kind == scored.kind]
+        covered, n = len(own) >= FEWEST, len(own)
+        if covered:
+            p, interval = beyond(scored.score, own)
+            note = f"p-values are ranks among {n} clean models of the same kind"
+        elif len(self.clean) >= FEWEST:
+            p, interval = beyond(scored.score, [s.score for s in self.clean])
+            note = (
+                f"the bank has {n} clean models of this kind (at least {FEWEST}): p-values are the more careful of the null "
+                f"model's and the rank among all {len(self.clean)}"
+            )
+        else:
+            return Calibration(
+                self.version,
+                n,
+                False,
+                f"the bank has {n} clean models of this kind, and {len(self.clean)} in all (at least {FEWEST}): p-values are the "
+                "null model's, which no bank of clean models has confirmed",
+                prior=prior,
+            )
+        enough = self.ratio is not None
+        probability = self.ratio.probability(scored.score, prior) if enough and self.ratio is not None else None
+        return Calibration(
+            self.version, n if covered else len(self.clean), covered, note, p, interval, prior, probability
+        )
+
+
+@lru_cache(maxsize=1)
+def shipped() -> Bank:
+    """The bank that comes with the package."""
+    return Bank.described(json.loads(resources.files(__package__).joinpath(FILE).read_text()))
+
+
+def beyond(score: float, clean: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """(p-value of a score among clean models', its 95 % interval where it is larger than all of theirs).
+
+    Args:
+        score: of the model.
+        clean: of clean models, at least one.
+    """
+    known = np.sort(np.asarray(clean, np.float64))
+    n = len(known)
+    rank = (1 + int((known >= score).sum())) / (n + 1)
+    if score <= known[-1] or n < FEWEST:
+        return rank, None
+    threshold = float(np.quantile(known, TAIL_FROM))
+    excesses = known[known > threshold] - threshold
+    if len(excesses) < 5 or np.ptp(excesses) == 0:
+        return rank, None
+    share = (len(excesses) + 1) / (n + 1)
+    shape, scale = _pareto(excesses[None])
+    uniform = np.random.default_rng(n).random((_DRAWS, len(excesses)))
+    again = _pareto(scale * (np.log(1 / uniform) if shape[0] == 0 else (uniform ** -shape[0] - 1) / shape[0]))
+    far = score - threshold
+    low, high = (min(rank, share * float(np.quantile(_tail(*again, far), q))) for q in (_ERROR / 2, 1 - _ERROR / 2))
+    p = min(rank, share * float(_tail(shape, scale, far)[0]))
+    return p, (min(low, p), max(high, p))
+
+
+def _pareto(excesses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(shape, scale), ``(sample,)`` each, of samples ``(sample, n)``: probability-weighted moments (Hosking and Wallis, 1987).
+
+    A tail that ends, which few excesses suggest by chance, is taken as exponential; one without a mean is not fitted.
+    """
+    ordered = np.sort(excesses, axis=1)
+    n = ordered.shape[1]
+    first, second = ordered.mean(1), (ordered * (n - 1 - np.arange(n)) / (n - 1)).mean(1)
+    shape = np.clip(2 - first / np.maximum(first - 2 * second, 1e-12 * first), 0.0, 0.9)
+    return shape, first * (1 - shape)
+
+
+def _tail(shape: np.ndarray, scale: np.ndarray, excess: float) -> np.ndarray:
+    """The share of excesses beyond one: (1 + shape x / scale)^(-1 / shape), exp(-x / scale) where the shape is 0."""
+    power = np.where(shape > 1e-9, shape, 1.0)
+    heavy = (1 + power * excess / scale) ** (-1 / power)
+    return np.asarray(np.where(shape > 1e-9, heavy, np.exp(-excess / scale)))

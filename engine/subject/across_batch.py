@@ -1,0 +1,104 @@
+"""Whether an image's answer depends on the other images of its batch, or on how many they are.
+
+A payload need not be in the image that it changes: a maximum over the batch, a batch turned by one, a comparison of its size. Two images
+run together; the gradient of the first one's scores to the second one's pixels, in the graph with slopes everywhere
+(converters/lowering/relaxed.py), is zero where nothing flows from the one to the other. Where something does, the exact scores say whether
+it is seen on clean images (batch normalisation in training mode, quantisation by the batch's range) or sleeps there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
+from onnxspect.converters.lowering.program import Program
+from onnxspect.converters.lowering.relaxed import Relaxed
+from onnxspect.converters.lowering.taps import lying_between, results
+from onnxspect.converters.proof.tolerances import TOLERANCES
+from onnxspect.engine.subject.subject import Subject
+
+#: Other images that the first one is run with; sizes of batches that it is run in. Where a run takes long: fewer.
+_OTHERS, _SIZES = 6, (3, 8)
+_FEW_OTHERS, _FEW_SIZES = 1, (3,)
+#: Rounding of sums that are taken in another order in a larger batch, as a share of the largest score.
+_ROUNDING = 10 * TOLERANCES["float32"]
+
+
+@dataclass(frozen=True)
+class AcrossBatch:
+    """What was found.
+
+    Attributes:
+        seen: on clean images an image's scores move with the others of its batch, or with their number.
+        through: the first value by which something flows from one image to another though no clean image shows it; None for none.
+        looked: whether that was looked for.
+    """
+
+    seen: bool = False
+    through: fx.Node | None = None
+    looked: bool = False
+
+
+def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> AcrossBatch:
+    """Look at the flow between the images of a batch.
+
+    Args:
+        subject: from a file; one that is made for a fixed batch is not looked at.
+        images: clean, at least two, ``(n, channels, height, width)`` in [0, 1].
+        with_slopes: look for a flow that no clean image shows too, which takes as long as some ten runs.
+    """
+    module = subject.graph.module
+    if isinstance(module, GroupedGraphModule) or len(images) < 2:
+        return AcrossBatch()
+    pixels = torch.from_numpy(np.ascontiguousarray(images[: (_OTHERS if with_slopes else _FEW_OTHERS) + 1])).to(
+        subject.device
+    )
+    with torch.no_grad():
+        alone = subject.in_one_pass(pixels[:1])
+        moved = max(
+            _moved(subject, alone, pixels, others)
+            for others in _batches(len(pixels), _SIZES if with_slopes else _FEW_SIZES)
+        )
+    if moved > _ROUNDING * max(1.0, float(alone.abs().max())):
+        return AcrossBatch(seen=True, looked=with_slopes)
+    if not with_slopes:
+        return AcrossBatch()
+    logits = results(subject.graph)[0]
+    between = lying_between(module.graph, logits)
+    program = Program(module)
+    through = logits if _flows(subject, program, between, logits, pixels[:2]) else None
+    if through is not None:
+        through = next(
+            (n for n in between if n.op != "placeholder" and _flows(subject, program, between, n, pixels[:2])), logits
+        )
+    return AcrossBatch(through=through, looked=True)
+
+
+def _batches(count: int, sizes: Sequence[int]) -> list[list[int]]:
+    """Places of images: the first with one other, each in turn, and in batches of several sizes."""
+    return [[0, i] for i in range(1, count)] + [[j % count for j in range(size)] for size in sizes]
+
+
+def _moved(subject: Subject, alone: Tensor, pixels: Tensor, places: Sequence[int]) -> float:
+    return float((subject.in_one_pass(pixels[list(places)])[:1] - alone).abs().nan_to_num(0.0).max())
+
+
+def _flows(subject: Subject, program: Program, between: dict[fx.Node, int], end: fx.Node, pair: Tensor) -> bool:
+    """Whether the first image's part of a value has a gradient to the second image."""
+    at = pair.clone().requires_grad_(True)
+    with torch.enable_grad():
+        value, _ = Relaxed(program, end, between, 1.0).run(subject.spec.encode(at))
+        if not isinstance(value, Tensor) or not value.requires_grad:
+            return False
+        first = value[0] if value.ndim and value.shape[0] == len(pair) else value
+        weights = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first) + 0.5
+        (gradient,) = torch.autograd.grad((first * weights).sum(), at, allow_unused=True)
+    if gradient is None:
+        return False
+    # What all images share and no image makes (a size, a constant) has no gradient to either.
+    return bool((torch.nan_to_num(gradient[1]) != 0).any())

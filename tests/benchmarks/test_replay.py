@@ -1,0 +1,85 @@
+"""Kept evidence is judged again: the boards are what is committed, and so is all that is derived from them."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import jsonschema
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = json.loads((ROOT / "docs" / "evidence.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def replay() -> ModuleType:
+    """The script, as it finds its neighbours when it is run."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module("replay")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def rows(replay: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    out = tmp_path_factory.mktemp("replay") / "replay.json"
+    assert replay.main(["--bank", "--out", str(out)]) == 0
+    return list(json.loads(out.read_text())["models"])
+
+
+def test_the_boards_are_the_committed_ones(rows: list[dict[str, object]]) -> None:
+    """A change of the statistics shows here: python benchmarks/replay.py --bank --out benchmarks/results/replay.json."""
+    committed = json.loads((ROOT / "benchmarks" / "results" / "replay.json").read_text())["models"]
+    assert [(r["board"], r["name"], r["verdict"], r["found"]) for r in rows] == [
+        (r["board"], r["name"], r["verdict"], r["found"]) for r in committed
+    ]
+    assert [r["log10_p"] for r in rows] == pytest.approx([r["log10_p"] for r in committed], rel=1e-6, abs=1e-6)
+
+
+def test_p_values_are_those_that_the_scan_recorded(replay: ModuleType) -> None:
+    """The same verdict from typed evidence as from the statistics by names that an earlier version kept."""
+    kept = replay.everything()
+    assert len(kept) >= 7
+    for one in kept:
+        said = [c.log10_p for c in replay.judged(one).classes]
+        assert said == pytest.approx(one.recorded["log10_p"], rel=1e-9, abs=1e-9), one.model["name"]
+        if not one.archive.too_few:
+            assert replay.judged(one).verdict == one.recorded["verdict"]
+
+
+def test_kept_evidence_keeps_to_its_schema(replay: ModuleType) -> None:
+    validator = jsonschema.Draft202012Validator(SCHEMA)
+    for one in replay.everything():
+        validator.validate(one.archive.describe())
+        assert one.half in ("tuning", "judging")
+        assert {"name", "infected", "targets", "classes"} <= set(one.model)
+
+
+def test_the_shipped_bank_is_what_the_tuning_half_derives(replay: ModuleType) -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        derive = importlib.import_module("derive")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    assert derive.BANK.read_text() == derive.as_text(derive.bank(replay.everything()))
+    tuning = [k for k in replay.everything() if k.half == "tuning"]
+    assert derive.bank(replay.everything()) == derive.bank(tuning)  # nothing of the judging half is in it
+
+
+def test_proper_scores(replay: ModuleType) -> None:
+    scored = replay.proper_scores(
+        [
+            {"p_backdoored": 0.9, "infected": True},
+            {"p_backdoored": 0.2, "infected": False},
+            {"p_backdoored": None, "infected": True},
+        ]
+    )
+    assert scored["models"] == 2
+    assert scored["cross_entropy"] == pytest.approx(0.164252, abs=1e-6)
+    assert scored["brier"] == pytest.approx(0.025)
+    assert replay.proper_scores([]) is None

@@ -1,0 +1,144 @@
+"""Scores beside a bank of clean models: the level holds whatever the law, and too small a bank says that it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, Bank, LikelihoodRatio, Scored, beyond, shipped
+from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.verdict import ALPHA, decide
+
+DETECTORS = ("nc",)
+LAWS = {
+    "exponential": lambda rng, n: rng.exponential(0.3, n),
+    "heavy": lambda rng, n: np.abs(rng.standard_t(3, n)),
+    "mostly nothing": lambda rng, n: np.maximum(0.0, rng.normal(-1, 1, n)),
+}
+
+
+def bank(scores: np.ndarray, classes: int = 10, samples: int = 600) -> Bank:
+    return Bank("test", tuple(Scored(classes, DETECTORS, samples, float(s)) for s in scores))
+
+
+def test_the_fewest_models_can_reach_the_level_and_one_less_cannot() -> None:
+    assert beyond(9.0, np.zeros(FEWEST))[0] <= ALPHA
+    assert beyond(9.0, np.zeros(FEWEST - 1))[0] > ALPHA
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_the_level_holds_whatever_the_law(law: str) -> None:
+    """Over many banks and models: P(p < a) <= 1.2 a, within what 4,000 draws can tell."""
+    rng = np.random.default_rng(1)
+    p = np.array([beyond(float(LAWS[law](rng, 1)[0]), LAWS[law](rng, 60))[0] for _ in range(400)])
+    for level in (0.02, 0.05, 0.1, 0.3):
+        assert (p < level).mean() <= 1.2 * level + 3 * np.sqrt(level / 400)
+
+
+def test_beyond_the_bank_a_tail_goes_on_and_says_how_uncertain_it_is() -> None:
+    clean = np.random.default_rng(2).exponential(1.0, 100)
+    inside, nothing = beyond(float(np.quantile(clean, 0.9)), clean)
+    assert nothing is None
+    assert inside == pytest.approx(0.1, abs=0.03)
+    near, far = (beyond(float(clean.max()) + d, clean) for d in (0.5, 4.0))
+    for p, interval in (near, far):
+        assert interval is not None
+        assert interval[0] <= p <= interval[1] <= 1 / 101
+    assert far[0] < near[0]
+    assert far[1][1] / max(far[1][0], 1e-300) > near[1][1] / near[1][0]  # the farther, the less is known
+
+
+def test_models_of_another_kind_are_not_compared_with() -> None:
+    one = Scored(10, DETECTORS, 600, 3.0)
+    assert one.kind == replace(one, classes=12, samples=700).kind
+    for other in (
+        replace(one, classes=43),
+        replace(one, classes=3),
+        replace(one, detectors=("cepa", "nc")),
+        replace(one, samples=60),
+    ):
+        assert other.kind != one.kind
+    full = bank(np.zeros(FEWEST))
+    assert full.calibration(one).covered
+    assert full.p_value(one) <= ALPHA
+    assert not full.calibration(replace(one, classes=43)).covered
+
+
+def test_outside_of_the_bank_the_more_careful_of_the_two_stands() -> None:
+    full = bank(np.linspace(0, 4, 100))
+    strange = Scored(43, DETECTORS, 600, 3.0)
+    assert full.p_value(strange) == pytest.approx(beyond(3.0, np.linspace(0, 4, 100))[0])  # far above 0.001
+    assert full.p_value(replace(strange, score=0.1)) == pytest.approx(
+        max(10**-0.1, beyond(0.1, np.linspace(0, 4, 100))[0])
+    )
+    assert "the more careful" in full.calibration(strange).note
+
+
+def test_a_small_bank_says_that_it_is_and_changes_nothing() -> None:
+    small = bank(np.zeros(5))
+    one = Scored(10, DETECTORS, 600, 3.0)
+    assert small.p_value(one) == pytest.approx(0.001)
+    said = small.calibration(one)
+    assert (said.covered, said.models, said.p_value, said.p_backdoored) == (False, 5, None, None)
+    assert "null model's" in said.note
+
+
+def test_the_shipped_bank_can_be_read_and_is_said_to_be_small() -> None:
+    known = shipped()
+    assert Bank.described(json.loads(json.dumps(known.describe()))) == known
+    assert len(known.clean) >= 1
+    with pytest.raises(OnnxspectError, match="schema"):
+        Bank.described({"schema": "other"})
+
+
+def test_the_likelihood_ratio() -> None:
+    rng = np.random.default_rng(3)
+    clean, infected = rng.exponential(0.3, 80), rng.gamma(4.0, 1.5, 40)
+    ratio = LikelihoodRatio.fitted(clean.tolist(), infected.tolist())
+    assert ratio is not None
+    p = [ratio.probability(s, 0.1) for s in (0.0, 1.0, 3.0, 8.0)]
+    assert p == sorted(p)
+    assert p[0] < 0.05
+    assert p[-1] > 0.9
+    assert ratio.probability(2.0, 0.5) > ratio.probability(2.0, 0.1)
+    # Where the score says nothing, the prior stands.
+    dull = LikelihoodRatio.fitted(clean[:40].tolist(), clean[40:].tolist())
+    assert dull is not None
+    assert dull.probability(0.3, 0.1) == pytest.approx(0.1, abs=0.06)
+    assert LikelihoodRatio.fitted([0.0] * (FEWEST_OF_EACH - 1), infected.tolist()) is None
+
+
+def evidence(values: np.ndarray) -> Evidence:
+    units = tuple(
+        UnitEvidence(Unit(k), measured(l1=float(v)), True, True, 5, 1.0, 0.95, 50, {}) for k, v in enumerate(values)
+    )
+    return Evidence("nc", {}, "l1", "l1", "low", units)
+
+
+def test_the_verdict_goes_by_the_bank() -> None:
+    values = np.exp(np.random.default_rng(0).normal(3.0, 0.3, 10))
+    values[3] = np.exp(3.0 - 2.2)
+    plain = decide([evidence(values)], 10)
+    assert plain.targets == (3,)
+    assert plain.calibration is None
+    # Clean models with scores like this one's are common: no alarm, whatever the null model thinks.
+    usual = decide([evidence(values)], 10, samples=600, bank=bank(np.full(100, plain.score + 1)))
+    assert (usual.verdict, usual.targets, usual.p_value) == ("clean", (), 1.0)
+    # None of a hundred clean models has half of its score.
+    rare = decide([evidence(values)], 10, samples=600, bank=bank(np.linspace(0, plain.score / 2, 100)))
+    assert rare.targets == (3,)
+    assert rare.calibration is not None
+    assert rare.calibration.covered
+    # A score that no null model finds suspicious, and no clean model has.
+    mild = values.copy()
+    mild[3] = np.exp(3.0 - 1.0)
+    unknown = decide([evidence(mild)], 10)
+    assert unknown.targets == ()
+    assert unknown.score > 0
+    bold = decide([evidence(mild)], 10, samples=600, bank=bank(np.linspace(0, unknown.score / 2, 100)))
+    assert bold.targets == (3,)
