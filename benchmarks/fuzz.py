@@ -34,7 +34,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.cli.options import input_spec
+from onnxspect.cli.options import preprocessing_options
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.malice import refuse_hostile
 from onnxspect.converters.file.onnx_file import Limits, check_onnx
@@ -328,6 +328,12 @@ def _archive(data: bytes, folder: Path) -> None:
 # --- options --------------------------------------------------------------------------------------------------------------------
 
 
+@preprocessing_options
+def _spec(*, spec: Any) -> Any:
+    """What a command gets of the options."""
+    return spec
+
+
 def _options(data: bytes, _: Path) -> None:
     parts = [*data.decode("utf-8", "replace").split("|"), "", "", ""]
     try:
@@ -335,7 +341,7 @@ def _options(data: bytes, _: Path) -> None:
     except ValueError:
         scale = None
     try:
-        input_spec(scale, parts[1] or None, parts[2] or None, parts[3] or None)
+        _spec(scale=scale, mean=parts[1] or None, std=parts[2] or None, channel_order=parts[3] or None)
     except OnnxspectError as error:
         _one_line(error)
 

@@ -115,12 +115,12 @@ def command(
     if against is None:
         if not as_deployed:
             raise OnnxspectError("no file to measure MODEL against", "--against names the original; or --as-deployed")
-        deployment = prove_deployed(model, data, run_folder, triggers, spec, resize, run)
+        alone = prove_deployed(model, data, run_folder, triggers, spec, resize, run)
         if as_json:
-            show_raw(to_json({"as_deployed": deployment.describe()}))
+            show_raw(to_json({"as_deployed": alone.describe()}))
         else:
-            show(tables.deployment(deployment, str(model)))
-        return exit_status.BACKDOOR if deployment.findings else exit_status.CLEAN
+            show(tables.deployment(alone, str(model)))
+        return exit_status.BACKDOOR if alone.findings else exit_status.CLEAN
 
     def scan_again(patched: Path, spec: InputSpec) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:

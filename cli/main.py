@@ -178,7 +178,7 @@ def _failed(error: Exception, arguments: list[str], memory_bytes: int | None = N
     if isinstance(fault, HostileError):
         from onnxspect.cli.hostile_output import put
 
-        put(fault, sys.argv[1:] if arguments is None else arguments)
+        put(fault, arguments)
     return exit_status.OF_KIND[fault.kind]
 
 

@@ -115,7 +115,7 @@ class Ledger:
             check_tables(self._db)
         except OSError as error:
             raise unwritable(folder, error, "choose another --out", "cannot keep a run there") from error
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # SQLite's own message may quote the file, and not be text
             raise MachineError(
                 f"{folder / FILE}: damaged, or not a run of onnxspect ({_one_line(error)})",
                 "scan again into another --out",
@@ -252,7 +252,7 @@ class Ledger:
         """What SQLite cannot read, and what is not in it as we wrote it, is a damaged run."""
         try:
             yield
-        except (sqlite3.DatabaseError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise MachineError(
                 f"{self.folder / FILE}: the run is damaged ({_one_line(error)})", "scan again into another --out"
             ) from error

@@ -25,6 +25,7 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.external_layout import write_like
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.store import Ledger, write_atomically
 
 KINDS = {"full": 1, "broken": 2, "interrupted": 3, "short": 4, "read-only": 5, "killed": 6}
@@ -59,7 +60,7 @@ OLD, NEW = b"o" * 3000, b"n" * 200_000
 def _unit(index: int) -> UnitEvidence:
     trigger = {"mask": np.full((8, 8), index, np.float32)}
     return UnitEvidence(
-        unit=Unit(index), statistics={"l1": float(index)}, trigger=trigger, found=True, converged=True, steps=1,
+        unit=Unit(index), measurements=measured(l1=float(index)), trigger=trigger, found=True, converged=True, steps=1,
         search_success=1.0, held_out_success=1.0, held_out=1, seconds=0.0,
     )  # fmt: skip
 

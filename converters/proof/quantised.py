@@ -29,7 +29,7 @@ def is_integer(model: onnx.ModelProto) -> bool:
     return any(n.op_type in _INTEGER or n.op_type.startswith("QLinear") for n in model.graph.node)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):
     def __init__(self, name: str, rows: np.ndarray, step: int) -> None:
         self._rows: Iterator[dict[str, np.ndarray]] = iter(
             [{name: rows[i : i + step]} for i in range(0, len(rows) - step + 1, step)]

@@ -112,7 +112,7 @@ def _frozen(subject: Subject, part: Dormant, images: np.ndarray) -> Freeze | Non
     made = {o for n in proto.graph.node for o in n.output if o}
     for node in _behind(part.place.node):
         value = names.get(node)
-        if value not in made:
+        if value is None or value not in made:
             continue
         values = _values(subject, value, images)
         if values is None:

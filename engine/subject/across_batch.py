@@ -97,8 +97,6 @@ def _flows(subject: Subject, program: Program, between: dict[fx.Node, int], end:
             return False
         first = value[0] if value.ndim and value.shape[0] == len(pair) else value
         weights = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first) + 0.5
-        (gradient,) = torch.autograd.grad((first * weights).sum(), at, allow_unused=True)
-    if gradient is None:
-        return False
+        gradient: Tensor | None = torch.autograd.grad((first * weights).sum(), at, allow_unused=True)[0]
     # What all images share and no image makes (a size, a constant) has no gradient to either.
-    return bool((torch.nan_to_num(gradient[1]) != 0).any())
+    return gradient is not None and bool((torch.nan_to_num(gradient[1]) != 0).any())

@@ -335,6 +335,15 @@ def test_a_database_with_a_program_in_it(tmp_path: Path, statement: str, capsys:
             Ledger(folder, {"model": "abc"})
 
 
+def test_a_schema_whose_error_is_no_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SQLite quotes the file in its error, and Python cannot decode it: found by a mutant."""
+    folder = finished(tmp_path / "run")
+    data = (folder / FILE).read_bytes()
+    assert data.count(b"value TEXT NOT NULL") == 1
+    (folder / FILE).write_bytes(data.replace(b"value TEXT NOT NULL", b"value TEXT NOT NUL\xac"))
+    assert said(folder, capsys)[0] == 4
+
+
 def test_a_view_that_never_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished(tmp_path / "run")
     with_row(folder, "DROP TABLE facts")

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 from conftest import CLASSES, SIDE, quadrant_images, quadrant_model, quadrant_weights, saved
 from onnx import TensorProto, helper, numpy_helper
+from tolerances import NETWORK_32, SUM_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.class_scores import ModelView
@@ -56,7 +57,9 @@ def test_what_training_left_is_bound_by_its_name(name: str, kind: int, value: np
     path = saved(with_flag(name, kind), tmp_path / "m.onnx")
     subject = Subject.from_onnx(path)
     assert subject.classes == CLASSES
-    np.testing.assert_allclose(subject.predict(IMAGES), of_file(path, {name: np.asarray(value)}), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        subject.predict(IMAGES), of_file(path, {name: np.asarray(value)}), rtol=NETWORK_32, atol=NETWORK_32
+    )
     assert any("as in use" in w for w in subject.origin.file.warnings)
     assert subject.oracle().map("image", IMAGES, "logits").shape == (len(IMAGES), CLASSES)
 
@@ -68,10 +71,10 @@ def test_another_input_is_bound_by_the_user(tmp_path: Path) -> None:
     assert "--bind temperature=VALUE" in caught.value.hint
     subject = open_model(ModelView(path, bind=(("temperature", 0.5),))).subject()
     expected = of_file(path, {"temperature": np.asarray(0.5, np.float32)})
-    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=NETWORK_32, atol=NETWORK_32)
     for form in (with_flag("temperature"), path.read_bytes()):
         in_memory = open_model(ModelView(form, bind=(("temperature", 0.5),))).subject()
-        np.testing.assert_allclose(in_memory.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(in_memory.predict(IMAGES), expected, rtol=NETWORK_32, atol=NETWORK_32)
     with pytest.raises(OnnxspectError, match="no input named nothing"):
         open_file(path, {"nothing": 1.0})
     with pytest.raises(OnnxspectError, match="every input is bound"):
@@ -103,9 +106,9 @@ def test_an_image_without_a_batch_axis(row: bool, opset: int, tmp_path: Path) ->
     pixels = np.repeat(IMAGES, 3, axis=1)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = np.stack([session.run(None, {"image": image})[0].ravel() for image in pixels])
-    np.testing.assert_allclose(subject.predict(pixels), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(subject.predict(pixels), expected, rtol=NETWORK_32, atol=NETWORK_32)
     np.testing.assert_allclose(
-        subject.oracle().map("image", pixels, "logits").reshape(len(pixels), -1), expected, rtol=1e-4, atol=1e-4
+        subject.oracle().map("image", pixels, "logits").reshape(len(pixels), -1), expected, rtol=NETWORK_32, atol=1e-4
     )
     assert any("image by image" in w for w in subject.origin.file.warnings)
 
@@ -136,7 +139,9 @@ def test_an_input_without_a_shape_gets_that_of_its_first_layer(last: bool, tmp_p
     assert subject.spec.layout == ("NHWC" if last else "NCHW")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     fed = IMAGES.transpose(0, 2, 3, 1) if last else IMAGES
-    np.testing.assert_allclose(subject.predict(IMAGES), session.run(None, {"image": fed})[0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        subject.predict(IMAGES), session.run(None, {"image": fed})[0], rtol=NETWORK_32, atol=NETWORK_32
+    )
 
 
 def test_a_file_in_float64(tmp_path: Path) -> None:
@@ -155,7 +160,7 @@ def test_a_file_in_float64(tmp_path: Path) -> None:
     subject = Subject.from_onnx(path)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     expected = session.run(None, {"image": IMAGES.astype(np.float64)})[0]
-    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=SUM_32, atol=SUM_32)
 
 
 @pytest.mark.parametrize("batch", [8, 32])
@@ -165,5 +170,7 @@ def test_a_fixed_batch_of_many(batch: int, tmp_path: Path) -> None:
         value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, sizes))
     subject = Subject.from_onnx(saved(model, tmp_path / "m.onnx"))
     expected = IMAGES.reshape(len(IMAGES), -1) @ quadrant_weights(0)
-    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(subject.oracle().map("image", IMAGES, "logits"), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(subject.predict(IMAGES), expected, rtol=NETWORK_32, atol=NETWORK_32)
+    np.testing.assert_allclose(
+        subject.oracle().map("image", IMAGES, "logits"), expected, rtol=NETWORK_32, atol=NETWORK_32
+    )

@@ -438,9 +438,9 @@ def test_a_trigger_from_one_class_speaks_where_it_is_far_smaller() -> None:
 def by_itself(log10_p: float, held_out: float | None, target: int = 5, held_out_samples: int = 50) -> Evidence:
     """What a detector leaves whose units bring the p-value of a test of their own."""
     found = replace(unit(target, 9.0, held_out), held_out=held_out_samples)
-    return Evidence(
-        "graph-logic", {}, "l1", "l1", "low", (replace(found, statistics={"l1": 9.0, "log10_p": log10_p}),), tested=True
-    )
+    traits = Traits(Family.GRAPH, references=False, tested=True)
+    units = (replace(found, measurements=measured(l1=9.0, log10_p=log10_p)),)
+    return Evidence("graph-logic", {}, "l1", "l1", "low", units, traits=traits)
 
 
 def test_a_test_of_its_own_names_a_class_without_any_comparison() -> None:
@@ -463,7 +463,9 @@ def test_a_trigger_that_does_not_work_or_not_by_the_part_names_none(log10_p: flo
 
 
 def test_silence_of_a_test_of_its_own_changes_nothing() -> None:
-    silent = Evidence("graph-logic", {}, "l1", "l1", "low", (), tested=True)
+    silent = Evidence(
+        "graph-logic", {}, "l1", "l1", "low", (), traits=Traits(Family.GRAPH, references=False, tested=True)
+    )
     for values in (CLEAN, planted()):
         alone, beside = decide([evidence(values)], 10), decide([silent, evidence(values)], 10)
         assert (alone.verdict, alone.targets, alone.p_value) == (beside.verdict, beside.targets, beside.p_value)
