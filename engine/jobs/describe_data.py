@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import writing
+from onnxspect.converters.whole import whole
 from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.readers.pixels import resampled, to_channels
@@ -84,5 +84,5 @@ def _write(images: list[np.ndarray], out: Path) -> None:
         colour = to_channels(image, 3)
         pixels = colour if colour.dtype == np.uint8 else np.round(np.clip(colour, 0, 1) * 255).astype(np.uint8)
         tiles.append(resampled(pixels, SIDE, SIDE))
-    with writing(out):
-        Image.fromarray(np.concatenate(tiles, axis=1)).save(out, "PNG")
+    with whole(out) as part:
+        Image.fromarray(np.concatenate(tiles, axis=1)).save(part.file, "PNG")
