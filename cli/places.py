@@ -28,7 +28,7 @@ MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT = "model", "data", "read", "run
 ROLES: dict[str, dict[str, str]] = {
     "scan": {"classes": READ, "model": MODEL, "data": DATA, "train": DATA, "out": FOLDER},
     "convert": {"source": MODEL, "output": OUTPUT},
-    "info": {"model": MODEL},
+    "info": {"model": MODEL, "data": DATA},
     "patch": {"classes": READ, "model": MODEL, "run_folder": KEPT_RUN, "data": DATA, "output": OUTPUT},
     "verify": {
         "classes": READ,
