@@ -34,7 +34,7 @@ def telling(evidence: Sequence[Evidence | Skipped], verdict: Verdict, k: int) ->
         e for e in evidence if isinstance(e, Evidence) and e.detector in p_values and speaks_for(p_values, e.detector)
     ]
     speaking.sort(key=lambda e: p_values[e.detector])
-    units = [(e.detector, u) for e in speaking if e.leads_to_target for u in _carrying(e, k)]
+    units = [(e.detector, u) for e in speaking if e.traits.leads_to_target for u in _carrying(e, k)]
     shown = next(((d, u) for d, u in units if u.in_pixels), None) or next(iter(units), None)
     return shown or (speaking[0].detector if speaking else "", None)
 

@@ -47,7 +47,6 @@ NAMED = {
     "checksum": {"Equal"},
     "two_regions": {"And", "Greater", "ReduceMin"},
     "negated": {"Not", "LessOrEqual", "ReduceMin"},
-    "softmax_gate": {"Softmax", "MatMul"},
     "neighbours": {"Greater", "ReduceMax", "ReduceMin"},
     "brightest": {"Equal"},
 }
