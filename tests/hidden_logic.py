@@ -400,13 +400,9 @@ PAYLOADS: dict[str, Callable[[Payload], onnx.ModelProto]] = {
             where_inside,
             in_a_function,
         ),
-        *(region, matched_filter, checksum, two_regions, negated, neighbours, brightest),
+        *(region, matched_filter, checksum, two_regions, negated, neighbours, brightest, softmax_gate),
     )
 }
-
-
-#: Those that the check of the graph does not find yet: its operands wake only when one is moved against the other.
-MISSED = (softmax_gate,)
 
 
 def stamped(images: np.ndarray, name: str) -> np.ndarray:

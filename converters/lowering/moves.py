@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from onnxspect.converters.lowering.observation import REACH, Seen, producer, span
 
 #: Ways to move operands. A whole value that is asleep is also tried far out: a trigger is nothing that clean images come near.
-NEAR, DISTANT = ("up", "down", "noise"), ("far up", "far down")
+NEAR, DISTANT = ("up", "down", "noise"), ("far up", "far down", "far noise")
 SHIFTS = (*NEAR, *DISTANT)
 BITS = ("a little up", "a little down")
 #: ... of single units: every element by its own spread.
@@ -41,14 +41,15 @@ def moved_value(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], se
             share = REACH * (SLIGHTLY if how in SLOPES else 1.0) * (1 if how.endswith("up") else -1)
             return value + share * span(ranges)
         if value.is_floating_point():
-            if how == "noise":
-                return value + reach * torch.randn(value.shape, generator=generator, dtype=torch.float32).to(value)
             size = FAR if how in DISTANT else SLIGHTLY if how in BITS else 1.0
+            if how.endswith("noise"):  # which also moves elements against each other
+                noise = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+                return value + size * reach * noise.to(value)
             return value + reach * (size if how.endswith("up") else -size)
         if how in BITS:
             return value
         step = max(1, round(reach * (FAR if how.startswith("far") else 1.0)))
-        return value + (1 if how == "noise" else step if how.endswith("up") else -step)
+        return value + (1 if how.endswith("noise") else step if how.endswith("up") else -step)
 
     maker = producer(node)
     try:

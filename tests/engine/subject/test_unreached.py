@@ -49,6 +49,7 @@ NAMED = {
     "negated": {"Not", "LessOrEqual", "ReduceMin"},
     "neighbours": {"Greater", "ReduceMax", "ReduceMin"},
     "brightest": {"Equal"},
+    "softmax_gate": {"Softmax"},
 }
 
 
