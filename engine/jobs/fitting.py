@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binom
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data, Source
@@ -48,7 +48,7 @@ def chosen_way(opened: Opened, data: Data, resize: Resizing, run: RunContext) ->
     chosen = 0
     for j in range(1, len(choices)):
         won, lost = int((right[j] & ~right[chosen]).sum()), int((right[chosen] & ~right[j]).sum())
-        if won > lost and float(binom.sf(won - 1, won + lost, 0.5)) <= TIE_LEVEL:
+        if won > lost and float(scipy.stats.binom.sf(won - 1, won + lost, 0.5)) <= TIE_LEVEL:
             chosen = j
     size = opened.size[1:]
     tried = "; ".join(f"{c.text(*size)}: {float(np.mean(r)):.1%}" for c, r in zip(choices, right, strict=True))

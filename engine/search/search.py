@@ -116,7 +116,8 @@ def search(
     """
     shape = samples.images.shape[1:]
     aim = (objective if isinstance(objective, Objective) else ReachTarget(objective)).on(shape)
-    config = replace(config, multiplier=config.multiplier * min(1.0, PIXEL_BY_PIXEL**2 / (shape[1] * shape[2])))
+    if len(shape) == 3:  # an inner tensor in the place of the pixels may have fewer axes
+        config = replace(config, multiplier=config.multiplier * min(1.0, PIXEL_BY_PIXEL**2 / (shape[1] * shape[2])))
     waiting = list(batches)
     most = max(map(len, waiting), default=1)
     while waiting:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import binom
 
 from onnxspect.converters.text import printable
 
@@ -89,7 +89,7 @@ def other_order(answers: np.ndarray, labels: np.ndarray, classes: int, rng: np.r
     old = (answers == labels) & asked
     won, lost = int((new & ~old).sum()), int((old & ~new).sum())
     share, as_is = float(new[asked].mean()), float(old[asked].mean())
-    if won <= lost or share < LEAST_SHARE or float(binom.sf(won - 1, won + lost, 0.5)) >= LEVEL:
+    if won <= lost or share < LEAST_SHARE or float(scipy.stats.binom.sf(won - 1, won + lost, 0.5)) >= LEVEL:
         return None
     answered = _assigned(answers[asked], labels[asked], classes)
     if all(k == c for k, c in answered.items()):

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 from scipy.special import log_softmax
-from scipy.stats import binom
 
 #: Level of the test below which one reading is worse than the best. History: docs/decisions.md.
 TIE_LEVEL = 0.05
@@ -93,7 +93,7 @@ def _right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def _tied(best: np.ndarray, other: np.ndarray) -> bool:
     """Whether no sign test can tell the other from the best one: of the samples that they differ on, either may win each."""
     won, lost = int((best & ~other).sum()), int((other & ~best).sum())
-    return won <= lost or float(binom.sf(won - 1, won + lost, 0.5)) > TIE_LEVEL
+    return won <= lost or float(scipy.stats.binom.sf(won - 1, won + lost, 0.5)) > TIE_LEVEL
 
 
 def _margins(logits: np.ndarray) -> np.ndarray:

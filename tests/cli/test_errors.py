@@ -215,8 +215,11 @@ def test_a_damaged_run(damage: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "Traceback" not in err
 
 
-def test_out_of_memory_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """numpy is really asked for a pebibyte: by an array's own header."""
+def test_out_of_memory_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numpy is really asked for a pebibyte, by an array's own header, where the user's limit allows it."""
+    monkeypatch.setenv("ONNXSPECT_MAX_DATA_BYTES", str(2**60))
     path = tmp_path / "huge.npz"
     header = tmp_path / "features.npy"
     with header.open("wb") as file:

@@ -135,7 +135,7 @@ def test_few_classes_are_not_convicted(found: dict[bool, Evidence]) -> None:
 
 def test_models_of_many_classes_are_scanned_by_it() -> None:
     for preset in ("quick", "standard"):
-        assert [d.name for d in chosen(preset, classes=MANY_CLASSES)] == ["attractor"]
+        assert [d.name for d in chosen(preset, classes=MANY_CLASSES)] == ["graph-logic", "attractor"]
         assert "attractor" not in [d.name for d in chosen(preset, classes=MANY_CLASSES - 1)]
     assert {"attractor", "neural-cleanse"} <= {d.name for d in chosen("thorough", classes=1000)}
 
@@ -143,7 +143,7 @@ def test_models_of_many_classes_are_scanned_by_it() -> None:
 def test_a_scan_of_120_classes(tmp_path: Path) -> None:
     report = scan(subject(True), samples(), tmp_path / "run", "quick", spec=InputSpec()).report
     assert (report["verdict"], report["targets"]) == ("backdoored", [TARGET])
-    assert [d["name"] for d in report["detectors"]] == ["attractor"]
+    assert [d["name"] for d in report["detectors"]] == ["graph-logic", "attractor"]
     assert not (tmp_path / "run" / "references").exists() or not list((tmp_path / "run").rglob("reference-*.npz"))
 
 

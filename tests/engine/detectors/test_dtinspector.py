@@ -173,7 +173,7 @@ def test_labels_of_another_set_are_refused() -> None:
     training = quadrant_images(30)
     with pytest.raises(OnnxspectError, match="labels do not match"):
         DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, labels=(training.labels + 1) % CLASSES)))
-    with pytest.raises(OnnxspectError, match="label 9, the model 4 classes"):
+    with pytest.raises(OnnxspectError, match="label 9, but tiny has 4 classes"):
         DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, labels=np.full_like(training.labels, 9))))
     with pytest.raises(OnnxspectError, match="the model takes"):
         DETECTOR.run(at_hand(quadrant_subject(TARGET), replace(training, images=training.images[..., 1:])))

@@ -157,7 +157,7 @@ def test_settings_are_checked(wrong: dict[str, int]) -> None:
 def test_sets_of_another_model_are_refused() -> None:
     training = poisoned_set(True)
     beyond = Samples.from_arrays(training.images, training.labels + 2)
-    with pytest.raises(OnnxspectError, match="label 5, the model 4 classes"):
+    with pytest.raises(OnnxspectError, match="label 5, but tiny has 4 classes"):
         TrainingDifference().run(at_hand(quadrant_subject(TARGET), beyond))
     turned = Samples.from_arrays(training.images, (training.labels + 1) % CLASSES)
     with pytest.raises(OnnxspectError, match="labels do not match"):

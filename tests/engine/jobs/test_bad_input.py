@@ -101,7 +101,7 @@ CASES = {
     "truncated model": ("truncated.onnx", {2}),
     "text instead of a model": ("text.onnx", {2}),
     "folder instead of a model": ("", {2}),
-    "one class": ("two classes", {2}),
+    "one class": ("answers one number for an image", {2}),
     "two inputs": ("2 inputs", {2}),
     "near chance": ("near chance", {2, 3}),
     "missing data": ("missing.npz", {2}),

@@ -41,7 +41,7 @@ def test_a_binary_classifier_gets_a_verdict(infected: bool, tmp_path: Path) -> N
         "quick",
         ["neural-cleanse"],
         InputSpec(),
-        search={"steps": 120, "samples": 16},
+        search={"steps": 300, "samples": 16},
     ).report
     assert report["detectors"][0]["settings"]["references"] == COUNT_OF_FEW
     assert report["targets"] == ([TARGET] if infected else []), report["reasons"]

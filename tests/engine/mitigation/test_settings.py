@@ -134,7 +134,7 @@ def test_the_command_line_takes_old_and_new_options(
     [
         (["--method", "input-filter", "--set", "input-filter.colour=red"], "it has form, false-positives, layer"),
         (["--method", "unlearn", "--set", "unlearn.rounds=many"], "'many' is not a whole number"),
-        (["--method", "pray"], "'pray' is not one of 'auto', 'clp'"),
+        (["--method", "pray"], "'pray' is not one of 'auto', 'cut', 'clp'"),
         (["--method", "clp", "--rounds", "2"], "method clp has no setting rounds"),
     ],
 )

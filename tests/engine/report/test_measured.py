@@ -10,6 +10,7 @@ from conftest import quadrant_images
 
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.judge.kind import strongest_box
+from onnxspect.engine.judge.measurement import measured as of_search
 from onnxspect.engine.judge.verdict import ClassFinding, Verdict
 from onnxspect.engine.report.measured import measured
 from onnxspect.engine.report.pictures import draw
@@ -29,7 +30,9 @@ TRIGGERS = {
 
 
 def unit(form: str, target: int = 2, held_out_success: float = 0.9, source: int | None = None) -> UnitEvidence:
-    return UnitEvidence(Unit(target, source), {"l1": 6.0}, True, True, 10, 1.0, held_out_success, 40, TRIGGERS[form])
+    return UnitEvidence(
+        Unit(target, source), of_search(l1=6.0), True, True, 10, 1.0, held_out_success, 40, TRIGGERS[form]
+    )
 
 
 def verdict_of(p_values: dict[str, float], targets: tuple[int, ...] = (2,)) -> Verdict:

@@ -215,9 +215,11 @@ def test_split(labels: list[int], fraction: float, seed: int) -> None:
     for k in set(labels):
         count = labels.count(k)
         in_a = int((a.labels == k).sum())
-        assert in_a == min(int(np.ceil(fraction * count)), max(count - 1, 1))
         if count > 1:
+            assert in_a == min(int(np.ceil(fraction * count)), count - 1)
             assert 1 <= in_a < count
+    alone = [k for k in set(labels) if labels.count(k) == 1]
+    assert np.isin(a.labels, alone).sum() == int(np.ceil(fraction * len(alone)))
     again, _ = samples.split(fraction, np.random.default_rng(seed))
     assert again.files == a.files
 
