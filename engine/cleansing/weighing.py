@@ -6,7 +6,8 @@ is to be trusted shows in its own scores: *separation* is Ashman's D of what it 
 
     D = sqrt(2) |m1 - m0| / sqrt(s1^2 + s0^2).
 
-Cutting one normal law in two gives 2.65, cutting an even one 3.46; a cut through two groups gives more. Below `APART` a decision
+Cutting one normal law in two gives 2.65, cutting an even one 3.46; a cut through two groups gives more. (Of spectral signatures, which remove
+a fixed share off the end whatever there is, D is taken in units of what chance gives so few samples, `tail_separation`.) Below `APART` a decision
 does not count. (Cluster impurity scores components and not samples: its D is the gap of their impurities in units of its threshold,
 times `APART`.) Of the methods that remove something of a class and are above, the one with the largest D decides (two that test
 samples for triggers together). A method that uses the training difference and divides the class decides before all others, as its
@@ -17,10 +18,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
-from onnxspect.engine.cleansing.by_activation import IMPURITY, PriorKnowledge
+from onnxspect.engine.cleansing.by_activation import IMPURITY, SPECTRAL, PriorKnowledge
 from onnxspect.engine.cleansing.by_presence import APART, PRESENCE
 from onnxspect.engine.cleansing.by_trigger import GREATEST, REMOVE, SUPERIMPOSE
 from onnxspect.engine.cleansing.scores import Scores
@@ -29,6 +31,8 @@ from onnxspect.engine.cleansing.scores import Scores
 AGREE = 0.5
 #: Methods whose decision stands on a trigger, tested sample by sample: what a margin of logits says needs no two groups.
 _TESTED = (REMOVE, SUPERIMPOSE)
+#: Draws of a class that has one group, and samples in it at most: with more the quantile hardly moves.
+_DRAWS, _MOST_DRAWN, _SEED = 4000, 400, 0
 #: A cleansing that removes no more than this share of a set has found next to nothing.
 NEXT_TO_NOTHING = 0.002
 
@@ -124,8 +128,23 @@ def _weight(one: Scores, rows: np.ndarray) -> float:
         score = one.score[rows]
         gap = float(score[removed].min() - score[~removed].max()) if not removed.all() else 0.0
         return APART * gap / PriorKnowledge.impurity
+    if one.detector == SPECTRAL:  # squares of projections, of which it always removes a fixed share off the end
+        usual = tail_separation(
+            min(len(rows), _MOST_DRAWN), max(1, round(removed.mean() * min(len(rows), _MOST_DRAWN)))
+        )
+        return separation(np.sqrt(one.score[rows]), removed) * APART / max(APART, usual)
     found = separation(one.score[rows], removed)
     return max(found, APART) if one.detector in _TESTED else found
+
+
+@lru_cache(maxsize=256)
+def tail_separation(n: int, removed: int) -> float:
+    """Separation that the largest `removed` of `n` absolute values of one normal law have by chance in one draw of a thousand."""
+    drawn = np.abs(np.random.default_rng(_SEED).standard_normal((_DRAWS, n)))
+    drawn.sort(axis=1)
+    above, below = drawn[:, n - removed :], drawn[:, : n - removed]
+    apart = np.sqrt(2) * (above.mean(1) - below.mean(1)) / np.sqrt(above.var(1) + below.var(1))
+    return float(np.quantile(apart, 0.999))
 
 
 def _first_finite(scores: Sequence[Scores], rows: np.ndarray) -> np.ndarray:

@@ -42,6 +42,8 @@ MOST_UNEXPLAINED, FEWEST_UNEXPLAINED = 0.01, 3
 SUCCESS_DIFFERS = 0.2
 #: A quantiser moves a score by so many times the median movement at most, where nothing is wrong.
 _TIMES_MEDIAN = 8.0
+#: ... and by no more than this share of the lead that the first class usually has: a copy whose scores move by more is no copy.
+_OF_LEAD = 0.25
 #: Images of a call, and those that a quantiser is calibrated on.
 _BATCH, _CALIBRATED_ON = 128, 64
 
@@ -137,6 +139,8 @@ class _Measuring:
         }
         run, _ = _scores(subject, origin.file.proto, origin.logits.value, "disabled", "cpu")
         self.usual = run(samples.images)
+        best = np.sort(self.usual, axis=1)
+        self.lead = float(np.median(best[:, -1] - best[:, -2]))
         self.rounding = allowed_difference(self.usual, precision_of(origin.file.proto))
 
     def variants(self, name: str, model: onnx.ModelProto, level: str, quantised: bool = False) -> list[Variant]:
@@ -156,7 +160,7 @@ class _Measuring:
         except OnnxspectError as error:
             return Variant(name, problem=error.message)
         moved = np.abs(scores - self.usual)
-        usually = _TIMES_MEDIAN * float(np.median(moved))
+        usually = min(_TIMES_MEDIAN * float(np.median(moved)), _OF_LEAD * self.lead)
         return Variant(
             name,
             provider,

@@ -89,3 +89,25 @@ def test_the_old_name_of_a_method_is_understood(tmp_path: Path, capsys: pytest.C
     for name in ("carriers", "trigger-bearing"):
         assert command_line([*arguments, "--detector", name, "--target", str(TARGET)]) == 2
         assert "found by a scan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("n", "removed"), [(40, 3), (100, 8), (2000, 150)])
+def test_the_end_of_one_group_is_no_group(n: int, removed: int) -> None:
+    rng = np.random.default_rng(4)
+    counted = 0
+    for _ in range(40):
+        score = rng.standard_normal(n) ** 2
+        mask = np.zeros(n, bool)
+        mask[np.argsort(-score)[:removed]] = True
+        counted += weighed([Scores(SPECTRAL, score, mask)], np.zeros(n, np.int64)).scores.removed.any()
+    assert counted == 0
+
+
+def test_a_group_far_off_counts_for_spectral_signatures() -> None:
+    rng = np.random.default_rng(4)
+    projection = rng.standard_normal(100)
+    projection[:8] += 12
+    mask = np.zeros(100, bool)
+    mask[:8] = True
+    found = weighed([Scores(SPECTRAL, (projection - projection.mean()) ** 2, mask)], np.zeros(100, np.int64))
+    assert np.flatnonzero(found.scores.removed).tolist() == list(range(8))

@@ -18,13 +18,22 @@ TARGET = 1
 
 
 def binary(infected: bool, path: Path) -> Path:
-    """The tiny classifier's first two classes, with or without a patch planted for the second."""
-    weights = quadrant_weights(TARGET if infected else None)[:, :2]
+    """The tiny classifier's first two classes, with or without a patch planted for the second.
+
+    The patch is heard through a ReLU: in a linear model of two classes its negative would lead to the other one as well.
+    """
+    patch = quadrant_weights(TARGET)[:, TARGET].copy()
+    patch[np.abs(patch) <= 1] = 0
+    hidden = np.stack([*quadrant_weights()[:, :2].T, patch if infected else 0 * patch], axis=1)
+    out = np.array([[1, 0], [0, 1], [0, 1]], np.float32)
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        helper.make_node("MatMul", ["flat", "hidden"], ["sums"]),
+        helper.make_node("Relu", ["sums"], ["heard"]),
+        helper.make_node("MatMul", ["heard", "out"], ["logits"]),
     ]
-    return saved(make_model(nodes, [numpy_helper.from_array(weights.copy(), "weight")], out=("N", 2)), path)
+    tensors = [numpy_helper.from_array(hidden, "hidden"), numpy_helper.from_array(out, "out")]
+    return saved(make_model(nodes, tensors, out=("N", 2)), path)
 
 
 def two_classes() -> Samples:
