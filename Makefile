@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: check-tools site bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: check-tools check-pages site bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -72,6 +72,10 @@ fuzz: $(VENV)/.test
 test-converters: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
 	  tests/converters/lowering/test_lowering_exports.py tests/converters/lowering/test_lowering_light.py tests/converters/lowering/test_lowering_random.py
+
+# Every page in the browser, at three widths and in both themes: check-tools installs what that takes.
+check-pages: $(VENV)/.test
+	ONNXSPECT_FULL=1 $(BIN)/python -m pytest tests/engine/report/test_browser.py
 
 # Fifty signals of each kind to each command, at seeded moments.
 signals: $(VENV)/.test
