@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, as_found, flat, present_classes, search_units
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import measured
@@ -218,18 +218,7 @@ class Attractor(Detector):
             kept = {k: torch.from_numpy(v)[None].flatten(1) for k, v in result.trigger.items()}
             far = NORMS[family.name](kept["delta" if "delta" in kept else "mask"])
             statistics = {f"{BEYOND}{family.name}": float(far)}
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=result.success,
-            held_out_success=success,
-            held_out=count,
-            trigger=result.trigger,
-            seconds=result.seconds,
-        )
+        return as_found(result, measured(**statistics), held_out_success=success, held_out=count)
 
 
 def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:

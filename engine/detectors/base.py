@@ -219,23 +219,41 @@ def held_out_validation(
         trigger = Trigger.kept(unit.target, result.trigger, unit.source)
         answers = subject.predict(trigger.apply(held_out.images[rows])).argmax(1)
         success = float((answers == unit.target).mean())
-    return UnitEvidence(
-        unit=unit,
-        measurements=(Measurement(statistic, result.cost),) if result.found and not result.unneeded else (),
+    size = (Measurement(statistic, result.cost),) if result.found and not result.unneeded else ()
+    return as_found(result, size, held_out_success=success, held_out=len(rows))
+
+
+def as_found(result: UnitResult, measurements: tuple[Measurement, ...], **different: Any) -> UnitEvidence:
+    """A finished unit as evidence, as the search left it and not validated; `different` are fields that a detector knows better."""
+    left = UnitEvidence(
+        unit=result.unit,
+        measurements=measurements,
         found=result.found,
         converged=result.converged,
         steps=result.steps,
         search_success=result.success,
-        held_out_success=success,
-        held_out=len(rows),
+        held_out_success=None,
+        held_out=0,
         trigger=result.trigger,
         seconds=result.seconds,
     )
+    return replace(left, **different)
 
 
 def present_classes(samples: Samples) -> set[int]:
     """The classes that have samples."""
     return {int(c) for c in np.unique(samples.labels)}
+
+
+def targets_and_sources(at_hand: AtHand) -> tuple[list[int], list[int]]:
+    """(the classes that samples of another class can be led to, the classes that have samples), both in order."""
+    present = present_classes(at_hand.search_samples)
+    return [t for t in at_hand.targets if present - {t}], sorted(present)
+
+
+def one_class(name: str) -> Skipped:
+    """What a detector says where `targets_and_sources` gives no target."""
+    return Skipped(name, "the samples are all of one class, so there is none to lead to another")
 
 
 def search_with_references(
@@ -298,6 +316,11 @@ def compared(views: Sequence[View], with_references: bool, nature: float) -> lis
     if with_references:
         return [replace(v, references=True, typical=TYPICAL.get((v.statistic, v.search), 0.0)) for v in views]
     return [replace(v, noise=max(v.noise, nature)) for v in views]
+
+
+def with_values(views: Sequence[View], units: Sequence[UnitEvidence]) -> tuple[View, ...]:
+    """The views whose statistic some unit has."""
+    return tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in units))
 
 
 def rank(unit: UnitEvidence, statistic: str, search: Search, relative: bool) -> float:

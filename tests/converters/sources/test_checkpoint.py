@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from framework_factories import torch_cnn
+from framework_factories import settled_cnn, torch_cnn
 from framework_models import Touch
 from sources_support import HERE, needs
 from tolerances import OPERATION_32
@@ -30,12 +30,7 @@ FACTORY = "framework_factories:torch_cnn"
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    torch.manual_seed(0)
-    made = torch_cnn()
-    made.train()
-    with torch.no_grad():
-        made(torch.rand(32, *SHAPE))
-    return made.eval()
+    return settled_cnn()
 
 
 class _Dataset:
