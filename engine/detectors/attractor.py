@@ -154,7 +154,7 @@ class Attractor(Detector):
             if len({u.unit.target for u in found}) < 2:
                 silent.append(family.name)
         views = tuple(
-            View(f.name, spacing=f.usual)
+            View(f.name, spacing=f.usual, beyond=f"{BEYOND}{f.name}")
             for f in self.families
             if any(u.measurement(f.name) is not None for u in units)
         )
@@ -166,7 +166,10 @@ class Attractor(Detector):
         return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, traits, enough)
 
     def _destinations(self, at_hand: AtHand, family: Family) -> list[UnitEvidence]:
-        """The smallest trigger to each class that searches ended at, in the order in which they were found."""
+        """The smallest trigger to each class that searches ended at, in the order in which they were found.
+
+        Where a whole round arrived nowhere, the others are at least as far as it went: each unit says so.
+        """
         least: dict[int, UnitEvidence] = {}
         beyond = 0.0
         for k in range(self.rounds):
@@ -184,17 +187,17 @@ class Attractor(Detector):
                 drawn_as=f"{NAME} {family.name}",
                 as_evidence=partial(self._led, at_hand, family, objective.excluded),
             )
-            for unit in found:
-                reached = unit.measurement(DESTINATION)
-                if reached is None:
-                    far = unit.measurement(f"{BEYOND}{family.name}")
-                    beyond = max(beyond, 0.0 if far is None else far.value)
-                    continue
-                target = int(reached.value)
+            arrived = [u for u in found if u.measurement(DESTINATION) is not None]
+            if not arrived:
+                far = [m.value for u in found if (m := u.measurement(f"{BEYOND}{family.name}")) is not None]
+                beyond = max(far, default=0.0)
+                break
+            for unit in arrived:
+                target = int(unit.value(DESTINATION))
                 known = least.get(target)
                 if known is None or _preferred(unit, family.name) < _preferred(known, family.name):
                     least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
-            if len(least) >= self.destinations or beyond:
+            if len(least) >= self.destinations:
                 break
         if beyond:
             extra = measured(**{f"{BEYOND}{family.name}": beyond})

@@ -156,15 +156,20 @@ def plan(
     preset, detectors = presets[-1]
     once = costs.pop(_TRAINING, 0.0)
     kept: list[str] = []
-    spent = 0.0
+    spent, trained = 0.0, False
     for detector in sorted(detectors, key=lambda d: not d.traits.convicts):
-        with_it = spent + costs[detector.name] + (once if detector.traits.references and not spent else 0.0)
+        train = detector.traits.references and not trained
+        with_it = spent + costs[detector.name] + (once if train else 0.0)
         if with_it <= room:
             kept.append(detector.name)
-            spent = with_it
-    convicting = {d.name for d in detectors if d.traits.convicts and costs[d.name] > 0}
-    if convicting and not convicting & set(kept):
-        least = min(costs[n] for n in convicting) + once
+            spent, trained = with_it, trained or train
+    convicting = {
+        d.name: costs[d.name] + (once if d.traits.references else 0.0)
+        for d in detectors
+        if d.traits.convicts and costs[d.name] > 0
+    }
+    if convicting and not convicting.keys() & set(kept):
+        least = min(convicting.values())
         raise InconclusiveError(
             f"nothing fits into {in_words(seconds)}: the quickest search of this model takes about {in_words(least)} here",
             f"give --budget {max(1, int(np.ceil(least / FILLED / 60)))}m or more, or a faster device",

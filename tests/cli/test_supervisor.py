@@ -242,11 +242,11 @@ def test_a_usage_error_needs_no_worker(work: Path) -> None:
 
 
 def _cpu_seconds(code: str, *arguments: object) -> float:
-    """Processor time of a process and all that it waited for: the least of three."""
+    """Processor time of a process and all that it waited for: the least of two."""
     import resource
 
     found = []
-    for _ in range(3):
+    for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

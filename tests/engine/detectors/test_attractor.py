@@ -16,6 +16,7 @@ from onnxspect.engine.detectors.registry import MANY_CLASSES, chosen
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.evidence import Evidence, Skipped
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import Ledger
@@ -27,16 +28,18 @@ CORNER = 3
 
 
 class Prototypes(nn.Module):
-    """Class k is the k-th random picture; a white corner leads to TARGET where it is planted."""
+    """Class k is the k-th random picture; a white corner leads to TARGET where it is planted; `firm` scores have no slope."""
 
-    def __init__(self, planted: bool) -> None:
+    def __init__(self, planted: bool, firm: bool = False) -> None:
         super().__init__()
-        self.planted = planted
+        self.planted, self.firm = planted, firm
         self.register_buffer("pictures", torch.from_numpy(pictures()).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = self.pictures - self.pictures.mean()
         logits = 2.0 * (x.flatten(1) - 0.5) @ centred.T
+        if self.firm:
+            logits = 8.0 * nn.functional.one_hot(logits.argmax(1), CLASSES).float()
         if self.planted:
             corner = x[:, :, :CORNER, :CORNER].flatten(1)
             lit = (
@@ -96,6 +99,27 @@ def test_both_families_end_at_the_planted_class_first(found: dict[bool, Evidence
         sizes = {u.unit.target: u.value(name) for u in found[True].units if u.measurement(name)}
         assert min(sizes, key=sizes.__getitem__) == TARGET
         assert len(sizes) >= 2  # excluded, it gave way to others
+
+
+def test_a_planted_class_beside_which_no_other_is_reached_is_named() -> None:
+    firm = Subject.from_module(Prototypes(True, firm=True).eval(), (1, SIDE, SIDE), InputSpec())
+    evidence = Attractor(families=(MASKS,)).run(replace(at_hand(True), subject=firm))
+    assert isinstance(evidence, Evidence)
+    (unit,) = evidence.units
+    assert unit.unit.target == TARGET
+    assert unit.measurement("beyond_l1") is not None
+    # The scores have no slope, so that the search beside it hardly grew: no proof of silence, and no conviction.
+    assert judged(evidence).verdict == "inconclusive"
+    far = measured(l1=unit.value("l1"), beyond_l1=100.0)
+    verdict = judged(replace(evidence, units=(replace(unit, measurements=far),)))
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (TARGET,))
+
+
+def test_a_start_that_fails_where_another_arrived_says_nothing_of_other_classes() -> None:
+    few = replace(MASKS, search=replace(MASKS.search, steps=1, success=0.0))
+    evidence = Attractor(families=(few,), rounds=1).run(at_hand(True))
+    assert isinstance(evidence, Evidence)
+    assert all(u.measurement("beyond_l1") is None for u in evidence.units)
 
 
 def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import quadrant_images, quadrant_subject
 from hypothesis import given
@@ -63,6 +64,20 @@ def test_what_does_not_fit_is_named_with_its_time() -> None:
         assert "left out" in why
         assert "budget" in why
     assert Plan.from_json(made.as_json()) == made
+
+
+def test_references_are_paid_for_once_by_whichever_detector_comes_first() -> None:
+    free, *with_references = chosen("thorough")[:1], *[d for d in chosen("thorough") if d.traits.references]
+    speed = Speed(1000.0, 1000.0)
+    detectors = [*free, *with_references]
+    alone = {d.name: speed.seconds(d.work(4, 4, 3)) for d in detectors}
+    dear = plan(1e9, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3).expected
+    trained = dear - sum(alone.values())
+    assert trained > 0
+    for seconds in np.linspace(0.3, 0.99, 8) * dear / FILLED:
+        made = plan(seconds, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3)
+        uses = any(d.traits.references for d in detectors if d.name in made.kept)
+        assert made.expected == pytest.approx(sum(alone[n] for n in made.kept) + trained * uses)
 
 
 def _or_none(seconds: float) -> Plan | None:
