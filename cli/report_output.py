@@ -45,7 +45,7 @@ def report_options(command: Command) -> Command:
 def found_policy(given: Path | None) -> Policy:
     """The policy that was named; an empty one where none is.
 
-    None is looked for: what lies in the working folder may be a stranger's, and would decide what passes.
+    None is looked for: what lies in the working folder may be untrusted, and would decide what passes.
 
     Raises:
         OnnxspectError: it cannot be read.

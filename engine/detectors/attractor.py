@@ -225,7 +225,7 @@ class Attractor(Detector):
 
 
 def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
-    """Of several triggers to one class: one that carries over to unseen images before one that does not, then the smallest."""
+    """Of several triggers to one class: one that works on unseen images before one that does not, then the smallest."""
     return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
 
 

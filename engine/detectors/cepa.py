@@ -333,7 +333,7 @@ class Cepa(Detector):
         """(mu, mean norm of the deltas) of the unit's search gone on as far as `strength` says."""
         measurement = unit.measurement("delta_norm")
         if measurement is None:
-            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to carry over")
+            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to validate")
         size = measurement.value
         if self.form == "paper":
             return unit.trigger["mu"], size

@@ -134,7 +134,7 @@ def test_pruned_weights_are_put_together(tmp_path: Path) -> None:
 CNN = """
 import torch
 from torch import nn
-open({mark!r}, "w").close()  # what a stranger's module does when it is imported
+open({mark!r}, "w").close()  # what an untrusted module does when it is imported
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
