@@ -8,6 +8,7 @@ import click
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
@@ -24,15 +25,13 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.command("scan", epilog=exit_status.HELP)
 @options.MODEL
 @options.view
-@click.option(
+@path_option(
     "--data",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="Clean samples: an npz with images and labels, or a folder of images by class.  [required, but for a policy with data]",
 )
-@click.option(
+@path_option(
     "--train",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
 )
@@ -48,9 +47,7 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
 @click.option("--perturb-at", default="", metavar="NAME", help="Perturb this inner value, not the pixels (cepa).")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
-)
+@path_option("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]")
 @click.option(
     "--prior",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -34,7 +34,7 @@ COMMANDS = {
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 
-#: Those that open a stranger's ONNX file, in a child process.
+#: Those that open an untrusted ONNX file, in a child process.
 _OPENING = frozenset(("scan", "info", "patch", "verify", "demo"))
 
 

@@ -129,7 +129,7 @@ WHERE = (
     Place("the tolerances of that comparison", "converters/proof/tolerances.py", "TOLERANCES"),
     Place("the write-back of weights into the file", "converters/proof/writeback.py", "write_back"),
     Place("the ledger", "engine/store.py", "Ledger"),
-    Place("how a stranger's run folder is read", "engine/run_folder.py", "Snapshot"),
+    Place("how an untrusted run folder is read", "engine/run_folder.py", "Snapshot"),
     Place("the check of a report that is read back", "engine/stored_report.py", "checked"),
     Place("a trigger and how it is stamped", "engine/trigger.py", "Trigger"),
     Place("the methods of `patch`", "engine/mitigation/registry.py", "METHODS"),

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import measured
@@ -233,18 +234,7 @@ class Attractor(Detector):
             kept = {k: torch.from_numpy(v)[None].flatten(1) for k, v in result.trigger.items()}
             far = NORMS[family.name](kept["delta" if "delta" in kept else "mask"])
             statistics = {f"{BEYOND}{family.name}": float(far)}
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=result.success,
-            held_out_success=success,
-            held_out=count,
-            trigger=result.trigger,
-            seconds=result.seconds,
-        )
+        return as_found(result, measured(**statistics), held_out_success=success, held_out=count)
 
 
 def _size(statistic: str, share: float, shape: Sequence[int]) -> float:
@@ -254,7 +244,7 @@ def _size(statistic: str, share: float, shape: Sequence[int]) -> float:
 
 
 def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
-    """Of several triggers to one class: one that carries over to unseen images before one that does not, then the smallest."""
+    """Of several triggers to one class: one that works on unseen images before one that does not, then the smallest."""
     return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
 
 

@@ -209,6 +209,17 @@ def present_classes(samples: Samples) -> set[int]:
     return {int(c) for c in np.unique(samples.labels)}
 
 
+def targets_and_sources(at_hand: AtHand) -> tuple[list[int], list[int]]:
+    """(the classes that samples of another class can be led to, the classes that have samples), both in order."""
+    present = present_classes(at_hand.search_samples)
+    return [t for t in at_hand.targets if present - {t}], sorted(present)
+
+
+def one_class(name: str) -> Skipped:
+    """What a detector says where `targets_and_sources` gives no target."""
+    return Skipped(name, "the samples are all of one class, so there is none to lead to another")
+
+
 def search_with_references(
     name: str,
     at_hand: AtHand,
@@ -272,6 +283,11 @@ def compared(views: Sequence[View], with_references: bool, nature: float) -> lis
     if with_references:
         return [replace(v, references=True, typical=TYPICAL.get((v.statistic, v.search), 0.0)) for v in views]
     return [replace(v, noise=max(v.noise, nature)) for v in views]
+
+
+def with_values(views: Sequence[View], units: Sequence[UnitEvidence]) -> tuple[View, ...]:
+    """The views whose statistic some unit has."""
+    return tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in units))
 
 
 def rank(unit: UnitEvidence, statistic: str, search: Search, relative: bool) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -40,18 +41,25 @@ def held_out_validation(
     success = None
     if len(rows) and result.found:
         success = share_led(subject, Trigger.kept(unit.target, result.trigger, unit.source), held_out.images[rows])
-    return UnitEvidence(
-        unit=unit,
-        measurements=(Measurement(statistic, result.cost),) if result.found and not result.unneeded else (),
+    size = (Measurement(statistic, result.cost),) if result.found and not result.unneeded else ()
+    return as_found(result, size, held_out_success=success, held_out=len(rows))
+
+
+def as_found(result: UnitResult, measurements: tuple[Measurement, ...], **different: Any) -> UnitEvidence:
+    """A finished unit as evidence, as the search left it and not validated; `different` are fields that a detector knows better."""
+    left = UnitEvidence(
+        unit=result.unit,
+        measurements=measurements,
         found=result.found,
         converged=result.converged,
         steps=result.steps,
         search_success=result.success,
-        held_out_success=success,
-        held_out=len(rows),
+        held_out_success=None,
+        held_out=0,
         trigger=result.trigger,
         seconds=result.seconds,
     )
+    return replace(left, **different)
 
 
 def transferred(unit: UnitEvidence, references: Sequence[Subject], held_out: Samples, most: int = 500) -> UnitEvidence:

@@ -150,7 +150,7 @@ def path(name: str, stand_in: str) -> str:
     """A path as an argument: one that a reader could not see as it is, or that a command would take for an option, is changed.
 
     Args:
-        name: it may come from a report that a stranger wrote.
+        name: it may come from an untrusted report.
         stand_in: what is shown in place of a name with control or invisible characters, and of none.
     """
     if not name or not name.isprintable():

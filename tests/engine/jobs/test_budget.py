@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, in_words, measure_
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.reference import EPOCHS, count
 from onnxspect.engine.subject.subject import InputSpec
 
 SAMPLES = quadrant_images(40)
@@ -78,6 +80,17 @@ def test_references_are_paid_for_once_by_whichever_detector_comes_first() -> Non
         made = plan(seconds, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3)
         uses = any(d.traits.references for d in detectors if d.name in made.kept)
         assert made.expected == pytest.approx(sum(alone[n] for n in made.kept) + trained * uses)
+
+
+def test_a_model_of_few_classes_pays_for_all_its_references() -> None:
+    two = replace(quadrant_subject(2), classes=2)
+    needs = [d for d in chosen("quick") if d.traits.references]
+    for subject in (quadrant_subject(2), two):
+        alone = sum(1e-3 * w.passes for d in needs for w in d.work(subject.classes, 4, 3))
+        made = plan(1e9, [("all", needs)], Speed(1000.0, 1000.0), subject, SAMPLES, 3)
+        networks = (made.expected - alone) * 1000.0 / (EPOCHS * len(SAMPLES))
+        assert networks == pytest.approx(count(subject.classes))
+    assert count(2) > count(4)
 
 
 def _or_none(seconds: float) -> Plan | None:
