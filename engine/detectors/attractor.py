@@ -53,7 +53,7 @@ DESTINATION = "destination"
 BEYOND = "beyond_"
 #: A family whose searches went so far and arrived nowhere has answered: a share of the picture's area that was replaced (l1), a root mean
 #: square of what was added, of pixels in [0, 1] (l2). History: docs/decisions.md.
-FAR = {"l1": 0.25, "l2": 16 / 255}
+FAR = {"l1": 0.25, "l2": 8 / 255}
 #: Values of the pictures that the least step of a climb was chosen for; on larger ones it grows with the square root.
 _VALUES = 28 * 28
 #: Of each statistic, the usual spacing between the smallest classes of a clean network, and as how many it counts.
