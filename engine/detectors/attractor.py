@@ -159,7 +159,8 @@ class Attractor(Detector):
         for family in self.families:
             found, beyond = self._destinations(at_hand, family)
             units += found
-            if len(found) + (beyond >= _size(family.name, FAR[family.name], at_hand.subject.image_shape)) < 2:
+            far = _size(family.name, FAR[family.name], at_hand.subject.image_shape)
+            if len(found) < 2 and beyond < far:
                 silent.append(family.name)
         views = tuple(
             View(f.name, spacing=f.usual, beyond=f"{BEYOND}{f.name}")
