@@ -100,7 +100,7 @@ WHERE = (
     Place("Neural Cleanse", "engine/detectors/neural_cleanse.py", "NeuralCleanse"),
     Place("the list of detectors and presets", "engine/detectors/registry.py", "PRESETS"),
     Place("the gradient search", "engine/search/search.py", "search"),
-    Place("held-out validation of a trigger", "engine/detectors/base.py", "held_out_validation"),
+    Place("held-out validation of a trigger", "engine/detectors/held_out.py", "held_out_validation"),
     Place("clean reference networks", "engine/subject/reference.py", "train_references"),
     Place("the p-value of a class beside its references", "engine/judge/null_model.py", "against_reference"),
     Place("the decision", "engine/judge/verdict.py", "decide"),

@@ -1,4 +1,4 @@
-"""What every detector shares: its inputs, the loop over units with its ledger, and the held-out validation.
+"""What every detector shares: its inputs, and the loop over units with its ledger.
 
 A detector is a frozen dataclass of settings whose `run` turns what is at hand into Evidence, or says why it can't.
 """
@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxspect.engine.detectors.held_out import held_out_validation, transferred
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.judge.measurement import Measurement, Search
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective
@@ -24,7 +25,7 @@ from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
-from onnxspect.engine.trigger import UNTARGETED, Trigger
+from onnxspect.engine.trigger import UNTARGETED
 
 
 @dataclass(frozen=True)
@@ -203,43 +204,6 @@ def _in_words(unit: Unit) -> str:
     return f"class {unit.target}" if unit.source is None else f"{unit.source} to {unit.target}"
 
 
-def held_out_validation(
-    subject: Subject, result: UnitResult, held_out: Samples, statistic: str, most: int = 500
-) -> UnitEvidence:
-    """A finished unit as evidence, its trigger measured on clean samples that the search never saw.
-
-    They are those of the unit's source class, or of all classes but its target; at most `most`. There is no statistic where no
-    trigger was needed: that is confusion, and its size is no property of the class.
-    """
-    unit = result.unit
-    of_unit = held_out.labels != unit.target if unit.source is None else held_out.labels == unit.source
-    rows = np.flatnonzero(of_unit)[:most]
-    success = None
-    if len(rows) and result.found:
-        trigger = Trigger.kept(unit.target, result.trigger, unit.source)
-        answers = subject.predict(trigger.apply(held_out.images[rows])).argmax(1)
-        success = float((answers == unit.target).mean())
-    size = (Measurement(statistic, result.cost),) if result.found and not result.unneeded else ()
-    return as_found(result, size, held_out_success=success, held_out=len(rows))
-
-
-def as_found(result: UnitResult, measurements: tuple[Measurement, ...], **different: Any) -> UnitEvidence:
-    """A finished unit as evidence, as the search left it and not validated; `different` are fields that a detector knows better."""
-    left = UnitEvidence(
-        unit=result.unit,
-        measurements=measurements,
-        found=result.found,
-        converged=result.converged,
-        steps=result.steps,
-        search_success=result.success,
-        held_out_success=None,
-        held_out=0,
-        trigger=result.trigger,
-        seconds=result.seconds,
-    )
-    return replace(left, **different)
-
-
 def present_classes(samples: Samples) -> set[int]:
     """The classes that have samples."""
     return {int(c) for c in np.unique(samples.labels)}
@@ -302,7 +266,10 @@ def search_with_references(
         name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, statistic, held_out, drawn_as=drawn_as
     )
     found = [replace(u, measurements=tuple(replace(m, search=terms) for m in u.measurements)) for u in searched]
-    return against_references(found, baselines, statistic) if baselines else found
+    if not baselines:
+        return found
+    compared = against_references(found, baselines, statistic)
+    return [transferred(u, at_hand.references, at_hand.held_out, held_out) for u in compared]
 
 
 def compared(views: Sequence[View], with_references: bool, nature: float) -> list[View]:

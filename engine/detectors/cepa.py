@@ -55,11 +55,11 @@ from onnxspect.engine.detectors.base import (
     Detector,
     Work,
     against_references,
-    as_found,
     compared,
     present_classes,
     rank,
 )
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import Search, measured

@@ -56,8 +56,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.converters.lowering.taps import cuts
-from onnxspect.engine.detectors.base import AtHand, Detector, as_found, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.detectors.shares import angle, angle_noise
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.detectors.trigger_bearing import foreign, shared_pixels

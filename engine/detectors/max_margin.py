@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.engine.detectors.base import AtHand, Detector, Work, as_found, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, search_units
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import gamma_order
 from onnxspect.engine.judge.measurement import measured

@@ -161,10 +161,10 @@ def scan(
                 return _detectors(name, (), training is not None, search, subject.classes, taps, perturb_at)
 
             left = budget - (time.perf_counter() - started)
-            made, able = within(
+            made, fitting = within(
                 left, preset, able, None if detectors else easier, checked.subject, search_samples, ledger, run
             )
-            able = [d for d in able if d.name in made.kept or d.name in logic]
+            able = [d for d in fitting if d.name in made.kept or d.name in logic]
             preset, left_out = made.preset, made.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
