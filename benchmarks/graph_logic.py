@@ -48,9 +48,10 @@ from onnxspect.engine.detectors.graph_logic import GraphLogic
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.onnx_model import _image_input
 from onnxspect.engine.subject.preprocessing import candidates
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, _image_input, as_scores
+from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores
 from onnxspect.engine.subject.unreached import Unreached, unreached
 from onnxspect.models import zoo
 

@@ -11,7 +11,7 @@ from onnxspect.cli.console import show_raw
 from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.engine.mitigation.graph_edit import without_additions
 from onnxspect.engine.report.document import as_json as to_json
-from onnxspect.engine.subject.subject import open_file
+from onnxspect.engine.subject.onnx_model import open_file
 
 
 @click.command("diff", epilog="Exit status: 0 the same, 1 they differ, 2 usage error, 4 failure.")

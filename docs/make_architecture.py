@@ -160,7 +160,7 @@ WALKS = {
         ),
         Place(
             "The graph is lowered to torch, up to its logits, and compared with onnxruntime.",
-            "engine/subject/subject.py",
+            "engine/subject/onnx_model.py",
             "open_onnx",
             "engine/subject/opening.py",
         ),

@@ -19,7 +19,7 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.bound_inputs import bound
 from onnxspect.converters.file.input_face import with_face
 from onnxspect.converters.file.onnx_file import Limits, check_onnx
-from onnxspect.engine.subject.subject import open_onnx
+from onnxspect.engine.subject.onnx_model import open_onnx
 
 SIDE, CLASSES, FEATURES = 12, 5, 96
 F = TensorProto.FLOAT

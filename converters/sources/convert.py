@@ -18,8 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,16 +33,15 @@ from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
 from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
 from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, guarded
-from onnxspect.converters.sandbox.safe_open import open_regular
 from onnxspect.converters.sources.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
 from onnxspect.converters.sources.formats import FORMATS, Format, brought_in, detect
-from onnxspect.converters.text import printable, readable_bytes
+from onnxspect.converters.sources.source_digest import source_digest
+from onnxspect.converters.text import printable
 from onnxspect.converters.whole import write_whole
 
 __all__ = ["Conversion", "ConvertLimits", "Parity", "convert", "sidecar_path"]
 
 _MAX_CLASSES = 100_000
-_MAX_FILES = 100_000  # in a SavedModel or checkpoint folder
 
 
 def convert(
@@ -302,46 +299,6 @@ def compare(
     )
 
 
-def source_digest(source: Path, limit: int) -> str:
-    """SHA-256 of a file, or over the names and digests of a folder's files.
-
-    Raises:
-        OnnxspectError: if it is larger than `limit` bytes, or a folder holds a link or anything but files and folders.
-    """
-    if not source.is_dir():
-        return _file_digest(source, limit)[0]
-    digest = hashlib.sha256()
-    left = limit
-    for path in _tree(source):
-        one, size = _file_digest(path, left)
-        left -= size
-        digest.update(f"{one}  {path.relative_to(source).as_posix()}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-def _tree(folder: Path) -> list[Path]:
-    files: list[Path] = []
-    folders = [folder]
-    while folders:
-        try:
-            entries = sorted(os.scandir(folders.pop()), key=lambda e: e.name)
-        except OSError as error:
-            raise caused_by(error, f"{printable(str(folder), 200)}: cannot be read: {error.strerror}") from None
-        for entry in entries:
-            mode = entry.stat(follow_symlinks=False).st_mode
-            path = Path(entry.path)
-            if stat.S_ISDIR(mode):
-                folders.append(path)
-            elif stat.S_ISREG(mode):
-                files.append(path)
-            else:
-                kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a file"
-                raise OnnxspectError(f"{printable(str(path), 200)}: is {kind}, inside a model's folder")
-            if len(files) > _MAX_FILES:
-                raise OnnxspectError(f"{printable(str(folder), 200)}: more than {_MAX_FILES} files")
-    return sorted(files)
-
-
 def _one_message(file: OnnxFile, shown: str) -> bytes:
     """The model with all its data in one file.
 
@@ -355,21 +312,6 @@ def _one_message(file: OnnxFile, shown: str) -> bytes:
             f"{shown}: too large for one ONNX file, which ends at 2 GiB",
             "an ONNX model with external data needs no conversion: scan and patch take it as it is",
         ) from None
-
-
-def _file_digest(path: Path, limit: int) -> tuple[str, int]:
-    digest = hashlib.sha256()
-    size = 0
-    with os.fdopen(open_regular(path), "rb") as file:
-        while chunk := file.read(1 << 22):
-            size += len(chunk)
-            if size > limit:
-                raise OnnxspectError(
-                    f"{printable(str(path), 200)}: larger than the limit of {readable_bytes(limit)}",
-                    "raise the size limit",
-                )
-            digest.update(chunk)
-    return digest.hexdigest(), size
 
 
 def _facts(run: GuardedRun) -> dict[str, Any]:

@@ -53,11 +53,12 @@ from onnxspect.engine.subject.activations import TrainingSet, activations, file_
 from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.finished_scan import FinishedScan
+from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import Trigger
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)

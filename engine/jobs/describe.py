@@ -17,10 +17,10 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data, samples_from
+from onnxspect.engine.subject.onnx_model import OpenedModel, infinite
 from onnxspect.engine.subject.opening import Model, open_file_of
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.referee import made_samples, rulings
-from onnxspect.engine.subject.subject import OpenedModel, infinite
 
 #: Channels, height and width that a second opinion takes where the file leaves them open.
 _OPEN = (3, 64, 64)

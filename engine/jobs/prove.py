@@ -26,12 +26,13 @@ from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data
+from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, check_order, preflight
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
 
 

@@ -33,9 +33,10 @@ from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.class_scores import of_output
 from onnxspect.engine.subject.file_classifier import FileClassifier
+from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, open_file
+from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.engine.trigger import UNTARGETED, Aimed
 
 #: Standard errors by which what is measured on a few samples may miss its goal by chance: one-sided 95 %.

@@ -28,8 +28,9 @@ from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.memory import in_parts
+from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject, open_file
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: Operators after which a layer is complete: activations, poolings, and what joins the branches of a block.
 _ENDS = frozenset(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.subject.onnx_model import OpenedModel, open_onnx
 from onnxspect.engine.subject.preprocessing import candidates
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import OpenedModel, Subject, open_onnx
+from onnxspect.engine.subject.subject import Subject
 
 #: Images on which outputs are compared: of two that classify, the better one is told from 100 on; embeddings are at chance.
 TRIAL = 128

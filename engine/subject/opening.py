@@ -34,8 +34,9 @@ from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.file_facts import class_list
 from onnxspect.engine.subject.heads import at, likeliest
+from onnxspect.engine.subject.onnx_model import OpenedModel, open_file, open_onnx
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, OpenedModel, Subject, open_file, open_onnx
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 ACCEPTED = "the path of a model file, the bytes of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a Keras model, a Subject"
 #: What errors and reports call a model that came without a file.

@@ -14,8 +14,9 @@ from tolerances import NETWORK_32, SUM_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.class_scores import ModelView
+from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.opening import open_model
-from onnxspect.engine.subject.subject import Subject, open_file
+from onnxspect.engine.subject.subject import Subject
 
 IMAGES = quadrant_images(4).images
 
