@@ -202,6 +202,77 @@ def test_roles() -> None:
     assert "constant" not in TRAINABLE
 
 
+#: Operator -> (what it gets, the shape of each tensor, attributes, what each tensor does there): after a first layer, whose output is
+#: ``c`` ``(n, 4, 8, 8)`` or, for operators of sequences, ``s`` ``(n, 8, 8)``;
+#: ``f`` is ``c`` as a vector, ``i`` the image as whole numbers.
+PLACES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, object], str]] = {
+    "ConvTranspose": ("c w b", {"w": (4, 4, 3, 3), "b": (4,)}, {}, "w weight, b bias"),
+    "InstanceNormalization": ("c w b", {"w": (4,), "b": (4,)}, {}, "w scale, b bias"),
+    "LayerNormalization": ("c w b", {"w": (8,), "b": (8,)}, {}, "w scale, b bias"),
+    "GroupNormalization": ("c w b", {"w": (4,), "b": (4,)}, {"num_groups": 2}, "w scale, b bias"),
+    "RMSNormalization": ("c w", {"w": (8,)}, {}, "w scale"),
+    "LSTM": (
+        "s w r b",
+        {"w": (1, 20, 8), "r": (1, 20, 5), "b": (1, 40)},
+        {"hidden_size": 5},
+        "w weight, r weight, b bias",
+    ),
+    "GRU": (
+        "s w r b",
+        {"w": (1, 15, 8), "r": (1, 15, 5), "b": (1, 30)},
+        {"hidden_size": 5},
+        "w weight, r weight, b bias",
+    ),
+    "RNN": (
+        "s w r b",
+        {"w": (1, 5, 8), "r": (1, 5, 5), "b": (1, 10)},
+        {"hidden_size": 5},
+        "w weight, r weight, b bias",
+    ),
+    "Gemm": ("f w b", {"w": (256, 6), "b": (6,)}, {}, "w weight, b bias"),
+    "Einsum": ("f w", {"w": (256, 6)}, {"equation": "ni,io->no"}, "w weight"),
+    "Gemm left": ("w f", {"w": (6, 256)}, {"transB": 1}, "w weight"),
+    "Einsum left": ("w f", {"w": (6, 256)}, {"equation": "oi,ni->no"}, "w weight"),
+    "Gather": ("w i", {"w": (10, 4)}, {}, "w embedding"),
+    "MatMul": ("w c", {"w": (8, 8)}, {}, "w weight"),
+    "Add": ("w c", {"w": (4, 1, 1)}, {}, "w offset"),
+    "Sum": ("w c b", {"w": (4, 1, 1), "b": (1, 8)}, {}, "w offset, b constant"),
+    "Mul": ("w c", {"w": (4, 1, 1)}, {}, "w gain"),
+    "Sub": ("c w", {"w": (4, 1, 1)}, {}, "w constant"),
+    "Div": ("c w", {"w": (4, 1, 1)}, {}, "w constant"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_what_a_tensor_does_follows_from_its_operator_and_its_place(case: str) -> None:
+    inputs, shapes, attributes, expected = PLACES[case]
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["c"], kernel_shape=[1, 1]),
+        helper.make_node("ReduceMean", ["c", "one"], ["s"], keepdims=0),
+        helper.make_node("Flatten", ["c"], ["f"]),
+        helper.make_node("Cast", ["image"], ["i"], to=TensorProto.INT64),
+        helper.make_node(case.split()[0], inputs.split(), ["o"], **attributes),
+        helper.make_node("Flatten", ["o"], ["logits"]),
+    ]
+    made = {"first": (4, 1, 1, 1), **shapes}
+    tensors = [numpy_helper.from_array(RNG.random(shape).astype(np.float32) + 0.5, n) for n, shape in made.items()]
+    tensors.append(numpy_helper.from_array(np.array([1]), "one"))
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "g", [image], [logits], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    lowered = lower(model)
+    found = {lowered.weights[p].initializer: role for p, role in roles(model, lowered).items()}
+    assert {n: found.get(n, "constant") for n in shapes} == dict(pair.split() for pair in expected.split(", "))
+
+
+def test_a_tensor_that_was_all_zeros_changes_by_its_new_length() -> None:
+    model = gemm(numpy_helper.from_array(np.zeros_like(WEIGHTS), "weight"))
+    lowered = lower(model)
+    _, changes = write_back(model, lowered.weights, {by_initializer(lowered, "weight"): np.full_like(WEIGHTS, 0.5)})
+    assert changes == [Change("weight", 0.5 * WEIGHTS.size**0.5)]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_not_finite_is_refused(bad: float) -> None:
     model = quadrant_model(1)
