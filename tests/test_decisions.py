@@ -47,3 +47,24 @@ def test_every_file_that_points_to_the_page_has_an_entry() -> None:
     assert pointing <= named
     assert all((ROOT / file).is_file() for file in named)
     assert len(ENTRIES) > 50
+
+
+def fractions() -> list[tuple[str, str]]:
+    """(file, names) of what the rooms that lead to a result assign a floating-point number to, or several at once."""
+    found = []
+    for room in ("judge", "detectors", "search", "mitigation", "cleansing", "certification", "subject"):
+        for path in sorted((ROOT / "engine" / room).glob("*.py")):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant | ast.Tuple):
+                    values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
+                    if any(isinstance(v, ast.Constant) and isinstance(v.value, float) for v in values):
+                        found.append((str(path.relative_to(ROOT)), ast.unparse(node.targets[0]).strip("()")))
+    return found
+
+
+def test_every_threshold_of_the_rooms_that_lead_to_a_result_has_an_entry() -> None:
+    """Whole numbers are sizes and limits, most of them; those that decide have entries too, and a reader judges which."""
+    known = {(file, names) for file, names, _, _ in ENTRIES}
+    found = fractions()
+    assert [one for one in found if one not in known] == []
+    assert len(found) > 80
