@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxspect.cli import budget, exit_status
+from onnxspect.cli.former_spellings import understood
 from onnxspect.converters.errors import unwritable
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
     """
     escape_what_lacks()
-    given = sys.argv[1:] if arguments is None else arguments
+    given = understood(sys.argv[1:] if arguments is None else arguments)
     status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
         sys.stdout.flush()
@@ -147,13 +148,13 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     Raises:
         KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    given = understood(sys.argv[1:] if arguments is None else arguments)
     start_ahead(given)
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
         if level is not None:
             _check(level, given)
-        result: Any = cli.main(args=arguments, prog_name="onnxspect", standalone_mode=False)
+        result: Any = cli.main(args=given, prog_name="onnxspect", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:

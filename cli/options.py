@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 import click
 
 from onnxspect.cli.console import Progressing
+from onnxspect.cli.former_spellings import WAYS
 from onnxspect.cli.json_lines import JsonLines
 from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import OnnxspectError
@@ -126,12 +127,11 @@ class _Way(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, Resize):
             return value
-        if value in ("try", "crop", "stretch"):
+        if value in WAYS:
             return Resize(value)
         if str(value).isdecimal() and int(value) > 0:
             return Resize("crop", int(value))
-        said = f"{value!r} is no number of pixels, crop or stretch (what follows --resize is taken for one)"
-        return self.fail(said, param, ctx)
+        return self.fail(f"{value!r} is no number of pixels, crop or stretch", param, ctx)
 
 
 _CLASSES = click.option(
