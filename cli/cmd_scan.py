@@ -52,6 +52,13 @@ from onnxspect.engine.subject.subject import InputSpec
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
 )
 @click.option(
+    "--shelf",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    hidden=True,  # a scan of many models gives it to each (cli/many.py)
+    help="Finished references (`onnxspect references`), which are only read.",
+)
+@click.option(
     "--prior",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=PRIOR,
@@ -83,6 +90,7 @@ def command(
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
+    shelf: Path | None,
     prior: float,
     form: str | None,
     as_json: bool,
@@ -126,7 +134,7 @@ def command(
     run = options.run_context(device, seed, quiet, progress)
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
-        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior, shelf=shelf,
     )  # fmt: skip
     accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
     put(result.report, result.folder, form, files, accepted)

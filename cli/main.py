@@ -29,6 +29,7 @@ COMMANDS = {
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
     "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
+    "references": ("cmd_references", "Make what many scans of the same data are compared with, once."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
     "view": ("cmd_view", "Show the pages of a folder of runs in a browser, and compare two."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),

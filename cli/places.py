@@ -37,7 +37,9 @@ ROLES: dict[str, dict[str, str]] = {
         "out": FOLDER,
         "outputs": OUTPUT,
         "policy_file": POLICY,
+        "shelf": READ,
     },
+    "references": {"classes": READ, "request": READ, "data": DATA, "train": DATA, "out": FOLDER},
     "convert": {"source": MODEL, "output": OUTPUT},
     "info": {"model": MODEL, "data": DATA},
     "patch": {
@@ -77,7 +79,13 @@ ROLES: dict[str, dict[str, str]] = {
 #: `--classes` is a file or the names themselves; names are no path that exists, so nothing is opened for them.
 OR_WORDS = frozenset({"classes"})
 #: Folders that a command writes into where no option says another.
-DEFAULT_FOLDERS = {"scan": "runs", "cleanse": "cleansed", "certify": "certificate", "demo": "demo"}
+DEFAULT_FOLDERS = {
+    "scan": "runs",
+    "cleanse": "cleansed",
+    "certify": "certificate",
+    "references": "references",
+    "demo": "demo",
+}
 #: Beside a model that holds so many things, data files are not looked for.
 _MOST_BESIDE = 20_000
 TABLE = Path(__file__).with_name("arguments.json")
