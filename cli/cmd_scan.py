@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -20,9 +22,54 @@ from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _only_one(context: click.Context, _: click.Parameter, given: tuple[Path, ...]) -> Path | None:
+    """The model; where there are several, it is many.py's work."""
+    if len(given) != 1 and not context.resilient_parsing:
+        raise click.UsageError(f"{len(given)} models where one is scanned")
+    return given[0] if given else None
+
+
+def _many_options(command: Command) -> Command:
+    """What makes it a scan of many, of one model too; cli/many.py reads them."""
+    for option in (
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            expose_value=False,
+            help="Scan them on this Ray cluster (onnxspect[ray]); auto takes the one at hand.",
+        ),
+        click.option(
+            "--no-cache",
+            is_flag=True,
+            expose_value=False,
+            help="Take nothing from earlier scans of many, and keep nothing for later ones.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            expose_value=False,
+            help="Where scans of many keep what they share and know.  [default: the user's cache folder]",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            help="Scan so many at a time.  [default: by cores, GPUs and memory]",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 @click.command("scan", epilog=exit_status.HELP)
-@options.MODEL
+@click.argument(
+    "model", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="MODEL...", callback=_only_one
+)
 @options.view
 @click.option(
     "--data",
@@ -75,6 +122,7 @@ from onnxspect.engine.subject.subject import InputSpec
     "inconclusive]",
 )
 @click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
+@_many_options
 @options.PROGRESS
 @options.preprocessing_options
 @options.reading_options
@@ -105,7 +153,7 @@ def command(
     seed: int,
     quiet: bool,
 ) -> int:
-    """Look for backdoors in the ONNX file MODEL and say how sure it is.
+    """Look for backdoors in the ONNX file MODEL and say how sure it is; or in many: files, folders, patterns, lists of them.
 
     The report goes to stdout, and to files with -o; triggers and charts go to the run folder as pictures. A scan that was
     interrupted resumes when the same command is given again.
@@ -114,6 +162,7 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
       onnxspect scan model.onnx --data clean.npz -o report.html -o report.sarif --fail-on backdoored
+      onnxspect scan models/ more/*.onnx --data clean.npz --out runs
     """
     if exit_zero and fail_on not in (None, policy.NEVER):
         raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")

@@ -11,6 +11,7 @@ import pytest
 from onnxspect.cli import budget, places
 from onnxspect.cli.main import COMMANDS, cli
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.engine.fleet import machine
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -59,7 +60,7 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_the_default_memory_is_of_this_machine() -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < budget.default_memory() <= 0.75 * physical
+    assert 0 < machine.usable_memory() <= 0.75 * physical
 
 
 def test_what_a_worker_may_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
