@@ -29,6 +29,34 @@ _MOST_FILES = 2_000_000
 _LIBRARIES = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "scikit-learn", "pillow")
 
 
+def model_files(path: Path) -> list[Path]:
+    """The files of a model: itself with what it names beside itself, or all in its folder.
+
+    Raises:
+        OnnxspectError: it cannot be read.
+    """
+    if path.is_dir():
+        return files_of_folder(path)
+    named = sorted({*_external(path), path.name + ".json"})
+    return [path, *(path.parent / name for name in named if (path.parent / name).is_file())]
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files of samples: all in their folder, or the file; of one that may name others, also what lies beside it.
+
+    Raises:
+        OnnxspectError: it cannot be read.
+    """
+    if path.is_dir() or not path.name.lower().endswith(_WHOLE):
+        return files_of_folder(path if path.is_dir() else path.parent)
+    return [path]
+
+
+def files_of_folder(folder: Path) -> list[Path]:
+    """All regular files beneath a folder that are not hidden; none where there is no folder."""
+    return [path for _, path in _beneath(folder)]
+
+
 def model_digest(path: Path) -> str:
     """Of a model: a file with what it names beside itself, or a folder with all that is in it.
 
@@ -37,10 +65,9 @@ def model_digest(path: Path) -> str:
     """
     if path.is_dir():
         return _together(_beneath(path))
-    own = _of_file(path)
-    named = sorted({*_external(path), path.name + ".json"})
-    beside = [(name, path.parent / name) for name in named if (path.parent / name).is_file()]
-    return _together([("", path), *beside]) if beside else own
+    own, *beside = model_files(path)
+    named = _together((os.path.relpath(p, path.parent), p) for p in beside)
+    return of_text(_of_file(own), named) if beside else _of_file(own)
 
 
 def data_digest(path: Path) -> str:
@@ -73,14 +100,8 @@ def version_digest() -> str:
     entries = [e for name in groups for e in metadata.entry_points(group=name)]
     plugins = {f"{e.dist.name} {e.dist.version}" for e in entries if e.dist is not None}
     digest.update("\n".join(sorted(plugins)).encode())
-    import onnxspect
-
-    roots = [Path(root) for root in onnxspect.__path__]
-    tops = [
-        Path(__file__).parents[1],
-        Path(__file__).parents[2] / "converters",
-    ]  # an editable install has them elsewhere
-    for root in (*roots, *tops):
+    engine = Path(__file__).parents[1]
+    for root in (engine, engine.parent / "converters"):
         for name, file in _beneath(root):
             if file.suffix in (".py", ".json") and "__pycache__" not in file.parts:
                 digest.update(f"{name}\0{_of_file(file)}\n".encode())

@@ -35,7 +35,7 @@ from onnxspect.engine.run_folder import REFERENCES, REQUEST
 #: Options of a scan, name -> values, or () for a flag.
 Options = Mapping[str, tuple[str, ...]]
 #: Tries of a command that is killed before it finished anything new; and of any, for what a worker finished it says itself.
-TRIES, MOST_TRIES = 3, 50
+TRIES, MOST_TRIES = 3, 25
 #: Seconds after which a folder that another process holds is tried again.
 _BUSY_SECONDS = 10.0
 #: Options that the making of references takes too.
@@ -185,7 +185,9 @@ class Fleet:
             raise unwritable(out, error, "choose another --out", "cannot be made a folder") from error
         self.scans, self.out = scans, out
         self._cache, self._executor, self._watching = cache, executor, watching or Watching()
-        self._by_key = {s.key: s for s in reversed(scans)}
+        self._by_key: dict[str, Scan] = {}
+        for scan in scans:
+            self._by_key.setdefault(scan.key, scan)
         self._groups: dict[str, _Group] = {}
         self._pending: deque[str] = deque()
         self._held: dict[str, deque[str]] = {}

@@ -111,17 +111,17 @@ def run(
     (device,) = common.get("device") or ("auto",)
     size = Size.of(usable_memory(), jobs, device)
     common = {"max-memory": (str(size.memory_bytes),)} | dict(common)
-    with executor_for(size, ray) as executor:
+    with executor_for(size, ray, device) as executor:
         scans = list(planned(wanted, common, size.threads))
         fleet = Fleet(scans, out, cache, executor, watching)
         results = fleet.run()
     return [Scanned(s.wanted.path, r.outcome, r.cause, r, fleet.folder(r)) for s, r in zip(scans, results, strict=True)]
 
 
-def executor_for(size: Size, ray: str) -> AbstractContextManager[Executor]:
+def executor_for(size: Size, ray: str, device: str) -> AbstractContextManager[Executor]:
     """Who carries the scans out."""
     if not ray:
         return nullcontext(LocalProcesses(size))
     from onnxspect.engine.fleet.on_ray import on_ray
 
-    return on_ray(ray, size)
+    return on_ray(ray, size, device)

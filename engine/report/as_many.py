@@ -69,16 +69,11 @@ def table(document: dict[str, Any]) -> RenderableType:
     """For a terminal: a row a model, those first that matter."""
     seen = all_visible(document)
     made = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("model", "left"),
-        ("outcome", "left"),
-        ("p", "right"),
-        ("leads to", "left"),
-        ("why", "left"),
-    ):
-        made.add_column(
-            name, justify=justify, overflow="fold" if name == "model" else "ellipsis", no_wrap=name == "why"
-        )  # type: ignore[arg-type]
+    made.add_column("model", overflow="fold")
+    made.add_column("outcome")
+    made.add_column("p", justify="right")
+    made.add_column("leads to")
+    made.add_column("why", overflow="ellipsis", no_wrap=True)
     for row in seen["scans"][:MOST_ROWS]:
         p = "" if row["p_value"] is None else f"{row['p_value']:.2g}"
         outcome = Text(row["outcome"] + (" (accepted)" if row["accepted"] else ""), OUTCOMES[row["outcome"]][1])

@@ -40,7 +40,7 @@ def test_default_folders_are_those_of_the_commands() -> None:
 
 def test_a_command_line_is_read_without_the_command() -> None:
     given = places.parsed("scan", ["m.onnx", "--data", "d", "--tap", "a", "--tap", "b", "-q", "--max-memory", "2G"])
-    assert (given["model"], given["data"], given["taps"], given["quiet"]) == ("m.onnx", "d", ("a", "b"), True)
+    assert (given["model"], given["data"], given["taps"], given["quiet"]) == (("m.onnx",), "d", ("a", "b"), True)
     assert budget.limits("scan", given) == budget.Limits(2 << 30, budget.LONG_SECONDS, False)
     for wrong in (
         [],  # no model; samples may be named by a policy
