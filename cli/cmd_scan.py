@@ -10,6 +10,7 @@ import click
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
@@ -71,15 +72,13 @@ def _many_options(command: Command) -> Command:
     "model", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="MODEL...", callback=_only_one
 )
 @options.view
-@click.option(
+@path_option(
     "--data",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="Clean samples: an npz with images and labels, or a folder of images by class.  [required, but for a policy with data]",
 )
-@click.option(
+@path_option(
     "--train",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
 )
@@ -95,9 +94,7 @@ def _many_options(command: Command) -> Command:
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
 @click.option("--perturb-at", default="", metavar="NAME", help="Perturb this inner value, not the pixels (cepa).")
-@click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
-)
+@path_option("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]")
 @click.option(
     "--shelf",
     type=click.Path(path_type=Path),

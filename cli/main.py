@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxspect.cli import budget, exit_status
+from onnxspect.cli.former_spellings import understood
 from onnxspect.converters.errors import unwritable
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ COMMANDS = {
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 
-#: Those that open a stranger's ONNX file, in a child process.
+#: Those that open an untrusted ONNX file, in a child process.
 _OPENING = frozenset(("scan", "info", "patch", "verify", "demo"))
 
 
@@ -81,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
     """
     escape_what_lacks()
-    given = sys.argv[1:] if arguments is None else arguments
+    given = understood(sys.argv[1:] if arguments is None else arguments)
     status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
         sys.stdout.flush()
@@ -163,7 +164,7 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     Raises:
         KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    given = understood(sys.argv[1:] if arguments is None else arguments)
     many = _of_many(given)
     if not many:
         start_ahead(given)
@@ -173,7 +174,7 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
             _check(level, given)
         if many:
             return _scan_many(given)
-        result: Any = cli.main(args=arguments, prog_name="onnxspect", standalone_mode=False)
+        result: Any = cli.main(args=given, prog_name="onnxspect", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:

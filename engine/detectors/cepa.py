@@ -59,6 +59,7 @@ from onnxspect.engine.detectors.base import (
     present_classes,
     rank,
 )
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import Search, measured
@@ -266,23 +267,13 @@ class Cepa(Detector):
             if self.form == "consensus":
                 delta, success = _shrunk(tap, images, delta, result.unit.target, self.search.success)
             shift, statistics = _statistics(tap, images, delta)
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=success,
-            held_out_success=None,
-            held_out=0,
-            trigger={
-                "mu": shift,
-                "delta": delta.mean(0),
-                "example": images[0].astype(np.float32),
-                "example_perturbed": (images[0] + delta[0]).astype(np.float32),
-            },
-            seconds=result.seconds,
-        )
+        kept = {
+            "mu": shift,
+            "delta": delta.mean(0),
+            "example": images[0].astype(np.float32),
+            "example_perturbed": (images[0] + delta[0]).astype(np.float32),
+        }
+        return as_found(result, measured(**statistics), search_success=success, trigger=kept)
 
     def _validated(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
         """The units, the front-runners with the success of their mu on unseen images."""
@@ -344,7 +335,7 @@ class Cepa(Detector):
         """(mu, mean norm of the deltas) of the unit's search gone on as far as `strength` says."""
         measurement = unit.measurement("delta_norm")
         if measurement is None:
-            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to carry over")
+            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to validate")
         size = measurement.value
         if self.form == "paper":
             return unit.trigger["mu"], size

@@ -47,9 +47,11 @@ from onnxspect.engine.detectors.base import (
     compared,
     front_and_random,
     most_suspicious_of_each_target,
-    present_classes,
+    one_class,
     rank,
     search_with_references,
+    targets_and_sources,
+    with_values,
 )
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
@@ -117,15 +119,14 @@ class NeuralCleanse(Detector):
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search all classes and measure each trigger on samples that the search never saw."""
-        present = present_classes(at_hand.search_samples)
-        targets = [t for t in at_hand.targets if present - {t}]
+        targets, sources = targets_and_sources(at_hand)
         if not targets:
-            return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
+            return one_class(NAME)
         units = [Unit(t) for t in targets]
         raced = len(units) > max(self.most_full, self.front + self.random)
         found = self._raced(at_hand, units) if raced else self._judged(at_hand, units, Search.FULL)
         if self.pairs:
-            found += self._pairs(at_hand, targets, sorted(present), found)
+            found += self._pairs(at_hand, targets, sources, found)
         found += shared_trigger(
             NAME, at_hand, ReachTarget(self.perturbation), self.search, "l1", drawn_as=NAME, held_out=self.held_out
         )
@@ -136,8 +137,7 @@ class NeuralCleanse(Detector):
         ]
         views = compared(views, bool(at_hand.references), 2 * NATURE)
         settings = self.settings() | ({"references": len(at_hand.references)} if at_hand.references else {})
-        judged = tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in found))
-        return Evidence(NAME, settings, "l1", "l1", "low", tuple(found), judged, self.traits)
+        return Evidence(NAME, settings, "l1", "l1", "low", tuple(found), with_values(views, found), self.traits)
 
     def _judged(
         self,

@@ -66,6 +66,11 @@ class Ended:
         lines = [line for line in self.said.splitlines() if line.strip()]
         return printable(said or (lines[-1] if lines else f"ended with status {self.status}"), 400)
 
+    @property
+    def said_why(self) -> bool:
+        """Whether it said itself what stopped it."""
+        return bool(self._own())
+
     def _own(self) -> list[str]:
         return [line for line in self.said.splitlines() if line.startswith("onnxspect: ")]
 

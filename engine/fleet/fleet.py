@@ -331,7 +331,8 @@ class Fleet:
         elif (ended.killed or _BUSY in ended.said) and self._may_try(scan.key, folder, ended):
             self._watching.again(scan, ended.cause)
         else:
-            outcome = FAILED if ended.killed else _OUTCOME.get(ended.status, FAILED)
+            # A Python that could not even begin ends with 1 too; a command of ours says why it ended.
+            outcome = FAILED if ended.killed or not ended.said_why else _OUTCOME.get(ended.status, FAILED)
             cause = ended.cause if ended.status else "it ended without a report"
             name = scan.name if folder.is_dir() else ""
             self._finish(

@@ -18,9 +18,8 @@ from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.graph_logic import GraphLogic
-from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
-from onnxspect.engine.jobs.budget import Plan, in_words, measure_speed, plan
+from onnxspect.engine.jobs.budget import within
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.choice import SEARCH_SHARE, settings_of, wanted_detectors
 from onnxspect.engine.jobs.references import Request, Shelf, reference_fingerprint
@@ -41,15 +40,13 @@ from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
-from onnxspect.engine.subject.reference import COUNT, can_train, train_references
+from onnxspect.engine.subject.reference import can_train, train_references
 from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.subject.unreached import unreached
 
-#: The ledger's name for what was planned with a budget.
-_PLAN = "plan"
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
@@ -169,15 +166,16 @@ def scan(
         too_few = _sufficient(counts, run, samples.path, forced)
         left_out: list[Skipped] = []
         if budget is not None:
-            easier = [] if detectors else list(PRESETS)[: list(PRESETS).index(preset)]
-            options = [(preset, able)] + [
-                (p, wanted_detectors(p, (), training is not None, search, subject.classes, taps, perturb_at))
-                for p in reversed(easier)
-            ]
+
+            def easier(name: str) -> Sequence[Detector]:
+                return wanted_detectors(name, (), training is not None, search, subject.classes, taps, perturb_at)
+
             left = budget - (time.perf_counter() - started)
-            planned = _planned(left, options, checked.subject, search_samples, ledger, run)
-            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept or d.name in logic]
-            preset, left_out = planned.preset, planned.skipped()
+            made, fitting = within(
+                left, preset, able, None if detectors else easier, checked.subject, search_samples, ledger, run
+            )
+            able = [d for d in fitting if d.name in made.kept or d.name in logic]
+            preset, left_out = made.preset, made.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         of_references = reference_fingerprint(
@@ -234,32 +232,6 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
         return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
-
-
-def _planned(
-    seconds: float,
-    options: Sequence[tuple[str, Sequence[Detector]]],
-    subject: Subject,
-    samples: Samples,
-    ledger: Ledger,
-    run: RunContext,
-) -> Plan:
-    """What fits into the seconds that are left; what an interrupted part of the scan has planned already stays.
-
-    Raises:
-        InconclusiveError: nothing does.
-    """
-    known = ledger.fact(_PLAN)
-    if known is not None:
-        return Plan.from_json(known)
-    references = COUNT if can_train(subject, samples) else 0
-    made = plan(seconds, options, measure_speed(subject, samples, run, references > 0), subject, samples, references)
-    run.observer.notice(
-        f"the budget holds {made.preset}: about {in_words(made.expected)} of searching"
-        + (f", without {', '.join(made.left_out)}" if made.left_out else "")
-    )
-    ledger.set_fact(_PLAN, made.as_json())
-    return made
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:

@@ -182,7 +182,7 @@ def test_a_model_that_asks_for_nonsense_costs_the_others_nothing(
             (job.out / REQUEST).write_text(json.dumps(request))
             return Ended(4, "onnxspect: its references are still to be made\n", 0.1)
         if job.model is not None and job.model.stem == "a":
-            return Ended(1, "", 0.1)  # a false status, without a report
+            return Ended(1, "onnxspect: hostile\n", 0.1)  # a false status, without a report
         return None
 
     executor = InThisProcess(before=before)
