@@ -46,12 +46,17 @@ def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mappi
         if not any(n in computed for n in node.all_input_nodes):
             continue
         others = {n: one[n] for n in node.all_input_nodes if n not in computed and n in one}
-        if any(isinstance(v, Tensor) and n in needed and n not in program.constants and not _fixed(n) for n, v in others.items()):
+        if any(
+            isinstance(v, Tensor) and n in needed and n not in program.constants and not _fixed(n)
+            for n, v in others.items()
+        ):
             continue  # sizes and data in one: looked at where the size became data
         values = []
         try:
             for i in range(len(_SIZES)):
-                args, kwargs = operands(node, {**others, **{n: computed[n][i] for n in node.all_input_nodes if n in computed}})
+                args, kwargs = operands(
+                    node, {**others, **{n: computed[n][i] for n in node.all_input_nodes if n in computed}}
+                )
                 values.append(node.target(*args, **kwargs))  # type: ignore[operator]
         except Exception:  # no such batch
             continue

@@ -46,7 +46,12 @@ class Disguise:
 
     def observe(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep one value."""
-        if node in self.between and isinstance(result, Tensor) and node.op != "placeholder" and 0 < result.numel() <= _FEW:
+        if (
+            node in self.between
+            and isinstance(result, Tensor)
+            and node.op != "placeholder"
+            and 0 < result.numel() <= _FEW
+        ):
             self.values.setdefault(node, []).append(result)
         return result
 
@@ -77,12 +82,16 @@ class Disguise:
                 if float((away[~of_class] == 0).double().mean()) < _MOST or not bool((away[of_class] > 0).any()):
                     continue
                 donor = values[int(torch.where(of_class, away, -torch.ones_like(away)).argmax())]
-                tries.append(Forced(node, lambda _, donor=donor: donor, note=(k, usual.reshape(donor.shape).to(donor.dtype))))  # type: ignore[misc]
+                tries.append(
+                    Forced(node, lambda _, donor=donor: donor, note=(k, usual.reshape(donor.shape).to(donor.dtype)))
+                )  # type: ignore[misc]
         if not tries:
             return []
         found = []
         for index, effect in led(program, logits, tries, clean).items():
             node, (k, usual) = tries[index].node, tries[index].note
             if effect.leads_to == k:
-                found.append(Disguised(node, effect, Place(node, torch.ones_like(usual, dtype=torch.bool), usual, "turned")))
+                found.append(
+                    Disguised(node, effect, Place(node, torch.ones_like(usual, dtype=torch.bool), usual, "turned"))
+                )
         return sorted(found, key=lambda d: self.between[d.node])

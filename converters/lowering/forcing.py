@@ -77,7 +77,11 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
             for which, make in enumerate((tries[t].make, *tries[t].controls), -1):
                 try:
                     value = make(env)
-                    after = plain[-1] if value is None else _answers_with(tries[t].node, value, behind[tries[t].node], env, logits)
+                    after = (
+                        plain[-1]
+                        if value is None
+                        else _answers_with(tries[t].node, value, behind[tries[t].node], env, logits)
+                    )
                 except Exception:  # an index out of range, a shape: what does not run leads nowhere
                     after = plain[-1]
                 answers.setdefault((t, which), []).append(after)
@@ -87,7 +91,8 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
         if best is None or best.share < LEADS:
             continue
         others = sorted(
-            0.0 if (o := _most(before, torch.cat(answers[t, c]))) is None else o.share for c in range(len(tries[t].controls))
+            0.0 if (o := _most(before, torch.cat(answers[t, c]))) is None else o.share
+            for c in range(len(tries[t].controls))
         )
         if not others or best.share >= BESIDE * others[len(others) // 2]:
             found[t] = best

@@ -46,7 +46,11 @@ class Indices:
 
     def __init__(self, between: Mapping[fx.Node, int]) -> None:
         self.between = between
-        self.wanted = {n for n in between if any(operator_of(producer(u)) in _INDEXED or operator_of(u) in _INDEXED for u in n.users)}
+        self.wanted = {
+            n
+            for n in between
+            if any(operator_of(producer(u)) in _INDEXED or operator_of(u) in _INDEXED for u in n.users)
+        }
         self.visited: dict[fx.Node, set[int]] = {}
         self.large: set[fx.Node] = set()
 

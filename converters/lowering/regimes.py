@@ -148,9 +148,7 @@ class Regimes:
 
     def ways(self, program: Program, logits: fx.Node, clean: Sequence[Tensor]) -> list[Way]:
         """Ways that no image takes and that lead to a class, in the graph's order."""
-        likely = {
-            (n, p): r for (n, p), r in self.ranges.items() if n not in self.failed and bool(r.one_way.any())
-        }
+        likely = {(n, p): r for (n, p), r in self.ranges.items() if n not in self.failed and bool(r.one_way.any())}
         if not likely:
             return []
         ranked = _ranked(program, logits, self.between, likely, clean[:_LISTENED])
@@ -266,7 +264,9 @@ def _only(node: fx.Node, x: Tensor, channel: int) -> Tensor:
     return mask
 
 
-def _rest(node: fx.Node, position: int, env: Mapping[fx.Node, Any], step: Tensor, straight: bool) -> tuple[Tensor, Tensor]:
+def _rest(
+    node: fx.Node, position: int, env: Mapping[fx.Node, Any], step: Tensor, straight: bool
+) -> tuple[Tensor, Tensor]:
     """(the value, what it differs by where an operand moves; less the linear continuation, where that is asked for)."""
     args, kwargs = operands(producer(node), env)
     x = args[position]

@@ -81,7 +81,9 @@ def _same(seen: Seen, node: fx.Node) -> bool:
     clean, altered = seen.distances[node]
     moved = max(seen.spread(n) for n in sources)
     noise = max(_noise(seen, node), _STILL * moved, *(_noise(seen, n) for n in sources))
-    return all(sorted(part)[int(share * (len(part) - 1))] <= noise for part, share in ((clean, MOST), (altered, 0.5)) if part)
+    return all(
+        sorted(part)[int(share * (len(part) - 1))] <= noise for part, share in ((clean, MOST), (altered, 0.5)) if part
+    )
 
 
 def _noise(seen: Seen, node: fx.Node) -> float:
@@ -92,7 +94,11 @@ def _noise(seen: Seen, node: fx.Node) -> float:
 def _tries(node: fx.Node, seen: Seen, env: Mapping[fx.Node, Any]) -> Iterator[Forced]:
     """What the value is made to be where a root is moved; of the nearest root that wakes it."""
     exact = not any(d for part in seen.distances[node] for d in part)
-    noise = 1e-30 if exact else max(10 * _noise(seen, node), *(_noise(seen, n) for n in node.all_input_nodes if n in seen.first))
+    noise = (
+        1e-30
+        if exact
+        else max(10 * _noise(seen, node), *(_noise(seen, n) for n in node.all_input_nodes if n in seen.first))
+    )
     waking = 0
     for moving, cone in _back(node, seen):
         reaches = {n: REACH * seen.spread(n) for n in moving if _is_float(env[n])}
@@ -106,16 +112,16 @@ def _tries(node: fx.Node, seen: Seen, env: Mapping[fx.Node, Any]) -> Iterator[Fo
             reaches: dict[fx.Node, float] = reaches,
             cone: list[fx.Node] = cone,
         ) -> Any:
-            changed = _Over({n: values[n] + size * reach * shape(values[n]) for n, reach in reaches.items() if reach}, values)
+            changed = _Over(
+                {n: values[n] + size * reach * shape(values[n]) for n, reach in reaches.items() if reach}, values
+            )
             for step in cone:
                 args, kwargs = operands(step, changed)
                 changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
             return changed[node]
 
         ways = {
-            far + name: (sign * (FAR if far else 1.0), shape)
-            for far in ("", "far ")
-            for name, sign, shape in _WAYS
+            far + name: (sign * (FAR if far else 1.0), shape) for far in ("", "far ") for name, sign, shape in _WAYS
         }
         try:
             little = max(distance(moved(env, s * SLIGHTLY), env[node]) for s in (1, -1))
@@ -143,7 +149,12 @@ def _is_float(value: Any) -> bool:
 
 
 #: How a root is moved: all of it alike, or its elements against each other.
-_WAYS = (("up", 1.0, torch.ones_like), ("down", -1.0, torch.ones_like), ("noise", 1.0, _uneven), ("other noise", -1.0, _uneven))
+_WAYS = (
+    ("up", 1.0, torch.ones_like),
+    ("down", -1.0, torch.ones_like),
+    ("noise", 1.0, _uneven),
+    ("other noise", -1.0, _uneven),
+)
 
 
 class _Over(dict[fx.Node, Any]):

@@ -188,9 +188,7 @@ def _mends(node: fx.Node, seen: Seen) -> bool:
         for user in at.users:
             if operator_of(user) == "Not":
                 waiting.append(user)
-            elif user.target is not torch.where or user.args[0] is not at or seen.shapes.get(user) != seen.shapes[node]:
-                return False
-            elif not any(isinstance(a, fx.Node) and a in tested for a in user.args[1:]):
+            elif user.target is not torch.where or user.args[0] is not at or seen.shapes.get(user) != seen.shapes[node] or not any(isinstance(a, fx.Node) and a in tested for a in user.args[1:]):
                 return False
     return True
 

@@ -55,7 +55,10 @@ class Cut:
         subject = given.subject
         clean = given.clean
         # What is awake and only stays on one side of something has no value to be frozen at.
-        asleep = [replace(d, place=d.frozen) if d.kind == "way" else d for d in unreached(subject, clean, given.run.seed).dormant]
+        asleep = [
+            replace(d, place=d.frozen) if d.kind == "way" else d
+            for d in unreached(subject, clean, given.run.seed).dormant
+        ]
         parts = [d for d in reversed(asleep) if d.place is not None]
         if not parts:
             raise OnnxspectError(

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule, group_size
 from onnxspect.converters.lowering.observation import producer
+from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program
 from onnxspect.converters.lowering.regimes import continued
 from onnxspect.converters.lowering.relaxed import Relaxed

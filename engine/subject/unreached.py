@@ -149,9 +149,12 @@ def _said(found: Dormant) -> str:
             f"{printable(found.node)} ({found.operator}) is the same on the clean images of all classes but {found.leads_to}, so that no "
             f"search reaches past it; made to be what it is on those, it leads {100 * found.moved:.0f} % of the others to that class"
         )
-    what = {"decision": "is the same decision", "value": "has the same value", "root": "has the same value", "units": "has units of the same value"}[
-        found.kind
-    ]
+    what = {
+        "decision": "is the same decision",
+        "value": "has the same value",
+        "root": "has the same value",
+        "units": "has units of the same value",
+    }[found.kind]
     return (
         f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
         f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"
