@@ -30,6 +30,7 @@ COMMANDS = {
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
     "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
+    "references": ("cmd_references", "Make what many scans of the same data are compared with, once."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
     "view": ("cmd_view", "Show the pages of a folder of runs in a browser, and compare two."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
@@ -110,7 +111,22 @@ def _opens_files(given: list[str]) -> bool:
         and given[0] != "view"
         and not {"-h", "--help"} & set(given)
         and sys.platform != "win32"
+        and not _of_many(given)
     )
+
+
+def _of_many(given: list[str]) -> bool:
+    """Whether it is a scan of many models: each is a command of its own (many.py)."""
+    if given[:1] != ["scan"] or {"-h", "--help"} & set(given):
+        return False
+    from onnxspect.cli import places
+    from onnxspect.engine.fleet.models import is_many
+
+    try:
+        values = places.parsed("scan", given[1:])
+    except click.ClickException:
+        return False  # the command itself says what is wrong
+    return is_many(values["model"]) or any(values[name] for name in ("jobs", "ray", "cache", "no_cache"))
 
 
 def _supervised(given: list[str]) -> int:
@@ -149,11 +165,15 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
         KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
     given = understood(sys.argv[1:] if arguments is None else arguments)
-    start_ahead(given)
+    many = _of_many(given)
+    if not many:
+        start_ahead(given)
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
         if level is not None:
             _check(level, given)
+        if many:
+            return _scan_many(given)
         result: Any = cli.main(args=given, prog_name="onnxspect", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -170,6 +190,16 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     except Exception as error:
         return _failed(error, given, memory_bytes)
     return result if isinstance(result, int) else exit_status.CLEAN
+
+
+def _scan_many(given: list[str]) -> int:
+    from onnxspect.cli import many
+
+    try:
+        return many.scan(given[1:])
+    except many.InterruptedScansError:
+        _complain("interrupted", "what is finished is kept; the same command goes on where it stopped")
+        return exit_status.FAILURE
 
 
 def _check(level: Level, given: list[str]) -> None:

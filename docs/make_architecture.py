@@ -40,6 +40,7 @@ class Room:
 ROOMS = (
     Room("onnxspect", ("the front door:", "names, fetched when first used"), ("onnxspect",), 1.5),
     Room("cli", ("options in, report out;", "supervisor and worker"), ("cli",), 1.5),
+    Room("engine/fleet", ("many models: what is known,", "who scans, what came of it"), ("engine/fleet",), 0.5),
     Room("engine/jobs", ("whole jobs: scan, patch, prove,", "cleanse, certify, describe"), ("engine/jobs",), 1.5),
     Room("engine/report", ("the JSON report, and", "what is drawn from it"), ("engine/report",), 2),
     Room("engine/cleansing", ("which training samples", "are poisoned"), ("engine/cleansing",), 1),
@@ -139,6 +140,8 @@ WHERE = (
     Place("the signature of a report", "engine/report/signature.py", "signed"),
     Place("the exit statuses", "cli/exit_status.py", "OF_VERDICT"),
     Place("how poisoned samples are named", "engine/jobs/cleanse.py", "cleanse"),
+    Place("how many models are scanned", "engine/fleet/fleet.py", "Fleet"),
+    Place("references that many models share", "engine/jobs/references.py", "search_references"),
     Place("certificates", "engine/certification/fixed.py", "certify_fixed"),
 )
 
@@ -150,7 +153,9 @@ WALKS = {
             "cli/cmd_scan.py",
             "command",
         ),
-        Place("The detectors of the preset are chosen.", "engine/detectors/registry.py", "chosen", _SCAN),
+        Place(
+            "The detectors of the preset are chosen.", "engine/detectors/registry.py", "chosen", "engine/jobs/choice.py"
+        ),
         Place("Model and samples are opened together.", "engine/jobs/case.py", "open_case", _SCAN),
         Place(
             "A locked-in child loads and runs the untrusted file first.",

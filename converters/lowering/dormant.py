@@ -37,31 +37,20 @@ import onnx
 import torch
 from torch import Tensor, fx
 
+from onnxspect.converters.lowering.disguise import Disguise
+from onnxspect.converters.lowering.forcing import Led
 from onnxspect.converters.lowering.guards import guards
+from onnxspect.converters.lowering.indices import Indices
 from onnxspect.converters.lowering.intervention import FIRST, JUDGED, Woken, affordable
 from onnxspect.converters.lowering.lower import LoweredModel
 from onnxspect.converters.lowering.node_names import Names
-from onnxspect.converters.lowering.observation import Seen
+from onnxspect.converters.lowering.observation import Seen, answers_of
+from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program, unchanged
+from onnxspect.converters.lowering.regimes import Regimes
+from onnxspect.converters.lowering.roots import rooted
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.converters.lowering.trial import LISTENED, Tried, influence
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A dormant value in the torch graph.
-
-    Attributes:
-        node: that computes it.
-        asleep: which of its elements are asleep, bool in its shape (of one image, or one group).
-        usual: its value on a clean image.
-        way: how its operands were moved when waking it moved most answers ("up", "far down"); "turned" for a decision.
-    """
-
-    node: fx.Node
-    asleep: Tensor
-    usual: Tensor
-    way: str
 
 
 @dataclass(frozen=True)
@@ -71,10 +60,14 @@ class Dormant:
     Attributes:
         node: name of its ONNX node (or of the node's first output, where it has no name).
         operator: of that node.
-        kind: "decision" (true or false), "value", or "units" (of a value whose other elements are awake).
+        kind: "decision" (true or false), "value", "units" (of a value whose other elements are awake), "way" (of a nonlinear
+            node: its value is awake, and goes one way only), "root" (a value that is the same whatever its operands do, but not whatever
+            they are made of does), "index" (that points at some places only),
+            or "disguise" (that is the same on all images but those of one class).
         moved: share of clean images whose answer changes when it is woken.
         leads_to: the class that most of these change to.
         place: where it is in the torch graph.
+        frozen: of a way, where the file's value could be frozen without changing any clean answer.
     """
 
     node: str
@@ -83,6 +76,7 @@ class Dormant:
     moved: float
     leads_to: int
     place: Place | None = field(default=None, repr=False, compare=False)
+    frozen: Place | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -122,10 +116,25 @@ def dormant(
         suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:FIRST])
         suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
-        if not suspects:
-            return Sleeping()
         chosen, left = affordable(program, suspects)
         effects = Woken(program, logits, seen, chosen).effects(clean[:JUDGED])
+        more: list[tuple[fx.Node, str, Led, Place | None, Place | None]] = []
+        if seen.tells_apart:
+            regimes, indices, disguise = Regimes(between), Indices(between), Disguise(between)
+            answers: list[int] = []
+            for batch in clean:
+                env = program.run(batch, disguise.observe, keep=True)
+                answers.append(int(answers_of(env[logits])[0]))
+            for batch in [*clean, *altered]:
+                program.run(batch, lambda *given: indices.observe(given[0], regimes.observe(*given)))
+            more = [(w.node, "way", w.led, w.place, w.frozen) for w in regimes.ways(program, logits, clean)]
+            more += [
+                (r.node, "root", r.led, r.place, r.place) for r in rooted(program, logits, seen, list(effects), clean)
+            ]
+            more += [
+                (d.node, "disguise", d.led, d.place, None) for d in disguise.disguised(program, logits, answers, clean)
+            ]
+            more += [(p.node, "index", p.led, p.place, None) for p in indices.pointers(program, logits, clean)]
     found = []
     for node, effect in effects.items():
         what = "decision" if node in seen.often else "value" if suspects[node].all() else "units"
@@ -133,4 +142,9 @@ def dormant(
             usual = program.run(clean[0], unchanged, until=node)[node]
         place = Place(node, suspects[node], usual, effect.way)
         found.append(Dormant(*names.of(node), what, effect.moved, effect.leads_to, place))
+    found += [
+        Dormant(*names.of(node), kind, effect.share, effect.leads_to, place, frozen)
+        for node, kind, effect, place, frozen in more
+        if node not in effects
+    ]
     return Sleeping(tuple(found), tuple(dict.fromkeys(names.of(n)[0] for n in left)))

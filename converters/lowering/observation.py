@@ -26,6 +26,10 @@ RARE = 0.95
 #: Spreads below this share of a value's magnitude are rounding: so many steps of its type.
 _ROUNDING = 8.0
 _TINY = 1e-12
+#: Scores tell images apart where they move by at least this share of how far they lie from each other.
+_TELLS = 0.25
+#: ... and where no class is the answer to a larger share than this.
+_ONE = 0.95
 #: Values of more elements are sampled; what does not move there is looked at once more, whole.
 _MANY = 1 << 14
 
@@ -38,6 +42,7 @@ class Seen:
         between: the nodes.
         logits: the last of them.
         answers: to the clean batches: each one's first image's class.
+        scores: the class scores of these.
         first: the value on the first image; a sample of one of many elements.
         distances: largest distance of any element (of the sample) from the first image's, by image; clean ones and altered ones.
         whole: the same over all elements, of values of many that do not move in the sample.
@@ -51,6 +56,7 @@ class Seen:
     logits: fx.Node
     altered: bool = False
     answers: list[int] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
     first: dict[fx.Node, Tensor] = field(default_factory=dict)
     distances: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
     whole: dict[fx.Node, tuple[list[float], list[float]]] = field(default_factory=dict)
@@ -107,6 +113,7 @@ class Seen:
                     ranges[node] = torch.minimum(low, result), torch.maximum(high, result)
         if node is self.logits and not self.altered:
             self.answers.append(int(answers_of(result)[0]))
+            self.scores.append(result[0].reshape(-1).double())
         if result.dtype == torch.bool and not self.altered:
             before = self.often.get(node)
             if before is None or before.shape == result.shape:
@@ -118,6 +125,19 @@ class Seen:
         """The clean batches, those first that are answered differently: a part that leads to a class moves none of that class."""
         firsts = [i for i, answer in enumerate(self.answers) if answer not in self.answers[:i]]
         return [clean[i] for i in [*firsts, *(i for i in range(len(clean)) if i not in firsts)]]
+
+    @property
+    def tells_apart(self) -> bool:
+        """Whether the scores tell clean images apart: those of the classes that are answered move from image to image about as far as
+        they lie from each other. Of a network with random weights they do not, and whatever is forced changes its answers."""
+        rows = torch.stack(self.scores)
+        answered = sorted(set(self.answers))
+        if len(answered) < 2 or max(map(self.answers.count, answered)) > _ONE * len(self.answers):
+            return False
+        if rows.shape[1] == 1:
+            return True
+        some = rows[:, answered]
+        return bool(some.std(0).mean() >= _TELLS * some.std(1).mean())
 
     def spread(self, node: fx.Node) -> float:
         """How far most images move a value; 0 where that is rounding, or where nothing is known."""

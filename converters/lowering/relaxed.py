@@ -42,7 +42,7 @@ class Relaxed:
     """
 
     def __init__(self, program: Program, end: fx.Node, between: Mapping[fx.Node, int], leak: float) -> None:
-        self._program, self._end, self._mode = program, end, _Slopes(leak)
+        self._program, self.end, self._mode = program, end, _Slopes(leak)
         needed, edge = {end}, [end]
         while edge:
             sources = [s for s in edge.pop().all_input_nodes if s not in needed]
@@ -59,13 +59,19 @@ class Relaxed:
     def exact(self, batch: Tensor) -> Tensor:
         """The value as the graph has it, of a batch as the model takes it; without gradients."""
         with torch.no_grad():
-            result: Tensor = self._program.run(batch, unchanged, until=self._end)[self._end]
+            result: Tensor = self._program.run(batch, unchanged, until=self.end)[self.end]
         return result
 
     def run(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """(the value, floating-point, with a gradient to `batch` wherever there can be one; the exact value)."""
+        env, exact = self.values(batch)
+        result: Tensor = env[self.end]
+        return result, exact[self.end]
+
+    def values(self, batch: Tensor) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]]:
+        """The same of every value on the way, by node."""
         with torch.no_grad():
-            exact = self._program.run(batch.detach(), unchanged, keep=True, until=self._end)
+            exact = self._program.run(batch.detach(), unchanged, keep=True, until=self.end)
         env: dict[fx.Node, Any] = {}
         for node in self._program.placeholders:
             env[node] = batch
@@ -73,10 +79,9 @@ class Relaxed:
             for node in self._program.steps:
                 if node in self._sloping:
                     env[node] = self._value(node, env, exact)
-                if node is self._end:
+                if node is self.end:
                     break
-        result: Tensor = env[self._end]
-        return result, exact[self._end]
+        return env, exact
 
     def _value(self, node: fx.Node, env: Mapping[fx.Node, Any], exact: Mapping[fx.Node, Any]) -> Any:
         """A node's exact value, with the gradient of the relaxed one."""

@@ -24,8 +24,9 @@ _HOPS = 6
 _SLOPE = 0.1
 #: Nodes that only move elements to other places, perhaps in a value of the same shape.
 _MOVING = frozenset(("Transpose", "Reshape", "Slice", "Split", "Gather", "ReverseSequence", "MatMul", "Gemm", "Conv"))
-#: Not tried: a zero point is zero for whatever is not negative; what is no number is no image's, nor what is made of that alone.
-_UNTRIED = frozenset(("DynamicQuantizeLinear", "IsNaN", "IsInf"))
+#: Not tried: a zero point is zero for whatever is not negative.
+_UNTRIED = frozenset(("DynamicQuantizeLinear",))
+#: Tests for what is no number: not tried where they only mend what they test, nor is what is made of that alone.
 _NO_NUMBER = frozenset(("IsNaN", "IsInf"))
 
 
@@ -49,8 +50,11 @@ class Tried:
         seen = self.seen
         if isinstance(result, (tuple, list)):
             self.several[node] = args, kwargs  # the operands of its results, which are nodes of their own
-        if node not in seen.first or node.op == "placeholder" or operator_of(node) in _UNTRIED:
-            self.no_number |= {node} if operator_of(node) in _NO_NUMBER else set()
+        operator = operator_of(node)
+        if node not in seen.first or node.op == "placeholder" or operator in _UNTRIED:
+            return result
+        if operator in _NO_NUMBER and _mends(node, seen):
+            self.no_number.add(node)
             return result
         if all(n in self.no_number for n in node.all_input_nodes if n in seen.between):
             self.no_number.add(node)
@@ -172,6 +176,20 @@ def _writes_activation(node: fx.Node, seen: Seen) -> bool:
         branches = [a for a in user.args[1:] if isinstance(a, fx.Node)]
         if not any(compared & _near(b, _HOPS) for b in branches):
             return False
+    return True
+
+
+def _mends(node: fx.Node, seen: Seen) -> bool:
+    """Whether a test only replaces, element by element, what it tests; perhaps the other way round."""
+    tested = set().union(*(_near(source, _HOPS) for source in node.all_input_nodes))
+    waiting = [node]
+    while waiting:
+        at = waiting.pop()
+        for user in at.users:
+            if operator_of(user) == "Not":
+                waiting.append(user)
+            elif user.target is not torch.where or user.args[0] is not at or seen.shapes.get(user) != seen.shapes[node] or not any(isinstance(a, fx.Node) and a in tested for a in user.args[1:]):
+                return False
     return True
 
 

@@ -44,6 +44,8 @@ class AtHand:
         training: the training set, perhaps poisoned, where the user has given it.
         classes: the classes that triggers are searched to; none stands for all.
         beyond: what no search along gradients reaches, where that has been looked at.
+        references_alone: only the references are searched, to be kept for scans to come (jobs/references.py); the subject is then
+            the first of them, and stands in for a model.
     """
 
     subject: Subject
@@ -56,6 +58,7 @@ class AtHand:
     training: Samples | None = None
     classes: tuple[int, ...] = ()
     beyond: Unreached | None = None
+    references_alone: bool = False
 
     @property
     def targets(self) -> Sequence[int]:
@@ -124,7 +127,7 @@ def flat(settings: Any) -> dict[str, object]:
 
 
 #: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA. History: docs/decisions.md.
-USUAL_STEPS = {"mask": 160, "added": 40, "cepa": 35}
+USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32}
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
@@ -262,9 +265,21 @@ def search_with_references(
         )
         for i, subject in enumerate(at_hand.references)
     ]
-    searched = search_units(
-        name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, statistic, held_out, drawn_as=drawn_as
-    )
+    if at_hand.references_alone:
+        searched = baselines[0]
+    else:
+        searched = search_units(
+            name,
+            at_hand.subject,
+            at_hand,
+            at_hand.ledger,
+            units,
+            objective,
+            config,
+            statistic,
+            held_out,
+            drawn_as=drawn_as,
+        )
     found = [replace(u, measurements=tuple(replace(m, search=terms) for m in u.measurements)) for u in searched]
     if not baselines:
         return found

@@ -168,6 +168,8 @@ class Cepa(Detector):
             at_hand = _from_inside(at_hand, self.perturb_at)
         taps = [embed(at_hand.subject, name) for name in choose_taps(at_hand.subject, self.taps)]
         baselines = self._baselines(taps, pairs, at_hand)
+        if at_hand.references_alone:
+            return Skipped(NAME, "only the references were to be searched")
         found = []
         for tap in taps:
             units = [Unit(target, source, tap.tap) for source, target in pairs]

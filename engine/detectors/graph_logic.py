@@ -37,6 +37,9 @@ from onnxspect.engine.subject.unreached import unreached
 NAME = "graph-logic"
 #: The statistic of a trigger: how many pixels it takes.
 STATISTIC = "l1"
+#: What takes a way of a nonlinear node that no image takes is a trigger up to this share of the pixels: a whole other picture may well
+#: take one in an ordinary network, and be of another class for it.
+_OWN_WAY = 0.25
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,9 @@ class GraphLogic(Detector):
         started = time.perf_counter()
         subject, rng = at_hand.subject, at_hand.run.numpy_generator(NAME, part.node)
         waking = solve_back(subject, part.place, _mixed(at_hand.search_samples, rng), rng)
-        if waking is None:
+        if waking is None or (
+            part.kind == "way" and waking.trigger.size > _OWN_WAY * math.prod(subject.image_shape[1:])
+        ):
             return None
         unseen = at_hand.held_out if len(at_hand.held_out) else at_hand.search_samples
         rows = np.flatnonzero(unseen.labels != waking.trigger.target)[: self.held_out]

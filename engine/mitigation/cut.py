@@ -8,7 +8,7 @@ other nodes stay as they are. Parts are frozen one after the other, those neares
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -54,7 +54,12 @@ class Cut:
         given.needs_triggers(self.name)
         subject = given.subject
         clean = given.clean
-        parts = [d for d in reversed(unreached(subject, clean, given.run.seed).dormant) if d.place is not None]
+        # What is awake and only stays on one side of something has no value to be frozen at.
+        asleep = [
+            replace(d, place=d.frozen) if d.kind == "way" else d
+            for d in unreached(subject, clean, given.run.seed).dormant
+        ]
+        parts = [d for d in reversed(asleep) if d.place is not None]
         if not parts:
             raise OnnxspectError(
                 "no part of the graph sleeps on the clean samples: there is nothing to cut out",

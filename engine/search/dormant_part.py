@@ -8,15 +8,20 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.dormant import Place
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule, group_size
+from onnxspect.converters.lowering.observation import producer
+from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program
+from onnxspect.converters.lowering.regimes import continued
 from onnxspect.converters.lowering.relaxed import Relaxed
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.subject import Subject
 
+#: Of a place of many elements, how near to the nearest one those are that its slope is made of, as a share of their range.
+_NEAREST = 0.05
+_NO_OPERANDS: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
 #: Images a run where answers are asked for.
 _AT_ONCE = 32
 
@@ -83,10 +88,15 @@ class DormantPart:
             asleep: the part keeps its usual value, whatever the image is.
         """
 
-        def look(node: fx.Node, result: Any, *_: Any) -> Any:
-            if not asleep or node is not self.place.node or not isinstance(result, Tensor):
+        place, given = self.place, [_NO_OPERANDS]
+        end = place.node if place.through is None else place.through
+
+        def look(node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if node is producer(end):
+                given[0] = args, kwargs
+            if not asleep or node is not end or not isinstance(result, Tensor):
                 return result
-            return torch.where(self.place.asleep, self.place.usual, result)
+            return place.held(result) if place.through is None else continued(place, *given[0])
 
         found = []
         with torch.no_grad(), judging():
@@ -138,13 +148,23 @@ class DormantPart:
         if self.is_decision:
             return ((value != usual) & asleep).sum(1).float()
         away = torch.nan_to_num(value.double() - usual.double(), 0.0) * asleep
+        direction = self.place.side or direction
         way = torch.as_tensor(direction, device=value.device, dtype=torch.float64).reshape(-1, 1)
-        return torch.where(way == 0, away.abs(), (away * way).clamp_min(0)).sum(1).float()
+        beyond = torch.where(way == 0, away.abs(), (away * way).clamp_min(0))
+        # Beyond a limit one place is enough, wherever it is.
+        return (beyond.amax(1) if self.place.side else beyond.sum(1)).float()
 
     def _signed(self, value: Tensor, direction: Tensor) -> Tensor:
         images = len(direction)
         rows, usual, asleep = (self._by_image(x, images) for x in (value, self.place.usual, self.place.asleep))
         if rows.shape[1] != usual.shape[1]:
             return torch.zeros(images)
-        ways = 1 - 2 * usual.float() if self.is_decision else direction[:, None].to(rows.dtype)
-        return (rows * ways * asleep).sum(1)
+        ways = 1 - 2 * usual.float() if self.is_decision else self.place.side or direction[:, None].to(rows.dtype)
+        towards = rows * ways * asleep
+        if self.place.side:  # of many places those are heard that are nearest
+            reached = towards.detach()
+            high = reached.masked_fill(~asleep, -torch.inf).amax(1, keepdim=True)
+            low = reached.masked_fill(~asleep, torch.inf).amin(1, keepdim=True)
+            heat = (reached - high).masked_fill(~asleep, -torch.inf) / (_NEAREST * (high - low) + 1e-9)
+            towards = towards * torch.softmax(heat, 1)
+        return towards.sum(1)

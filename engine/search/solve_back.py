@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onnxspect.converters.lowering.dormant import Place
+from onnxspect.converters.lowering.place import Place
 from onnxspect.engine.search.dormant_part import DormantPart
 from onnxspect.engine.search.shrink import shrunk
 from onnxspect.engine.subject.precision import judging
@@ -32,6 +32,8 @@ _STEPS, _RATE = 60, 0.08
 _TRIED_ON = 12
 #: Of a part that most of the graph computes, fewer pictures are climbed from, in fewer steps.
 _DEEP, _FEW_STEPS = 0.5, 40
+#: The random search is for what compares few numbers.
+_FEW_ELEMENTS = 1 << 12
 #: Generations and children of the random search in levels of a byte; pixels that a child changes at most.
 _GENERATIONS, _CHILDREN, _MUTATIONS = 60, 64, 3
 #: The gradient's running means (Kingma and Ba, 2015).
@@ -125,7 +127,7 @@ class _Search:
 
     def at_random(self, mask: Tensor) -> list[Tensor]:
         """Pictures found by changing a few bytes at a time, towards what the part compares; of parts that little of the graph computes."""
-        if self.deep:
+        if self.deep or self.part.place.side or self.part.place.usual.numel() > _FEW_ELEMENTS:
             return []
         channels, height, width = self.images.shape[1:]
         places = mask.expand(1, channels, height, width).reshape(-1).nonzero()[:, 0].cpu().numpy()
@@ -168,7 +170,7 @@ class _Search:
         if self.deep:
             pictures = pictures[[0, 1, 4]]
         ways = torch.ones(len(pictures), device=device)
-        if self.part.is_decision:
+        if self.part.is_decision or self.part.place.side:
             return pictures, ways
         return torch.cat([pictures, pictures]), torch.cat([ways, -ways])
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from onnxspect.converters.lowering.batch_size import large_enough, sized
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
-from onnxspect.converters.lowering.program import Program
+from onnxspect.converters.lowering.program import Program, unchanged
 from onnxspect.converters.lowering.relaxed import Relaxed
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.converters.proof.tolerances import TOLERANCES
@@ -36,11 +37,13 @@ class AcrossBatch:
     Attributes:
         seen: on clean images an image's scores move with the others of its batch, or with their number.
         through: the first value by which something flows from one image to another though no clean image shows it; None for none.
-        looked: whether that was looked for.
+        size: the first value that hangs on how many images the batch has, though no batch that was run shows it; None for none.
+        looked: whether these were looked for.
     """
 
     seen: bool = False
     through: fx.Node | None = None
+    size: fx.Node | None = None
     looked: bool = False
 
 
@@ -66,17 +69,21 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
         )
     if moved > _ROUNDING * max(1.0, float(alone.abs().max())):
         return AcrossBatch(seen=True, looked=with_slopes)
-    if not with_slopes:
-        return AcrossBatch()
     logits = results(subject.graph)[0]
     between = lying_between(module.graph, logits)
     program = Program(module)
-    through = logits if _flows(subject, program, between, logits, pixels[:2]) else None
+    with torch.no_grad():
+        one, two = (program.run(subject.spec.encode(pixels[:n]), unchanged, keep=True) for n in (1, 2))
+        size = sized(program, logits, one, two)
+    if not with_slopes:
+        return AcrossBatch(size=size)
+    rows = pixels[torch.arange(large_enough(between, program), device=pixels.device) % len(pixels)]
+    through = logits if _flows(subject, program, between, logits, rows) else None
     if through is not None:
         through = next(
-            (n for n in between if n.op != "placeholder" and _flows(subject, program, between, n, pixels[:2])), logits
+            (n for n in between if n.op != "placeholder" and _flows(subject, program, between, n, rows)), logits
         )
-    return AcrossBatch(through=through, looked=True)
+    return AcrossBatch(through=through, size=size, looked=True)
 
 
 def _batches(count: int, sizes: Sequence[int]) -> list[list[int]]:
@@ -88,15 +95,15 @@ def _moved(subject: Subject, alone: Tensor, pixels: Tensor, places: Sequence[int
     return float((subject.in_one_pass(pixels[list(places)])[:1] - alone).abs().nan_to_num(0.0).max())
 
 
-def _flows(subject: Subject, program: Program, between: dict[fx.Node, int], end: fx.Node, pair: Tensor) -> bool:
-    """Whether the first image's part of a value has a gradient to the second image."""
-    at = pair.clone().requires_grad_(True)
+def _flows(subject: Subject, program: Program, between: dict[fx.Node, int], end: fx.Node, rows: Tensor) -> bool:
+    """Whether the first image's part of a value has a gradient to another image."""
+    at = rows.clone().requires_grad_(True)
     with torch.enable_grad():
         value, _ = Relaxed(program, end, between, 1.0).run(subject.spec.encode(at))
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
-        first = value[0] if value.ndim and value.shape[0] == len(pair) else value
+        first = value[0] if value.ndim and value.shape[0] == len(rows) else value
         weights = torch.rand(first.shape, generator=torch.Generator().manual_seed(0)).to(first) + 0.5
         gradient: Tensor | None = torch.autograd.grad((first * weights).sum(), at, allow_unused=True)[0]
     # What all images share and no image makes (a size, a constant) has no gradient to either.
-    return gradient is not None and bool((torch.nan_to_num(gradient[1]) != 0).any())
+    return gradient is not None and bool((torch.nan_to_num(gradient[1:]) != 0).any())

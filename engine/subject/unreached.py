@@ -83,6 +83,12 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
             f"an image's answer hangs on the other images of its batch, first through {printable(name)} ({printable(operator)}), which "
             "no clean image shows: what wakes it need not be in the image that it changes"
         )
+    if flow.size is not None:
+        name, operator = Names(subject.lowered, model).of(flow.size)
+        hidden.append(
+            f"the class scores hang on how many images a batch has, first through {printable(name)} ({printable(operator)}), which no batch "
+            "that was run shows"
+        )
     for output in other_outputs(model, value):
         name = printable(output.name)
         if output.answers:
@@ -128,9 +134,27 @@ def _classifies(subject: Subject, info: LogitsInfo, samples: Samples) -> bool:
 
 
 def _said(found: Dormant) -> str:
-    what = {"decision": "is the same decision", "value": "has the same value", "units": "has units of the same value"}[
-        found.kind
-    ]
+    if found.kind == "way":
+        return (
+            f"{printable(found.node)} ({found.operator}) depends on the image and goes one way only on the clean images and on altered ones, "
+            f"so that no search reaches the other; made to go there, it leads {100 * found.moved:.0f} % of the answers to class {found.leads_to}"
+        )
+    if found.kind == "index":
+        return (
+            f"{printable(found.node)} ({found.operator}) points by the image at some places only on the clean images and on altered ones, so "
+            f"that no search reaches the others; made to point there, it leads {100 * found.moved:.0f} % of the answers to class {found.leads_to}"
+        )
+    if found.kind == "disguise":
+        return (
+            f"{printable(found.node)} ({found.operator}) is the same on the clean images of all classes but {found.leads_to}, so that no "
+            f"search reaches past it; made to be what it is on those, it leads {100 * found.moved:.0f} % of the others to that class"
+        )
+    what = {
+        "decision": "is the same decision",
+        "value": "has the same value",
+        "root": "has the same value",
+        "units": "has units of the same value",
+    }[found.kind]
     return (
         f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
         f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"

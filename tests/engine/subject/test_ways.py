@@ -1,0 +1,127 @@
+"""Payloads that are awake on clean images: named, and woken where there is a picture that does it; nothing on ordinary ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import saved
+from hidden_logic import TARGET, Payload
+from hidden_ways import OF_A_BATCH, WAYS, stamped_for
+
+from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.converters.lowering.logits import logits_of
+from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.lowering.simplify import simplify
+from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.engine.detectors.base import AtHand
+from onnxspect.engine.detectors.graph_logic import GraphLogic
+from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.samples import Samples
+from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.unreached import Unreached, unreached
+from onnxspect.models import zoo
+
+#: Payload -> (the operators of the nodes that may be named for it, what kind of part it is).
+NAMED = {
+    "larger_of_two": ({"Max"}, "way"),
+    "largest_of_a_row": ({"ReduceMax"}, "way"),
+    "soft_maximum": ({"ReduceLogSumExp"}, "way"),
+    "first_of_the_largest": ({"TopK"}, "way"),
+    "pooled": ({"MaxPool"}, "way"),
+    "magnitude": ({"Abs"}, "way"),
+    "always_on": ({"Relu"}, "way"),
+    "beside_a_loud_pair": ({"Relu"}, "way"),
+    "dead_channel": ({"Relu"}, "way"),
+    "rounding": ({"Add"}, "root"),
+    "quotient": ({"Abs", "Div"}, "root"),
+    "high_power": ({"Mul"}, "root"),
+    "place_of_the_larger": ({"ArgMax"}, "root"),
+    "row_of_a_table": ({"Squeeze"}, "index"),
+    "no_number": ({"IsNaN"}, "decision"),
+    "disguised": ({"Relu"}, "disguise"),
+}
+
+
+@pytest.fixture(scope="module")
+def network() -> onnx.ModelProto:
+    return onnx.load(zoo.path("fashion_mnist_clean"))
+
+
+@pytest.fixture(scope="module")
+def some(clean_samples: Samples) -> Samples:
+    return clean_samples.take(np.arange(120))
+
+
+@pytest.fixture(scope="module")
+def answers(some: Samples) -> np.ndarray:
+    return Oracle(zoo.path("fashion_mnist_clean")).run({"pixels": some.images})[0].argmax(1)
+
+
+def opened(path: Path) -> Subject:
+    """The file as a subject, without the child process that runs a stranger's file first."""
+    file = read_onnx(path)
+    proto, _ = simplify(file.proto)
+    info = logits_of(proto)
+    lowered = lower(proto, [info.value])
+    return Subject(lowered.module, InputSpec(), (1, 28, 28), 10, "cpu", str(path), file, lowered, info)
+
+
+def looked_at(path: Path, name: str, some: Samples, answers: np.ndarray) -> tuple[Subject, Unreached]:
+    """What is said of a payload, after it was shown that it is one."""
+    oracle = Oracle(path)
+    clean = np.concatenate([oracle.run({"pixels": i})[0].argmax(1) for i in np.split(some.images, 15)])
+    np.testing.assert_array_equal(clean, answers)
+    assert (oracle.run({"pixels": stamped_for(some.images, name)})[0].argmax(1) == TARGET).all()
+    subject = opened(path)
+    return subject, unreached(subject, some)
+
+
+def test_every_payload_is_listed() -> None:
+    assert set(NAMED) == set(WAYS)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_what_is_awake_is_named(
+    name: str, network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
+) -> None:
+    _, found = looked_at(saved(WAYS[name](Payload(network)), tmp_path / "payload.onnx"), name, some, answers)
+    operators, kind = NAMED[name]
+    assert {d.operator for d in found.dormant} <= operators
+    assert kind in {d.kind for d in found.dormant}
+    for part in found.dormant:
+        assert part.moved > 0.5
+        assert part.leads_to == TARGET
+        assert any(part.node in reason for reason in found.hidden)
+        assert any(part.node in line for line in found.limits)
+
+
+@pytest.mark.parametrize("name", OF_A_BATCH)
+def test_what_hangs_on_the_batch_is_named(
+    name: str, network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
+) -> None:
+    """Of sizes of the batch that are not tried, and of rows beyond those."""
+    _, found = looked_at(saved(OF_A_BATCH[name](Payload(network)), tmp_path / "payload.onnx"), name, some, answers)
+    assert any("how many images a batch has" in h or "other images of its batch" in h for h in found.hidden)
+    assert any("hidden_" in h for h in found.hidden)
+
+
+@pytest.mark.parametrize("name", ["larger_of_two", "always_on", "dead_channel", "place_of_the_larger"])
+def test_what_is_awake_is_woken(
+    name: str, network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
+) -> None:
+    """A trigger that works on images that no search saw, and only because the part goes the other way."""
+    subject, found = looked_at(saved(WAYS[name](Payload(network)), tmp_path / "payload.onnx"), name, some, answers)
+    halves = some.take(np.arange(60)), some.take(np.arange(60, 120))
+    evidence = GraphLogic().run(AtHand(subject, *halves, RunContext(), beyond=found))
+    assert isinstance(evidence, Evidence)
+    (unit,) = evidence.units
+    assert unit.unit.target == TARGET
+    assert unit.held_out_success is not None
+    assert unit.held_out_success > 0.9
+    assert unit.statistics["success_with_part_asleep"] < 0.5
+    assert unit.statistics["log10_p"] < -6
+    assert unit.statistics["l1"] <= 16
