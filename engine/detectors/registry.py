@@ -55,8 +55,9 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     GraphLogic.name: lambda _: GraphLogic(),
     Attractor.name: _ATTRACTOR.__getitem__,
     MaxMargin.name: _MAX_MARGIN.__getitem__,
-    NeuralCleanse.name: lambda preset: NeuralCleanse(
-        search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset], **_RESTARTS[preset]
+    NeuralCleanse.name: lambda preset: replace(
+        NeuralCleanse(search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset]),
+        **_RESTARTS[preset],
     ),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
