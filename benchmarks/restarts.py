@@ -86,7 +86,7 @@ def row(path: Path, truth: Mapping[str, Any], samples: Samples, references_at: P
     return {
         "model": path.stem,
         "sha256": truth["sha256"],
-        "targets": truth["targets"] or [],
+        "targets": truth.get("targets") or [],
         "asr": truth["asr"],
         "areas": np.round(areas, 3).tolist(),
         "transfer": np.round(shares, 3).tolist(),
