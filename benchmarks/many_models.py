@@ -165,12 +165,12 @@ def _under_kills(place: Path, asked: argparse.Namespace, whole: float) -> dict[s
         if command is None:
             command = _command(place, asked, "killed")
             commands += 1
-        wait = rng.uniform(0.2, 1.0) * 2 * whole / max(asked.kills, 1)
+        wait = rng.uniform(0.2, 1.0) * 1.2 * whole / max(asked.kills, 1)
         try:
             status = command.wait(wait if sum(kinds.values()) < asked.kills else None)
         except subprocess.TimeoutExpired:
-            # The parent one time in five: what it started dies with it.
-            name = _VICTIMS[2] if rng.random() < 0.2 else _VICTIMS[rng.randrange(2)]
+            # The command itself one time in four: what it started dies with it.
+            name = _VICTIMS[2] if sum(kinds.values()) % 4 == 3 else _VICTIMS[rng.randrange(2)]
             victims = _pids(command.pid, name)
             if victims:
                 os.kill(rng.choice(victims), signal.SIGKILL)
