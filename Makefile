@@ -10,7 +10,9 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
 
+# The modules are compiled first: where PYTHONDONTWRITEBYTECODE is set, each of the many processes that the tests start would do it anew.
 test: $(VENV)/.test
+	@$(BIN)/python -m compileall -q cli converters engine models onnxspect
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done; ln -sfn ../../onnxspect/__init__.py ../../onnxspect/py.typed ../../onnxspect/__main__.py .types/onnxspect/

@@ -28,14 +28,13 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
-from onnxspect.engine.detectors.held_out import as_found
+from onnxspect.engine.detectors.held_out import as_found, preferred
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.spacing import Usual
 from onnxspect.engine.judge.traits import Traits
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images
@@ -209,7 +208,7 @@ class Attractor(Detector):
             for unit in arrived:
                 target = int(unit.value(DESTINATION))
                 known = least.get(target)
-                if known is None or _preferred(unit, family.name) < _preferred(known, family.name):
+                if known is None or preferred(unit, family.name) < preferred(known, family.name):
                     least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
             if len(least) >= self.destinations:
                 break
@@ -242,11 +241,6 @@ def _size(statistic: str, share: float, shape: Sequence[int]) -> float:
     """A share of the area, or a root mean square, as a norm of images of this shape ``(channels, height, width)``."""
     channels, height, width = shape
     return share * height * width if statistic == "l1" else share * float(channels * height * width) ** 0.5
-
-
-def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
-    """Of several triggers to one class: one that works on unseen images before one that does not, then the smallest."""
-    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
 
 
 def destination(subject: Subject, trigger: Trigger, images: np.ndarray, excluded: Sequence[int] = ()) -> int:

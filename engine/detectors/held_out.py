@@ -14,6 +14,7 @@ import numpy as np
 
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 from onnxspect.engine.judge.measurement import Measurement
+from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.search.search import UnitResult
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
@@ -75,6 +76,11 @@ def transferred(unit: UnitEvidence, references: Sequence[Subject], held_out: Sam
     return replace(
         unit, measurements=(*unit.measurements, Measurement(TRANSFER, float(np.mean(shares)), baselines=shares))
     )
+
+
+def preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
+    """The order of several triggers to one class: one that works on unseen images before one that does not, then the smallest."""
+    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
 
 
 def share_led(subject: Subject, trigger: Trigger, images: np.ndarray) -> float:
