@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -88,6 +88,16 @@ check-pages: $(VENV)/.test
 # Fifty signals of each kind to each command, at seeded moments.
 signals: $(VENV)/.test
 	ONNXSPECT_SIGNALS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_signals.py
+
+# Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
+fleet: $(VENV)/.test
+	$(BIN)/python benchmarks/many_models.py --models 30 --out benchmarks/results/many_models.json
+	$(BIN)/python benchmarks/fleet_scheduling.py --out benchmarks/results/fleet_scheduling.json
+
+# Many models on a Ray cluster of several nodes on this machine, two of which are killed.
+ray: $(VENV)/.test
+	$(PIP) -c constraints.txt -e '.[ray]'
+	ONNXSPECT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/engine/fleet/test_on_ray.py
 
 # Heavier things; DATA is a folder with the data sets as npz.
 DATA ?= $(ONNXSPECT_DATA)

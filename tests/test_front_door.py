@@ -17,7 +17,7 @@ import pytest
 import onnxspect
 
 ROOT = Path(__file__).parent.parent
-PROMISED = {"scan", "patch", "verify", "cleanse", "certify", "convert", "Subject", "Samples", "Report"}
+PROMISED = {"scan", "patch", "verify", "cleanse", "certify", "convert", "Subject", "Samples", "Report", "scan_many"}
 #: What a user writes, with every kind of argument that the calls take; mypy is to find nothing in it but the last line.
 USER = """
 from pathlib import Path

@@ -139,7 +139,7 @@ class NeuralCleanse(Detector):
         units = [Unit(t) for t in targets]
         raced = len(units) > max(self.most_full, self.front + self.random)
         found = self._raced(at_hand, units) if raced else self._judged(at_hand, units, Search.FULL)
-        if self.restarts:
+        if self.restarts and not at_hand.references_alone:  # other starts are the subject's alone
             found = self._again(at_hand, found)
         if self.pairs:
             found += self._pairs(at_hand, targets, sources, found)

@@ -94,3 +94,20 @@ def test_folders_are_made(tmp_path: Path) -> None:
 def test_devices_only_when_asked_for() -> None:
     assert places.prepare("info", {"model": "m"}).devices == []
     assert places.prepare("scan", {"model": "m", "data": "d", "out": "/tmp", "device": "cpu"}).devices == []
+
+
+def test_a_scan_may_read_the_shelf_and_not_write_it(tmp_path: Path) -> None:
+    """References that many models share: a stranger's model must not change what the next is compared with."""
+    given = {
+        "model": ("m.onnx",),
+        "data": "d.npz",
+        "out": str(tmp_path / "run"),
+        "shelf": str(tmp_path / "shelf"),
+        "cache": "c",
+    }
+    found = places.prepare("scan", given)
+    assert str(tmp_path / "shelf") in found.readable
+    assert found.writable == [str(tmp_path / "run")]
+    assert os.path.abspath("c") not in found.readable  # noqa: PTH100
+    made = places.prepare("references", {"request": "r.json", "data": "d.npz", "out": str(tmp_path / "shelf/x.half")})
+    assert made.writable == [str(tmp_path / "shelf/x.half")]

@@ -22,16 +22,16 @@ from onnxspect.engine.fleet.models import Wanted
 from onnxspect.engine.fleet.on_ray import _lay_out, _relative, carry_out, on_ray
 
 full = pytest.mark.skipif(not os.environ.get("ONNXSPECT_FULL"), reason="takes minutes: make ray")
-NAMES = "abcdef"
+NAMES = "abcd"
 OPTIONS = {"data": ("data.npz",), "preset": ("quick",), "detector": ("reverse-engineering",), "device": ("cpu",)}
 
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six models and samples, in the working folder."""
+    """Four models and samples, in the working folder."""
     monkeypatch.chdir(tmp_path)
     for i, name in enumerate(NAMES):
-        saved(quadrant_model(None if i % 2 else i // 2, strength=8.0 + i), tmp_path / f"{name}.onnx")
+        saved(quadrant_model(None if i == 1 else i), tmp_path / f"{name}.onnx")
     samples = quadrant_images(30)
     np.savez(tmp_path / "data.npz", images=samples.images, labels=samples.labels)
     return tmp_path
@@ -40,6 +40,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head that takes no tasks, and three nodes with a core each."""
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # its own spelling; else whatever runs beside the test comes first
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -59,14 +61,12 @@ def test_nodes_are_killed_and_nothing_is_lost_or_doubled(models: Path, cluster: 
     over = threading.Event()
 
     def kill() -> None:
-        """Two of the three nodes, one after the other, while they work; a new one comes for the first."""
+        """Two of the three nodes, one after the other, while they work."""
         for node in list(cluster.worker_nodes)[:2]:
-            if over.wait(20):
+            if over.wait(15):
                 return
             cluster.remove_node(node, allow_graceful=False)
             killed.append(time.monotonic())
-            if len(killed) == 1:
-                cluster.add_node(num_cpus=1)
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -92,9 +92,6 @@ def test_nodes_are_killed_and_nothing_is_lost_or_doubled(models: Path, cluster: 
         units = [db.execute("SELECT detector, unit, arrays FROM units ORDER BY 1, 2").fetchall() for db in (one, two)]
         assert facts[0] == facts[1]
         assert units[0] == units[1]
-    assert not list(Path("/tmp").glob("onnxspect-ray-*")) or all(
-        p.is_dir() for p in Path("/tmp").glob("onnxspect-ray-*")
-    )
 
 
 def test_paths_lie_on_a_node_as_they_lie_here(tmp_path: Path) -> None:
