@@ -21,8 +21,8 @@ from onnxspect.converters.lowering.observation import MOST, REACH, Seen, distanc
 from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program, operands, unchanged
 
-#: Values that are tried, those nearest to the scores first; roots of each, those that wake it, several that are tried where there is no single one, and nodes
-#: between; elements of a value.
+#: Values that are tried, those nearest to the scores first; roots of each, those that wake it, and several that are tried where there is
+#: no single one; nodes between; elements of a value.
 _TRIED, _ROOTS, _WAKING, _SEVERAL, _BETWEEN, _ELEMENTS = 24, 8, 4, 4, 24, 4096
 #: Rounding: steps of the operands' type. What answers a small move by this share of what it answers to a large one has a slope.
 _ROUNDING, _SLOPE = 8.0, 0.1
