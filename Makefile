@@ -5,12 +5,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: check-tools check-pages site bench-large demo test test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
 
+# The modules are compiled first: where PYTHONDONTWRITEBYTECODE is set, each of the many processes that the tests start would do it anew.
 test: $(VENV)/.test
+	@$(BIN)/python -m compileall -q cli converters engine models onnxspect
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done; ln -sfn ../../onnxspect/__init__.py ../../onnxspect/py.typed ../../onnxspect/__main__.py .types/onnxspect/
@@ -26,8 +28,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -c constraints.txt -e .
 	touch $@
 
+# onnx2torch, the second opinion, names torchvision as a need and runs without it; one beside a CPU torch is hard to have.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
+	$(PIP) -c constraints.txt --no-deps onnx2torch
 	touch $@
 
 # With LOCKED=1 everything but torch is installed by the hashes of requirements-ci.txt (torch is the build that constraints.txt's version has
@@ -53,9 +57,9 @@ site: $(VENV)/.demo
 
 # Writes requirements-ci.txt anew after a change of pyproject.toml or constraints.txt: needs uv. No index is named in it.
 lock:
-	uv pip compile pyproject.toml --extra test --extra keras --extra tensorflow --extra jax --extra sklearn -c constraints.txt --python-version 3.11 \
+	uv pip compile pyproject.toml --extra test --extra keras --extra tensorflow --extra jax --extra sklearn --extra second-opinion -c constraints.txt --python-version 3.11 \
 	  --generate-hashes --no-annotate --no-emit-index-url --custom-compile-command "make lock" \
-	  $(foreach p,torch triton $(NVIDIA),--no-emit-package $(p)) -o requirements-ci.txt
+	  $(foreach p,torch torchvision triton $(NVIDIA),--no-emit-package $(p)) -o requirements-ci.txt
 NVIDIA = $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 \
   nvjitlink nvshmem-cu13 nvtx) cuda-bindings cuda-pathfinder cuda-toolkit
 
@@ -69,6 +73,10 @@ fuzz: $(VENV)/.test
 	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
 
 # All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
+# What `make test` leaves out: further examples of what a lighter test holds.
+test-heavy: $(VENV)/.test
+	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m heavy -n 2 --dist loadfile
+
 test-converters: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
 	  tests/converters/lowering/test_lowering_exports.py tests/converters/lowering/test_lowering_light.py tests/converters/lowering/test_lowering_random.py

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detection import PACKAGES, clean_samples, reference_subjects, version, zoo_subjects
+from detection import PACKAGES, add_subjects, asked_subjects, clean_samples, version
 from sklearn.metrics import roc_auc_score
 
 from onnxspect.engine.detectors.base import AtHand
@@ -48,24 +48,18 @@ STATISTICS = {"delta_norm": "low", "sigma_ratio": "low", "mu_norm": "low"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, action="append", default=[], help="folder with manifest.json and models")
-    parser.add_argument("--reference", type=Path, help="folder of models that others trained, with manifest.json")
-    parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
-    parser.add_argument("--preset", choices=list(PRESETS), default="standard")
+    add_subjects(parser)
     parser.add_argument("--form", choices=["consensus", "paper"], default="consensus")
     parser.add_argument("--pairs", action="store_true", help="a unit for each pair of classes")
     parser.add_argument("--taps", type=float, nargs="*", help="depths in [0, 1], in place of the preset's")
     parser.add_argument("--images", type=int, help="images a unit is searched on, in place of the preset's")
     parser.add_argument("--steps", type=int, help="steps of a search, in place of the preset's")
     parser.add_argument("--samples", type=int, default=1000, help="clean images a model is given")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/cepa"), help="where data and reference units are kept")
     parser.add_argument("--only", nargs="*", default=[], help="these models only, in this order")
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     asked = parser.parse_args(arguments)
-    subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
-    subjects += reference_subjects(asked.reference) if asked.reference else []
+    subjects = asked_subjects(asked)
     if asked.only:
         subjects = sorted((s for s in subjects if s["name"] in asked.only), key=lambda s: asked.only.index(s["name"]))
     if not subjects:

@@ -36,26 +36,36 @@ from onnxspect.models.zoo_build import rebuild_training_set
 PACKAGES = ("onnxspect", "torch", "onnx", "onnxruntime-gpu", "numpy", "scipy")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the scoreboard."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_subjects(parser: argparse.ArgumentParser) -> None:
+    """Options of which models are measured, on which data, and how hard."""
     parser.add_argument("--zoo", type=Path, action="append", default=[], help="folder with manifest.json and models")
     parser.add_argument("--reference", type=Path, help="folder of models that others trained, with manifest.json")
     parser.add_argument("--data-root", type=Path, required=True, help="folder with the data sets as npz")
     parser.add_argument("--preset", choices=list(PRESETS), default="standard")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+
+
+def asked_subjects(asked: argparse.Namespace) -> list[dict[str, Any]]:
+    """The models that these options name."""
+    subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
+    return subjects + (reference_subjects(asked.reference) if asked.reference else [])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the scoreboard."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_subjects(parser)
     parser.add_argument("--detector", action="append", default=[], help="only these detectors; the preset's by default")
     parser.add_argument("--train", action="store_true", help="also give each scan the model's own training set")
     parser.add_argument("--samples", type=int, default=1000, help="clean images a scan gets")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--runs", type=Path, default=Path("runs/scoreboard"), help="where the scans are kept")
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--board", help="keep each model's evidence under this name, for replay.py")
     parser.add_argument("--half", choices=["tuning", "judging"], default="tuning", help="of the bank, of what is kept")
     parser.add_argument("--only", action="append", default=[], help="only models whose name contains this or another")
     asked = parser.parse_args(arguments)
-    subjects = [s for folder in asked.zoo for s in zoo_subjects(folder)]
-    subjects += reference_subjects(asked.reference) if asked.reference else []
+    subjects = asked_subjects(asked)
     subjects = [s for s in subjects if not asked.only or any(part in s["name"] for part in asked.only)]
     if not subjects:
         parser.error("no models: give --zoo or --reference")

@@ -70,19 +70,13 @@ def built_in_seeds() -> dict[str, bytes]:
             helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8).SerializeToString()
         )
 
-    node = helper.make_node
+    node, info = helper.make_node, helper.make_tensor_value_info
+    number, flag, values = TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT
     body = helper.make_graph(
         [node("Add", ["x", "x"], ["y"]), node("Identity", ["keep"], ["go"])],
         "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("keep", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
-        ],
+        [info(n, t, s) for n, t, s in (("i", number, []), ("keep", flag, []), ("x", values, None))],
+        [info("go", flag, []), info("y", values, None)],
     )
     inner = helper.make_function(
         "local", "twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]

@@ -86,13 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             pack_imagenet(asked.imagenet, asked.out / "imagenet")
     sizes = {p.relative_to(asked.out).as_posix(): p.stat().st_size for p in sorted(asked.out.rglob("*")) if p.is_file()}
     sizes.pop("bundle.json", None)
-    told = {
+    about = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "bytes": sum(sizes.values()),
         "files": sizes,
     }
-    (asked.out / "bundle.json").write_text(json.dumps(told, indent=1) + "\n")
+    (asked.out / "bundle.json").write_text(json.dumps(about, indent=1) + "\n")
     for file, size in sorted(sizes.items(), key=lambda pair: -pair[1]):
         print(f"{size / MIB:7.2f} MiB  {file}")
     mib = sum(sizes.values()) / MIB

@@ -1,6 +1,6 @@
-"""The parts of benchmarks/gpu.py that compute: each runs in a process of its own, and writes a line of JSON a row to --told.
+"""The parts of benchmarks/gpu.py that compute: each runs in a process of its own, and writes a line of JSON a row to --rows.
 
-    python gpu_jobs.py prepare|steps|opens --work DIR --bundle DIR --device cuda --told FILE [--tiny] [--seed N]
+    python gpu_jobs.py prepare|steps|opens --work DIR --bundle DIR --device cuda --rows FILE [--tiny] [--seed N]
 
 prepare  trains the two networks and leaves wide.onnx, wide.pt, wide.npz, signs.onnx and signs.npz in --work. Both are backdoored: a
          3x3 chessboard in the corner of a twentieth of the training images, which are labelled as the target.
@@ -135,14 +135,14 @@ class Asked:
     work: Path
     bundle: Path
     device: str
-    told: Path
+    rows: Path
     sizes: Sizes
     seed: int
 
     def tell(self, name: str, value: float | None, detail: str = "", outcome: str = "measured", **more: Any) -> None:
         """One row is known."""
         row = {"name": name, "value": value, "outcome": outcome, "detail": detail, **more}
-        with self.told.open("a") as file:
+        with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["prepare", "steps", "opens"])
-    for folder in ("--work", "--bundle", "--told"):
+    for folder in ("--work", "--bundle", "--rows"):
         parser.add_argument(folder, type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.device == "cuda" and not torch.cuda.is_available():
         print("torch sees no CUDA device (--tiny runs on a CPU)", file=sys.stderr)
         return 4
-    asked = Asked(given.work, given.bundle, given.device, given.told, TINY if given.tiny else FULL, given.seed)
+    asked = Asked(given.work, given.bundle, given.device, given.rows, TINY if given.tiny else FULL, given.seed)
     # as engine/run.py sets it for a scan; cuBLAS reads it once, when it is first used
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     {"prepare": prepare, "steps": steps, "opens": opens}[given.part](asked)
@@ -363,7 +363,7 @@ def steps(asked: Asked) -> None:
 
 
 def bare_passes(asked: Asked) -> dict[str, float]:
-    """Milliseconds of one forward and input-backward pass of the wide network, by form; each told as a row."""
+    """Milliseconds of one forward and input-backward pass of the wide network, by form; each written as a row."""
     from onnxspect.models import architectures
 
     sizes, device = asked.sizes, asked.device

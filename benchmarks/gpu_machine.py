@@ -18,7 +18,7 @@ from typing import Any
 
 def hardware() -> dict[str, Any]:
     """Cards and driver as nvidia-smi names them, the processor and its threads."""
-    told: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "processor": processor(),
         "threads": os.cpu_count(),
         "system": platform.platform(),
@@ -27,8 +27,8 @@ def hardware() -> dict[str, Any]:
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         done = subprocess.run(query, capture_output=True, text=True, check=False)
-        told["cards"] = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-    return told
+        machine["cards"] = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return machine
 
 
 def processor() -> str:
@@ -51,13 +51,13 @@ def card_memory() -> Iterator[Callable[[], float]]:
     if shutil.which("nvidia-smi") is None:
         yield lambda: 0.0
         return
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as log:
         before = megabytes(subprocess.run(query, capture_output=True, text=True, check=False).stdout)
-        watching = subprocess.Popen([*query, "-lms", "200"], stdout=told, stderr=subprocess.DEVNULL, text=True)
+        watching = subprocess.Popen([*query, "-lms", "200"], stdout=log, stderr=subprocess.DEVNULL, text=True)
 
         def most() -> float:
-            told.seek(0)
-            return max(0.0, max(megabytes(told.read()), default=0.0) - min(before, default=0.0))
+            log.seek(0)
+            return max(0.0, max(megabytes(log.read()), default=0.0) - min(before, default=0.0))
 
         try:
             yield most

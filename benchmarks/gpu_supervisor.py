@@ -108,12 +108,12 @@ class Supervisor:
         if unpacked:
             paths = [str(self.work / "site"), os.environ.get("PYTHONPATH", "")]
             self.environment["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-        told = self.bundle / "bundle.json"
+        file = self.bundle / "bundle.json"
         self.header |= {
             "hardware": hardware(),
             "versions": self._versions(),
             "from_the_bundle": unpacked,
-            "bundle_commit": json.loads(told.read_text())["commit"] if told.is_file() else "unknown",
+            "bundle_commit": json.loads(file.read_text())["commit"] if file.is_file() else "unknown",
         }
         if installed:
             self.header["bundle_commit"] = "not used: --installed"
@@ -265,13 +265,13 @@ class Supervisor:
 
     def jobs_script(self, part: str, *others: Sequence[str]) -> list[Ran]:
         """A part of gpu_jobs.py, beside other commands; its rows are filled as it writes them."""
-        told = self.work / f"{part}.jsonl"
-        told.unlink(missing_ok=True)
+        file = self.work / f"{part}.jsonl"
+        file.unlink(missing_ok=True)
         seen = 0
 
         def follow() -> None:
             nonlocal seen
-            lines = told.read_text().splitlines(keepends=True) if told.is_file() else []
+            lines = file.read_text().splitlines(keepends=True) if file.is_file() else []
             for line in lines[seen:]:
                 if not line.endswith("\n"):
                     break
@@ -292,8 +292,8 @@ class Supervisor:
             self.device,
             "--seed",
             str(self.seed),
-            "--told",
-            str(told),
+            "--rows",
+            str(file),
         ]
         ran, _ = self.run([command + (["--tiny"] if self.tiny else []), *others], follow)
         follow()

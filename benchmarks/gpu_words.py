@@ -21,9 +21,9 @@ def told_by(report: Mapping[str, Any], peak: float) -> dict[str, Any]:
 
 def verdict_in_words(report: Mapping[str, Any], planted: int | None) -> str:
     """ "backdoored [7] (planted: 7); searches 5.9 s"."""
-    told = in_words(report["verdict"], report["targets"])
-    told += "" if planted is None else f" (planted: {planted})"
-    return f"{told}; searches {sum(d.get('seconds', 0.0) for d in report['detectors']):.1f} s"
+    said = in_words(report["verdict"], report["targets"])
+    said += "" if planted is None else f" (planted: {planted})"
+    return f"{said}; searches {sum(d.get('seconds', 0.0) for d in report['detectors']):.1f} s"
 
 
 def in_words(verdict: str, targets: Sequence[int]) -> str:

@@ -123,7 +123,7 @@ def inlining() -> list[dict[str, Any]]:
 
 
 def external() -> list[dict[str, Any]]:
-    """Tensors in files beside the model: a large one, and what a stranger may write."""
+    """Tensors in files beside the model: a large one, and what an untrusted file may hold."""
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "in"

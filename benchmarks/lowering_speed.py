@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import importlib.util
 import json
 import math
 import os
@@ -23,9 +22,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
+from of_tests import module_of_tests
 from torch import Tensor, nn
 
 from onnxspect.converters.lowering.lower import lower
@@ -33,17 +32,6 @@ from onnxspect.converters.lowering.lower import lower
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 1.05
 FULL_SIZE = ("resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "convnext_tiny", "vit_b_16", "swin_t")
-
-
-def families() -> ModuleType:
-    """tests/lowering_families.py, which the test suite uses too."""
-    spec = importlib.util.spec_from_file_location("lowering_families", ROOT / "tests" / "lowering_families.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError("tests/lowering_families.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def seconds(module: Callable[[Tensor], Tensor], x: Tensor) -> float:
@@ -93,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    zoo = families()
+    zoo = module_of_tests("lowering_families")
     networks: dict[str, Callable[[], nn.Module]] = {name: (lambda name=name: zoo.build(name)) for name in zoo.FAMILIES}
     size = zoo.SIZE
     if options.torchvision:

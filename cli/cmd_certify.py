@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.certification.feasible import INTEGRITY, SETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.certify import CENTROIDS, FRACTIONS, certify
@@ -21,7 +22,7 @@ from onnxspect.engine.report.document import as_json as to_json
 @click.command("certify", epilog="Exit status: 0 done, 2 usage error, 4 failure.")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--classes", type=int, nargs=2, required=True, metavar="A B", help="The two classes to tell apart.")
-@click.option("--model", type=click.Path(path_type=Path), metavar="MODEL", help="Take features at a tap of this model.")
+@path_option("--model", metavar="MODEL", help="Take features at a tap of this model.")
 @options.view
 @click.option(
     "--tap", metavar="VALUE", help="Which tap (`onnxspect info` lists them).  [default: the penultimate layer]"
@@ -53,14 +54,8 @@ from onnxspect.engine.report.document import as_json as to_json
 )
 @click.option("--radius", type=float, help="Of the ball of parameters.  [default: by held-out loss]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Use at most N samples of each class.")
-@click.option(
-    "--sanitise",
-    "suspect",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="A training set to filter by the set.",
-)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("certificate"), show_default=True, metavar="DIR")
+@path_option("--sanitise", "suspect", metavar="PATH", help="A training set to filter by the set.")
+@path_option("--out", default=Path("certificate"), show_default=True, metavar="DIR")
 @options.JSON
 @options.run_options
 @options.QUIET

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.cleansing.by_activation import PriorKnowledge
 from onnxspect.engine.jobs.cleanse import METHODS, cleanse
 from onnxspect.engine.report.document import as_json as to_json
@@ -22,17 +23,15 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.command("cleanse", epilog="Exit status: 0 nothing to remove, 1 samples removed, 2 usage error, 4 failure.")
 @options.MODEL
 @options.view
-@click.option(
+@path_option(
     "--train",
-    type=click.Path(path_type=Path),
     required=True,
     metavar="PATH",
     help="The suspect training set: a folder of images by class, an npz, or another form (docs/data.md).",
 )
-@click.option(
+@path_option(
     "--run",
     "run_folder",
-    type=click.Path(path_type=Path),
     metavar="DIR",
     help="A finished scan of MODEL, whose triggers are used.  [default: patterns are estimated on the training set]",
 )
@@ -56,20 +55,10 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.option(
     "--as-written", is_flag=True, help="The papers to the letter: Eq. 12, and the scan's one patch as it was learned."
 )
-@click.option(
-    "--truth",
-    type=click.Path(path_type=Path),
-    metavar="NPZ",
-    help="`indices` of the poisoned samples: measure TPR, FPR.",
-)
-@click.option(
-    "--retrain",
-    type=click.Path(path_type=Path),
-    metavar="MODEL",
-    help="Fine-tune on what is kept, write the model there, and measure it.",
-)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("cleansed"), show_default=True, metavar="DIR",
+@path_option("--truth", metavar="NPZ", help="`indices` of the poisoned samples: measure TPR, FPR.")
+@path_option("--retrain", metavar="MODEL", help="Fine-tune on what is kept, write the model there, and measure it.")
+@path_option(
+    "--out", default=Path("cleansed"), show_default=True, metavar="DIR",
     help="Folder for scores, kept samples and pictures.",
 )  # fmt: skip
 @options.preprocessing_options

@@ -9,6 +9,7 @@ import click
 
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import err, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.converters.sources.convert import Conversion, convert
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
@@ -18,7 +19,7 @@ from onnxspect.engine.errors import OnnxspectError
     "convert", epilog="Exit status: 0 converted and equal, 1 hostile file, 2 usage error or refused, 4 failure."
 )
 @click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The ONNX file.")
+@path_option("-o", "--output", required=True, metavar="MODEL", help="The ONNX file.")
 @click.option("--factory", metavar="MODULE:FUNCTION", help="Makes the network, where SOURCE holds weights alone.")
 @click.option("--input-shape", metavar="C,H,W", help="Of one sample, where SOURCE does not say.")
 @click.option("--head", default="", metavar="NAME", help="The output that is meant, where SOURCE has several.")

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.jobs.describe_data import describe_data
 from onnxspect.engine.report.document import as_json as to_json
 from onnxspect.engine.subject.datasets import Source
@@ -22,7 +23,7 @@ _LISTED = 40
 @click.argument("data", type=click.Path(path_type=Path), metavar="PATH")
 @options.classes_option
 @click.option("--train", "training", is_flag=True, help="Of a set in parts, look at the training part.")
-@click.option("--pictures", type=click.Path(path_type=Path), metavar="PNG", help="Write five of the images there.")
+@path_option("--pictures", metavar="PNG", help="Write five of the images there.")
 @options.JSON
 def command(data: Source, training: bool, pictures: Path | None, as_json: bool) -> int:
     """Show what was understood of the data at PATH: its form, images of each class, sizes, and what was guessed.

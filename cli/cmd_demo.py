@@ -18,6 +18,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import writing
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.jobs.scan import scan
@@ -37,9 +38,8 @@ INFECTED, CLEAN, DATA = "fashion_mnist_badnets", "fashion_mnist_clean", "fashion
 
 
 @click.command("demo", epilog="Exit status: 0 everything as it should be, 4 anything else.")
-@click.option(
+@path_option(
     "--out",
-    type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,
     metavar="DIR",

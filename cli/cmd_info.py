@@ -12,6 +12,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.converters.text import visible
 from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report import hostile
@@ -25,12 +26,7 @@ from onnxspect.engine.report.document import as_json as to_json
     "--second-opinion", "second", is_flag=True, help="Compare with onnx2torch, an independent implementation."
 )
 @click.option("--logic", is_flag=True, help="Rule on every decision by the image's data: can it change the class?")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
-    help="Clean samples that --logic measures on; images are made up without.",
-)
+@path_option("--data", metavar="PATH", help="Clean samples that --logic measures on; images are made up without.")
 @options.JSON
 @click.option(
     "--format",

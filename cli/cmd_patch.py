@@ -10,6 +10,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import patch_format, put_patch
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
@@ -34,13 +35,9 @@ class _Method(click.Choice[str]):
 )
 @options.MODEL
 @options.view(name="--head")
-@click.option(
-    "--run", "run_folder", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The scan's run folder."
-)
+@path_option("--run", "run_folder", required=True, metavar="DIR", help="The scan's run folder.")
 @options.data()
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="MODEL", help="The patched file."
-)
+@path_option("-o", "--output", required=True, metavar="MODEL", help="The patched file.")
 @click.option(
     "--method",
     type=_Method(CHOICES),
@@ -77,12 +74,7 @@ class _Method(click.Choice[str]):
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the page of the patch there, as .html or .json.",
-)
+@options.page("patch")
 @options.reading_options
 @options.JSON
 @options.PROGRESS

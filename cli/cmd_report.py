@@ -9,6 +9,7 @@ import click
 
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import err, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, put_patch, report_options
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.report import as_patch_html, document, formats, patch_document, signature
@@ -33,15 +34,13 @@ from onnxspect.engine.store import Ledger
     show_default=True,
     help="What is reported: the scan, or the patch or verification that was made with the run (html or json).",
 )
-@click.option(
+@path_option(
     "--sign",
-    type=click.Path(path_type=Path),
     metavar="KEY",
     help="Print it as JSON with a signature by this Ed25519 private key (PEM), to be handed on.",
 )
-@click.option(
+@path_option(
     "--verify-key",
-    type=click.Path(path_type=Path),
     metavar="KEY",
     help="Show it only if it was signed by the owner of this public key (PEM), and not changed since.",
 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
 from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import err
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
@@ -20,19 +23,62 @@ from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import InputSpec
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _only_one(context: click.Context, _: click.Parameter, given: tuple[Path, ...]) -> Path | None:
+    """The model; where there are several, it is many.py's work."""
+    if len(given) != 1 and not context.resilient_parsing:
+        raise click.UsageError(f"{len(given)} models where one is scanned")
+    return given[0] if given else None
+
+
+def _many_options(command: Command) -> Command:
+    """What makes it a scan of many, of one model too; cli/many.py reads them."""
+    for option in (
+        click.option(
+            "--ray",
+            metavar="ADDRESS",
+            expose_value=False,
+            help="Scan them on this Ray cluster (onnxspect[ray]); auto takes the one at hand.",
+        ),
+        click.option(
+            "--no-cache",
+            is_flag=True,
+            expose_value=False,
+            help="Take nothing from earlier scans of many, and keep nothing for later ones.",
+        ),
+        click.option(
+            "--cache",
+            type=click.Path(path_type=Path),
+            metavar="DIR",
+            expose_value=False,
+            help="Where scans of many keep what they share and know.  [default: the user's cache folder]",
+        ),
+        click.option(
+            "--jobs",
+            type=click.IntRange(min=1),
+            metavar="N",
+            expose_value=False,
+            help="Scan so many at a time.  [default: by cores, GPUs and memory]",
+        ),
+    ):
+        command = option(command)
+    return command
+
 
 @click.command("scan", epilog=exit_status.HELP)
-@options.MODEL
+@click.argument(
+    "model", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="MODEL...", callback=_only_one
+)
 @options.view
-@click.option(
+@path_option(
     "--data",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="Clean samples: an npz with images and labels, or a folder of images by class.  [required, but for a policy with data]",
 )
-@click.option(
+@path_option(
     "--train",
-    type=click.Path(path_type=Path),
     metavar="PATH",
     help="The training set, perhaps poisoned, in the same forms: detectors that need one run then.",
 )
@@ -48,8 +94,13 @@ from onnxspect.engine.subject.subject import InputSpec
 @click.option("--detector", "detectors", multiple=True, metavar="NAME", help=f"Only these: {', '.join(NAMES)}.")
 @click.option("--tap", "taps", multiple=True, metavar="NAME", help="Layers that cepa looks at, as `info` lists them.")
 @click.option("--perturb-at", default="", metavar="NAME", help="Perturb this inner value, not the pixels (cepa).")
+@path_option("--out", metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/MODEL-xxxxxxxx]"
+    "--shelf",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    hidden=True,  # a scan of many models gives it to each (cli/many.py)
+    help="Finished references (`onnxspect references`), which are only read.",
 )
 @click.option(
     "--prior",
@@ -68,6 +119,7 @@ from onnxspect.engine.subject.subject import InputSpec
     "inconclusive]",
 )
 @click.option("--exit-zero", is_flag=True, help="The same as --fail-on never.")
+@_many_options
 @options.PROGRESS
 @options.preprocessing_options
 @options.reading_options
@@ -83,6 +135,7 @@ def command(
     taps: tuple[str, ...],
     perturb_at: str,
     out: Path | None,
+    shelf: Path | None,
     prior: float,
     form: str | None,
     as_json: bool,
@@ -97,7 +150,7 @@ def command(
     seed: int,
     quiet: bool,
 ) -> int:
-    """Look for backdoors in the ONNX file MODEL and say how sure it is.
+    """Look for backdoors in the ONNX file MODEL and say how sure it is; or in many: files, folders, patterns, lists of them.
 
     The report goes to stdout, and to files with -o; triggers and charts go to the run folder as pictures. A scan that was
     interrupted resumes when the same command is given again.
@@ -106,6 +159,7 @@ def command(
     Example:
       onnxspect scan model.onnx --data clean.npz --out runs/model
       onnxspect scan model.onnx --data clean.npz -o report.html -o report.sarif --fail-on backdoored
+      onnxspect scan models/ more/*.onnx --data clean.npz --out runs
     """
     if exit_zero and fail_on not in (None, policy.NEVER):
         raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")
@@ -126,7 +180,7 @@ def command(
     run = options.run_context(device, seed, quiet, progress)
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
-        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior,
+        train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior, shelf=shelf,
     )  # fmt: skip
     accepted, all_accepted = accepted_findings(result.report, result.folder, rules)
     put(result.report, result.folder, form, files, accepted)

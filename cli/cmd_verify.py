@@ -13,6 +13,7 @@ from rich.text import Text
 
 from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import patch_format, put_patch
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import OnnxspectError
@@ -34,24 +35,17 @@ from onnxspect.engine.subject.subject import InputSpec
 )
 @options.MODEL
 @options.view(of="against")
-@click.option("--against", type=click.Path(path_type=Path), metavar="MODEL", help="The original file.")
+@path_option("--against", metavar="MODEL", help="The original file.")
 @click.option(
     "--as-deployed",
     is_flag=True,
     help="Also (without --against: only) compare MODEL with what onnxruntime's optimiser levels and quantisers make of it.",
 )
 @options.data("Clean samples, best those that neither the scan nor the patch has seen.")
-@click.option(
-    "--run",
-    "run_folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The scan's run folder: its triggers are measured.",
-)
-@click.option(
+@path_option("--run", "run_folder", metavar="DIR", help="The scan's run folder: its triggers are measured.")
+@path_option(
     "--trigger",
     "triggers",
-    type=click.Path(path_type=Path),
     metavar="NPZ",
     multiple=True,
     help="A trigger of your own (docs/patches.md): mask and pattern, or delta; and target. May be given again.",
@@ -61,28 +55,12 @@ from onnxspect.engine.subject.subject import InputSpec
     type=click.Choice(list(PRESETS)),
     help="Also scan MODEL afresh with this preset; a backdoor found is a goal missed.",
 )
-@click.option(
-    "--rescan-out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Where the fresh scan is kept (default: nowhere).",
-)
+@path_option("--rescan-out", metavar="DIR", help="Where the fresh scan is kept (default: nowhere).")
 @click.option("--strip", is_flag=True, help="Also say what the STRIP filter would catch (many forward passes).")
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
-@click.option(
-    "--max-rejected",
-    type=click.FloatRange(0, 1),
-    default=0.05,
-    show_default=True,
-    help="Most clean images that a guarded file may reject.",
-)
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the page of the proof there, as .html or .json.",
-)
+@options.MAX_REJECTED
+@options.page("proof")
 @options.preprocessing_options
 @options.reading_options
 @options.JSON

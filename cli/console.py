@@ -29,8 +29,8 @@ STDOUT = Path("standard output")
 
 def _terminal(name: str) -> bool | None:
     """Whether a stream ends on a terminal; of a worker, whose streams are pipes, the supervisor knows it. None: look."""
-    told = os.environ.get("ONNXSPECT_TERMINAL")
-    return None if told is None else name in told.split(",")
+    terminals = os.environ.get("ONNXSPECT_TERMINAL")
+    return None if terminals is None else name in terminals.split(",")
 
 
 class _Plain(Console):

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from onnxspect.cli import budget, exit_status
+from onnxspect.cli.former_spellings import understood
 from onnxspect.converters.errors import unwritable
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ COMMANDS = {
     "diff": ("cmd_diff", "List every difference between two ONNX files."),
     "cleanse": ("cmd_cleanse", "Name the poisoned samples of a training set, and keep the rest."),
     "certify": ("cmd_certify", "Bound what poisoned training points can do behind a sanitiser."),
+    "references": ("cmd_references", "Make what many scans of the same data are compared with, once."),
     "report": ("cmd_report", "Show the report of a finished scan again, in another format."),
     "view": ("cmd_view", "Show the pages of a folder of runs in a browser, and compare two."),
     "demo": ("cmd_demo", "Find, show, patch and prove away a real backdoor in a shipped model."),
 }
 
-#: Those that open a stranger's ONNX file, in a child process.
+#: Those that open an untrusted ONNX file, in a child process.
 _OPENING = frozenset(("scan", "info", "patch", "verify", "demo"))
 
 
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     What opens files is done by a worker that locks itself in (supervisor.py); help and usage errors are this process's.
     """
     escape_what_lacks()
-    given = sys.argv[1:] if arguments is None else arguments
+    given = understood(sys.argv[1:] if arguments is None else arguments)
     status = _supervised(given) if _opens_files(given) else run(arguments)
     try:
         sys.stdout.flush()
@@ -109,7 +111,22 @@ def _opens_files(given: list[str]) -> bool:
         and given[0] != "view"
         and not {"-h", "--help"} & set(given)
         and sys.platform != "win32"
+        and not _of_many(given)
     )
+
+
+def _of_many(given: list[str]) -> bool:
+    """Whether it is a scan of many models: each is a command of its own (many.py)."""
+    if given[:1] != ["scan"] or {"-h", "--help"} & set(given):
+        return False
+    from onnxspect.cli import places
+    from onnxspect.engine.fleet.models import is_many
+
+    try:
+        values = places.parsed("scan", given[1:])
+    except click.ClickException:
+        return False  # the command itself says what is wrong
+    return is_many(values["model"]) or any(values[name] for name in ("jobs", "ray", "cache", "no_cache"))
 
 
 def _supervised(given: list[str]) -> int:
@@ -147,13 +164,17 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     Raises:
         KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    start_ahead(given)
+    given = understood(sys.argv[1:] if arguments is None else arguments)
+    many = _of_many(given)
+    if not many:
+        start_ahead(given)
     # Errors are imported late for the same reason as commands: torch takes seconds to import.
     try:
         if level is not None:
             _check(level, given)
-        result: Any = cli.main(args=arguments, prog_name="onnxspect", standalone_mode=False)
+        if many:
+            return _scan_many(given)
+        result: Any = cli.main(args=given, prog_name="onnxspect", standalone_mode=False)
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
@@ -169,6 +190,16 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     except Exception as error:
         return _failed(error, given, memory_bytes)
     return result if isinstance(result, int) else exit_status.CLEAN
+
+
+def _scan_many(given: list[str]) -> int:
+    from onnxspect.cli import many
+
+    try:
+        return many.scan(given[1:])
+    except many.InterruptedScansError:
+        _complain("interrupted", "what is finished is kept; the same command goes on where it stopped")
+        return exit_status.FAILURE
 
 
 def _check(level: Level, given: list[str]) -> None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 import click
 
 from onnxspect.cli.console import Progressing
+from onnxspect.cli.former_spellings import WAYS
 from onnxspect.cli.json_lines import JsonLines
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext, choose_device
@@ -22,24 +24,23 @@ from onnxspect.engine.subject.subject import InputSpec
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+def _share(name: str, default: float, help_text: str) -> Any:
+    return click.option(name, type=click.FloatRange(0, 1), default=default, show_default=True, help=help_text)
+
+
+def page(of: str) -> Any:
+    """--report FILE: the page of what a command did."""
+    return path_option("--report", metavar="FILE", help=f"Write the page of the {of} there, as .html or .json.")
+
+
 MODEL = click.argument("model", type=click.Path(path_type=Path))
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 QUIET = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 
-MAX_SUCCESS = click.option(
-    "--max-success",
-    type=click.FloatRange(0, 1),
-    default=0.02,
-    show_default=True,
-    help="Most that a trigger may still succeed.",
-)
-MAX_ACCURACY_LOST = click.option(
-    "--max-accuracy-lost",
-    type=click.FloatRange(0, 1),
-    default=0.01,
-    show_default=True,
-    help="Most clean accuracy that may be lost.",
-)
+MAX_SUCCESS = _share("--max-success", 0.02, "Most that a trigger may still succeed.")
+MAX_ACCURACY_LOST = _share("--max-accuracy-lost", 0.01, "Most clean accuracy that may be lost.")
+MAX_REJECTED = _share("--max-rejected", 0.05, "Most clean images that a guarded file may reject.")
 
 
 def view(command: Command | None = None, *, of: str = "model", name: str = "--output") -> Any:
@@ -101,9 +102,7 @@ PROGRESS = click.option(
 
 def data(help_text: str = "Clean samples: a folder of images by class, an npz, or another form (docs/data.md).") -> Any:
     """--data PATH, required."""
-    return click.option(
-        "--data", "data", type=click.Path(path_type=Path), required=True, metavar="PATH", help=help_text
-    )
+    return path_option("--data", metavar="PATH", required=True, help=help_text)
 
 
 def run_options(command: Command) -> Command:
@@ -128,12 +127,11 @@ class _Way(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, Resize):
             return value
-        if value in ("try", "crop", "stretch"):
+        if value in WAYS:
             return Resize(value)
         if str(value).isdecimal() and int(value) > 0:
             return Resize("crop", int(value))
-        said = f"{value!r} is no number of pixels, crop or stretch (what follows --resize is taken for one)"
-        return self.fail(said, param, ctx)
+        return self.fail(f"{value!r} is no number of pixels, crop or stretch", param, ctx)
 
 
 _CLASSES = click.option(

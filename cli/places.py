@@ -24,9 +24,9 @@ from onnxspect.converters.errors import OnnxspectError, unwritable
 
 #: What a parameter names: a model, or data, each with what lies beside it (weights; labels, and the images of a list); a file or
 #: folder to read; a run folder to read, or to read and add to; a folder to write into; a file to write; a policy, which is read,
-#: and so are the samples that it names.
-MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT, POLICY = (
-    "model", "data", "read", "run", "kept run", "folder", "output", "policy"
+#: and so are the samples that it names; what is the parent's alone.
+MODEL, DATA, READ, RUN, KEPT_RUN, FOLDER, OUTPUT, POLICY, UNUSED = (
+    "model", "data", "read", "run", "kept run", "folder", "output", "policy", "not the worker's"
 )  # fmt: skip
 ROLES: dict[str, dict[str, str]] = {
     "scan": {
@@ -37,7 +37,10 @@ ROLES: dict[str, dict[str, str]] = {
         "out": FOLDER,
         "outputs": OUTPUT,
         "policy_file": POLICY,
+        "shelf": READ,
+        "cache": UNUSED,
     },
+    "references": {"classes": READ, "request": READ, "data": DATA, "train": DATA, "out": FOLDER},
     "convert": {"source": MODEL, "output": OUTPUT},
     "info": {"model": MODEL, "data": DATA},
     "patch": {
@@ -77,7 +80,13 @@ ROLES: dict[str, dict[str, str]] = {
 #: `--classes` is a file or the names themselves; names are no path that exists, so nothing is opened for them.
 OR_WORDS = frozenset({"classes"})
 #: Folders that a command writes into where no option says another.
-DEFAULT_FOLDERS = {"scan": "runs", "cleanse": "cleansed", "certify": "certificate", "demo": "demo"}
+DEFAULT_FOLDERS = {
+    "scan": "runs",
+    "cleanse": "cleansed",
+    "certify": "certificate",
+    "references": "references",
+    "demo": "demo",
+}
 #: Beside a model that holds so many things, data files are not looked for.
 _MOST_BESIDE = 20_000
 TABLE = Path(__file__).with_name("arguments.json")
@@ -153,6 +162,12 @@ def _commands() -> list[tuple[str, click.Command]]:
     return [(name, command) for name, command in found if command is not None]
 
 
+def rows(command: str) -> list[dict[str, Any]]:
+    """The parameters of a command, as the table has them."""
+    found: list[dict[str, Any]] = json.loads(TABLE.read_text())[command]
+    return found
+
+
 def parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     """The command line's values by parameter; texts, but for the limits. Whether the others are right, the worker says.
 
@@ -161,7 +176,7 @@ def parsed(command: str, arguments: list[str]) -> dict[str, Any]:
     """
     own = {p.name: p for p in budget.options()}
     params: list[click.Parameter] = []
-    for row in json.loads(TABLE.read_text())[command]:
+    for row in rows(command):
         if row["name"] in own:
             limit = own[row["name"]]
             limit.expose_value = True

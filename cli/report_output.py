@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import click
-
 from onnxspect.cli.console import err, show, show_raw
+from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.report import as_patch_html, as_text, document, formats, patch_document, policy
 from onnxspect.engine.report.findings import findings
@@ -24,18 +23,16 @@ ENDINGS = ", ".join(formats.ENDINGS)
 def report_options(command: Command) -> Command:
     """-o and --policy, of the commands that print a scan's report."""
     for option in (
-        click.option(
+        path_option(
             "--policy",
             "policy_file",
-            type=click.Path(path_type=Path),
             metavar="FILE",
             help=f"Accepted findings, and what a scan is made with, such as {policy.FILE} (docs/pipelines.md).",
         ),
-        click.option(
+        path_option(
             "-o",
             "--write",
             "outputs",
-            type=click.Path(path_type=Path),
             multiple=True,
             metavar="FILE",
             help=f"Write the report to FILE, in the format that its ending names ({ENDINGS}). May be given again.",
@@ -48,7 +45,7 @@ def report_options(command: Command) -> Command:
 def found_policy(given: Path | None) -> Policy:
     """The policy that was named; an empty one where none is.
 
-    None is looked for: what lies in the working folder may be a stranger's, and would decide what passes.
+    None is looked for: what lies in the working folder may be untrusted, and would decide what passes.
 
     Raises:
         OnnxspectError: it cannot be read.

@@ -1,6 +1,6 @@
 """The parent of a command: it starts one worker, relays what it says, keeps its limits, and opens nothing itself.
 
-Everything that a stranger made (models, images, archives, run folders) is read by the worker, which locks itself in first
+Everything untrusted (models, images, archives, run folders) is read by the worker, which locks itself in first
 (worker.py). This process parses the command line, makes the folders and the temporary ones that the worker may write into, passes
 signals on, renames finished outputs, and when the worker is gone, whatever became of it, removes what is left and says in one
 line what happened.

@@ -2,7 +2,7 @@
 
 Run as ``python -P -m onnxspect.cli.worker`` by supervisor.py; the request is one line of JSON on standard input. Order: a
 process that starts children is forked (starter.py); this one gives up all files but those of the request; the command's
-libraries are imported; limits and a filter of system calls follow; only then is a byte of a stranger's file read.
+libraries are imported; limits and a filter of system calls follow; only then is a byte of an untrusted file read.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ class Room:
 ROOMS = (
     Room("onnxspect", ("the front door:", "names, fetched when first used"), ("onnxspect",), 1.5),
     Room("cli", ("options in, report out;", "supervisor and worker"), ("cli",), 1.5),
+    Room("engine/fleet", ("many models: what is known,", "who scans, what came of it"), ("engine/fleet",), 0.5),
     Room("engine/jobs", ("whole jobs: scan, patch, prove,", "cleanse, certify, describe"), ("engine/jobs",), 1.5),
     Room("engine/report", ("the JSON report, and", "what is drawn from it"), ("engine/report",), 2),
     Room("engine/cleansing", ("which training samples", "are poisoned"), ("engine/cleansing",), 1),
@@ -100,7 +101,7 @@ WHERE = (
     Place("Neural Cleanse", "engine/detectors/neural_cleanse.py", "NeuralCleanse"),
     Place("the list of detectors and presets", "engine/detectors/registry.py", "PRESETS"),
     Place("the gradient search", "engine/search/search.py", "search"),
-    Place("held-out validation of a trigger", "engine/detectors/base.py", "held_out_validation"),
+    Place("held-out validation of a trigger", "engine/detectors/held_out.py", "held_out_validation"),
     Place("clean reference networks", "engine/subject/reference.py", "train_references"),
     Place("the p-value of a class beside its references", "engine/judge/null_model.py", "against_reference"),
     Place("the decision", "engine/judge/verdict.py", "decide"),
@@ -129,7 +130,7 @@ WHERE = (
     Place("the tolerances of that comparison", "converters/proof/tolerances.py", "TOLERANCES"),
     Place("the write-back of weights into the file", "converters/proof/writeback.py", "write_back"),
     Place("the ledger", "engine/store.py", "Ledger"),
-    Place("how a stranger's run folder is read", "engine/run_folder.py", "Snapshot"),
+    Place("how an untrusted run folder is read", "engine/run_folder.py", "Snapshot"),
     Place("the check of a report that is read back", "engine/stored_report.py", "checked"),
     Place("a trigger and how it is stamped", "engine/trigger.py", "Trigger"),
     Place("the methods of `patch`", "engine/mitigation/registry.py", "METHODS"),
@@ -139,6 +140,8 @@ WHERE = (
     Place("the signature of a report", "engine/report/signature.py", "signed"),
     Place("the exit statuses", "cli/exit_status.py", "OF_VERDICT"),
     Place("how poisoned samples are named", "engine/jobs/cleanse.py", "cleanse"),
+    Place("how many models are scanned", "engine/fleet/fleet.py", "Fleet"),
+    Place("references that many models share", "engine/jobs/references.py", "search_references"),
     Place("certificates", "engine/certification/fixed.py", "certify_fixed"),
 )
 
@@ -150,7 +153,9 @@ WALKS = {
             "cli/cmd_scan.py",
             "command",
         ),
-        Place("The detectors of the preset are chosen.", "engine/detectors/registry.py", "chosen", _SCAN),
+        Place(
+            "The detectors of the preset are chosen.", "engine/detectors/registry.py", "chosen", "engine/jobs/choice.py"
+        ),
         Place("Model and samples are opened together.", "engine/jobs/case.py", "open_case", _SCAN),
         Place(
             "A locked-in child loads and runs the untrusted file first.",

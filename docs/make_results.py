@@ -35,6 +35,7 @@ def page() -> str:
         ("kill_resume.json", _kills),
         ("large_model.json", _large),
         ("preset_times.json", _preset_times),
+        ("many_classes.json", _many_classes),
         ("gpu.json", _gpu),
     )
     for file, section in sections:
@@ -357,6 +358,32 @@ def _preset_times(r: dict[str, Any]) -> str:
         f"networks trained anew in each scan.\n\n| preset | CPU seconds | of thorough's | gradient steps on the model | verdict |\n"
         f"|---|---|---|---|---|\n{rows}\n"
     )
+
+
+def _many_classes(r: dict[str, Any]) -> str:
+    lines = [
+        "## A thousand classes, 224 to 260 pixels, one picture a class\n",
+        f"`python benchmarks/many_classes.py --pictures ...` on {r['hardware']}, torch {r['versions']['torch']}. The smallest mask is "
+        "the one that leads the search's pictures to one class, as a share of the picture; beside it, how many unseen ones it leads "
+        "there, and how much larger the mask to the next class is. The clean networks are published ones (EfficientNet-Lite).\n",
+        "| model | preset | verdict | classes named | p | smallest mask | to class | of unseen pictures | next class | passes | seconds | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for m in r["rows"]:
+        masks = sorted(
+            (s["size"], s["class"], s["unseen"])
+            for s in m["searches"]
+            if s["family"] == "l1" and s["class"] is not None
+        )
+        size, k, unseen = masks[0]
+        others = [s for s, other, _ in masks if other != k]
+        following = f"{others[0] / size:.1f} times" if others else "none reached"
+        lines.append(
+            f"| {m['model']} | {m['preset']} | {m['verdict']} | {_classes(m['targets'])} | {m['p']:.2g} | {size / m['pixels']:.2%} | {k} | "
+            f"{_percent(unseen)} | {following} | {m['passes']:,} | {m['seconds searched']:.0f} | "
+            f"{m['peak GiB']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def _gpu(r: dict[str, Any]) -> str:

@@ -26,6 +26,10 @@ from onnxspect.converters.text import printable
 FILE = "run.sqlite"
 ARRAYS = "arrays"
 LOCK = ".lock"
+#: The finished searches on reference networks, inside a run.
+REFERENCES = "references"
+#: What a scan asks for whose references are to come from others (jobs/references.py).
+REQUEST = "references-wanted.json"
 #: What SQLite keeps beside its file while it is open for writing, or was when the process was killed.
 _BESIDE = ("-wal", "-shm", "-journal")
 #: Bytes of a ledger, and of an array in it, at most: of a thousand classes and five detectors the ledger takes 20 million.
@@ -56,7 +60,7 @@ def refuse_links(folder: Path) -> None:
         OnnxspectError: naming it.
     """
     expected = dict.fromkeys((FILE, LOCK, *(FILE + end for end in _BESIDE)), stat.S_ISREG)
-    expected |= dict.fromkeys((ARRAYS, "references", "search"), stat.S_ISDIR)
+    expected |= dict.fromkeys((ARRAYS, REFERENCES, "search"), stat.S_ISDIR)
     for name, right in expected.items():
         try:
             status = (folder / name).lstat()

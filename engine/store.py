@@ -9,7 +9,7 @@ A ledger belongs to one *fingerprint*: model, data, settings, seed, device and t
 another one is refused once anything was found, so results never mix; where the files lie does not count. An unfinished run
 may go on on another device (a GPU was lost): `devices` then says on which it was, and so does the report.
 
-Without a fingerprint a folder is opened for reading, and may be a stranger's: see run_folder.py, and stored_report.py and
+Without a fingerprint a folder is opened for reading, and may be untrusted: see run_folder.py, and stored_report.py and
 stored_unit.py for what is checked of its rows.
 """
 

@@ -50,8 +50,8 @@ class AttackKind:
 
 
 @dataclasses.dataclass(frozen=True)
-class Family:
-    """One family of the bank.
+class _Row:
+    """What a family's table holds beside its training.
 
     half: "tuning" or "judging". clean, infected: how many models. attacks: names of kinds, taken in turn. start: "first" for models that are
     fine-tuned from the family's first.
@@ -64,10 +64,16 @@ class Family:
     clean: int
     infected: int
     attacks: tuple[str, ...]
-    training: dict[str, Any]
     per_class: int | None = None
     exporter: Literal["torch_dynamo", "torch_script", "keras"] = "torch_dynamo"
     start: Literal["", "first"] = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(_Row):
+    """One family of the bank: its table, its training the defaults' and its own."""
+
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> int:
@@ -100,22 +106,6 @@ def families(path: Path = FILE) -> tuple[tuple[Family, ...], dict[str, AttackKin
             raise bad_field(f"family {family.name}.name", "is used twice")
         found.append(family)
     return tuple(found), kinds
-
-
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """What a family's table holds beside its training."""
-
-    name: str
-    half: Literal["tuning", "judging"]
-    dataset: str
-    architecture: str
-    clean: int
-    infected: int
-    attacks: tuple[str, ...]
-    per_class: int | None = None
-    exporter: Literal["torch_dynamo", "torch_script", "keras"] = "torch_dynamo"
-    start: Literal["", "first"] = ""
 
 
 def recipes(half: str, names: tuple[str, ...] = (), path: Path = FILE) -> tuple[Recipe, ...]:

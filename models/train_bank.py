@@ -16,11 +16,12 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
-from onnxspect.converters.errors import OnnxspectError
 from onnxspect.models.bank import recipes
 from onnxspect.models.data import data_root
-from onnxspect.models.zoo_build import build_zoo, missed_floors
+from onnxspect.models.train_command import exit_status_of, observe
+from onnxspect.models.zoo_build import build_zoo
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,10 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workers < 1:
         parser.error("--workers must be at least 1")
 
-    def observe(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    try:
+    def train() -> dict[str, Any]:
         wanted = [
             dataclasses.replace(r, training=dataclasses.replace(r.training, device=options.device))
             for r in recipes(options.part, tuple(options.family))
@@ -49,17 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         ]
         if options.list:
             print("\n".join(r.name for r in wanted))
-            return 0
-        root = data_root(options.data_root)
+            return {"models": []}
         out = options.out or Path("bank") / options.part
-        document = build_zoo(tuple(wanted), root, out, observe, options.workers)
-    except OnnxspectError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    missed = missed_floors(document)
-    for line in missed:
-        observe(f"missed: {line}")
-    return 1 if missed else 0
+        return build_zoo(tuple(wanted), data_root(options.data_root), out, observe, options.workers)
+
+    return exit_status_of(train)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,17 @@ import argparse
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from onnxspect.converters.errors import OnnxspectError
 from onnxspect.models import zoo
 from onnxspect.models.data import Dataset, data_root, load_dataset
 from onnxspect.models.manifest import write_whole
 from onnxspect.models.randomness import keyed_generator
 from onnxspect.models.recipes import read_recipes
-from onnxspect.models.zoo_build import build_zoo, missed_floors
+from onnxspect.models.train_command import exit_status_of, observe
+from onnxspect.models.zoo_build import build_zoo
 
 _LISTS = {"small": "recipes_small.toml", "full": "recipes_full.toml"}
 _SHIPPED_TEST_SEED = 2017  # the year of the data set
@@ -57,27 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--workers must be at least 1")
     here = Path(__file__).parent
 
-    def observe(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    try:
+    def train() -> dict[str, Any]:
         root = data_root(options.data_root)
-        if options.shipped:
-            out = options.out or Path(zoo.__file__).parent
-            document = build_zoo(read_recipes(here / "recipes_shipped.toml"), root, out, observe)
-            dataset = load_dataset("fashion_mnist", root)
-            rng = keyed_generator(_SHIPPED_TEST_SEED, "shipped test images")
-            write_whole(out / "fashion_mnist_test.npz", shipped_test_images(dataset, 100, rng))
-        else:
+        if not options.shipped:
             path = here / _LISTS[options.list] if options.list in _LISTS else Path(options.list)
-            document = build_zoo(read_recipes(path), root, options.out or Path("zoo"), observe, options.workers)
-    except OnnxspectError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    missed = missed_floors(document)
-    for line in missed:
-        observe(f"missed: {line}")
-    return 1 if missed else 0
+            return build_zoo(read_recipes(path), root, options.out or Path("zoo"), observe, options.workers)
+        out = options.out or Path(zoo.__file__).parent
+        document = build_zoo(read_recipes(here / "recipes_shipped.toml"), root, out, observe)
+        dataset = load_dataset("fashion_mnist", root)
+        rng = keyed_generator(_SHIPPED_TEST_SEED, "shipped test images")
+        write_whole(out / "fashion_mnist_test.npz", shipped_test_images(dataset, 100, rng))
+        return document
+
+    return exit_status_of(train)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from onnxspect.converters.sources.convert import convert
     from onnxspect.engine.detectors.base import Detector
     from onnxspect.engine.errors import OnnxspectError
+    from onnxspect.engine.fleet.many import scan_many
     from onnxspect.engine.jobs.certify import certify
     from onnxspect.engine.jobs.cleanse import cleanse
     from onnxspect.engine.jobs.patch import patch
@@ -50,6 +51,7 @@ __all__ = [
     "convert",
     "patch",
     "scan",
+    "scan_many",
     "verify",
 ]
 
@@ -69,6 +71,7 @@ _PLACES = {
     "convert": ("converters.sources.convert", "convert"),
     "patch": ("engine.jobs.patch", "patch"),
     "scan": ("engine.jobs.scan", "scan"),
+    "scan_many": ("engine.fleet.many", "scan_many"),
     "verify": ("engine.jobs.prove", "prove"),
 }
 

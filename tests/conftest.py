@@ -161,7 +161,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["ONNXSPECT_TEST_MODELS"] = home.name
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slowest files first (with --no-loadscope-reorder; by itself xdist starts those with the fewest tests last)."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The slowest files first (with --no-loadscope-reorder; by itself xdist starts those with the fewest tests last).
+
+    Heavy tests are deselected, and counted as such by pytest, unless ONNXSPECT_FULL=1.
+    """
+    if os.environ.get("ONNXSPECT_FULL") != "1":
+        heavy = [item for item in items if item.get_closest_marker("heavy")]
+        config.hook.pytest_deselected(items=heavy)
+        items[:] = [item for item in items if not item.get_closest_marker("heavy")]
     place = {name: i for i, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(SLOWEST)))

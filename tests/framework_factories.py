@@ -20,6 +20,18 @@ def torch_cnn() -> Any:
     )
 
 
+def settled_cnn() -> Any:
+    """`torch_cnn` with seeded weights, and statistics that are not 0 and 1."""
+    import torch
+
+    torch.manual_seed(0)
+    made = torch_cnn()
+    made.train()
+    with torch.no_grad():
+        made(torch.rand(32, 1, 28, 28))
+    return made.eval()
+
+
 def torch_dict_output() -> Any:
     """The same network, returning a dict as some libraries' models do."""
     from torch import nn

@@ -89,7 +89,7 @@ def finished(folder: Path, report: Mapping[str, Any] | None = None) -> Path:
 
 
 def with_row(folder: Path, statement: str, *values: str) -> None:
-    """Change the ledger as a stranger would, past everything that guards it."""
+    """Change the ledger as an attacker would, past everything that guards it."""
     db = sqlite3.connect(folder / FILE)
     with db:
         db.execute(statement, values)

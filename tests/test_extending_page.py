@@ -20,7 +20,7 @@ from onnxspect.converters import plugins
 from onnxspect.converters.sources.formats import detect
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.registry import chosen as detectors
-from onnxspect.engine.jobs.scan import _settings
+from onnxspect.engine.jobs.choice import settings_of
 from onnxspect.engine.mitigation.registry import chosen as methods
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
@@ -124,7 +124,7 @@ def test_a_package_brings_a_source_format_in(package: Path, tmp_path: Path) -> N
 def test_two_perturbations_are_two_fingerprints(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without settings to tell them apart, their classes do."""
     names = executed([BLOCKS[0], BLOCKS[2]], monkeypatch)
-    ours, theirs = _settings(NeuralCleanse()), _settings(names["tinted"])
+    ours, theirs = settings_of(NeuralCleanse()), settings_of(names["tinted"])
     assert "perturbation.class" not in ours
     assert theirs["perturbation.class"] == "page.Tint"
     scan(world / "planted.onnx", world / "clean.npz", tmp_path, detectors=[names["KnownPatches"](side=3)])

@@ -30,7 +30,7 @@ def test_they_are_the_versions_that_the_tests_ran_with() -> None:
 
 def test_what_make_test_installs_is_there() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = ("test", "keras", "tensorflow", "jax", "sklearn")
+    extras = ("test", "keras", "tensorflow", "jax", "sklearn", "second-opinion")
     wanted = [*settings["dependencies"], *(one for extra in extras for one in settings["optional-dependencies"][extra])]
     here = {plain(m.group()) for one in wanted if (m := re.match(r"[\w.-]+", one))}
     assert here - {plain(name) for name, _, _ in ENTRY.findall(LOCKED)} == {"torch"}, "run: make lock"

@@ -20,6 +20,8 @@ QUOTIENT_64 = 1e-7
 TAIL_64 = 1e-6
 #: An approximation beside the iteration that it stands for.
 FITTED_64 = 1e-5
+#: A number that a test states with six digits behind the point.
+SIX_DIGITS = 1e-6
 #: What a solver of convex problems returns, which stops short of the optimum.
 SOLVED_64 = 1e-4
 SOLVED_COARSELY_64 = 1e-3

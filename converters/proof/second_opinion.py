@@ -6,7 +6,7 @@ know is said, and the values on the border are compared.
 
 Three things are taken care of:
 
-* A stranger's file. onnx2torch names torch modules after the file's nodes, and torch.fx writes these names into the
+* An untrusted file. onnx2torch names torch modules after the file's nodes, and torch.fx writes these names into the
   Python source that it then executes: a node's name could run code. So every node gets a name of ours first, and a
   node of a domain that onnx2torch does not register is not handed over.
 * torchvision. onnx2torch imports it for two operators of object detection (NonMaxSuppression, RoiAlign), and beside a

@@ -1,7 +1,7 @@
 """A process locks itself in, in two halves, and says which measures are in force and which this system lacks.
 
 `files` comes first, before any library starts a thread: Landlock binds the calling thread and what it starts. `calls` and
-`limits` come after the (trusted) imports, before a byte of a stranger's file is read. The child that opens one file
+`limits` come after the (trusted) imports, before a byte of an untrusted file is read. The child that opens one file
 (guard_child.py), the command line's worker (cli/worker.py) and the process that starts children for it (starter.py) all use
 these; how each measure works is in linux.py.
 """

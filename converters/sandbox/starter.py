@@ -2,8 +2,8 @@
 
 The starter is forked from that process before it locks itself in and imports anything heavy. It locks itself in as well: its
 children read and write no more files than the process that asks for them may (kernel domains nest, so none can give itself
-more), it has no network and no IPC, and it starts one program only, this Python with guard_child.py. It sees no byte of a
-stranger's file: requests and answers are lines of JSON on two pipes, and a process that was taken over gains by them only
+more), it has no network and no IPC, and it starts one program only, this Python with guard_child.py. It sees no byte of an
+untrusted file: requests and answers are lines of JSON on two pipes, and a process that was taken over gains by them only
 children that are locked in further than it is itself.
 """
 

@@ -202,23 +202,25 @@ def float_face(model: onnx.ModelProto, given: dict[str, Any], result: dict[str, 
     before: list[onnx.NodeProto] = []
     after: list[onnx.NodeProto] = []
     if np.dtype(given["dtype"]) in _QUANTISED:
-        info = graph.input[0]
-        inner = info.name
-        info.name = f"{inner}_float"
-        info.type.tensor_type.elem_type = TensorProto.FLOAT
-        scale, zero = _quantisation_constants(graph, "input", given)
-        before.append(helper.make_node("QuantizeLinear", [info.name, scale, zero], [inner]))
+        inner, outer = _made_float(graph.input[0])
+        constants = _quantisation_constants(graph, "input", given)
+        before.append(helper.make_node("QuantizeLinear", [outer, *constants], [inner]))
     if np.dtype(result["dtype"]) in _QUANTISED:
-        info = graph.output[0]
-        inner = info.name
-        info.name = f"{inner}_float"
-        info.type.tensor_type.elem_type = TensorProto.FLOAT
-        scale, zero = _quantisation_constants(graph, "output", result)
-        after.append(helper.make_node("DequantizeLinear", [inner, scale, zero], [info.name]))
+        inner, outer = _made_float(graph.output[0])
+        constants = _quantisation_constants(graph, "output", result)
+        after.append(helper.make_node("DequantizeLinear", [inner, *constants], [outer]))
     nodes = [*before, *graph.node, *after]
     del graph.node[:]
     graph.node.extend(nodes)
     return model
+
+
+def _made_float(info: onnx.ValueInfoProto) -> tuple[str, str]:
+    """(its name so far, its new name) of an input or output that takes floating-point numbers from now on."""
+    inner = info.name
+    info.name = f"{inner}_float"
+    info.type.tensor_type.elem_type = TensorProto.FLOAT
+    return inner, info.name
 
 
 def _quantisation_constants(graph: onnx.GraphProto, side: str, detail: dict[str, Any]) -> tuple[str, str]:

@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, flat, present_classes, search_units
+from onnxspect.engine.detectors.held_out import as_found, preferred
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, climbed
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.spacing import Usual
 from onnxspect.engine.judge.traits import Traits
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
 from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images
@@ -50,6 +50,11 @@ HELD_OUT = 200
 DESTINATION = "destination"
 #: A statistic's name after this is how far a search went that reached no class.
 BEYOND = "beyond_"
+#: A family whose searches went so far and arrived nowhere has answered: a share of the picture's area that was replaced (l1), a root mean
+#: square of what was added, of pixels in [0, 1] (l2). History: docs/decisions.md.
+FAR = {"l1": 0.25, "l2": 8 / 255}
+#: Values of the pictures that the least step of a climb was chosen for; on larger ones it grows with the square root.
+_VALUES = 28 * 28
 #: Of each statistic, the usual spacing between the smallest classes of a clean network, and as how many it counts.
 USUAL = {"l1": (0.25, 8.0), "l2": (0.25, 8.0)}
 
@@ -70,8 +75,10 @@ class ClimbTogether(ReachTogether):
         return dict.fromkeys(state, ())
 
     def update(self, state: State, gradients: State, memory: Memory, step: Tensor, settings: StepSettings) -> State:
-        """As reverse engineering takes it."""
-        return {"delta": climbed(state["delta"], gradients["delta"], self.growth, settings.learning_rate)}
+        """As reverse engineering takes it, but that the least step is the same change a value whatever the size."""
+        delta = state["delta"]
+        least = settings.learning_rate * (delta[0].numel() / _VALUES) ** 0.5
+        return {"delta": climbed(delta, gradients["delta"], self.growth, least)}
 
 
 @dataclass(frozen=True)
@@ -149,24 +156,33 @@ class Attractor(Detector):
         units: list[UnitEvidence] = []
         silent = []
         for family in self.families:
-            found = self._destinations(at_hand, family)
+            found, beyond = self._destinations(at_hand, family)
             units += found
-            if len({u.unit.target for u in found}) < 2:
+            far = _size(family.name, FAR[family.name], at_hand.subject.image_shape)
+            if len(found) < 2 and beyond < far:
                 silent.append(family.name)
         views = tuple(
-            View(f.name, spacing=f.usual)
+            View(f.name, spacing=f.usual, beyond=f"{BEYOND}{f.name}")
             for f in self.families
             if any(u.measurement(f.name) is not None for u in units)
         )
         if not views:
             return Skipped(NAME, "no search led the images to one class")
         traits = replace(self.traits, convicts=classes >= FEWEST_TO_CONVICT)
-        enough = "" if not silent else f"{NAME}: the searches by {' and '.join(silent)} ended at fewer than two classes"
+        enough = ""
+        if silent:
+            enough = (
+                f"{NAME}: the searches by {' and '.join(silent)} ended at fewer than two classes, and did not go far"
+            )
         first = views[0].statistic
         return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, traits, enough)
 
-    def _destinations(self, at_hand: AtHand, family: Family) -> list[UnitEvidence]:
-        """The smallest trigger to each class that searches ended at, in the order in which they were found."""
+    def _destinations(self, at_hand: AtHand, family: Family) -> tuple[list[UnitEvidence], float]:
+        """The smallest trigger to each class that searches ended at, in the order in which they were found.
+
+        Where a whole round arrived nowhere, all other classes are farther than it went: that distance is the second value, else 0,
+        and each unit has it too.
+        """
         least: dict[int, UnitEvidence] = {}
         beyond = 0.0
         for k in range(self.rounds):
@@ -184,22 +200,22 @@ class Attractor(Detector):
                 drawn_as=f"{NAME} {family.name}",
                 as_evidence=partial(self._led, at_hand, family, objective.excluded),
             )
-            for unit in found:
-                reached = unit.measurement(DESTINATION)
-                if reached is None:
-                    far = unit.measurement(f"{BEYOND}{family.name}")
-                    beyond = max(beyond, 0.0 if far is None else far.value)
-                    continue
-                target = int(reached.value)
+            arrived = [u for u in found if u.measurement(DESTINATION) is not None]
+            if not arrived:
+                far = [m.value for u in found if (m := u.measurement(f"{BEYOND}{family.name}")) is not None]
+                beyond = max(far, default=0.0)
+                break
+            for unit in arrived:
+                target = int(unit.value(DESTINATION))
                 known = least.get(target)
-                if known is None or _preferred(unit, family.name) < _preferred(known, family.name):
+                if known is None or preferred(unit, family.name) < preferred(known, family.name):
                     least[target] = replace(unit, unit=Unit(target, start=unit.unit.start))
-            if len(least) >= self.destinations or beyond:
+            if len(least) >= self.destinations:
                 break
         if beyond:
             extra = measured(**{f"{BEYOND}{family.name}": beyond})
-            return [replace(u, measurements=(*u.measurements, *extra)) for u in least.values()]
-        return list(least.values())
+            return [replace(u, measurements=(*u.measurements, *extra)) for u in least.values()], beyond
+        return list(least.values()), 0.0
 
     def _led(self, at_hand: AtHand, family: Family, excluded: Sequence[int], result: UnitResult) -> UnitEvidence:
         """A search as evidence: the class that its images go to, and how many unseen ones its trigger leads there."""
@@ -218,23 +234,13 @@ class Attractor(Detector):
             kept = {k: torch.from_numpy(v)[None].flatten(1) for k, v in result.trigger.items()}
             far = NORMS[family.name](kept["delta" if "delta" in kept else "mask"])
             statistics = {f"{BEYOND}{family.name}": float(far)}
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=result.success,
-            held_out_success=success,
-            held_out=count,
-            trigger=result.trigger,
-            seconds=result.seconds,
-        )
+        return as_found(result, measured(**statistics), held_out_success=success, held_out=count)
 
 
-def _preferred(unit: UnitEvidence, statistic: str) -> tuple[bool, float]:
-    """Of several triggers to one class: one that carries over to unseen images before one that does not, then the smallest."""
-    return (unit.held_out_success or 0.0) < HELD_OUT_SUCCESS, unit.value(statistic)
+def _size(statistic: str, share: float, shape: Sequence[int]) -> float:
+    """A share of the area, or a root mean square, as a norm of images of this shape ``(channels, height, width)``."""
+    channels, height, width = shape
+    return share * height * width if statistic == "l1" else share * float(channels * height * width) ** 0.5
 
 
 def destination(subject: Subject, trigger: Trigger, images: np.ndarray, excluded: Sequence[int] = ()) -> int:

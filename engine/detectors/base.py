@@ -1,4 +1,4 @@
-"""What every detector shares: its inputs, the loop over units with its ledger, and the held-out validation.
+"""What every detector shares: its inputs, and the loop over units with its ledger.
 
 A detector is a frozen dataclass of settings whose `run` turns what is at hand into Evidence, or says why it can't.
 """
@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onnxspect.engine.detectors.held_out import held_out_validation, transferred
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.judge.measurement import Measurement, Search
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective
@@ -24,7 +25,7 @@ from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
-from onnxspect.engine.trigger import UNTARGETED, Trigger
+from onnxspect.engine.trigger import UNTARGETED
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class AtHand:
         training: the training set, perhaps poisoned, where the user has given it.
         classes: the classes that triggers are searched to; none stands for all.
         beyond: what no search along gradients reaches, where that has been looked at.
+        references_alone: only the references are searched, to be kept for scans to come (jobs/references.py); the subject is then
+            the first of them, and stands in for a model.
     """
 
     subject: Subject
@@ -55,6 +58,7 @@ class AtHand:
     training: Samples | None = None
     classes: tuple[int, ...] = ()
     beyond: Unreached | None = None
+    references_alone: bool = False
 
     @property
     def targets(self) -> Sequence[int]:
@@ -123,7 +127,7 @@ def flat(settings: Any) -> dict[str, object]:
 
 
 #: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA. History: docs/decisions.md.
-USUAL_STEPS = {"mask": 160, "added": 40, "cepa": 35}
+USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32}
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
@@ -203,39 +207,20 @@ def _in_words(unit: Unit) -> str:
     return f"class {unit.target}" if unit.source is None else f"{unit.source} to {unit.target}"
 
 
-def held_out_validation(
-    subject: Subject, result: UnitResult, held_out: Samples, statistic: str, most: int = 500
-) -> UnitEvidence:
-    """A finished unit as evidence, its trigger measured on clean samples that the search never saw.
-
-    They are those of the unit's source class, or of all classes but its target; at most `most`. There is no statistic where no
-    trigger was needed: that is confusion, and its size is no property of the class.
-    """
-    unit = result.unit
-    of_unit = held_out.labels != unit.target if unit.source is None else held_out.labels == unit.source
-    rows = np.flatnonzero(of_unit)[:most]
-    success = None
-    if len(rows) and result.found:
-        trigger = Trigger.kept(unit.target, result.trigger, unit.source)
-        answers = subject.predict(trigger.apply(held_out.images[rows])).argmax(1)
-        success = float((answers == unit.target).mean())
-    return UnitEvidence(
-        unit=unit,
-        measurements=(Measurement(statistic, result.cost),) if result.found and not result.unneeded else (),
-        found=result.found,
-        converged=result.converged,
-        steps=result.steps,
-        search_success=result.success,
-        held_out_success=success,
-        held_out=len(rows),
-        trigger=result.trigger,
-        seconds=result.seconds,
-    )
-
-
 def present_classes(samples: Samples) -> set[int]:
     """The classes that have samples."""
     return {int(c) for c in np.unique(samples.labels)}
+
+
+def targets_and_sources(at_hand: AtHand) -> tuple[list[int], list[int]]:
+    """(the classes that samples of another class can be led to, the classes that have samples), both in order."""
+    present = present_classes(at_hand.search_samples)
+    return [t for t in at_hand.targets if present - {t}], sorted(present)
+
+
+def one_class(name: str) -> Skipped:
+    """What a detector says where `targets_and_sources` gives no target."""
+    return Skipped(name, "the samples are all of one class, so there is none to lead to another")
 
 
 def search_with_references(
@@ -280,11 +265,26 @@ def search_with_references(
         )
         for i, subject in enumerate(at_hand.references)
     ]
-    searched = search_units(
-        name, at_hand.subject, at_hand, at_hand.ledger, units, objective, config, statistic, held_out, drawn_as=drawn_as
-    )
+    if at_hand.references_alone:
+        searched = baselines[0]
+    else:
+        searched = search_units(
+            name,
+            at_hand.subject,
+            at_hand,
+            at_hand.ledger,
+            units,
+            objective,
+            config,
+            statistic,
+            held_out,
+            drawn_as=drawn_as,
+        )
     found = [replace(u, measurements=tuple(replace(m, search=terms) for m in u.measurements)) for u in searched]
-    return against_references(found, baselines, statistic) if baselines else found
+    if not baselines:
+        return found
+    compared = against_references(found, baselines, statistic)
+    return [transferred(u, at_hand.references, at_hand.held_out, held_out) for u in compared]
 
 
 def compared(views: Sequence[View], with_references: bool, nature: float) -> list[View]:
@@ -298,6 +298,11 @@ def compared(views: Sequence[View], with_references: bool, nature: float) -> lis
     if with_references:
         return [replace(v, references=True, typical=TYPICAL.get((v.statistic, v.search), 0.0)) for v in views]
     return [replace(v, noise=max(v.noise, nature)) for v in views]
+
+
+def with_values(views: Sequence[View], units: Sequence[UnitEvidence]) -> tuple[View, ...]:
+    """The views whose statistic some unit has."""
+    return tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in units))
 
 
 def rank(unit: UnitEvidence, statistic: str, search: Search, relative: bool) -> float:

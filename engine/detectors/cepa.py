@@ -59,6 +59,7 @@ from onnxspect.engine.detectors.base import (
     present_classes,
     rank,
 )
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import Search, measured
@@ -167,6 +168,8 @@ class Cepa(Detector):
             at_hand = _from_inside(at_hand, self.perturb_at)
         taps = [embed(at_hand.subject, name) for name in choose_taps(at_hand.subject, self.taps)]
         baselines = self._baselines(taps, pairs, at_hand)
+        if at_hand.references_alone:
+            return Skipped(NAME, "only the references were to be searched")
         found = []
         for tap in taps:
             units = [Unit(target, source, tap.tap) for source, target in pairs]
@@ -264,23 +267,13 @@ class Cepa(Detector):
             if self.form == "consensus":
                 delta, success = _shrunk(tap, images, delta, result.unit.target, self.search.success)
             shift, statistics = _statistics(tap, images, delta)
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=success,
-            held_out_success=None,
-            held_out=0,
-            trigger={
-                "mu": shift,
-                "delta": delta.mean(0),
-                "example": images[0].astype(np.float32),
-                "example_perturbed": (images[0] + delta[0]).astype(np.float32),
-            },
-            seconds=result.seconds,
-        )
+        kept = {
+            "mu": shift,
+            "delta": delta.mean(0),
+            "example": images[0].astype(np.float32),
+            "example_perturbed": (images[0] + delta[0]).astype(np.float32),
+        }
+        return as_found(result, measured(**statistics), search_success=success, trigger=kept)
 
     def _validated(self, tap: Embedding, units: Sequence[UnitEvidence], at_hand: AtHand) -> list[UnitEvidence]:
         """The units, the front-runners with the success of their mu on unseen images."""
@@ -342,7 +335,7 @@ class Cepa(Detector):
         """(mu, mean norm of the deltas) of the unit's search gone on as far as `strength` says."""
         measurement = unit.measurement("delta_norm")
         if measurement is None:
-            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to carry over")
+            raise ValueError(f"unit {unit.unit.key} was not found: there is no mu to validate")
         size = measurement.value
         if self.form == "paper":
             return unit.trigger["mu"], size

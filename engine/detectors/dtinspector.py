@@ -58,6 +58,7 @@ from torch.nn import functional
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.engine.detectors.base import AtHand, Detector, search_units
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.detectors.shares import angle, angle_noise
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.detectors.trigger_bearing import foreign, shared_pixels
@@ -281,18 +282,8 @@ class DTInspector(Detector):
         if self.data_inspection:
             divergence = groups.divergence(z)
             statistics |= {} if divergence is None else {"kl": divergence}
-        return UnitEvidence(
-            unit=result.unit,
-            measurements=measured(**statistics),
-            found=result.found,
-            converged=result.converged,
-            steps=result.steps,
-            search_success=result.success,
-            held_out_success=None,  # the patch leads away from its class; what leads into it is `restored_success`
-            held_out=0,
-            trigger=result.trigger,
-            seconds=result.seconds,
-        )
+        # Not validated: the patch leads away from its class; what leads into it is `restored_success`.
+        return as_found(result, measured(**statistics))
 
     def _too_few(self, predicted: np.ndarray, confidence: np.ndarray, classes: int) -> str:
         """Why there is nothing to compare."""

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand, Detector, Work, search_units
+from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.gamma_order import gamma_order
 from onnxspect.engine.judge.measurement import measured
@@ -152,15 +153,11 @@ def _as_evidence(subject: Subject, result: UnitResult) -> UnitEvidence:
     best = float(margins[0])
     reached = bool(np.isfinite(best) and best > 0)
     agree = len(margins) < 2 or margins[1] >= (1 - AGREE) * best
-    return UnitEvidence(
-        unit=result.unit,
-        measurements=measured(**{STATISTIC: best}) if reached else (),
+    return as_found(
+        result,
+        measured(**{STATISTIC: best}) if reached else (),
         found=reached,
         converged=bool(reached and agree),
-        steps=result.steps,
         search_success=float(reached),
-        held_out_success=None,
-        held_out=0,
         trigger={},
-        seconds=result.seconds,
     )

@@ -32,6 +32,12 @@ _REVERSE_ENGINEERING = {
     "thorough": ReverseEngineering(search=replace(CLIMB, samples=128), scout_samples=16, growth=0.05),
 }
 
+#: How often Neural Cleanse searches which classes again. History: docs/decisions.md.
+_RESTARTS: Mapping[str, Mapping[str, int]] = {
+    "quick": {"restarts": 1, "restarted": 2, "beside": 2},
+    "standard": {"restarts": 2, "restarted": 3, "beside": 2},
+    "thorough": {"restarts": 3, "restarted": 4, "beside": 3},
+}
 _DTINSPECTOR = {"quick": DTInspector(partners=4), "standard": DTInspector(), "thorough": DTInspector()}
 _MAX_MARGIN = {
     "quick": MaxMargin(search=replace(MaxMargin().search, steps=30)),
@@ -50,7 +56,7 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     Attractor.name: _ATTRACTOR.__getitem__,
     MaxMargin.name: _MAX_MARGIN.__getitem__,
     NeuralCleanse.name: lambda preset: NeuralCleanse(
-        search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset]
+        search=PRESETS[preset], pairs=preset != "quick", scouts=_REVERSE_ENGINEERING[preset], **_RESTARTS[preset]
     ),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,

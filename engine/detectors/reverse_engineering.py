@@ -47,9 +47,11 @@ from onnxspect.engine.detectors.base import (
     compared,
     front_and_random,
     most_suspicious_of_each_target,
-    present_classes,
+    one_class,
     rank,
     search_with_references,
+    targets_and_sources,
+    with_values,
 )
 from onnxspect.engine.detectors.untargeted import MOST_IMAGES, shared_trigger, shared_view
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
@@ -172,14 +174,13 @@ class ReverseEngineering(Detector):
         """Every target from all classes; then the most suspicious pair of every target."""
         if at_hand.training is not None:
             at_hand = replace(at_hand, search_samples=at_hand.training)  # RE: D_s and D_t are the training set's
-        present = present_classes(at_hand.search_samples)
-        targets = [t for t in at_hand.targets if present - {t}]
+        targets, sources = targets_and_sources(at_hand)
         if not targets:
-            return Skipped(NAME, "the samples are all of one class, so there is none to lead to another")
+            return one_class(NAME)
         norm = self.perturbation.norm
         found = self._judged(at_hand, [Unit(t) for t in targets], Search.FULL)
         if self.pairs:
-            found += self._pairs(at_hand, targets, sorted(present), found)
+            found += self._pairs(at_hand, targets, sources, found)
         found += shared_trigger(
             NAME,
             at_hand,
@@ -192,16 +193,7 @@ class ReverseEngineering(Detector):
         pairs = [View(norm, search=Search.PAIR, weight=PAIRS)] if self.pairs else []
         views = compared([View(norm), *pairs, shared_view(norm)], bool(at_hand.references), NATURE)
         settings = self.settings() | {"references": len(at_hand.references), "training": at_hand.training is not None}
-        return Evidence(
-            NAME,
-            settings,
-            norm,
-            norm,
-            "low",
-            tuple(found),
-            tuple(v for v in views if any(u.measurement(v.statistic, v.search) is not None for u in found)),
-            self.traits,
-        )
+        return Evidence(NAME, settings, norm, norm, "low", tuple(found), with_values(views, found), self.traits)
 
     def _pairs(
         self, at_hand: AtHand, targets: Sequence[int], sources: Sequence[int], first: Sequence[UnitEvidence]

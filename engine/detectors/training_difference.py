@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from scipy.optimize import nnls
+import scipy  # its parts are loaded where they are first used
 
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.shares import angle
@@ -299,7 +299,7 @@ def without_content(d: np.ndarray, label: int, means: Mapping[int, np.ndarray]) 
     if not others:
         return d
     basis = np.stack(others, 1).astype(np.float64)
-    shares, _ = nnls(basis, d.ravel().astype(np.float64))
+    shares, _ = scipy.optimize.nnls(basis, d.ravel().astype(np.float64))
     return np.asarray(d - (basis @ shares).reshape(d.shape), np.float32)
 
 

@@ -24,8 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
-from scipy.optimize import nnls
+import scipy  # its parts are loaded where they are first used
 
 #: As shares of the mean eigenvalue of S: the ridges that are tried. History: docs/decisions.md.
 RIDGES = (0.1, 0.01, 0.001)
@@ -66,7 +65,7 @@ Spectrum = tuple[np.ndarray, np.ndarray]
 
 def spectrum(natural: np.ndarray) -> Spectrum:
     """Of centred samples ``(n, pixels)``: most of a matched filter's work, and the same for every difference."""
-    values, vectors = eigh(natural @ natural.T / len(natural))
+    values, vectors = scipy.linalg.eigh(natural @ natural.T / len(natural))
     return np.maximum(values, 0.0), vectors
 
 
@@ -156,7 +155,9 @@ def trigger_of(bearing: np.ndarray, others: np.ndarray, means: Mapping[int, np.n
     simple = min((mean - c for c in contents), key=lambda rest: float(np.linalg.norm(rest)))
     basis = np.stack([c.ravel() for c in contents], 1)
     weight = 10 * np.linalg.norm(basis)  # of the condition that shares add up to 1
-    shares, _ = nnls(np.vstack([basis, np.full(basis.shape[1], weight)]), np.append(mean.ravel(), weight))
+    shares, _ = scipy.optimize.nnls(
+        np.vstack([basis, np.full(basis.shape[1], weight)]), np.append(mean.ravel(), weight)
+    )
     mixed = mean - (basis @ shares).reshape(mean.shape)
     rest = mixed if np.linalg.norm(mixed) < MIXED * np.linalg.norm(simple) else simple
     return np.asarray(rest, np.float32)

@@ -13,18 +13,20 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from onnxspect.engine.detectors.base import Detector, Work
+from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.judge.evidence import Skipped, Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import SearchConfig, search
-from onnxspect.engine.subject.reference import training_passes, untrained
+from onnxspect.engine.store import Ledger
+from onnxspect.engine.subject.reference import can_train, count, training_passes, untrained
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
@@ -32,6 +34,8 @@ from onnxspect.engine.subject.subject import Subject
 _STEPS, _IMAGES = 4, 16
 #: Of the time that is left, searches are planned into this share: the rest is for validation and for what an estimate misses.
 FILLED = 0.85
+#: The ledger's name for what was planned.
+_PLAN = "plan"
 #: Key of what reference networks cost to train, among the detectors' names.
 _TRAINING = ""
 
@@ -127,6 +131,45 @@ def _passes_a_second(subject: Subject, samples: Samples, run: RunContext) -> flo
     return _STEPS * images / max(seconds, 1e-9)
 
 
+def within(
+    seconds: float,
+    preset: str,
+    detectors: Sequence[Detector],
+    easier: Callable[[str], Sequence[Detector]] | None,
+    subject: Subject,
+    samples: Samples,
+    ledger: Ledger,
+    run: RunContext,
+) -> tuple[Plan, Sequence[Detector]]:
+    """What is done in the seconds that are left, and the detectors of its preset; what an interrupted scan has planned already stays.
+
+    Args:
+        seconds: what is left of the budget.
+        preset, detectors: the most thorough that is tried.
+        easier: gives the detectors of an easier preset; None where only those given are wanted.
+        subject, samples: what is searched, and on what.
+        ledger: the scan's.
+        run: seed, device, observer.
+
+    Raises:
+        InconclusiveError: nothing fits.
+    """
+    names = [] if easier is None else list(PRESETS)[: list(PRESETS).index(preset)]
+    options = [(preset, detectors)] + [(n, easier(n)) for n in reversed(names) if easier is not None]
+    known = ledger.fact(_PLAN)
+    if known is not None:
+        made = Plan.from_json(known)
+        return made, dict(options)[made.preset]
+    references = count(subject.classes) if can_train(subject, samples) else 0
+    made = plan(seconds, options, measure_speed(subject, samples, run, references > 0), subject, samples, references)
+    run.observer.notice(
+        f"the budget holds {made.preset}: about {in_words(made.expected)} of searching"
+        + (f", without {', '.join(made.left_out)}" if made.left_out else "")
+    )
+    ledger.set_fact(_PLAN, made.as_json())
+    return made, dict(options)[made.preset]
+
+
 def plan(
     seconds: float,
     presets: Sequence[tuple[str, Sequence[Detector]]],
@@ -156,15 +199,20 @@ def plan(
     preset, detectors = presets[-1]
     once = costs.pop(_TRAINING, 0.0)
     kept: list[str] = []
-    spent = 0.0
+    spent, trained = 0.0, False
     for detector in sorted(detectors, key=lambda d: not d.traits.convicts):
-        with_it = spent + costs[detector.name] + (once if detector.traits.references and not spent else 0.0)
+        train = detector.traits.references and not trained
+        with_it = spent + costs[detector.name] + (once if train else 0.0)
         if with_it <= room:
             kept.append(detector.name)
-            spent = with_it
-    convicting = {d.name for d in detectors if d.traits.convicts and costs[d.name] > 0}
-    if convicting and not convicting & set(kept):
-        least = min(costs[n] for n in convicting) + once
+            spent, trained = with_it, trained or train
+    convicting = {
+        d.name: costs[d.name] + (once if d.traits.references else 0.0)
+        for d in detectors
+        if d.traits.convicts and costs[d.name] > 0
+    }
+    if convicting and not convicting.keys() & set(kept):
+        least = min(convicting.values())
         raise InconclusiveError(
             f"nothing fits into {in_words(seconds)}: the quickest search of this model takes about {in_words(least)} here",
             f"give --budget {max(1, int(np.ceil(least / FILLED / 60)))}m or more, or a faster device",
@@ -184,5 +232,5 @@ def _costs(
     sources = len(np.unique(samples.labels))
     costs = {d.name: speed.seconds(d.work(subject.classes, sources, references)) for d in detectors}
     if references and any(d.traits.references for d in detectors):
-        costs[_TRAINING] = training_passes(len(samples)) / max(speed.reference, 1e-9)
+        costs[_TRAINING] = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
     return costs

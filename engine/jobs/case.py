@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from onnxspect.converters.stages import stage
 from onnxspect.engine.jobs.fitting import chosen_way
+from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet, open_training_set
 from onnxspect.engine.subject.datasets import Data, Source, samples_from
@@ -24,6 +25,21 @@ Set = TypeVar("Set", Samples, TrainingSet)
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How samples were read for a model; without the model they are read so again.
+
+    Attributes:
+        size: (channels, height, width) that the model takes; None where it takes any.
+        way: how images of another size were brought to it.
+        classes: the model's classes in order, where its file names them.
+    """
+
+    size: tuple[int, int, int] | None = None
+    way: Resizing = False
+    classes: ClassList | None = None
+
+
+@dataclass(frozen=True)
 class Case(Generic[Set]):
     """What a job works on.
 
@@ -32,12 +48,14 @@ class Case(Generic[Set]):
         samples: labelled images in its size: clean samples in memory, or a training set on disk.
         spec: the model's preprocessing where the caller knows it; None where it is to be found out.
         training: the training set beside clean samples, perhaps poisoned; None where there is none.
+        reading: how the samples were read.
     """
 
     subject: Subject
     samples: Set
     spec: InputSpec | None
     training: Samples | None = None
+    reading: Reading = Reading()
 
 
 def open_case(
@@ -67,9 +85,10 @@ def open_case(
     way, said = chosen_way(opened, data, resize, run)
     samples = samples_from(data, opened.size, way, opened.class_names)
     samples = replace(samples, notes=(*samples.notes, *said))
+    reading = Reading(opened.size, way, opened.class_names)
     opened = opened.fitting(samples)
     training = samples_from(train, opened.size, way, opened.class_names, training=True) if train is not None else None
-    return Case(opened.subject(samples.shape), samples, opened.known_spec, training)
+    return Case(opened.subject(samples.shape), samples, opened.known_spec, training, reading)
 
 
 def open_training_case(

@@ -176,7 +176,7 @@ def _gathered(
 def document_of(
     proof: Verification, patched: Path, original: Path, data: Path, run_folder: Path | None = None
 ) -> dict[str, Any]:
-    """The document of a verification (report/patch_document.py). Nothing is written: the run may be a stranger's, on read-only media.
+    """The document of a verification (report/patch_document.py). Nothing is written: the run may be untrusted, on read-only media.
 
     Args:
         proof: what `prove` gave.

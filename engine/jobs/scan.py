@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ import torch
 from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
-from onnxspect.engine.detectors.cepa import Cepa
 from onnxspect.engine.detectors.graph_logic import GraphLogic
-from onnxspect.engine.detectors.registry import PRESETS, chosen
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
-from onnxspect.engine.jobs.budget import Plan, in_words, measure_speed, plan
+from onnxspect.engine.jobs.budget import within
 from onnxspect.engine.jobs.case import open_case
+from onnxspect.engine.jobs.choice import SEARCH_SHARE, settings_of, wanted_detectors
+from onnxspect.engine.jobs.references import Request, Shelf, reference_fingerprint
 from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
@@ -31,6 +31,7 @@ from onnxspect.engine.report import document, pictures
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.run_folder import REFERENCES
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject.class_scores import ModelView
@@ -39,22 +40,20 @@ from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
-from onnxspect.engine.subject.reference import COUNT, can_train, train_references
+from onnxspect.engine.subject.reference import can_train, train_references
 from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.subject.unreached import unreached
 
-#: Share of the clean samples that searches see; the rest is for held-out validation, and for proofs.
-SEARCH_SHARE = 0.5
-#: The ledger's name for what was planned with a budget.
-_PLAN = "plan"
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
 
 #: The ledger's name for the evidence that the verdict was made of (judge/archive.py).
 EVIDENCE = "evidence"
+#: What makes a scan search less than others of the same settings; its references are its own.
+_NARROWING = frozenset({"budget", "searched classes"})
 #: Name, in the run folder, of the ONNX file of a model that came without one.
 MODEL = "model.onnx"
 
@@ -77,6 +76,7 @@ def scan(
     search: SearchConfig | Mapping[str, Any] | None = None,
     budget: float | None = None,
     prior: float = PRIOR,
+    shelf: str | Path | None = None,
 ) -> Report:
     """Scan a model for backdoors.
 
@@ -105,18 +105,19 @@ def scan(
         budget: seconds that the scan may take in all, about: `preset` is then the most thorough that is tried, and what does not
             fit is left out and named (engine/jobs/budget.py).
         prior: share of models that are taken to be infected, in (0, 1): for P(backdoored), beside the p-value.
+        shelf: folder of finished references (jobs/references.py), which is only read: those that are wanted are copied into the run.
 
     Returns:
         the report. A model that had no ONNX file of its own lies beside it, as model.onnx in the run folder.
 
     Raises:
         OnnxspectError: anything that stops the scan, with a hint; inconclusive where the samples are too few for a verdict and
-            neither detectors are named nor a training set is given.
+            neither detectors are named nor a training set is given; ReferencesWantedError where the shelf lacks what is wanted.
     """
     if not 0 < prior < 1:
         raise OnnxspectError(f"prior is {prior:g}", "a share between 0 and 1, such as 0.1")
     run = run or watched()
-    _detectors(
+    wanted_detectors(
         preset, detectors, train is not None, search, 0, taps, perturb_at
     )  # what is wrong is said before anything is opened
     prepare_process(run.device)
@@ -124,7 +125,7 @@ def scan(
     load_ahead(run.device)
     case = open_case(model, data, spec, run, resize, train)
     subject, samples, training, spec = case.subject, case.samples, case.training, case.spec
-    able = _detectors(preset, detectors, train is not None, search, subject.classes, taps, perturb_at)
+    able = wanted_detectors(preset, detectors, train is not None, search, subject.classes, taps, perturb_at)
     searched = _searched(classes, subject.classes)
     fingerprint = _fingerprint(subject, samples, training, preset, able, spec, resize, run)
     if isinstance(model, ModelView) and (model.output or model.bind):
@@ -140,6 +141,13 @@ def scan(
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
+        if shelf is not None and references is None and not _NARROWING & set(fingerprint):
+            wanted = Request(subject.image_shape, subject.classes, case.reading)
+            expected = reference_fingerprint(
+                samples, training, preset, able, resize, run, subject.image_shape, subject.classes
+            )
+            if any(d.traits.references for d in able) and can_train(subject, samples):
+                Shelf(Path(shelf)).fetch(wanted, expected, folder)
         for said in subject.file.warnings if subject.file is not None else ():
             run.observer.notice(said)
         checked = preflight(subject, samples, run, spec, samples.order_given)
@@ -158,20 +166,23 @@ def scan(
         too_few = _sufficient(counts, run, samples.path, forced)
         left_out: list[Skipped] = []
         if budget is not None:
-            easier = [] if detectors else list(PRESETS)[: list(PRESETS).index(preset)]
-            options = [(preset, able)] + [
-                (p, _detectors(p, (), training is not None, search, subject.classes, taps, perturb_at))
-                for p in reversed(easier)
-            ]
+
+            def easier(name: str) -> Sequence[Detector]:
+                return wanted_detectors(name, (), training is not None, search, subject.classes, taps, perturb_at)
+
             left = budget - (time.perf_counter() - started)
-            planned = _planned(left, options, checked.subject, search_samples, ledger, run)
-            able = [d for d in dict(options)[planned.preset] if d.name in planned.kept or d.name in logic]
-            preset, left_out = planned.preset, planned.skipped()
+            made, fitting = within(
+                left, preset, able, None if detectors else easier, checked.subject, search_samples, ledger, run
+            )
+            able = [d for d in fitting if d.name in made.kept or d.name in logic]
+            preset, left_out = made.preset, made.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
+        of_references = reference_fingerprint(
+            samples, training, preset, able, resize, run, subject.image_shape, subject.classes
+        ) | {k: fingerprint[k] for k in _NARROWING if k in fingerprint}
         if resumed:
             run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
-        of_references = _baseline_fingerprint(fingerprint, checked.subject, able)
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
             compared = any(d.traits.references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
@@ -221,55 +232,6 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
         return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
-
-
-def _detectors(
-    preset: str,
-    named: str | Detector | Sequence[str | Detector],
-    with_training_set: bool,
-    search: SearchConfig | Mapping[str, Any] | None,
-    classes: int,
-    taps: Sequence[str],
-    perturb_at: str,
-) -> list[Detector]:
-    """The detectors of a scan of a model of so many classes (0: not known yet), at the layers that the user wants.
-
-    Raises:
-        OnnxspectError: they cannot be had so; says why.
-    """
-    wanted = chosen(preset, named, with_training_set, search, classes)
-    able = [_aimed(d, taps, perturb_at) for d in wanted]
-    if (taps or perturb_at) and not any(isinstance(d, Cepa) for d in able):
-        raise OnnxspectError(
-            "taps are cepa's, which does not run", "name it with --detector, or choose a more thorough preset"
-        )
-    return able
-
-
-def _planned(
-    seconds: float,
-    options: Sequence[tuple[str, Sequence[Detector]]],
-    subject: Subject,
-    samples: Samples,
-    ledger: Ledger,
-    run: RunContext,
-) -> Plan:
-    """What fits into the seconds that are left; what an interrupted part of the scan has planned already stays.
-
-    Raises:
-        InconclusiveError: nothing does.
-    """
-    known = ledger.fact(_PLAN)
-    if known is not None:
-        return Plan.from_json(known)
-    references = COUNT if can_train(subject, samples) else 0
-    made = plan(seconds, options, measure_speed(subject, samples, run, references > 0), subject, samples, references)
-    run.observer.notice(
-        f"the budget holds {made.preset}: about {in_words(made.expected)} of searching"
-        + (f", without {', '.join(made.left_out)}" if made.left_out else "")
-    )
-    ledger.set_fact(_PLAN, made.as_json())
-    return made
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:
@@ -335,14 +297,6 @@ def _sufficient(counts: SampleCounts, run: RunContext, path: str, forced: bool) 
     return (*lacking, advice(counts)) if lacking and advice(counts) else lacking
 
 
-def _aimed(detector: Detector, taps: Sequence[str], perturb_at: str) -> Detector:
-    """CEPA at the user's layers; every other detector as it is."""
-    if not isinstance(detector, Cepa):
-        return detector
-    wanted = tuple(int(t) if t.isdecimal() else t for t in taps)
-    return replace(detector, taps=wanted or detector.taps, perturb_at=perturb_at)
-
-
 def _evidence_of(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence | Skipped:
     """One detector's evidence; where it cannot run, the others still do."""
     try:
@@ -358,20 +312,7 @@ def _evidence_of(detector: Detector, at_hand: AtHand, alone: bool) -> Evidence |
 
 
 def _reference_folder(folder: Path, references: str | Path | None) -> Path:
-    return Path(references) if references is not None else folder / "references"
-
-
-def _baseline_fingerprint(
-    fingerprint: dict[str, Any], subject: Subject, detectors: Sequence[Detector]
-) -> dict[str, Any]:
-    """What the references depend on: everything but the model, and of the detectors those that use references."""
-    kept = {
-        k: v
-        for k, v in fingerprint.items()
-        if k not in ("model", "model path", "data path", "training set", "preprocessing")
-    }
-    compared = {d.name: fingerprint["detectors"][d.name] for d in detectors if d.traits.references}
-    return kept | {"detectors": compared, "classes": subject.classes, "image": list(subject.image_shape)}
+    return Path(references) if references is not None else folder / REFERENCES
 
 
 def _fingerprint(
@@ -393,7 +334,7 @@ def _fingerprint(
         "data path": samples.path,
         "training set": None if training is None else training.sha256,
         "preset": preset,
-        "detectors": {d.name: _settings(d) for d in detectors},
+        "detectors": {d.name: settings_of(d) for d in detectors},
         "preprocessing": spec.describe() if spec is not None else None,
         "resize": resize.describe() if isinstance(resize, Resize) else resize,
         "seed": run.seed,
@@ -408,18 +349,6 @@ def _identity(subject: Subject) -> str:
     if subject.file is not None:
         return subject.file.sha256
     return hashlib.sha256(f"{subject.sha256} {subject.answers_digest}".encode()).hexdigest()
-
-
-def _settings(detector: Detector) -> dict[str, str]:
-    """A detector's settings as text; of classes that are not this project's (it, or a perturbation), their names too."""
-    parts = {"": detector, **vars(detector)}
-    kinds = {name: type(value) for name, value in parts.items() if is_dataclass(value)}
-    foreign = {
-        f"{name}.class".lstrip("."): f"{kind.__module__}.{kind.__qualname__}"
-        for name, kind in kinds.items()
-        if not kind.__module__.startswith("onnxspect.")
-    }
-    return {k: str(v) for k, v in detector.settings().items()} | foreign
 
 
 def _short(fingerprint: dict[str, Any]) -> str:

@@ -326,7 +326,7 @@ def _against_the_rest(values: np.ndarray, floor: float, prior: Prior = NO_PRIOR)
         smaller = values < values[j] if place < most else np.zeros(k, bool)
         others = ~smaller
         others[j] = False
-        t[j] = _t(values[j], values[others], floor, prior)[0]
+        t[j] = _studentised(values[j], values[others], floor, prior)[0]
         # A class takes the least p-value of the sets that it is in: itself alone, and those of the smallest that reach
         # to it.
         alone = _log_subsets(k, 1) + _t(values[j], np.delete(values, j), floor, prior)[1]
@@ -335,12 +335,18 @@ def _against_the_rest(values: np.ndarray, floor: float, prior: Prior = NO_PRIOR)
 
 
 def _t(value: float, rest: np.ndarray, floor: float, prior: Prior) -> tuple[float, float]:
-    """(t, log of its upper tail) of `value` being below `rest`: the deleted studentised residual, moderated."""
+    """(t, log of its upper tail) of `value` being below `rest`."""
+    t, df = _studentised(value, rest, floor, prior)
+    return t, _log_tail(t, df)
+
+
+def _studentised(value: float, rest: np.ndarray, floor: float, prior: Prior) -> tuple[float, float]:
+    """(t, degrees of freedom) of `value` being below `rest`: the deleted studentised residual, moderated."""
     n = len(rest)
     df = n - 1 + prior.df
     variance = ((n - 1) * float(rest.var(ddof=1)) + prior.df * prior.deviation**2) / df
     t = (float(rest.mean()) - value) / (max(variance**0.5, floor) * np.sqrt(1 + 1 / n))
-    return t, _log_tail(t, df)
+    return t, df
 
 
 def _log_joint_tail(t: float, log_alone: float, n: int, members: int, prior_df: float = 0.0) -> float:
@@ -364,7 +370,7 @@ def _log_joint_tail(t: float, log_alone: float, n: int, members: int, prior_df: 
     edges = np.linspace(np.log(1e-3 / max(t, 1.0)), np.log(1 + 8 / np.sqrt(df)), _STEPS + 1)
     log_s = (edges[1:] + edges[:-1]) / 2
     log_density = _log_chi(log_s, df) + np.log(edges[1] - edges[0])
-    inner = scipy.stats.norm.logcdf(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
+    inner = special.log_ndtr(m[None, :] - t * np.exp(log_s)[:, None] * np.sqrt(1 + 1 / n)) * members
     joint = float(special.logsumexp(log_density[:, None] + inner + _LOG_WEIGHTS[None, :]))
     return min(log_alone, joint)
 
@@ -379,9 +385,10 @@ def _log_tail(t: float, df: float) -> float:
 
     sf(t) = I_x(df/2, 1/2) / 2 with x = df / (df + t^2), and I_x(a, b) -> x^a / (a B(a, b)) for x -> 0.
     """
-    log_sf = float(scipy.stats.t.logsf(t, df=df))
-    if log_sf > -500:
-        return log_sf
+    # What scipy.stats.t.logsf computes too, a hundred times slower.
+    sf = float(special.stdtr(df, -t))
+    if sf > 1e-200:
+        return float(np.log(sf))
     a = df / 2
     return float(a * np.log(df / (df + t * t)) - np.log(2 * a) - special.betaln(a, 0.5))
 

@@ -37,7 +37,7 @@ class Traits:
         training_set: it can do nothing without one.
         convicts: False for a screening detector, which raises suspicion but names no class on its own.
         leads_to_target: what the triggers do; False where they take images *out of* the unit's class.
-        validated: whether a trigger must carry over to held-out samples before it names a class; False where what was found is
+        validated: whether a trigger must work on held-out samples before it names a class; False where what was found is
             no trigger that leads there.
         smallest: its triggers were searched to be as small as possible; False where they were read off samples, which gives
             one for every class, also where it leads nowhere.

@@ -36,7 +36,7 @@ def fewest_trials(share: float, level: float) -> int:
     return max(1, math.ceil(math.log(level) / math.log(share)))
 
 
-#: Fewer clean samples that the search never saw can neither show that a trigger carries over nor that it does not.
+#: Fewer clean samples that the search never saw can neither validate a trigger nor refute it.
 FEWEST_HELD_OUT = fewest_trials(HELD_OUT_SUCCESS, ALPHA)
 
 
@@ -172,14 +172,14 @@ def _decided(
             targets.append(finding.index)
         elif _overfitted(checks):
             reasons.append(
-                f"class {finding.index} stands out, but its trigger does not carry over to unseen samples: no alarm"
+                f"class {finding.index} stands out, but its trigger does not work on unseen samples: no alarm"
             )
         else:
             unconfirmed.append(finding.index)
             seen = max((c.held_out for c in checks), default=0)
             reasons.append(
                 f"class {finding.index} stands out, but {seen or 'no'} unseen samples cannot confirm that its trigger "
-                f"carries over (at least {FEWEST_HELD_OUT})"
+                f"works (at least {FEWEST_HELD_OUT})"
             )
 
     p_value = min((f.p_value for f in findings), default=1.0)

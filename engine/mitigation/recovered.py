@@ -73,7 +73,7 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
 
 
 def trigger_to(units: Sequence[UnitEvidence], target: int, statistic: str) -> Trigger | None:
-    """The foremost trigger to a class that can be stamped, of those that carry over to unseen samples; None where there is none.
+    """The foremost trigger to a class that can be stamped, of those that work on unseen samples; None where there is none.
 
     Only one of a detector: of several sources or taps the others are what any clean model has. Small is what is small
     for that class on the clean references, where there are any.

@@ -186,7 +186,7 @@ class Unlearn:
         """
         done = self.run(given.subject, given.fit, given.guard, given.triggers, given.run, given.accuracy_lost)
         facts = {"epochs": [asdict(e) for e in done.epochs], "triggers_unlearned": len(done.triggers)}
-        facts |= {"rounds": done.rounds, "lesson": done.schedule.name, "kept_epoch": done.kept.epoch}
+        facts |= {"rounds": done.rounds, "schedule": done.schedule.name, "kept_epoch": done.kept.epoch}
         return Edit(done.values, facts=facts | {"batch_norm": self.batch_norm})
 
     def run(

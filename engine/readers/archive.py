@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import lzma
 import tarfile
@@ -15,6 +14,7 @@ from typing import IO
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.readers.file_bytes import digest_of
 from onnxspect.engine.readers.labels import of_words
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.listing import Listing, Store, by_folder, listing
@@ -117,10 +117,8 @@ def _of_tar(path: Path, asked: Asked) -> Listing:
 def _listed(path: Path, names: list[str], asked: Asked, store: Store, said: list[str] | None = None) -> Listing:
     found = by_folder(names, asked.training, str(path))
     labelled = of_words(found.words, asked.classes, str(path))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     notes = [*(said or []), *found.notes]
-    return listing("an archive of images by class", path, found.files, labelled, store, digest, notes)
+    return listing("an archive of images by class", path, found.files, labelled, store, digest_of(path), notes)
 
 
 def _bounded(path: Path, sizes: Iterator[tuple[str, int]] | list[tuple[str, int]], most: int = MEMBER) -> None:

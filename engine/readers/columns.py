@@ -6,11 +6,8 @@ names come from the features that the `datasets` library keeps in the file, or b
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +15,11 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
-from onnxspect.engine.readers.labels import Labelled, listed, of_numbers
+from onnxspect.engine.readers.encoded import EncodedPictures, columns_of
+from onnxspect.engine.readers.labels import Labelled, of_numbers
 from onnxspect.engine.readers.listing import TEST_PARTS, TRAIN_PARTS
 from onnxspect.engine.readers.manifest import LABEL_COLUMNS, labelled_column
-from onnxspect.engine.readers.pixels import Seen, depth_of, grey_maximum, read_picture
-from onnxspect.engine.readers.reader import Asked, checked_rows
+from onnxspect.engine.readers.reader import Asked
 
 IMAGE_COLUMNS = ("image", "img", "images", "image_bytes", "bytes", "picture")
 #: Rows that are read at a time.
@@ -50,76 +47,30 @@ def open_file(path: Path, asked: Asked) -> Columns | None:
     return _open(path, [path], asked, []) if path.suffix.lower() in (".parquet", ".arrow") else None
 
 
-@dataclass(frozen=True)
-class Columns:
-    """A reader of a column of images.
+class Columns(EncodedPictures):
+    """A reader of a column of images."""
 
-    Attributes:
-        form, labels, names, files, ordered: as `Reader` has them.
-        root: names the set in errors.
-        paths: the files, in order.
-        column: of the images.
-        said: notes.
-    """
-
-    form: str
-    root: str
-    labels: np.ndarray
-    names: tuple[str, ...]
-    paths: tuple[Path, ...]
-    column: str
-    said: tuple[str, ...]
-    files: tuple[str, ...] = ()
-    ordered: bool = False
-    _seen: Seen = field(default_factory=Seen, repr=False)
-
-    def images(self, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-        """As `Reader` has it."""
-        wanted = iter(checked_rows(rows, len(self.labels)))
-        row, depth = next(wanted, None), None
-        for index, data in enumerate(self._pictures()):
-            if row is None:
-                return
-            if index == row:
-                where = f"{self.root}: row {index}"
-                if depth is None:
-                    top = grey_maximum(io.BytesIO(data), where)
-                    depth = depth_of([top]) if top else None
-                yield read_picture(io.BytesIO(data), where, self._seen, depth or 16)
-                row = next(wanted, None)
-
-    def _pictures(self) -> Iterator[bytes]:
-        index = 0
+    def stored(self) -> Iterator[object]:
+        """The column's values."""
         for path in self.paths:
             for batch in _batches(path, [self.column]):
-                for value in batch[self.column]:
-                    yield _encoded(value, f"{self.root}: row {index}")
-                    index += 1
+                yield from batch[self.column]
 
-    def fingerprint(self) -> str:
-        """As `Reader` has it."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-
-    def notes(self) -> tuple[str, ...]:
-        """As `Reader` has it."""
-        return (*self.said, *self._seen.notes())
+    def encoded(self, stored: object, where: str) -> bytes:
+        """The bytes of a picture, by themselves or beside its path."""
+        data = stored.get("bytes") if isinstance(stored, Mapping) else stored
+        if isinstance(data, (bytes, bytearray)) and data:
+            return bytes(data)
+        if isinstance(stored, Mapping) and stored.get("path"):
+            raise OnnxspectError(f"{where}: names a file and holds no picture", "save the set with its images embedded")
+        raise OnnxspectError(f"{where}: holds no encoded picture")
 
 
 def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) -> Columns:
     if not paths:
         raise OnnxspectError(f"{root}: no Arrow or parquet files in it")
     columns, metadata = _schema(paths[0])
-    image = next((c for c in IMAGE_COLUMNS if c in columns), None)
-    label = next((c for c in LABEL_COLUMNS if c in columns), None)
-    if image is None or label is None:
-        raise OnnxspectError(
-            f"{root}: which columns are images and labels is not stated (found {listed(columns)})",
-            f"name them: images {', '.join(IMAGE_COLUMNS[:3])}, labels {', '.join(LABEL_COLUMNS[:3])}",
-        )
+    image, label = columns_of(columns, IMAGE_COLUMNS, LABEL_COLUMNS, str(root))
     values: list[object] = [v for p in paths for batch in _batches(p, [label]) for v in batch[label]]
     if not values:
         raise OnnxspectError(f"{root}: no rows in it")
@@ -138,7 +89,6 @@ def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) 
         tuple(paths),
         image,
         (*said, *labelled.notes),
-        (),
         labelled.ordered,
     )
 
@@ -214,15 +164,6 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Mapping[str, list[Any]]
                     yield {c: batch.column(c).to_pylist() for c in columns}
     except (OSError, ValueError, KeyError, arrow.ArrowException) as error:
         raise caused_by(error, f"{path}: cannot be read ({printable(str(error), 100)})") from error
-
-
-def _encoded(value: Any, where: str) -> bytes:
-    data = value.get("bytes") if isinstance(value, Mapping) else value
-    if isinstance(data, (bytes, bytearray)) and data:
-        return bytes(data)
-    if isinstance(value, Mapping) and value.get("path"):
-        raise OnnxspectError(f"{where}: names a file and holds no picture", "save the set with its images embedded")
-    raise OnnxspectError(f"{where}: holds no encoded picture")
 
 
 def _beside(path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import numpy as np
 
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
+from onnxspect.engine.readers.file_bytes import digest_of, exactly
 from onnxspect.engine.readers.limits import limits, unpacked
 from onnxspect.engine.readers.reader import Asked
 
@@ -74,7 +74,9 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
         except _ERRORS as error:
             raise caused_by(error, f"{images}: not a readable IDX file ({str(error)[:80]})") from error
 
-    return array_reader("IDX files", images, shape[0], values, (), asked.classes, batches, lambda: _hash(images), said)
+    return array_reader(
+        "IDX files", images, shape[0], values, (), asked.classes, batches, lambda: digest_of(images), said
+    )
 
 
 def _header(file: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:
@@ -85,12 +87,4 @@ def _header(file: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:
 
 
 def _exactly(file: IO[bytes], count: int, path: Path) -> bytes:
-    data = file.read(count)
-    if len(data) != count:
-        raise OnnxspectError(f"{path}: ends before its last number")
-    return data
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return exactly(file, count, f"{path}: ends before its last number")

@@ -12,7 +12,8 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
-from onnxspect.engine.readers.labels import Labelled, listed, of_numbers, of_words
+from onnxspect.engine.readers.encoded import columns_of
+from onnxspect.engine.readers.labels import Labelled, of_numbers, of_words
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.listing import Listing, listing
 from onnxspect.engine.readers.pixels import SUFFIXES
@@ -54,13 +55,7 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
     if not rows:
         raise OnnxspectError(f"{path}: no rows in it", "a column of files and one of labels")
     columns = list(rows[0])
-    file = next((c for c in FILE_COLUMNS if c in columns), None)
-    label = next((c for c in LABEL_COLUMNS if c in columns), None)
-    if file is None or label is None:
-        raise OnnxspectError(
-            f"{path}: which columns are files and labels is not stated (found {listed(list(map(str, columns)))})",
-            f"name them: files {', '.join(FILE_COLUMNS[:4])}, labels {', '.join(LABEL_COLUMNS[:4])}",
-        )
+    file, label = columns_of([str(c) for c in columns], FILE_COLUMNS, LABEL_COLUMNS, str(path), "files")
     root = path.parent
     names, words = [], []
     for number, row in enumerate(rows, 2 if path.suffix.lower() in (".csv", ".tsv") else 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
+from onnxspect.engine.readers.file_bytes import digest_of
 from onnxspect.engine.readers.labels import listed
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.reader import Asked
@@ -60,9 +60,5 @@ def open_file(path: Path, asked: Asked) -> ArrayReader | None:
     def batches() -> Iterator[np.ndarray]:
         return (stored[i : i + BATCH] for i in range(0, len(stored), BATCH))
 
-    def digest() -> str:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
     count = len(stored) if stored.ndim else 0
-    return array_reader("a MATLAB file", path, count, labels, (), asked.classes, batches, digest, said)
+    return array_reader("a MATLAB file", path, count, labels, (), asked.classes, batches, lambda: digest_of(path), said)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import numpy as np
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
+from onnxspect.engine.readers.file_bytes import digest_of, exactly
 from onnxspect.engine.readers.labels import listed
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.reader import Asked
@@ -77,7 +77,7 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
         names.astype(str).tolist() if names.dtype.kind in "US" else (),
         asked.classes,
         batches,
-        lambda: _hash(path),
+        lambda: digest_of(path),
         said,
     )
 
@@ -155,15 +155,7 @@ def _batches(
 
 
 def _exactly(stream: IO[bytes], count: int, path: Path) -> bytes:
-    data = stream.read(count)
-    if len(data) != count:
-        raise OnnxspectError(f"{path}: not a readable npz file (ends before its last image)")
-    return data
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return exactly(stream, count, f"{path}: not a readable npz file (ends before its last image)")
 
 
 def _is_npy(path: Path) -> bool:

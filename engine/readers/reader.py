@@ -1,7 +1,7 @@
 """What every reader of labelled images is.
 
 A reader knows labels, names and count as soon as it is open; images come one after the other, so a set may be larger than
-memory. Strangers' bytes: nothing in a data set is run, no link out of it is followed, and sizes are compared with `limits` first.
+memory. Untrusted bytes: nothing in a data set is run, no link out of it is followed, and sizes are compared with `limits` first.
 """
 
 from __future__ import annotations

@@ -6,24 +6,22 @@ named lists of bytes, floats or whole numbers. Checksums are not compared: a dam
 
 from __future__ import annotations
 
-import hashlib
-import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar, cast
 
 import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
-from onnxspect.engine.readers.labels import listed, of_numbers
+from onnxspect.engine.readers.encoded import EncodedPictures, columns_of
+from onnxspect.engine.readers.labels import of_numbers
 from onnxspect.engine.readers.limits import limits, unpacked
 from onnxspect.engine.readers.listing import TEST_PARTS, TRAIN_PARTS
 from onnxspect.engine.readers.manifest import labelled_column
-from onnxspect.engine.readers.pixels import Seen, read_picture
-from onnxspect.engine.readers.reader import Asked, checked_rows
+from onnxspect.engine.readers.reader import Asked
 
 IMAGE_FEATURES = ("image/encoded", "image", "image_raw", "img", "encoded")
 LABEL_FEATURES = ("image/class/label", "label", "labels", "class", "image/class/text", "target")
@@ -58,55 +56,21 @@ def _words(path: Path) -> list[str]:
     return path.name.lower().replace(".", "-").replace("_", "-").split("-")
 
 
-@dataclass(frozen=True)
-class Records:
-    """A reader of records.
+class Records(EncodedPictures):
+    """A reader of records; `column` is the feature of the images."""
 
-    Attributes:
-        form, labels, names, files, ordered: as `Reader` has them.
-        root: names the set in errors.
-        paths: the files, in order.
-        feature: of the images.
-        said: notes.
-    """
+    item: ClassVar[str] = "record"
 
-    form: str
-    root: str
-    labels: np.ndarray
-    names: tuple[str, ...]
-    paths: tuple[Path, ...]
-    feature: str
-    said: tuple[str, ...]
-    files: tuple[str, ...] = ()
-    ordered: bool = False
-    _seen: Seen = field(default_factory=Seen, repr=False)
+    def stored(self) -> Iterator[bytes]:
+        """The records."""
+        return (record for path in self.paths for record in _records(path))
 
-    def images(self, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
-        """As `Reader` has it."""
-        wanted = iter(checked_rows(rows, len(self.labels)))
-        row = next(wanted, None)
-        for index, record in enumerate(r for p in self.paths for r in _records(p)):
-            if row is None:
-                return
-            if index == row:
-                where = f"{self.root}: record {index}"
-                values = _example(record, where).get(self.feature, [])
-                if len(values) != 1 or not isinstance(values[0], bytes):
-                    raise OnnxspectError(f"{where}: {self.feature} is not one encoded picture")
-                yield read_picture(io.BytesIO(values[0]), where, self._seen)
-                row = next(wanted, None)
-
-    def fingerprint(self) -> str:
-        """As `Reader` has it."""
-        digest = hashlib.sha256()
-        for path in self.paths:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()
-
-    def notes(self) -> tuple[str, ...]:
-        """As `Reader` has it."""
-        return (*self.said, *self._seen.notes())
+    def encoded(self, stored: object, where: str) -> bytes:
+        """The one picture of a record."""
+        values = _example(cast(bytes, stored), where).get(self.column, [])
+        if len(values) != 1 or not isinstance(values[0], bytes):
+            raise OnnxspectError(f"{where}: {self.column} is not one encoded picture")
+        return values[0]
 
 
 def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) -> Records:
@@ -116,13 +80,7 @@ def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) 
         limits().check_files(number, str(root))
         example = _example(record, f"{root}: record {number}")
         if number == 0:
-            image = next((f for f in IMAGE_FEATURES if f in example), "")
-            label = next((f for f in LABEL_FEATURES if f in example), "")
-            if not image or not label:
-                raise OnnxspectError(
-                    f"{root}: which features are images and labels is not stated (found {listed(sorted(example))})",
-                    f"images are looked for in {', '.join(IMAGE_FEATURES)}, labels in {', '.join(LABEL_FEATURES)}",
-                )
+            image, label = columns_of(sorted(example), IMAGE_FEATURES, LABEL_FEATURES, str(root))
         found = example.get(label, [])
         if len(found) != 1:
             raise OnnxspectError(f"{root}: record {number} has {len(found)} labels, not one")
@@ -143,7 +101,6 @@ def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) 
         tuple(paths),
         image,
         (*said, *labelled.notes),
-        (),
         labelled.ordered,
     )
 

@@ -196,6 +196,7 @@ def _found_text(report: Report, k: int, row: Mapping[str, Any] | None) -> str:
             f"Of {row['held_out']} images that the search never saw, {words.share(row['held_out_success'])} are taken for the "
             "class once it is on."
         )
+    sentences.append(words.transfer(row))
     if row["source"] is not None and not row["shared"]:
         sentences.append(f"It acts on images of class {words.label(report['classes'][row['source']])} only.")
     if row["shared"]:

@@ -166,10 +166,10 @@ def curve(x_name: str, x: Sequence[float], series: Sequence[Series], kept: int |
     for line in series:
         points = " ".join(f"{at(a)},{_level(v, top, bottom)}" for a, v in zip(x, line.values, strict=True))
         parts.append(f'<polyline class="{line.kind}" points="{points}"/>')
-    told = "; ".join(
+    label = "; ".join(
         f"{line.name} from {words.share(line.values[0], 1)} to {words.share(line.values[-1], 1)}" for line in series
     )
-    return _svg(parts, bottom + 36, f"{x_name}, {words.number(x[0])} to {words.number(x[-1])}: {told}.")
+    return _svg(parts, bottom + 36, f"{x_name}, {words.number(x[0])} to {words.number(x[-1])}: {label}.")
 
 
 def before_and_after(rows: Sequence[tuple[str, float, float, bool]], goal: float | None = None) -> Markup:
@@ -191,8 +191,8 @@ def before_and_after(rows: Sequence[tuple[str, float, float, bool]], goal: float
         if less and goal is not None:
             parts.append(f'<line class="kept" x1="{at(goal)}" x2="{at(goal)}" y1="{y + 16}" y2="{y + 44}"/>')
         y += 54
-    told = "; ".join(f"{name}: {words.share(b, 1)} before, {words.share(a, 1)} after" for name, b, a, _ in rows)
-    return _svg(parts, y, f"{told}.")
+    label = "; ".join(f"{name}: {words.share(b, 1)} before, {words.share(a, 1)} after" for name, b, a, _ in rows)
+    return _svg(parts, y, f"{label}.")
 
 
 def _level(value: float, top: float, bottom: float) -> float:
@@ -216,7 +216,7 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str) -> str:
     return f'<text class="{kind}" x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(parts: Sequence[str], height: float, told: str) -> Markup:
+def _svg(parts: Sequence[str], height: float, label: str) -> Markup:
     """The parts are markup already; every text among them was escaped by `_text`."""
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(told)}">'
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
     return Markup(head + "".join(parts) + "</svg>")

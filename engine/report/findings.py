@@ -83,6 +83,7 @@ def _backdoor(report: Mapping[str, Any], k: int, folder: Path | None) -> Finding
             f"The trigger works on {words.share(tried['held_out_success'])} of {tried['held_out']} images that the search "
             "never saw."
         )
+        sentences += filter(None, [words.transfer(tried)])
     return Finding(
         _id(rule, report, k),
         rule,

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxspect.engine.detectors.held_out import TRANSFER
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, foremost
 from onnxspect.engine.judge.kind import strength, strongest_box
 from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, Verdict, speaks_for
@@ -47,11 +48,13 @@ def _carrying(evidence: Evidence, k: int) -> list[UnitEvidence]:
 
 def _row(k: int, detector: str, unit: UnitEvidence | None) -> dict[str, Any]:
     row: dict[str, Any] = {"class": k, "detector": detector, "form": "none", "source": None, "shared": False}
-    row |= {"held_out": 0, "held_out_success": None, "size": None, "box": None, "changed": None}
+    row |= {"held_out": 0, "held_out_success": None, "on_references": None, "size": None, "box": None, "changed": None}
     if unit is None:
         return row
     row |= {"source": unit.unit.source, "shared": unit.unit.shared, "form": "inner", "held_out": unit.held_out}
     row["held_out_success"] = unit.held_out_success
+    on_references = unit.measurement(TRANSFER)
+    row["on_references"] = None if on_references is None else on_references.value
     change = strength(unit)
     if change is not None:
         row["form"] = MASK if MASK in unit.trigger else DELTA

@@ -12,6 +12,8 @@ from onnxspect.converters.text import visible
 
 #: Chances below this are not told apart: no null model is true that far out.
 LEAST_CHANCE = 1e-9
+#: A trigger that works on clean networks at least this often, as a share of how often it works here, is partly natural.
+NATURAL = 0.5
 _LARGE = ((1e9, "billion"), (1e6, "million"))
 
 
@@ -60,6 +62,21 @@ def share(value: float | None, digits: int = 0) -> str:
     if 1 > value > 1 - 0.5 * 10.0 ** (-digits - 2):
         return f"over {100 - 10.0**-digits:g} %"
     return f"{100 * value:.{digits}f} %"
+
+
+def transfer(row: Mapping[str, Any]) -> str:
+    """What a named class's trigger does on the clean reference networks, in a sentence; "" where it was not tried there.
+
+    Args:
+        row: of a report's `found`.
+    """
+    on_references, here = row.get("on_references"), row["held_out_success"]
+    if on_references is None or not here:
+        return ""
+    fact = f"On clean networks that were trained on the same samples the trigger leads {share(on_references)} there"
+    if on_references < NATURAL * here:
+        return f"{fact}: it is this model that answers to it."
+    return f"{fact} too: a part of it is what the class looks like by nature."
 
 
 def times(ratio: float) -> str:
@@ -133,7 +150,7 @@ def path(name: str, stand_in: str) -> str:
     """A path as an argument: one that a reader could not see as it is, or that a command would take for an option, is changed.
 
     Args:
-        name: it may come from a report that a stranger wrote.
+        name: it may come from an untrusted report.
         stand_in: what is shown in place of a name with control or invisible characters, and of none.
     """
     if not name or not name.isprintable():

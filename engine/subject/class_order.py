@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy  # its `stats` takes a second to import: it is loaded where it is first used
-from scipy.optimize import linear_sum_assignment
+import scipy  # its `stats` and `optimize` take long to import: they are loaded where they are first used
 
 from onnxspect.converters.text import printable
 
@@ -108,7 +107,7 @@ def _assigned(answers: np.ndarray, labels: np.ndarray, classes: int) -> dict[int
     for row, k in enumerate(present):
         if k < classes:
             table[row, np.searchsorted(able, k)] += 0.5  # of equals, the label itself
-    rows, columns = linear_sum_assignment(-table)
+    rows, columns = scipy.optimize.linear_sum_assignment(-table)
     return {int(present[r]): int(able[c]) for r, c in zip(rows, columns, strict=True)}
 
 

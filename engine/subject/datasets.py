@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers.encoded import columns_of
 from onnxspect.engine.readers.labels import ClassList, of_numbers
 from onnxspect.engine.readers.pixels import Seen, as_array
 from onnxspect.engine.subject.resizing import Resizing, fit, way_of
@@ -151,14 +152,7 @@ def _names(classes: Any) -> tuple[str, ...]:
 
 def _of_columns(data: Any, size: tuple[int, int, int] | None, resize: Resizing) -> Samples:
     """A Hugging Face Dataset: one column of images, one of labels."""
-    columns = list(data.column_names)
-    image = next((c for c in IMAGE_COLUMNS if c in columns), None)
-    label = next((c for c in LABEL_COLUMNS if c in columns), None)
-    if image is None or label is None:
-        raise OnnxspectError(
-            f"a data set with the columns {', '.join(map(str, columns[:8]))}: which are images and labels is not stated",
-            f"rename them: images are looked for in {', '.join(IMAGE_COLUMNS)}, labels in {', '.join(LABEL_COLUMNS)}",
-        )
+    image, label = columns_of(list(data.column_names), IMAGE_COLUMNS, LABEL_COLUMNS, "a Hugging Face data set")
     names = _names(getattr(data.features.get(label), "names", ()))
     return _of_items(((row[image], row[label]) for row in data), names, size, resize)
 

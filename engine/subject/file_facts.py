@@ -1,7 +1,7 @@
 """What an ONNX file says of itself beyond its graph: the range of its pixels, and the names of its classes.
 
 From the converter's sidecar (written for this very file, by its digest), from metadata, from arithmetic that the graph begins with
-(a division by 255), and from the running statistics of a first BatchNorm. A stranger's file may say anything: what it says only
+(a division by 255), and from the running statistics of a first BatchNorm. An untrusted file may say anything: what it says only
 settles ties (input_range.py), or is used where all names of the data are among its own (readers/labels.py).
 """
 

@@ -63,9 +63,9 @@ def choose(logits: Sequence[np.ndarray], labels: np.ndarray, stated: Mapping[int
     best = int(np.argmax(accuracies))
     near = [j for j in range(len(logits)) if _tied(right[best], right[j])]
     reason = ""
-    told = [j for j in near if stated and j in stated]
-    if told and len(told) < len(near):
-        near, reason = told, (stated or {})[told[0]]
+    stated_ones = [j for j in near if stated and j in stated]
+    if stated_ones and len(stated_ones) < len(near):
+        near, reason = stated_ones, (stated or {})[stated_ones[0]]
     usual = [j for j in near if _usual(logits[j], accuracies[j])]
     if usual and len(usual) < len(near):
         near = usual

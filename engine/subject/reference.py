@@ -127,7 +127,7 @@ def untrained(subject: Subject) -> Subject:
     )
 
 
-def training_passes(images: int, classes: int = FEWEST_CLASSES) -> float:
+def training_passes(images: int, classes: int) -> float:
     """Passes of one image that training all of them takes, on `images` images of so many classes."""
     return float(count(classes) * EPOCHS * images)
 

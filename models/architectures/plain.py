@@ -6,6 +6,8 @@ published appendix. Softmax is left to the loss everywhere: files end in logits.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import nn
 
 from onnxspect.models.architectures.registry import register
@@ -23,6 +25,23 @@ def conv_relu(inputs: int, outputs: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
 
 
+def _blocks(channels: int, *widths: int) -> list[nn.Module]:
+    """Blocks of convolution, BatchNorm and ReLU of these widths; 0 is a pooling by two."""
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += conv_bn_relu(channels, width) if width else [nn.MaxPool2d(2)]
+        channels = width or channels
+    return layers
+
+
+def _dense(*widths: int) -> list[nn.Module]:
+    """The image as a vector and dense layers from width to width, ReLU between them."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return layers[:-1]
+
+
 @register("compact_cnn", smallest=8)
 def compact_cnn(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: ARG001
     """The shipped pair's network: three conv-BN-ReLU blocks with pooling and one hidden dense layer.
@@ -31,16 +50,8 @@ def compact_cnn(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noq
     """
     height, width, channels = shape
     return nn.Sequential(
-        *conv_bn_relu(channels, 16),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(16, 32),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(32, 48),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(48 * (height // 8) * (width // 8), 128),
-        nn.ReLU(),
-        nn.Linear(128, classes),
+        *_blocks(channels, 16, 0, 32, 0, 48, 0),
+        *_dense(48 * (height // 8) * (width // 8), 128, classes),
     )
 
 
@@ -57,10 +68,7 @@ def nc_mnist(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: 
         nn.Conv2d(16, 32, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * rows * cols, 512),
-        nn.ReLU(),
-        nn.Linear(512, classes),
+        *_dense(32 * rows * cols, 512, classes),
     )
 
 
@@ -107,12 +115,7 @@ def lenet5(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: AR
         nn.Conv2d(6, 16, 5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(16 * rows * cols, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, classes),
+        *_dense(16 * rows * cols, 120, 84, classes),
     )
 
 
@@ -124,22 +127,8 @@ def vgg9(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa: ARG0
     """
     height, width, channels = shape
     return nn.Sequential(
-        *conv_bn_relu(channels, 16),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(16, 32),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(32, 64),
-        *conv_bn_relu(64, 64),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(64, 128),
-        *conv_bn_relu(128, 128),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128 * (height // 16) * (width // 16), 128),
-        nn.ReLU(),
-        nn.Linear(128, 128),
-        nn.ReLU(),
-        nn.Linear(128, classes),
+        *_blocks(channels, 16, 0, 32, 0, 64, 64, 0, 128, 128, 0),
+        *_dense(128 * (height // 16) * (width // 16), 128, 128, classes),
     )
 
 
@@ -151,17 +140,6 @@ def cifar_cnn(shape: ImageShape, classes: int, seed: int) -> nn.Module:  # noqa:
     """
     height, width, channels = shape
     return nn.Sequential(
-        *conv_bn_relu(channels, 32),
-        *conv_bn_relu(32, 32),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(32, 64),
-        *conv_bn_relu(64, 64),
-        nn.MaxPool2d(2),
-        *conv_bn_relu(64, 128),
-        *conv_bn_relu(128, 128),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(128 * (height // 8) * (width // 8), 256),
-        nn.ReLU(),
-        nn.Linear(256, classes),
+        *_blocks(channels, 32, 32, 0, 64, 64, 0, 128, 128, 0),
+        *_dense(128 * (height // 8) * (width // 8), 256, classes),
     )

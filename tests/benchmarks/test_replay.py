@@ -10,6 +10,7 @@ from types import ModuleType
 
 import jsonschema
 import pytest
+from tolerances import REORDERED_64, SIX_DIGITS, TAIL_64
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "docs" / "evidence.schema.json").read_text())
@@ -38,7 +39,7 @@ def test_the_boards_are_the_committed_ones(rows: list[dict[str, object]]) -> Non
     assert [(r["board"], r["name"], r["verdict"], r["found"]) for r in rows] == [
         (r["board"], r["name"], r["verdict"], r["found"]) for r in committed
     ]
-    assert [r["log10_p"] for r in rows] == pytest.approx([r["log10_p"] for r in committed], rel=1e-6, abs=1e-6)
+    assert [r["log10_p"] for r in rows] == pytest.approx([r["log10_p"] for r in committed], rel=TAIL_64, abs=TAIL_64)
 
 
 def test_p_values_are_those_that_the_scan_recorded(replay: ModuleType) -> None:
@@ -47,7 +48,7 @@ def test_p_values_are_those_that_the_scan_recorded(replay: ModuleType) -> None:
     assert len(kept) >= 7
     for one in kept:
         said = [c.log10_p for c in replay.judged(one).classes]
-        assert said == pytest.approx(one.recorded["log10_p"], rel=1e-9, abs=1e-9), one.model["name"]
+        assert said == pytest.approx(one.recorded["log10_p"], rel=REORDERED_64, abs=REORDERED_64), one.model["name"]
         if not one.archive.too_few:
             assert replay.judged(one).verdict == one.recorded["verdict"]
 
@@ -80,6 +81,6 @@ def test_proper_scores(replay: ModuleType) -> None:
         ]
     )
     assert scored["models"] == 2
-    assert scored["cross_entropy"] == pytest.approx(0.164252, abs=1e-6)
+    assert scored["cross_entropy"] == pytest.approx(0.164252, abs=SIX_DIGITS)
     assert scored["brier"] == pytest.approx(0.025)
     assert replay.proper_scores([]) is None

@@ -1,4 +1,4 @@
-"""Names of strangers on their way to a person: one door for the terminal, and no report is lost for a name."""
+"""Untrusted names on their way to a person: one door for the terminal, and no report is lost for a name."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_pictures_draw_names_as_they_stand(kind: str, tmp_path: Path, monkeypatc
 
 
 def test_nothing_in_the_working_folder_asks_for_tex(tmp_path: Path) -> None:
-    """matplotlib reads a matplotlibrc where it is started: in a folder of a stranger's, perhaps."""
+    """matplotlib reads a matplotlibrc where it is started: in an untrusted folder, perhaps."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")
     code = (
         "import sys\nsys.path[:0] = sys.argv[1:]\n"

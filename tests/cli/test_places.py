@@ -11,6 +11,7 @@ import pytest
 from onnxspect.cli import budget, places
 from onnxspect.cli.main import COMMANDS, cli
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.engine.fleet import machine
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -39,7 +40,7 @@ def test_default_folders_are_those_of_the_commands() -> None:
 
 def test_a_command_line_is_read_without_the_command() -> None:
     given = places.parsed("scan", ["m.onnx", "--data", "d", "--tap", "a", "--tap", "b", "-q", "--max-memory", "2G"])
-    assert (given["model"], given["data"], given["taps"], given["quiet"]) == ("m.onnx", "d", ("a", "b"), True)
+    assert (given["model"], given["data"], given["taps"], given["quiet"]) == (("m.onnx",), "d", ("a", "b"), True)
     assert budget.limits("scan", given) == budget.Limits(2 << 30, budget.LONG_SECONDS, False)
     for wrong in (
         [],  # no model; samples may be named by a policy
@@ -59,7 +60,7 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_the_default_memory_is_of_this_machine() -> None:
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 0 < budget.default_memory() <= 0.75 * physical
+    assert 0 < machine.usable_memory() <= 0.75 * physical
 
 
 def test_what_a_worker_may_touch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

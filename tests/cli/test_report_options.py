@@ -125,25 +125,32 @@ def onnxspect(work: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("options", "status"), [((), 3), (("--fail-on", "backdoored"), 0), (("--exit-zero",), 0)])
-def test_what_a_scan_fails_on(scanned: Path, options: tuple[str, ...], status: int) -> None:
+def test_what_a_scan_fails_on(
+    scanned: Path, options: tuple[str, ...], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The finished run answers, so that only the status is new."""
-    assert onnxspect(scanned, "scan", "model.onnx", *SCAN, "-q", *options).returncode == status
+    monkeypatch.chdir(scanned)
+    assert run(["scan", "model.onnx", *SCAN, "-q", *options]) == status
 
 
-def test_an_accepted_finding_fails_no_scan(scanned: Path) -> None:
+def test_an_accepted_finding_fails_no_scan(
+    scanned: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(scanned)
     (finding,) = findings(json.loads((scanned / "a.json").read_text()))
     policy = scanned / "accepting.toml"
     accept = f'[[accept]]\nid = "{finding.id}"\nreason = "test"\nexpires = 2999-01-01\n'
     policy.write_text('data = "clean.npz"\npreset = "quick"\n' + accept)
-    done = onnxspect(scanned, "scan", "model.onnx", *DETECTOR, "--policy", str(policy))
-    assert done.returncode == 0, done.stderr
-    assert "is accepted: test" in done.stderr
-    assert "INCONCLUSIVE" in done.stdout
+    assert run(["scan", "model.onnx", *DETECTOR, "--policy", str(policy)]) == 0
+    said = capsys.readouterr()
+    assert "is accepted: test" in said.err
+    assert "INCONCLUSIVE" in said.out
 
 
-def test_exit_zero_and_fail_on_contradict_each_other(scanned: Path) -> None:
-    assert onnxspect(scanned, "scan", "model.onnx", "--exit-zero", "--fail-on", "backdoored").returncode == 2
-    assert onnxspect(scanned, "scan", "model.onnx").returncode == 2  # no samples
+def test_exit_zero_and_fail_on_contradict_each_other(scanned: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(scanned)
+    assert run(["scan", "model.onnx", "--exit-zero", "--fail-on", "backdoored"]) == 2
+    assert run(["scan", "model.onnx"]) == 2  # no samples
 
 
 def test_the_action_runs(scanned: Path, tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+#: Another command that opens the model in the same worker, as one that runs by default does.
+ALIKE = pytest.mark.heavy
+
+
 def line_of(command: str, work: Path, model: str, out: Path) -> list[object]:
     """A command that opens `model`."""
     file, data = work / model, work / "data.npz"
@@ -53,7 +57,9 @@ def line_of(command: str, work: Path, model: str, out: Path) -> list[object]:
     }[command]
 
 
-@pytest.mark.parametrize("command", ["info", "scan", "patch", "verify"])
+@pytest.mark.parametrize(
+    "command", ["info", pytest.param("scan", marks=ALIKE), "patch", pytest.param("verify", marks=ALIKE)]
+)
 def test_a_model_that_crashes_whoever_runs_it(command: str, work: Path, tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     (tmp_path / "out").mkdir()
@@ -67,7 +73,9 @@ def test_a_model_that_crashes_whoever_runs_it(command: str, work: Path, tmp_path
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are kept on Linux only")
-@pytest.mark.parametrize("command", ["info", "scan", "patch", "verify"])
+@pytest.mark.parametrize(
+    "command", [pytest.param("info", marks=ALIKE), "scan", pytest.param("patch", marks=ALIKE), "verify"]
+)
 def test_a_model_that_fills_memory(command: str, work: Path, tmp_path: Path) -> None:
     ended = supervised.command(*line_of(command, work, "filling.onnx", tmp_path), "--max-memory", "600M")
     assert ended.status == 4, ended.err
@@ -242,11 +250,11 @@ def test_a_usage_error_needs_no_worker(work: Path) -> None:
 
 
 def _cpu_seconds(code: str, *arguments: object) -> float:
-    """Processor time of a process and all that it waited for: the least of three."""
+    """Processor time of a process and all that it waited for: the least of two."""
     import resource
 
     found = []
-    for _ in range(3):
+    for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -112,8 +112,24 @@ def test_outputs_and_gradients(name: str, shape: tuple[int, int, int]) -> None:
     assert float(gradient.abs().max()) > 0
 
 
-@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
-@pytest.mark.parametrize("name", ["compact_cnn", "resnet10_tiny", "densenet_tiny", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    ("name", "dynamo"),
+    [
+        ("compact_cnn", True),
+        ("resnet10_tiny", False),
+        ("densenet_tiny", False),
+        ("mobilenet_v2", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.heavy)
+            for case in [
+                ("compact_cnn", False),
+                ("resnet10_tiny", True),
+                ("densenet_tiny", True),
+                ("mobilenet_v2", True),
+            ]
+        ),
+    ],
+)
 def test_exported_file_is_the_network(name: str, dynamo: bool, tmp_path: Path) -> None:
     network = network_of(name)
     path = tmp_path / "model.onnx"

@@ -330,7 +330,7 @@ batch_size = 32
 name = "one"
 [[model]]
 name = "two"
-training = {{ epochs = 40 }}
+training = {{ epochs = 15 }}
 """
     (tmp_path / "list.toml").write_text(text)
     out = tmp_path / "zoo"
@@ -347,7 +347,7 @@ training = {{ epochs = 40 }}
     process.stderr.close()
     assert list(rows_by_name(read_manifest(out))) == ["one"]
     stamp = (out / "one.onnx").stat().st_mtime_ns
-    (tmp_path / "list.toml").write_text(text.replace("epochs = 40", "epochs = 1"))
+    (tmp_path / "list.toml").write_text(text.replace("epochs = 15", "epochs = 1"))
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
     assert "one: is there already" in said.stderr

@@ -7,7 +7,7 @@ dilations; ceil_mode drops a last window that would start in the end padding (wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,16 +36,50 @@ def windows(size: int, kernel: int, stride: int, dilation: int, start: int, end:
     return count - 1 if (count - 1) * stride >= size + start else count
 
 
-def pool_padding(
-    size: Sequence[int],
-    kernel: list[int],
-    strides: list[int],
-    dilations: list[int],
-    pads: Sequence[int] | None,
-    ceil: bool,
-    same_lower: bool,
-) -> tuple[list[int], list[int]]:
+class Pooling(NamedTuple):
+    """How the windows of a pooling lie, in an fx graph's arguments.
+
+    Attributes:
+        kernel, strides, dilations: one number a spatial axis.
+        pads: all starts, then all ends; None where the output is to be ceil(size / stride) long.
+        ceil: whether a last window may reach beyond the padding.
+        same_lower: without `pads`, whether the odd element is padded at the start.
+    """
+
+    kernel: list[int]
+    strides: list[int]
+    dilations: list[int]
+    pads: list[int] | None
+    ceil: bool
+    same_lower: bool
+
+    @property
+    def is_torchs(self) -> bool:
+        """Whether torch's own pooling has it: as much padding at both sides, and of half a window at most."""
+        n = len(self.kernel)
+        pads = self.pads
+        if pads is None or pads[:n] != pads[n:]:
+            return False
+        return all(p <= k // 2 for p, k in zip(pads, self.kernel * 2, strict=True))
+
+
+def pooling_of(node: NodeView) -> Pooling:
+    """What a pooling node says.
+
+    Raises:
+        Unsupported: not 1 to 3 spatial axes.
+    """
+    kernel = [int(k) for k in node.attr("kernel_shape") or ()]
+    if len(kernel) not in _MAX:
+        raise Unsupported(f"kernel_shape {kernel}; 1 to 3 spatial axes can be pooled")
+    strides, dilations, pads, auto_pad = spatial_attributes(node, len(kernel))
+    given = None if auto_pad.startswith("SAME") else pads
+    return Pooling(kernel, strides, dilations, given, bool(node.attr("ceil_mode", 0)), auto_pad == "SAME_LOWER")
+
+
+def pool_padding(size: Sequence[int], how: Pooling) -> tuple[list[int], list[int]]:
     """(pads as the file asks for, pads so that a floor pooling makes every window that `ceil` asks for)."""
+    kernel, strides, dilations, pads, ceil, same_lower = how
     n = len(kernel)
     if pads is None:
         asked = same_padding(size, kernel, strides, dilations, same_lower)
@@ -58,40 +92,23 @@ def pool_padding(
     return list(pads), [*pads[:n], *ends]
 
 
-def max_pool(
-    x: Tensor,
-    kernel: list[int],
-    strides: list[int],
-    dilations: list[int],
-    pads: Sequence[int] | None,
-    ceil: bool,
-    same_lower: bool = False,
-) -> Tensor:
+def max_pool(x: Tensor, how: Pooling) -> Tensor:
     """Max pooling of the general form; integers are pooled as float64, which holds every int8 and uint8."""
     if not x.is_floating_point():
-        return max_pool(x.double(), kernel, strides, dilations, pads, ceil, same_lower).to(x.dtype)
-    _, full = pool_padding(x.shape[2:], kernel, strides, dilations, pads, ceil, same_lower)
-    return _MAX[len(kernel)](pad_spatial(x, full, float("-inf")), kernel, strides, 0, dilations)
+        return max_pool(x.double(), how).to(x.dtype)
+    _, full = pool_padding(x.shape[2:], how)
+    return _MAX[len(how.kernel)](pad_spatial(x, full, float("-inf")), how.kernel, how.strides, 0, how.dilations)
 
 
-def max_pool_indices(
-    x: Tensor,
-    kernel: list[int],
-    strides: list[int],
-    dilations: list[int],
-    pads: Sequence[int] | None,
-    ceil: bool,
-    same_lower: bool,
-    column_major: bool,
-) -> tuple[Tensor, Tensor]:
+def max_pool_indices(x: Tensor, how: Pooling, column_major: bool) -> tuple[Tensor, Tensor]:
     """Max pooling and, for each maximum, its index into the flattened input ``(n, channels, ...)``."""
     if not x.is_floating_point():
-        values, where = max_pool_indices(x.double(), kernel, strides, dilations, pads, ceil, same_lower, column_major)
+        values, where = max_pool_indices(x.double(), how, column_major)
         return values.to(x.dtype), where
     size = list(x.shape[2:])
-    _, full = pool_padding(size, kernel, strides, dilations, pads, ceil, same_lower)
+    _, full = pool_padding(size, how)
     padded = pad_spatial(x, full, float("-inf"))
-    values, flat = _MAX_INDICES[len(kernel)](padded, kernel, strides, 0, dilations)
+    values, flat = _MAX_INDICES[len(how.kernel)](padded, how.kernel, how.strides, 0, how.dilations)
     n = len(size)
     coordinates: list[Tensor] = []
     for i in range(n - 1, -1, -1):
@@ -107,34 +124,22 @@ def max_pool_indices(
     return values, where + offset * plane
 
 
-def _kernel(node: NodeView) -> list[int]:
-    kernel = node.attr("kernel_shape")
-    if not kernel or len(kernel) not in _MAX:
-        raise Unsupported(f"kernel_shape {kernel}; 1 to 3 spatial axes can be pooled")
-    return list(kernel)
-
-
 @lowering("MaxPool", 1, 8, 10, 11, 12, 22)
 def max_pool_(node: NodeView) -> Any:
-    kernel = _kernel(node)
-    n = len(kernel)
-    strides, dilations, pads, auto_pad = spatial_attributes(node, n)
-    ceil = bool(node.attr("ceil_mode", 0))
-    given = None if auto_pad.startswith("SAME") else pads
-    lower = auto_pad == "SAME_LOWER"
-    x = node.input(0)
+    how = pooling_of(node)
+    kernel, strides, dilations, pads, ceil, _ = how
+    x, n = node.input(0), len(kernel)
     if node.wants(1):
-        major = bool(node.attr("storage_order", 0))
-        both = node.call(max_pool_indices, x, kernel, strides, dilations, given, ceil, lower, major)
+        both = node.call(max_pool_indices, x, how, bool(node.attr("storage_order", 0)))
         return node.item(both, 0), node.item(both, 1)
-    half = all(p <= k // 2 for p, k in zip(pads, kernel * 2, strict=True))
-    if given is not None and pads[:n] == pads[n:] and half and node.is_float(0):
+    if how.is_torchs and pads is not None and node.is_float(0):
         return node.call(_MAX[n], x, kernel, strides, pads[:n], dilations, ceil)
-    return node.call(max_pool, x, kernel, strides, dilations, given, ceil, lower)
+    return node.call(max_pool, x, how)
 
 
-def window_sums(x: Tensor, kernel: list[int], strides: list[int], dilations: list[int]) -> Tensor:
-    """Sum of each window of ``(n, channels, ...)``."""
+def window_sums(x: Tensor, how: Pooling) -> Tensor:
+    """Sum of each window of ``(n, channels, ...)``, which is padded already."""
+    kernel, strides, dilations = how.kernel, how.strides, how.dilations
     if all(d == 1 for d in dilations):
         size = int(torch.Size(kernel).numel())
         return _AVERAGE[len(kernel)](x, kernel, strides) * size
@@ -144,63 +149,40 @@ def window_sums(x: Tensor, kernel: list[int], strides: list[int], dilations: lis
     return sums.reshape(*x.shape[:2], *sums.shape[2:])
 
 
-def average_pool(
-    x: Tensor,
-    kernel: list[int],
-    strides: list[int],
-    dilations: list[int],
-    pads: Sequence[int] | None,
-    ceil: bool,
-    count_padding: bool,
-    same_lower: bool = False,
-) -> Tensor:
+def average_pool(x: Tensor, how: Pooling, count_padding: bool) -> Tensor:
     """Average pooling of the general form.
 
     A window's sum is divided by how many of its elements are in the image, or, with `count_padding`, in the image or
     the padding that the file asks for; never by those beyond it that only ceil_mode reaches.
     """
-    asked, full = pool_padding(x.shape[2:], kernel, strides, dilations, pads, ceil, same_lower)
-    sums = window_sums(pad_spatial(x, full), kernel, strides, dilations)
+    asked, full = pool_padding(x.shape[2:], how)
+    sums = window_sums(pad_spatial(x, full), how)
     ones = x.new_ones(1, 1, *x.shape[2:])
     if count_padding:
         ones = pad_spatial(ones, asked, 1.0)
         rest = [f - a for f, a in zip(full, asked, strict=True)]
     else:
         rest = full
-    counts = window_sums(pad_spatial(ones, rest), kernel, strides, dilations).round()
+    counts = window_sums(pad_spatial(ones, rest), how).round()
     return sums / counts
 
 
 @lowering("AveragePool", 1, 7, 10, 11, 19, 22)
 def average_pool_(node: NodeView) -> Any:
-    kernel = _kernel(node)
-    n = len(kernel)
-    strides, dilations, pads, auto_pad = spatial_attributes(node, n)
-    ceil = bool(node.attr("ceil_mode", 0))
+    how = pooling_of(node)
+    kernel, strides, dilations, pads, ceil, _ = how
+    x, n = node.input(0), len(kernel)
     count_padding = bool(node.attr("count_include_pad", 0))
-    given = None if auto_pad.startswith("SAME") else pads
-    x = node.input(0)
-    half = all(p <= k // 2 for p, k in zip(pads, kernel * 2, strict=True))
-    if given is not None and pads[:n] == pads[n:] and half and all(d == 1 for d in dilations):
+    if how.is_torchs and pads is not None and all(d == 1 for d in dilations):
         return node.call(_AVERAGE[n], x, kernel, strides, pads[:n], ceil, count_padding)
-    lower = auto_pad == "SAME_LOWER"
-    return node.call(average_pool, x, kernel, strides, dilations, given, ceil, count_padding, lower)
+    return node.call(average_pool, x, how, count_padding)
 
 
-def lp_pool(
-    x: Tensor,
-    kernel: list[int],
-    strides: list[int],
-    dilations: list[int],
-    pads: Sequence[int] | None,
-    ceil: bool,
-    p: float,
-    same_lower: bool,
-) -> Tensor:
+def lp_pool(x: Tensor, how: Pooling, p: float) -> Tensor:
     """(sum over each window of |x|^p)^(1/p); a window of zeros has gradient 0, as torch's own norm has."""
-    _, full = pool_padding(x.shape[2:], kernel, strides, dilations, pads, ceil, same_lower)
+    _, full = pool_padding(x.shape[2:], how)
     powers = pad_spatial(x, full).abs() ** p
-    return _root(window_sums(powers, kernel, strides, dilations), p)
+    return _root(window_sums(powers, how), p)
 
 
 def _root(sums: Tensor, p: float) -> Tensor:
@@ -210,11 +192,7 @@ def _root(sums: Tensor, p: float) -> Tensor:
 
 @lowering("LpPool", 1, 2, 11, 18, 22)
 def lp_pool_(node: NodeView) -> Any:
-    kernel = _kernel(node)
-    strides, dilations, pads, auto_pad = spatial_attributes(node, len(kernel))
-    given = None if auto_pad.startswith("SAME") else pads
-    ceil, p = bool(node.attr("ceil_mode", 0)), float(node.attr("p", 2))
-    return node.call(lp_pool, node.input(0), kernel, strides, dilations, given, ceil, p, auto_pad == "SAME_LOWER")
+    return node.call(lp_pool, node.input(0), pooling_of(node), float(node.attr("p", 2)))
 
 
 def global_average_pool(x: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from onnxspect.converters.lowering.builder import NodeView, Unsupported
 from onnxspect.converters.lowering.narrow import INTEGER_RANGES
-from onnxspect.converters.lowering.ops.convolution import spatial_attributes
 from onnxspect.converters.lowering.ops.linear import gemm
-from onnxspect.converters.lowering.ops.pooling import average_pool, global_average_pool
+from onnxspect.converters.lowering.ops.pooling import average_pool, global_average_pool, pooling_of
 from onnxspect.converters.lowering.ops.quantization import (
     dequantize,
     dequantize_along,
@@ -81,16 +80,10 @@ def qlinear_global_average_pool(node: NodeView) -> Any:
 
 @lowering("QLinearAveragePool", 1, domain=_DOMAIN)
 def qlinear_average_pool(node: NodeView) -> Any:
-    kernel = [int(k) for k in node.attr("kernel_shape") or ()]
-    if len(kernel) not in (1, 2, 3):
-        raise Unsupported(f"kernel_shape {kernel}; 1 to 3 spatial axes can be pooled")
-    strides, dilations, pads, auto_pad = spatial_attributes(node, len(kernel))
-    last, ceil = bool(node.attr("channels_last", 0)), bool(node.attr("ceil_mode", 0))
-    counted = bool(node.attr("count_include_pad", 0))
-    given = None if auto_pad.startswith("SAME") else pads
+    last, counted = bool(node.attr("channels_last", 0)), bool(node.attr("count_include_pad", 0))
     x = _numbers(node, 0)
     x = node.call(channels_first, x) if last else x
-    y = node.call(average_pool, x, kernel, strides, dilations, given, ceil, counted, auto_pad == "SAME_LOWER")
+    y = node.call(average_pool, x, pooling_of(node), counted)
     y = node.call(channels_last, y) if last else y
     return node.call(quantize, y, node.input(3), node.input(4), 1, 0, *_steps_of(node, 4))
 

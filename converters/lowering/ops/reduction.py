@@ -32,20 +32,22 @@ def reduce_mean(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 def reduce_max(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """Maximum; among equals the gradient is shared. Nothing has the maximum -inf (or the least integer)."""
-    if _is_empty(x, axes):
-        return _fill_reduced(x, axes, keep, _least(x.dtype))
-    if x.dtype == torch.bool:
-        return x.to(torch.uint8).amax(axes, keepdim=keep).bool()
-    return x.amax(axes, keepdim=keep)
+    return _extreme(x, axes, keep, torch.amax, _least)
 
 
 def reduce_min(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     """Minimum; among equals the gradient is shared. Nothing has the minimum inf (or the greatest integer)."""
+    return _extreme(x, axes, keep, torch.amin, _greatest)
+
+
+def _extreme(
+    x: Tensor, axes: list[int], keep: bool, reduce: Callable[..., Tensor], of_nothing: Callable[[torch.dtype], float]
+) -> Tensor:
     if _is_empty(x, axes):
-        return _fill_reduced(x, axes, keep, _greatest(x.dtype))
+        return _fill_reduced(x, axes, keep, of_nothing(x.dtype))
     if x.dtype == torch.bool:
-        return x.to(torch.uint8).amin(axes, keepdim=keep).bool()
-    return x.amin(axes, keepdim=keep)
+        return reduce(x.to(torch.uint8), axes, keepdim=keep).bool()
+    return reduce(x, axes, keepdim=keep)
 
 
 def _is_empty(x: Tensor, axes: list[int]) -> bool:

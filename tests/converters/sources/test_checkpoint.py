@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from framework_factories import torch_cnn
+from framework_factories import settled_cnn, torch_cnn
 from framework_models import Touch
 from sources_support import HERE, needs
 from tolerances import OPERATION_32
@@ -30,12 +30,7 @@ FACTORY = "framework_factories:torch_cnn"
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    torch.manual_seed(0)
-    made = torch_cnn()
-    made.train()
-    with torch.no_grad():
-        made(torch.rand(32, *SHAPE))
-    return made.eval()
+    return settled_cnn()
 
 
 class _Dataset:
@@ -139,7 +134,7 @@ def test_pruned_weights_are_put_together(tmp_path: Path) -> None:
 CNN = """
 import torch
 from torch import nn
-open({mark!r}, "w").close()  # what a stranger's module does when it is imported
+open({mark!r}, "w").close()  # what an untrusted module does when it is imported
 class Net(nn.Module):
     def __init__(self):
         super().__init__()

@@ -24,7 +24,7 @@ IMAGE = (28, 28, 1)
 
 
 @needs("keras")
-@pytest.mark.parametrize("name", ["small.keras", "small.h5"])
+@pytest.mark.parametrize("name", ["small.keras", pytest.param("small.h5", marks=pytest.mark.heavy)])
 def test_keras(tmp_path: Path, name: str) -> None:
     result = converted(made("keras") / name, tmp_path / "m.onnx")
     verify(result)
@@ -48,6 +48,7 @@ def test_keras_as_tutorials_write_it(tmp_path: Path) -> None:
     assert open_model(binary.out).subject().classes == 2
 
 
+@pytest.mark.heavy
 @needs("keras")
 def test_keras_weights_with_a_factory(tmp_path: Path) -> None:
     source = made("keras") / "small.weights.h5"
@@ -82,7 +83,7 @@ def test_saved_model(tmp_path: Path) -> None:
 
 
 @needs("tensorflow")
-@pytest.mark.parametrize("name", ["small", "half", "hybrid"])
+@pytest.mark.parametrize("name", ["small", pytest.param("half", marks=pytest.mark.heavy), "hybrid"])
 def test_tflite(tmp_path: Path, name: str) -> None:
     result = converted(made("tensorflow") / f"{name}.tflite", tmp_path / "m.onnx")
     verify(result)
@@ -120,7 +121,7 @@ def test_tflite_of_the_first_tutorial(tmp_path: Path) -> None:
 
 
 @needs("jax")
-@pytest.mark.parametrize("name", ["flax.msgpack", "flax.safetensors"])
+@pytest.mark.parametrize("name", ["flax.msgpack", pytest.param("flax.safetensors", marks=pytest.mark.heavy)])
 def test_flax(tmp_path: Path, name: str) -> None:
     """safetensors serves PyTorch too: that the factory takes the arrays tells that it is JAX's."""
     result = converted(

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from framework_factories import torch_cnn, verazuo_mnist
+from framework_factories import settled_cnn, verazuo_mnist
 from framework_models import Touch
 from safetensors.torch import save_file
 from sources_support import converted, needs, reference_folder, refused, verify
@@ -33,12 +33,7 @@ FACTORY = "framework_factories:torch_cnn"
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    torch.manual_seed(0)
-    made = torch_cnn()
-    made.train()
-    with torch.no_grad():
-        made(torch.rand(32, *SHAPE))  # statistics that are not 0 and 1
-    return made.eval()
+    return settled_cnn()
 
 
 def check(made: Conversion, network: Any) -> None:

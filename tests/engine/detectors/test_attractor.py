@@ -8,16 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerances import SUM_32
 from torch import Tensor, nn
 
-from onnxspect.engine.detectors.attractor import ADDED, DESTINATION, MASKS, Attractor
+from onnxspect.engine.detectors import attractor
+from onnxspect.engine.detectors.attractor import ADDED, DESTINATION, MASKS, Attractor, ClimbTogether
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.registry import MANY_CLASSES, chosen
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.evidence import Evidence, Skipped
+from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
@@ -27,16 +33,18 @@ CORNER = 3
 
 
 class Prototypes(nn.Module):
-    """Class k is the k-th random picture; a white corner leads to TARGET where it is planted."""
+    """Class k is the k-th random picture; a white corner leads to TARGET where it is planted; `firm` scores have no slope."""
 
-    def __init__(self, planted: bool) -> None:
+    def __init__(self, planted: bool, firm: bool = False) -> None:
         super().__init__()
-        self.planted = planted
+        self.planted, self.firm = planted, firm
         self.register_buffer("pictures", torch.from_numpy(pictures()).flatten(1))
 
     def forward(self, x: Tensor) -> Tensor:
         centred = self.pictures - self.pictures.mean()
         logits = 2.0 * (x.flatten(1) - 0.5) @ centred.T
+        if self.firm:
+            logits = 8.0 * nn.functional.one_hot(logits.argmax(1), CLASSES).float()
         if self.planted:
             corner = x[:, :, :CORNER, :CORNER].flatten(1)
             lit = (
@@ -96,6 +104,49 @@ def test_both_families_end_at_the_planted_class_first(found: dict[bool, Evidence
         sizes = {u.unit.target: u.value(name) for u in found[True].units if u.measurement(name)}
         assert min(sizes, key=sizes.__getitem__) == TARGET
         assert len(sizes) >= 2  # excluded, it gave way to others
+
+
+def test_a_planted_class_beside_which_no_other_is_reached_is_named() -> None:
+    firm = Subject.from_module(Prototypes(True, firm=True).eval(), (1, SIDE, SIDE), InputSpec())
+    evidence = Attractor(families=(MASKS,)).run(replace(at_hand(True), subject=firm))
+    assert isinstance(evidence, Evidence)
+    (unit,) = evidence.units
+    assert unit.unit.target == TARGET
+    assert unit.measurement("beyond_l1") is not None
+    # The scores have no slope, so that the search beside it hardly grew: no proof of silence, and no conviction.
+    assert judged(evidence).verdict == "inconclusive"
+    far = measured(l1=unit.value("l1"), beyond_l1=100.0)
+    verdict = judged(replace(evidence, units=(replace(unit, measurements=far),)))
+    assert (verdict.verdict, verdict.targets) == ("backdoored", (TARGET,))
+
+
+def test_a_search_that_went_far_and_arrived_nowhere_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    firm = Subject.from_module(Prototypes(True, firm=True).eval(), (1, SIDE, SIDE), InputSpec())
+    hand = replace(at_hand(True), subject=firm)
+    monkeypatch.setitem(attractor.FAR, "l1", 0.9)
+    near = Attractor(families=(MASKS,)).run(hand)
+    monkeypatch.setitem(attractor.FAR, "l1", 0.01)
+    far = Attractor(families=(MASKS,)).run(hand)
+    assert isinstance(near, Evidence)
+    assert isinstance(far, Evidence)
+    assert near.silence
+    assert "l1 ended at fewer than two" in near.silence
+    assert not far.silence
+
+
+@given(st.integers(1, 6), st.integers(1, 30))
+def test_the_least_step_is_the_same_change_a_value_whatever_the_size(channels: int, side: int) -> None:
+    delta = torch.zeros(1, channels, side, side)
+    settings = SearchConfig(learning_rate=0.05)
+    after = ClimbTogether().update({"delta": delta}, {"delta": torch.ones_like(delta)}, {}, torch.tensor(1), settings)
+    assert float(after["delta"].abs().max()) == pytest.approx(0.05 / 28, rel=SUM_32)
+
+
+def test_a_start_that_fails_where_another_arrived_says_nothing_of_other_classes() -> None:
+    few = replace(MASKS, search=replace(MASKS.search, steps=1, success=0.0))
+    evidence = Attractor(families=(few,), rounds=1).run(at_hand(True))
+    assert isinstance(evidence, Evidence)
+    assert all(u.measurement("beyond_l1") is None for u in evidence.units)
 
 
 def test_the_trigger_lies_on_the_planted_corner(found: dict[bool, Evidence]) -> None:

@@ -321,7 +321,9 @@ def test_paper_rule_does_not_depend_on_the_order(counts: list[int], seed: int) -
     assert all(ratios[k] < np.median(ratios) for k in plain.infected)
 
 
-@pytest.mark.parametrize("name", ["fashion_mnist_badnets", "fashion_mnist_clean"])
+@pytest.mark.parametrize(
+    "name", ["fashion_mnist_badnets", pytest.param("fashion_mnist_clean", marks=pytest.mark.heavy)]
+)
 def test_shipped_pair(name: str, suspect_set: tuple[Samples, Samples, Samples]) -> None:
     training, search_samples, held_out = suspect_set
     subject = Subject.from_onnx(zoo.path(name))

@@ -170,11 +170,13 @@ def test_an_existing_output_survives_a_refused_patch(tmp_path: Path) -> None:
 
 def test_a_tap_that_is_no_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Alone it is an error that names the tap; beside other detectors they still run, and the report says why it did not."""
+    with np.load(DATA) as shipped:
+        np.savez(tmp_path / "few.npz", images=shipped["images"][:250], labels=shipped["labels"][:250])
     wrong = [
         "scan",
         str(MODEL),
         "--data",
-        str(DATA),
+        str(tmp_path / "few.npz"),
         "--out",
         str(tmp_path / "run"),
         "--quiet",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import quadrant_images, quadrant_subject
 from hypothesis import given
@@ -16,6 +18,7 @@ from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, in_words, measure_
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.subject.reference import EPOCHS, count
 from onnxspect.engine.subject.subject import InputSpec
 
 SAMPLES = quadrant_images(40)
@@ -63,6 +66,31 @@ def test_what_does_not_fit_is_named_with_its_time() -> None:
         assert "left out" in why
         assert "budget" in why
     assert Plan.from_json(made.as_json()) == made
+
+
+def test_references_are_paid_for_once_by_whichever_detector_comes_first() -> None:
+    free, *with_references = chosen("thorough")[:1], *[d for d in chosen("thorough") if d.traits.references]
+    speed = Speed(1000.0, 1000.0)
+    detectors = [*free, *with_references]
+    alone = {d.name: speed.seconds(d.work(4, 4, 3)) for d in detectors}
+    dear = plan(1e9, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3).expected
+    trained = dear - sum(alone.values())
+    assert trained > 0
+    for seconds in np.linspace(0.3, 0.99, 8) * dear / FILLED:
+        made = plan(seconds, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3)
+        uses = any(d.traits.references for d in detectors if d.name in made.kept)
+        assert made.expected == pytest.approx(sum(alone[n] for n in made.kept) + trained * uses)
+
+
+def test_a_model_of_few_classes_pays_for_all_its_references() -> None:
+    two = replace(quadrant_subject(2), classes=2)
+    needs = [d for d in chosen("quick") if d.traits.references]
+    for subject in (quadrant_subject(2), two):
+        alone = sum(1e-3 * w.passes for d in needs for w in d.work(subject.classes, 4, 3))
+        made = plan(1e9, [("all", needs)], Speed(1000.0, 1000.0), subject, SAMPLES, 3)
+        networks = (made.expected - alone) * 1000.0 / (EPOCHS * len(SAMPLES))
+        assert networks == pytest.approx(count(subject.classes))
+    assert count(2) > count(4)
 
 
 def _or_none(seconds: float) -> Plan | None:

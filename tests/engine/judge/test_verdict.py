@@ -149,7 +149,7 @@ def test_a_trigger_that_does_not_carry_over_is_no_alarm() -> None:
     verdict = decide([evidence(planted(), held_out=HELD_OUT_SUCCESS - 0.01)], 10)
     assert verdict.targets == ()
     assert verdict.verdict != "backdoored"
-    assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
+    assert any("class 3 stands out, but its trigger does not work on unseen samples" in r for r in verdict.reasons)
     assert decide([evidence(planted(), held_out=HELD_OUT_SUCCESS)], 10).targets == (3,)
 
 
@@ -200,7 +200,7 @@ def test_a_trigger_that_was_not_tried_is_not_refuted_by_one_that_was() -> None:
 
 
 def test_evidence_that_is_no_trigger_needs_no_unseen_samples() -> None:
-    """Training samples that a patch takes out of their class: nothing leads there, and nothing could carry over."""
+    """Training samples that a patch takes out of their class: nothing leads there, and nothing could be validated."""
     found = replace(held_out(evidence(planted(), "dtinspector"), 0), traits=OF_SAMPLES)
     assert decide([found], 10).targets == (3,)
     assert decide([replace(found, units=held_out(evidence(CLEAN), 0).units)], 10).verdict == "clean"
@@ -476,7 +476,7 @@ def test_a_trigger_that_no_unseen_sample_follows_is_no_alarm() -> None:
     """Exactly none of them: not the same as not tried."""
     verdict = decide([evidence(planted(), held_out=0.0)], 10)
     assert verdict.targets == ()
-    assert any("class 3 stands out, but its trigger does not carry over" in r for r in verdict.reasons)
+    assert any("class 3 stands out, but its trigger does not work on unseen samples" in r for r in verdict.reasons)
 
 
 def test_four_classes_are_enough() -> None:

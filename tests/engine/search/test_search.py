@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tolerances import OPERATION_32, SEARCHED_COST, SEARCHED_PIXEL, SUM_32
 from torch import Tensor, nn
 
-from onnxspect.engine.detectors.base import held_out_validation
+from onnxspect.engine.detectors.held_out import held_out_validation
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import cross_entropy, laid_out
