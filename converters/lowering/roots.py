@@ -217,7 +217,8 @@ class _Over(dict[fx.Node, Any]):
 def _back(node: fx.Node, seen: Seen) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
     """(what is moved, the nodes from there up to the value), the nearest first: one value that all is computed from, or, where the image
     is the only such, each of a few that it is computed from."""
-    inside, taken = {node}, []
+    inside: set[fx.Node] = {node}
+    taken: list[fx.Node] = []
     several: list[tuple[list[fx.Node], list[fx.Node]]] = []
     found = 0
     for at in sorted(seen.between, key=lambda n: seen.between[n], reverse=True):
