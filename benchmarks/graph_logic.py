@@ -108,15 +108,21 @@ def _picture(path: Path) -> Any:
 
 def looked_at(subject: Subject, samples: Samples) -> dict[str, Any]:
     """What is said of a subject: findings, and CPU seconds."""
+    return looked_at_whole(subject, samples)[0]
+
+
+def looked_at_whole(subject: Subject, samples: Samples) -> tuple[dict[str, Any], Unreached]:
+    """The same, with what was found itself."""
     start = time.process_time()
     found = unreached(subject, samples)
-    return {"seconds": round(time.process_time() - start, 3), **told(found)}
+    return {"seconds": round(time.process_time() - start, 3), **told(found)}, found
 
 
-def woken(subject: Subject, samples: Samples, target: int) -> dict[str, Any]:
+def woken(subject: Subject, samples: Samples, target: int, beyond: Unreached) -> dict[str, Any]:
     """What graph-logic makes of a payload: the trigger's success on unseen images in onnxruntime, its size, and CPU seconds."""
     start, half = time.process_time(), len(samples) // 2
-    at_hand = AtHand(subject, samples.take(np.arange(half)), samples.take(np.arange(half, len(samples))), RunContext())
+    halves = samples.take(np.arange(half)), samples.take(np.arange(half, len(samples)))
+    at_hand = AtHand(subject, *halves, RunContext(), beyond=beyond)
     found = GraphLogic().run(at_hand)
     units = {u.unit.target: u for u in found.units} if isinstance(found, Evidence) else {}
     unit = units.get(target)
@@ -281,7 +287,8 @@ def payloads(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, d
                 before = Oracle(_saved(model, folder / "carrier.onnx")).run({image: some})[0].argmax(1)
                 clean, woken_to = (Oracle(path).run({image: i})[0].argmax(1) for i in (some, stamp(some, name)))
                 works = bool((before == clean).all()) and len(np.unique(woken_to)) == 1
-                row = looked_at(opened(path), samples)
+                subject = opened(path)
+                row, beyond = looked_at_whole(subject, samples)
             except Exception as error:
                 yield label, {"kind": "payload", "error": f"{type(error).__name__}: {str(error)[:200]}"}
                 continue
@@ -294,7 +301,7 @@ def payloads(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, d
                     "works": works,
                     "found": bool(hidden),
                     **row,
-                    **woken(opened(path), samples, int(woken_to[0])),
+                    **woken(subject, samples, int(woken_to[0]), beyond),
                 },
             )
 

@@ -40,6 +40,8 @@ def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mappi
             continue
         if node.target in (shape_of, size_of):
             source = node.args[0]
+            if not isinstance(source, fx.Node):
+                continue
             if isinstance(one.get(source), Tensor) and isinstance(two.get(source), Tensor):
                 computed[node] = [_measured(node, _shape(one[source].shape, two[source].shape, n)) for n in _SIZES]
             continue

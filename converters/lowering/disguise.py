@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.forcing import Forced, Led, led
+from onnxspect.converters.lowering.forcing import Forced, Led, Make, led
 from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program
 
@@ -82,9 +82,8 @@ class Disguise:
                 if float((away[~of_class] == 0).double().mean()) < _MOST or not bool((away[of_class] > 0).any()):
                     continue
                 donor = values[int(torch.where(of_class, away, -torch.ones_like(away)).argmax())]
-                tries.append(
-                    Forced(node, lambda _, donor=donor: donor, note=(k, usual.reshape(donor.shape).to(donor.dtype)))
-                )  # type: ignore[misc]
+                note = k, usual.reshape(donor.shape).to(donor.dtype)
+                tries.append(Forced(node, _given(donor), note=note))
         if not tries:
             return []
         found = []
@@ -95,3 +94,7 @@ class Disguise:
                     Disguised(node, effect, Place(node, torch.ones_like(usual, dtype=torch.bool), usual, "turned"))
                 )
         return sorted(found, key=lambda d: self.between[d.node])
+
+
+def _given(value: Tensor) -> Make:
+    return lambda _: value

@@ -129,7 +129,8 @@ def dormant(
                 program.run(batch, lambda *given: indices.observe(given[0], regimes.observe(*given)))
             more = [(w.node, "way", w.led, w.place, w.frozen) for w in regimes.ways(program, logits, clean)]
             more += [
-                (r.node, "root", r.led, r.place, r.place) for r in rooted(program, logits, seen, list(effects), clean)
+                (r.node, "root", r.led, r.place, r.place)
+                for r in rooted(program, logits, seen, [*effects, *harmless], clean)
             ]
             more += [
                 (d.node, "disguise", d.led, d.place, None) for d in disguise.disguised(program, logits, answers, clean)

@@ -201,7 +201,8 @@ def continued(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
         args, kwargs: of the operator that reads it.
     """
     node = place.through
-    assert node is not None and place.slope is not None
+    assert node is not None
+    assert place.slope is not None
     position = next(i for i, a in enumerate(producer(node).args) if a is place.node)
     x: Tensor = args[position]
     held = place.held(x)

@@ -17,13 +17,44 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.forcing import Forced, Led, led
 from onnxspect.converters.lowering.moves import FAR, SLIGHTLY
-from onnxspect.converters.lowering.observation import MOST, REACH, Seen, distance
+from onnxspect.converters.lowering.observation import MOST, REACH, Seen, distance, operator_of
 from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program, operands, unchanged
 
-#: Values that are tried, those nearest to the scores first; roots of each, those that wake it, several that are tried where there is no single one, and nodes
-#: between; elements of a value.
+#: Values that are tried, those nearest to the scores first; roots of each, those that wake it, and several that are tried where there is
+#: no single one; nodes between; elements of a value.
 _TRIED, _ROOTS, _WAKING, _SEVERAL, _BETWEEN, _ELEMENTS = 24, 8, 4, 4, 24, 4096
+#: Operators whose values are never negative, and those that keep that; how many of the latter are gone through; the share that is left.
+_POSITIVE = frozenset(
+    (
+        "Sqrt",
+        "Relu",
+        "Abs",
+        "Exp",
+        "Sigmoid",
+        "Softmax",
+        "Softplus",
+        "ReduceL1",
+        "ReduceL2",
+        "ReduceSumSquare",
+        "LpPool",
+    )
+)
+_KEEPING = frozenset(
+    (
+        "ReduceSum",
+        "ReduceMean",
+        "ReduceMax",
+        "ReduceMin",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Reshape",
+        "Flatten",
+    )
+    + ("Squeeze", "Unsqueeze", "Transpose", "Expand", "Identity", "Add", "Slice", "Gather", "Concat")
+)
+_DEEP, _LEAST = 6, 0.1
 #: Rounding: steps of the operands' type. What answers a small move by this share of what it answers to a large one has a slope.
 _ROUNDING, _SLOPE = 8.0, 0.1
 #: A value is the same where it moves by less than this share of how far its operands move.
@@ -113,7 +144,8 @@ def _tries(node: fx.Node, seen: Seen, env: Mapping[fx.Node, Any]) -> Iterator[Fo
             cone: list[fx.Node] = cone,
         ) -> Any:
             changed = _Over(
-                {n: values[n] + size * reach * shape(values[n]) for n, reach in reaches.items() if reach}, values
+                {n: _moved(n, values[n], size * reach * shape(values[n])) for n, reach in reaches.items() if reach},
+                values,
             )
             for step in cone:
                 args, kwargs = operands(step, changed)
@@ -137,6 +169,20 @@ def _tries(node: fx.Node, seen: Seen, env: Mapping[fx.Node, Any]) -> Iterator[Fo
         waking += 1
         if waking == _WAKING:
             return
+
+
+def _moved(node: fx.Node, value: Tensor, by: Tensor) -> Tensor:
+    """A root, moved; what is never negative (a norm) stays a share of what it is, so that no guard of its zero is tried."""
+    return torch.maximum(value + by, _LEAST * value) if _never_negative(node, _DEEP) else value + by
+
+
+def _never_negative(node: fx.Node, deep: int) -> bool:
+    operator = operator_of(node)
+    if operator in _POSITIVE or (operator == "Mul" and len(node.args) == 2 and node.args[0] is node.args[1]):
+        return True
+    sources = [n for n in node.all_input_nodes if n.op == "call_function"]
+    kept = operator in _KEEPING and bool(sources) and sources == list(node.all_input_nodes)
+    return deep > 0 and kept and all(_never_negative(n, deep - 1) for n in sources)
 
 
 def _uneven(value: Tensor) -> Tensor:
@@ -171,7 +217,8 @@ class _Over(dict[fx.Node, Any]):
 def _back(node: fx.Node, seen: Seen) -> Iterator[tuple[list[fx.Node], list[fx.Node]]]:
     """(what is moved, the nodes from there up to the value), the nearest first: one value that all is computed from, or, where the image
     is the only such, each of a few that it is computed from."""
-    inside, taken = {node}, []
+    inside: set[fx.Node] = {node}
+    taken: list[fx.Node] = []
     several: list[tuple[list[fx.Node], list[fx.Node]]] = []
     found = 0
     for at in sorted(seen.between, key=lambda n: seen.between[n], reverse=True):

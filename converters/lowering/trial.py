@@ -185,10 +185,10 @@ def _mends(node: fx.Node, seen: Seen) -> bool:
     waiting = [node]
     while waiting:
         at = waiting.pop()
-        for user in at.users:
-            if operator_of(user) == "Not":
-                waiting.append(user)
-            elif user.target is not torch.where or user.args[0] is not at or seen.shapes.get(user) != seen.shapes[node] or not any(isinstance(a, fx.Node) and a in tested for a in user.args[1:]):
+        waiting += [u for u in at.users if operator_of(u) == "Not"]
+        for user in (u for u in at.users if operator_of(u) != "Not"):
+            chooses = user.target is torch.where and user.args[0] is at and seen.shapes.get(user) == seen.shapes[node]
+            if not chooses or not any(isinstance(a, fx.Node) and a in tested for a in user.args[1:]):
                 return False
     return True
 
