@@ -140,11 +140,16 @@ class Seen:
         return bool(some.std(0).mean() >= _TELLS * some.std(1).mean())
 
     def spread(self, node: fx.Node) -> float:
-        """How far most images move a value; 0 where that is rounding, or where nothing is known."""
+        """How far most images move a value; 0 where that is rounding, or where nothing is known.
+
+        Where most do not move it at all (a corner is dark on nearly all pictures), how far any does: a trigger lights that very corner.
+        """
         if node not in self.distances:
             return 0.0
         clean, altered = self.distances[node]
         moved = _quantile([*clean, *altered], MOST)
+        if moved <= self.rounding[node]:
+            moved = max((d for d in (*clean, *altered) if math.isfinite(d)), default=0.0)
         return moved if moved > self.rounding[node] else 0.0
 
     def reach(self, node: fx.Node) -> float:

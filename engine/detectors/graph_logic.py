@@ -27,12 +27,13 @@ from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidenc
 from onnxspect.engine.judge.judged import LOG10_P
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.traits import Family, Traits
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.dormant_part import DormantPart
-from onnxspect.engine.search.solve_back import Waking, solve_back
+from onnxspect.engine.search.solve_back import Waking, leads_nowhere, solve_back
 from onnxspect.engine.subject.file_classifier import file_answers
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.subject.unreached import unreached
+from onnxspect.engine.subject.unreached import Unreached, unreached
 
 NAME = "graph-logic"
 #: The statistic of a trigger: how many pixels it takes.
@@ -40,6 +41,8 @@ STATISTIC = "l1"
 #: What takes a way of a nonlinear node that no image takes is a trigger up to this share of the pixels: a whole other picture may well
 #: take one in an ordinary network, and be of another class for it.
 _OWN_WAY = 0.25
+#: Kinds of dormant parts that ordinary layers have too: dead units, and activations that go one way only.
+_ORDINARY = frozenset(("units", "way"))
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,17 @@ class GraphLogic(Detector):
             trigger=dict(waking.trigger.arrays),
             seconds=time.perf_counter() - started,
         )
+
+
+def settled(subject: Subject, beyond: Unreached, samples: Samples, run: RunContext) -> Unreached:
+    """What no search reaches, without the units and ways of ordinary layers that pictures wake and that then lead nowhere."""
+    harmless = []
+    for part in beyond.dormant:
+        if part.kind in _ORDINARY and part.place is not None:
+            rng = run.numpy_generator(NAME, "settled", part.node)
+            if leads_nowhere(subject, part.place, _mixed(samples, rng), rng):
+                harmless.append(part)
+    return beyond.without(harmless)
 
 
 def _mixed(samples: Samples, rng: np.random.Generator) -> np.ndarray:

@@ -42,6 +42,8 @@ _BETA1, _BETA2 = 0.5, 0.9
 _WORKS = 0.5
 #: Pictures of one climb that are tried, at most.
 _PICTURES = 4
+#: Shares of a picture that are mixed into the images, to see whether a part leads anywhere.
+_STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 _TINY = 1e-20
 
 
@@ -86,6 +88,33 @@ def solve_back(subject: Subject, place: Place, images: np.ndarray, rng: np.rando
             if found is not None:
                 return Waking(found[0], found[1], steps)
     return None
+
+
+@judging()
+def leads_nowhere(subject: Subject, place: Place, images: np.ndarray, rng: np.random.Generator) -> bool:
+    """Whether a part was woken by pictures of any size, as far as these go, and turns no answers to one class at any strength of them.
+
+    A dead unit of an ordinary layer is such a part. Where no picture wakes the part nothing is known, and it is not.
+
+    Args:
+        subject, place, images, rng: see `solve_back`.
+    """
+    images = np.ascontiguousarray(images[:_TRIED_ON], dtype=np.float32)
+    woken = False
+    for leak in _LEAKS:
+        part = DormantPart(subject, place, leak)
+        search = _Search(part, torch.from_numpy(images).to(subject.device), rng)
+        mask = search.reached()
+        for picture in search.climb(mask) if bool(mask.any()) else []:
+            woken = True
+            for strength in _STRENGTHS:
+                arrays: dict[str, np.ndarray] = {
+                    MASK: strength * mask[0].float().cpu().numpy(),
+                    PATTERN: picture.detach().cpu().numpy().astype(np.float32),
+                }
+                if _effect(part, images, arrays) is not None:
+                    return False
+    return woken
 
 
 class _Search:

@@ -29,6 +29,7 @@ from onnxspect.engine.subject.subject import Subject
 SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
 #: Images of up to so many values are small, unless the file has more bytes or more nodes than this.
 _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
+_NOISE = 2
 _NAMED = 5
 #: Images on which it is tried whether an embedding is an answer.
 _TRIAL = 64
@@ -47,6 +48,21 @@ class Unreached:
     hidden: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
     dormant: tuple[Dormant, ...] = ()
+
+    def without(self, harmless: Sequence[Dormant]) -> Unreached:
+        """The same without dormant parts that were woken and lead nowhere: they keep nobody from a verdict, and are named in the limits."""
+        if not harmless:
+            return self
+        left = tuple(d for d in self.dormant if not any(d is h for h in harmless))
+        said = {_said(d) for d in harmless} - {_said(d) for d in left}  # two parts of one node may read alike
+        return Unreached(
+            tuple(h for h in self.hidden if h not in said),
+            (
+                *self.limits,
+                f"Parts of the graph that sleep on clean images were woken, and lead to no class: {_list([d.node for d in harmless])}.",
+            ),
+            left,
+        )
 
 
 def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
@@ -177,7 +193,8 @@ def _images(subject: Subject, samples: Samples, rng: np.random.Generator) -> tup
     mixed = [0.5 * (x + y) for x, y in zip(shifted[::2], drawn[rng.integers(len(drawn), size=m)], strict=False)]
     # Most of them lose contrast: what only scales with an image's range (dynamic quantisation) is not asleep.
     dim = [x * rng.uniform(0.5, 0.9) for x in [*mixed, *shifted[1::4]]]
-    altered = np.stack([*dim, *shifted[3::4]]).astype(np.float32)
+    # Noise lights every place at once, of which a picture may have some that are dark on all.
+    altered = np.stack([*dim, *shifted[3::4], *rng.random((_NOISE, *drawn.shape[1:]))]).astype(np.float32)
     return _batches(subject, drawn, rows), _batches(subject, altered, rows)
 
 

@@ -28,9 +28,9 @@ NAMED = {
     "where": {"Greater", "ReduceMin"},
     "where_and_zeros": {"Greater", "ReduceMin"},
     "saturation": {"Relu"},
-    "sigmoid": {"Sigmoid"},
-    "softplus": {"Softplus"},
-    "product_of_relus": {"Relu", "ReduceProd"},
+    "sigmoid": {"Sigmoid", "Mul"},
+    "softplus": {"Softplus", "Mul"},
+    "product_of_relus": {"Relu", "ReduceProd", "Mul"},
     "pooling_only": {"Relu"},
     "behind_copies": {"Greater", "ReduceMin"},
     "equality": {"Equal"},
@@ -87,6 +87,18 @@ def test_a_payload_of_nodes_is_named(name: str, network: onnx.ModelProto, some: 
         assert part.leads_to == int(woken[0])
         assert any(part.node in reason for reason in found.hidden)
         assert any(part.node in line for line in found.limits)
+
+
+@pytest.mark.parametrize("name", ["comparison", "region"])
+def test_a_corner_that_is_dark_on_nearly_all_images_is_looked_at(
+    name: str, network: onnx.ModelProto, clean_samples: Samples, tmp_path: Path
+) -> None:
+    """Whichever images are drawn: what the payload reads is the same on nearly all of them, shifted ones too."""
+    subject = Subject.from_onnx(saved(PAYLOADS[name](Payload(network)), tmp_path / "payload.onnx"))
+    for seed in range(4):
+        found = unreached(subject, clean_samples.take(np.arange(160 + 80 * seed)), seed)
+        assert {d.operator for d in found.dormant} == {"Greater"}, seed
+        assert found.hidden
 
 
 def test_a_payload_through_an_if_is_refused_by_name(network: onnx.ModelProto, tmp_path: Path) -> None:
@@ -268,10 +280,9 @@ def test_a_crowd_of_decoys_is_said(network: onnx.ModelProto, some: Samples, tmp_
         for n in (3, 60)
     )
     assert [d.node for d in few.dormant] == ["hidden_gate"]
-    assert many.dormant == ()
-    assert len(many.hidden) == 1
-    assert "more parts" in many.hidden[0]
-    assert "hidden_gate" in many.hidden[0]
+    assert {d.node for d in many.dormant} <= {"hidden_gate"}
+    (left,) = [h for h in many.hidden if "more parts" in h]
+    assert "hidden_gate" in left
 
 
 def test_what_cannot_wake_or_changes_nothing_is_harmless(tmp_path: Path) -> None:

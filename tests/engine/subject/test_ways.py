@@ -17,9 +17,10 @@ from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.detectors.base import AtHand
-from onnxspect.engine.detectors.graph_logic import GraphLogic
+from onnxspect.engine.detectors.graph_logic import GraphLogic, settled
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.run import RunContext
+from onnxspect.engine.search.solve_back import leads_nowhere
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.subject.unreached import Unreached, unreached
@@ -107,6 +108,35 @@ def test_what_hangs_on_the_batch_is_named(
     _, found = looked_at(saved(OF_A_BATCH[name](Payload(network)), tmp_path / "payload.onnx"), name, some, answers)
     assert any("how many images a batch has" in h or "other images of its batch" in h for h in found.hidden)
     assert any("hidden_" in h for h in found.hidden)
+
+
+def test_a_part_that_is_woken_and_leads_nowhere_keeps_nobody_from_a_verdict(
+    network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
+) -> None:
+    """Of a payload beside two loud units that cancel, these are as harmless as an ordinary layer's; the payload stays."""
+    path = saved(WAYS["beside_a_loud_pair"](Payload(network)), tmp_path / "payload.onnx")
+    subject, found = looked_at(path, "beside_a_loud_pair", some, answers)
+    assert len(found.dormant) == 2
+    rng = np.random.default_rng(0)
+    places = [d.place for d in found.dormant if d.place is not None]
+    assert [leads_nowhere(subject, p, some.images, rng) for p in places] == [True, False]
+    left = settled(subject, found, some, RunContext())
+    assert [d.place for d in left.dormant] == places[1:]
+    assert left.hidden == found.hidden[1:] or left.hidden == found.hidden
+    assert left.hidden
+    assert any("were woken, and lead to no class" in line for line in left.limits)
+
+
+def test_what_no_picture_wakes_stays(
+    network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
+) -> None:
+    subject, found = looked_at(
+        saved(WAYS["no_number"](Payload(network)), tmp_path / "p.onnx"), "no_number", some, answers
+    )
+    assert settled(subject, found, some, RunContext()) == found
+    for part in found.dormant:
+        assert part.place is not None
+        assert not leads_nowhere(subject, part.place, some.images, np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("name", ["larger_of_two", "always_on", "place_of_the_larger"])
