@@ -1,6 +1,6 @@
 """How much of a class's mask is luck: Neural Cleanse from several starts, and what searching some classes again is worth.
 
-    python -m onnxspect.models.train_zoo --list models/recipes_restarts.toml --out build/restarts --data-root DIR
+    python -m onnxspect.models.train_zoo --list benchmarks/restarts.toml --out build/restarts --data-root DIR
     python benchmarks/restarts.py --models build/restarts --data-root DIR [--threads 1]
 
 Every class of every model is searched from `STARTS` starts as `standard` does it, each on images of its own, and once on each reference network. A

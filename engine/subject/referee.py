@@ -101,7 +101,12 @@ def rulings(subject: Subject, samples: Samples, seed: int = 0) -> tuple[Ruling, 
     model = inline_functions(subject.origin.file.proto)
     names, program = Names(lowered, model), Program(lowered.module)
     with judging():
-        dormant = {d.place.node: d for d in unreached(subject, samples, seed).dormant if d.place is not None}
+        # A switch that images of its own class turn is measured as any other decision is: it falls both ways.
+        dormant = {
+            d.place.node: d
+            for d in unreached(subject, samples, seed).dormant
+            if d.place is not None and not (d.kind == "disguise" and is_decision(d.place.node))
+        }
         wanted = [n for n in between if n in dormant or is_decision(n)][:_MOST]
         images = torch.from_numpy(samples.images[:_IMAGES]).to(subject.device)
         judge = _Judge(subject, program, between, logits, images)

@@ -267,6 +267,7 @@ def test_help_is_there_at_once() -> None:
     assert _cpu_seconds(supervised.MAIN, "--help") < 0.3
 
 
+@pytest.mark.heavy
 def test_what_the_worker_costs(work: Path) -> None:
     """The same command with and without a worker, side by side: less than 0.3 s more, and as much again for a busy machine."""
     alone = _cpu_seconds("import sys; from onnxspect.cli.main import run; sys.exit(run())", "report", work / "run")

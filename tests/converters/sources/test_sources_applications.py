@@ -21,7 +21,7 @@ FORMATS = {
     "saved-model": ("tensorflow", ""),
     "tflite": ("tensorflow", ".tflite"),
 }
-FAST = {("MobileNetV2", "tflite")}
+FAST = {("MobileNetV2", "keras")}
 CASES = [(name, kind) for name in APPLICATIONS for kind in FORMATS if FULL or (name, kind) in FAST]
 
 

@@ -136,5 +136,5 @@ def test_what_is_no_samples_is_told_what_is(form: str) -> None:
 def test_columns_of_other_names() -> None:
     other = HuggingFace()
     other.column_names = ("picture", "kind")
-    with pytest.raises(OnnxspectError, match=r"the columns picture, kind.*rename them"):
+    with pytest.raises(OnnxspectError, match=r"found picture, kind.*name them: images"):
         samples_from(other)
