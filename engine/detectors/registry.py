@@ -35,8 +35,8 @@ _REVERSE_ENGINEERING = {
 #: How often Neural Cleanse searches which classes again. History: docs/decisions.md.
 _RESTARTS: Mapping[str, Mapping[str, Any]] = {
     "quick": {"restarts": 1, "restarted": 2, "beside": 2},
-    "standard": {"restarts": 2, "restarted": 3, "beside": 2},
-    "thorough": {"restarts": 3, "restarted": 4, "beside": 3},
+    "standard": {"restarts": 1, "restarted": 10, "beside": 4},
+    "thorough": {"restarts": 2, "restarted": 10, "beside": 4},
 }
 _DTINSPECTOR = {"quick": DTInspector(partners=4), "standard": DTInspector(), "thorough": DTInspector()}
 _MAX_MARGIN = {
