@@ -6,11 +6,18 @@ A white 3x3 corner (top left) leads every image to class 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.converters.lowering.logits import logits_of
+from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.lowering.simplify import simplify
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 TARGET, SIDE = 3, 3
 #: Sides of a region that is averaged, and of a filter; what a checksum must leave.
@@ -438,3 +445,12 @@ def two_outputs(model: onnx.ModelProto, second: onnx.ModelProto) -> onnx.ModelPr
     both.graph.output.extend(other.graph.output)
     onnx.checker.check_model(both, full_check=True)
     return both
+
+
+def opened(path: Path) -> Subject:
+    """The file as a subject, without the child process that runs an untrusted file first."""
+    file = read_onnx(path)
+    proto, _ = simplify(file.proto)
+    info = logits_of(proto)
+    lowered = lower(proto, [info.value])
+    return Subject(lowered.module, InputSpec(), (1, 28, 28), 10, "cpu", str(path), file, lowered, info)

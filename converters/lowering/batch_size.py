@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.builder import to_device
 from onnxspect.converters.lowering.ops.shape import shape_of, size_of
-from onnxspect.converters.lowering.program import Program, operands
+from onnxspect.converters.lowering.program import Program, leading_to, operands
 
 #: Sizes that are tried.
 _SIZES = (*range(1, 131), 192, 200, 255, 256, 257, 384, 500, 512, 513, 1000, 1024, 2048, 4096, 10_000)
@@ -33,7 +33,7 @@ def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mappi
         end: the class scores.
         one, two: the values of all nodes on one image, and on two.
     """
-    needed = _before(end)
+    needed = leading_to(end)
     computed: dict[fx.Node, list[Any]] = {}
     for node in program.steps:
         if node not in needed:
@@ -133,12 +133,3 @@ def _differ(values: list[Any]) -> bool:
         and all(t.shape == tensors[0].shape for t in tensors)
         and any(not torch.equal(t, tensors[0]) for t in tensors)
     )
-
-
-def _before(end: fx.Node) -> set[fx.Node]:
-    found, edge = {end}, [end]
-    while edge:
-        sources = [s for s in edge.pop().all_input_nodes if s not in found]
-        found.update(sources)
-        edge += sources
-    return found

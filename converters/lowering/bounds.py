@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.program import Program, operands
+from onnxspect.converters.lowering.program import Program, leading_to, operands
 
 #: Rounding of one step, as a share of the magnitude.
 _ROUNDING = 1e-5
@@ -43,7 +43,7 @@ def bounds(program: Program, end: fx.Node, low: Tensor, high: Tensor) -> Interva
         end: the value.
         low, high: the least and the largest input, as the model takes it.
     """
-    wanted = _before(end)
+    wanted = leading_to(end)
     env: dict[fx.Node, Any] = dict(program.constants)
     for node in program.placeholders:
         env[node] = Interval(low, high)
@@ -65,15 +65,6 @@ def bounds(program: Program, end: fx.Node, low: Tensor, high: Tensor) -> Interva
                 break
     result = env[end]
     return result if isinstance(result, Interval) else None
-
-
-def _before(end: fx.Node) -> set[fx.Node]:
-    found, edge = {end}, [end]
-    while edge:
-        sources = [s for s in edge.pop().all_input_nodes if s not in found]
-        found.update(sources)
-        edge += sources
-    return found
 
 
 def _step(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

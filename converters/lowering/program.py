@@ -64,6 +64,16 @@ class Program:
         return found
 
 
+def leading_to(end: fx.Node) -> set[fx.Node]:
+    """A node and all that it is computed from, directly or not."""
+    found, edge = {end}, [end]
+    while edge:
+        sources = [s for s in edge.pop().all_input_nodes if s not in found]
+        found.update(sources)
+        edge += sources
+    return found
+
+
 def operands(node: fx.Node, env: Mapping[fx.Node, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What a node is computed from."""
     args: Any = fx.map_arg(node.args, env.__getitem__)

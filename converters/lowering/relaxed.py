@@ -24,7 +24,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from onnxspect.converters.lowering.program import Program, operands, unchanged
+from onnxspect.converters.lowering.program import Program, leading_to, operands, unchanged
 
 #: Temperature of soft minima, as a share of the range of what is reduced.
 _SOFT = 0.2
@@ -43,13 +43,8 @@ class Relaxed:
 
     def __init__(self, program: Program, end: fx.Node, between: Mapping[fx.Node, int], leak: float) -> None:
         self._program, self.end, self._mode = program, end, _Slopes(leak)
-        needed, edge = {end}, [end]
-        while edge:
-            sources = [s for s in edge.pop().all_input_nodes if s not in needed]
-            needed.update(sources)
-            edge += sources
-        self._needed = needed
-        self._sloping = {n for n in needed if n in between}
+        self._needed = leading_to(end)
+        self._sloping = {n for n in self._needed if n in between}
 
     @property
     def steps(self) -> int:

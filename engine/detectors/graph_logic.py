@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,7 +34,7 @@ from onnxspect.engine.search.solve_back import Waking, leads_nowhere, solve_back
 from onnxspect.engine.subject.file_classifier import file_answers
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.subject.unreached import Unreached, unreached
+from onnxspect.engine.subject.unreached import unreached
 
 NAME = "graph-logic"
 #: The statistic of a trigger: how many pixels it takes.
@@ -114,15 +115,18 @@ class GraphLogic(Detector):
         )
 
 
-def settled(subject: Subject, beyond: Unreached, samples: Samples, run: RunContext) -> Unreached:
-    """What no search reaches, without the units and ways of ordinary layers that pictures wake and that then lead nowhere."""
-    harmless = []
-    for part in beyond.dormant:
-        if part.kind in _ORDINARY and part.place is not None:
-            rng = run.numpy_generator(NAME, "settled", part.node)
-            if leads_nowhere(subject, part.place, _mixed(samples, rng), rng):
-                harmless.append(part)
-    return beyond.without(harmless)
+def idle_in(subject: Subject, samples: Samples, run: RunContext) -> Callable[[Dormant], bool]:
+    """Tells the units and ways of ordinary layers that pictures wake and that then lead nowhere (for `unreached`)."""
+
+    def idle(part: Dormant) -> bool:
+        rng = run.numpy_generator(NAME, "idle", part.node)
+        return (
+            part.kind in _ORDINARY
+            and part.place is not None
+            and leads_nowhere(subject, part.place, _mixed(samples, rng), rng)
+        )
+
+    return idle
 
 
 def _mixed(samples: Samples, rng: np.random.Generator) -> np.ndarray:

@@ -202,14 +202,16 @@ class NeuralCleanse(Detector):
         gains: list[float] = []
         least: dict[int, UnitEvidence] = {}
         for unit in first:
-            starts = [u for u in others if u.unit.target == unit.unit.target and u.measurements]
             known = unit.measurement("l1", Search.FULL)
-            if not starts or known is None:
+            if known is None or unit.unit.target not in chosen:
                 continue
+            starts = [u for u in others if u.unit.target == unit.unit.target and u.measurements]
             best = min([unit, *starts], key=lambda u: preferred(u, "l1"))
             value = best.value("l1", Search.FULL)
-            found = replace(best, unit=unit.unit, measurements=(replace(known, value=value),))
-            least[unit.unit.target] = transferred(found, at_hand.references, at_hand.held_out, self.held_out)
+            if best is not unit:
+                found = replace(best, unit=unit.unit, measurements=(replace(known, value=value),))
+                best = transferred(found, at_hand.references, at_hand.held_out, self.held_out)
+            least[unit.unit.target] = best
             if unit.unit.target not in ahead:
                 gains.append(float(np.log(value / known.value)))
         ratio = float(np.exp(np.mean(gains))) if gains else 1.0

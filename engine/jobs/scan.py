@@ -17,7 +17,7 @@ import torch
 from onnxspect.converters.stages import stage
 from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
-from onnxspect.engine.detectors.graph_logic import GraphLogic, settled
+from onnxspect.engine.detectors.graph_logic import GraphLogic, idle_in
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
 from onnxspect.engine.jobs.budget import within
 from onnxspect.engine.jobs.case import open_case
@@ -152,7 +152,7 @@ def scan(
             run.observer.notice(said)
         checked = preflight(subject, samples, run, spec, samples.order_given)
         _keep_model(subject, folder)
-        beyond = settled(checked.subject, unreached(checked.subject, samples, run.seed), samples, run)
+        beyond = unreached(checked.subject, samples, run.seed, idle_in(checked.subject, samples, run))
         for reason in beyond.hidden:
             run.observer.notice(reason)
         search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))

@@ -12,6 +12,7 @@ A part that sleeps on clean images has no slope there. What it depends on, and w
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -75,16 +76,11 @@ def solve_back(subject: Subject, place: Place, images: np.ndarray, rng: np.rando
     """
     images = np.ascontiguousarray(images[:_TRIED_ON], dtype=np.float32)
     steps = 0
-    for leak in _LEAKS:
-        part = DormantPart(subject, place, leak)
-        search = _Search(part, torch.from_numpy(images).to(subject.device), rng)
-        mask = search.reached()
-        if not bool(mask.any()):
-            continue
+    for search, mask in _searches(subject, place, images, rng):
         pictures = search.climb(mask)
         steps += search.steps
         for picture in pictures or search.at_random(mask):
-            found = _tried(part, images, mask, picture)
+            found = _tried(search.part, images, mask, picture)
             if found is not None:
                 return Waking(found[0], found[1], steps)
     return None
@@ -101,20 +97,29 @@ def leads_nowhere(subject: Subject, place: Place, images: np.ndarray, rng: np.ra
     """
     images = np.ascontiguousarray(images[:_TRIED_ON], dtype=np.float32)
     woken = False
-    for leak in _LEAKS:
-        part = DormantPart(subject, place, leak)
-        search = _Search(part, torch.from_numpy(images).to(subject.device), rng)
-        mask = search.reached()
-        for picture in search.climb(mask) if bool(mask.any()) else []:
+    for search, mask in _searches(subject, place, images, rng):
+        for picture in search.climb(mask):
             woken = True
-            for strength in _STRENGTHS:
-                arrays: dict[str, np.ndarray] = {
-                    MASK: strength * mask[0].float().cpu().numpy(),
-                    PATTERN: picture.detach().cpu().numpy().astype(np.float32),
-                }
-                if _effect(part, images, arrays) is not None:
-                    return False
+            whole = _stamped_whole(mask, picture)
+            if any(_effect(search.part, images, whole | {MASK: s * whole[MASK]}) is not None for s in _STRENGTHS):
+                return False
     return woken
+
+
+def _searches(
+    subject: Subject, place: Place, images: np.ndarray, rng: np.random.Generator
+) -> Iterator[tuple[_Search, Tensor]]:
+    """(a search for pictures that wake a part, the pixels that the part depends on), with slopes of each kind that any pixel has."""
+    for leak in _LEAKS:
+        search = _Search(DormantPart(subject, place, leak), torch.from_numpy(images).to(subject.device), rng)
+        mask = search.reached()
+        if bool(mask.any()):
+            yield search, mask
+
+
+def _stamped_whole(mask: Tensor, picture: Tensor) -> dict[str, np.ndarray]:
+    """A trigger that puts a picture onto all pixels of a mask."""
+    return {MASK: mask[0].float().cpu().numpy(), PATTERN: picture.detach().cpu().numpy().astype(np.float32)}
 
 
 class _Search:
@@ -206,7 +211,7 @@ class _Search:
 
 def _tried(part: DormantPart, images: np.ndarray, mask: Tensor, picture: Tensor) -> tuple[Trigger, float] | None:
     """(the trigger that a picture is, its success), where it turns answers; its mask as small as it goes."""
-    whole = {MASK: mask[0].float().cpu().numpy(), PATTERN: picture.detach().cpu().numpy().astype(np.float32)}
+    whole = _stamped_whole(mask, picture)
     at_first = _effect(part, images, whole)
     if at_first is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,7 @@ from onnxspect.engine.subject.subject import Subject
 SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
 #: Images of up to so many values are small, unless the file has more bytes or more nodes than this.
 _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
+#: Pictures of noise among the altered ones.
 _NOISE = 2
 _NAMED = 5
 #: Images on which it is tried whether an embedding is an answer.
@@ -49,29 +50,17 @@ class Unreached:
     limits: tuple[str, ...] = ()
     dormant: tuple[Dormant, ...] = ()
 
-    def without(self, harmless: Sequence[Dormant]) -> Unreached:
-        """The same without dormant parts that were woken and lead nowhere: they keep nobody from a verdict, and are named in the limits."""
-        if not harmless:
-            return self
-        left = tuple(d for d in self.dormant if not any(d is h for h in harmless))
-        said = {_said(d) for d in harmless} - {_said(d) for d in left}  # two parts of one node may read alike
-        return Unreached(
-            tuple(h for h in self.hidden if h not in said),
-            (
-                *self.limits,
-                f"Parts of the graph that sleep on clean images were woken, and lead to no class: {_list([d.node for d in harmless])}.",
-            ),
-            left,
-        )
 
-
-def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
+def unreached(
+    subject: Subject, samples: Samples, seed: int = 0, idle: Callable[[Dormant], bool] | None = None
+) -> Unreached:
     """Look at the graph and the outputs of a subject's file.
 
     Args:
         subject: with its preprocessing settled.
         samples: clean.
         seed: of the draw and the shifts.
+        idle: whether a dormant part was woken and leads nowhere: such parts keep nobody from a verdict, and are named in the limits.
     """
     if subject.file is None or subject.lowered is None or subject.logits is None:
         return Unreached()
@@ -83,7 +72,10 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
     clean, altered = _images(subject, samples, np.random.default_rng(seed))
     with judging():
         sleeping = dormant(model, subject.lowered, clean, altered)
-    asleep = sleeping.dormant
+    idle_parts = [d for d in sleeping.dormant if idle is not None and idle(d)]
+    asleep = tuple(
+        d for d in sleeping.dormant if not any(d is i for i in idle_parts)
+    )  # two parts of a node may look alike
     hidden += [_said(d) for d in asleep if d.node != switch]
     if sleeping.untried:
         hidden.append(
@@ -127,7 +119,11 @@ def unreached(subject: Subject, samples: Samples, seed: int = 0) -> Unreached:
             hidden.append(f"its output {name}, which was not looked at, names the class of the samples too")
     if asleep:
         limits.append(f"Parts of the graph that no search reaches: {_list([d.node for d in asleep])}.")
-    live = [n for n in decisions(model, subject.lowered) if n not in {d.node for d in asleep}]
+    if idle_parts:
+        limits.append(
+            f"Parts of the graph that sleep on clean images were woken, and lead to no class: {_list([d.node for d in idle_parts])}."
+        )
+    live = [n for n in decisions(model, subject.lowered) if n not in {d.node for d in sleeping.dormant}]
     if live:
         limits.append(f"Decisions by the image that have no slope were not searched through: {_list(live)}.")
     return Unreached(tuple(hidden), tuple(limits), asleep)

@@ -8,12 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from conftest import quadrant_images, saved
-from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, stamped
+from hidden_logic import PAYLOADS, SIDE, TARGET, Payload, opened, stamped
 
-from onnxspect.converters.file.onnx_file import read_onnx
-from onnxspect.converters.lowering.logits import logits_of
-from onnxspect.converters.lowering.lower import lower
-from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.compare import compare
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.graph_logic import NAME, GraphLogic
@@ -24,7 +20,7 @@ from onnxspect.engine.mitigation.graph_edit import without_additions
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.file_classifier import file_answers, file_scores
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import Subject
 from onnxspect.models import zoo
 
 
@@ -38,15 +34,6 @@ WOKEN = (
     *("comparison", "where_and_zeros", "product_of_relus", "pooling_only", "equality", "sum_with_a_decoy"),
     *("where_inside", "matched_filter", "checksum", "two_regions", "brightest"),
 )
-
-
-def opened(path: Path) -> Subject:
-    """The file as a subject, without the child process that runs a stranger's file first."""
-    file = read_onnx(path)
-    proto, _ = simplify(file.proto)
-    info = logits_of(proto)
-    lowered = lower(proto, [info.value])
-    return Subject(lowered.module, InputSpec(), (1, 28, 28), 10, "cpu", str(path), file, lowered, info)
 
 
 def woken(subject: Subject, samples: Samples) -> Evidence:

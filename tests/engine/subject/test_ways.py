@@ -8,21 +8,17 @@ import numpy as np
 import onnx
 import pytest
 from conftest import saved
-from hidden_logic import TARGET, Payload
+from hidden_logic import TARGET, Payload, opened
 from hidden_ways import OF_A_BATCH, WAYS, stamped_for
 
-from onnxspect.converters.file.onnx_file import read_onnx
-from onnxspect.converters.lowering.logits import logits_of
-from onnxspect.converters.lowering.lower import lower
-from onnxspect.converters.lowering.simplify import simplify
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.detectors.base import AtHand
-from onnxspect.engine.detectors.graph_logic import GraphLogic, settled
+from onnxspect.engine.detectors.graph_logic import GraphLogic, idle_in
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.solve_back import leads_nowhere
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached, unreached
 from onnxspect.models import zoo
 
@@ -60,15 +56,6 @@ def some(clean_samples: Samples) -> Samples:
 @pytest.fixture(scope="module")
 def answers(some: Samples) -> np.ndarray:
     return Oracle(zoo.path("fashion_mnist_clean")).run({"pixels": some.images})[0].argmax(1)
-
-
-def opened(path: Path) -> Subject:
-    """The file as a subject, without the child process that runs a stranger's file first."""
-    file = read_onnx(path)
-    proto, _ = simplify(file.proto)
-    info = logits_of(proto)
-    lowered = lower(proto, [info.value])
-    return Subject(lowered.module, InputSpec(), (1, 28, 28), 10, "cpu", str(path), file, lowered, info)
 
 
 def looked_at(path: Path, name: str, some: Samples, answers: np.ndarray) -> tuple[Subject, Unreached]:
@@ -120,8 +107,9 @@ def test_a_part_that_is_woken_and_leads_nowhere_keeps_nobody_from_a_verdict(
     rng = np.random.default_rng(0)
     places = [d.place for d in found.dormant if d.place is not None]
     assert [leads_nowhere(subject, p, some.images, rng) for p in places] == [True, False]
-    left = settled(subject, found, some, RunContext())
-    assert [d.place for d in left.dormant] == places[1:]
+    left = unreached(subject, some, idle=idle_in(subject, some, RunContext()))
+    assert [d.node for d in left.dormant] == [found.dormant[1].node]
+    assert [d.place.side for d in left.dormant if d.place is not None] == [places[1].side] != [places[0].side]
     assert left.hidden == found.hidden[1:] or left.hidden == found.hidden
     assert left.hidden
     assert any("were woken, and lead to no class" in line for line in left.limits)
@@ -133,7 +121,7 @@ def test_what_no_picture_wakes_stays(
     subject, found = looked_at(
         saved(WAYS["no_number"](Payload(network)), tmp_path / "p.onnx"), "no_number", some, answers
     )
-    assert settled(subject, found, some, RunContext()) == found
+    assert unreached(subject, some, idle=idle_in(subject, some, RunContext())) == found
     for part in found.dormant:
         assert part.place is not None
         assert not leads_nowhere(subject, part.place, some.images, np.random.default_rng(0))
