@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import make_model, quadrant_images, saved
+from conftest import make_model, quadrant_images, quadrant_weights, saved
 from hidden_logic import PAYLOADS, TARGET, Payload, among_decoys, stamped, through_if, two_outputs
 from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
@@ -254,6 +254,39 @@ def _ordinary() -> dict[str, onnx.ModelProto]:
 def test_ordinary_kinds_are_no_finding(name: str, tmp_path: Path) -> None:
     found = unreached(Subject.from_onnx(saved(_ordinary()[name], tmp_path / "tiny.onnx")), quadrant_images(60))
     assert (found.hidden, found.dormant) == ((), ())
+
+
+def test_what_further_clean_images_wake_is_awake_unless_it_turns_them(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path
+) -> None:
+    """Found on 40 images, looked at again on more: a payload in clean data stays one, a unit that some pictures hold is none."""
+    payload = saved(PAYLOADS["one_unit_of_a_layer"](Payload(network)), tmp_path / "payload.onnx")
+    poisoned = some.images.copy()
+    poisoned[-2:] = stamped(poisoned[-2:], "one_unit_of_a_layer")
+    found = unreached(Subject.from_onnx(payload), Samples.from_arrays(poisoned, some.labels))
+    assert [d.kind for d in found.dormant] == ["units"]
+
+    bias, rng = np.zeros(32), np.random.default_rng(1)
+    into, out = 0.05 * rng.normal(size=(4, 32)), 0.05 * rng.normal(size=(32, 4))
+    bias[3], into[:, 3], out[3] = -14, (1, 0, 0, 0), (0, 5, 0, 0)  # a first quadrant brighter than usual wakes it
+    rare = tiny(
+        helper.make_node("MatMul", ["z", "into"], ["h"]),
+        helper.make_node("Add", ["h", "bias"], ["low"]),
+        helper.make_node("Relu", ["low"], ["y"]),
+        helper.make_node("MatMul", ["y", "out"], ["m"]),
+        helper.make_node("Add", ["z", "m"], ["logits"]),
+        weights=(quadrant_weights() > 0),
+        bias=bias,
+        into=into,
+        out=out,
+    )
+    subject, usual = Subject.from_onnx(saved(rare, tmp_path / "rare.onnx")), quadrant_images(60)
+    brighter = usual.images.copy()
+    first = np.flatnonzero(usual.labels == 0)[-2:]
+    brighter[first, :, :4, :4] = 1.0
+    before, after = (unreached(subject, Samples.from_arrays(x, usual.labels)) for x in (usual.images, brighter))
+    assert [d.kind for d in before.dormant] == ["units"]
+    assert after.dormant == ()
 
 
 def test_what_looks_like_a_guard_and_can_be_passed_is_named(tmp_path: Path) -> None:
