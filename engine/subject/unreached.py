@@ -13,9 +13,10 @@ from onnxspect.converters.lowering.decisions import decisions
 from onnxspect.converters.lowering.dormant import Dormant, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
 from onnxspect.converters.lowering.functions import inline_functions
-from onnxspect.converters.lowering.logits import LogitsInfo, embeddings, other_outputs, switch_of
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.lowering.node_names import Names
+from onnxspect.converters.lowering.other_outputs import embeddings, other_outputs, switch_of
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.across_batch import across_batch

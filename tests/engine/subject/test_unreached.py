@@ -13,7 +13,7 @@ from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.converters.lowering.logits import OtherOutput, other_outputs
+from onnxspect.converters.lowering.other_outputs import OtherOutput, other_outputs
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
@@ -375,6 +375,33 @@ def test_labels_of_other_scores_are_named(kind: str) -> None:
     assert other_outputs(model, "logits") == (OtherOutput("label", True),)
 
 
+@pytest.mark.parametrize("made", ["sum", "Relu", "scale"])
+def test_a_label_that_the_scores_are_changed_for_first_is_named(made: str) -> None:
+    """No image is read but through the scores, and still the label is another than theirs."""
+    node = helper.make_node
+    nodes = {
+        "sum": [node("MatMul", ["logits", "code"], ["c"]), node("Add", ["logits", "c"], ["other"])],
+        "Relu": [
+            node("Sub", ["logits", "much"], ["s"]),
+            node("Relu", ["s"], ["r"]),
+            node("Sub", ["logits", "r"], ["other"]),
+        ],
+        "scale": [node("Mul", ["logits", "each"], ["other"])],
+    }[made]
+    label = node("ArgMax", ["other"], ["label"], axis=1, keepdims=0)
+    model = tiny(
+        node("MatMul", ["z", "mix"], ["logits"]),
+        *nodes,
+        label,
+        mix=np.eye(4, k=1),
+        code=np.eye(4, k=2),
+        much=np.float32(50),
+        each=np.array([1, 1, 1, 9]),
+    )
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    assert other_outputs(model, "logits") == (OtherOutput("label", True),)
+
+
 def test_what_is_said_of_the_same_scores_is_no_other_output() -> None:
     node = helper.make_node
     ends = [
@@ -382,13 +409,22 @@ def test_what_is_said_of_the_same_scores_is_no_other_output() -> None:
         node("Softmax", ["logits"], ["probabilities"], axis=1),
         node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
         node("LpNormalization", ["z"], ["embedding"], axis=1),
+        node("Div", ["logits", "temperature"], ["cooler"]),
+        node("Softmax", ["cooler"], ["calibrated"], axis=1),
+        node("Cast", ["label"], ["number"], to=TensorProto.FLOAT),
+        node("OneHot", ["label", "four", "off_on"], ["one_hot"]),
+        node("ReduceMax", ["probabilities"], ["confidence"], axes=[1], keepdims=0),
     ]
-    model = tiny(*ends, mix=np.eye(4, k=1))
+    model = tiny(*ends, mix=np.eye(4, k=1), temperature=np.float32(3), four=np.array([4]), off_on=np.array([0, 1]))
     for name, kind, shape in [
         ("probabilities", TensorProto.FLOAT, ["N", 4]),
         ("label", TensorProto.INT64, ["N"]),
         ("embedding", TensorProto.FLOAT, ["N", 4]),
         ("z", TensorProto.FLOAT, ["N", 4]),
+        ("calibrated", TensorProto.FLOAT, ["N", 4]),
+        ("number", TensorProto.FLOAT, ["N"]),
+        ("one_hot", TensorProto.FLOAT, ["N", 4]),
+        ("confidence", TensorProto.FLOAT, ["N"]),
     ]:
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     assert other_outputs(model, "logits") == ()
