@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.engine.fleet import models as of_models
 from onnxspect.engine.fleet.cache import Cache, default_folder
 from onnxspect.engine.fleet.executor import Executor
+from onnxspect.engine.fleet.forked import Forkserver
 from onnxspect.engine.fleet.fleet import Fleet, Options, Watching, planned
 from onnxspect.engine.fleet.index import Result
 from onnxspect.engine.fleet.local import LocalProcesses, Size
@@ -121,7 +123,7 @@ def run(
 def executor_for(size: Size, ray: str, device: str) -> AbstractContextManager[Executor]:
     """Who carries the scans out."""
     if not ray:
-        return nullcontext(LocalProcesses(size))
+        return nullcontext(Forkserver(size) if sys.platform == "linux" else LocalProcesses(size))
     from onnxspect.engine.fleet.on_ray import on_ray
 
     return on_ray(ray, size, device)
