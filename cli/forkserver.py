@@ -29,6 +29,8 @@ from onnxspect.converters.sandbox.forked import DEVNULL, Forked
 
 #: Those that a scan of many models is made of (engine/fleet/fleet.py).
 COMMANDS = ("scan", "references")
+#: What this process and its copies are called in lists of processes.
+NAME, COMMAND = "onnxspect-fork", "onnxspect-scan"
 #: Room for a request: a number.
 _MOST = 64
 #: Seconds that a copy has for its end: its own worker has GRACE.
@@ -44,6 +46,7 @@ def main(folder: str) -> int:
             in the working folder, which may be a stranger's.
     """
     linux.die_with_parent()
+    linux.name_process(NAME)
     requests = socket.socket(fileno=os.dup(0))
     nowhere = os.open(os.devnull, os.O_RDWR)
     os.dup2(nowhere, 0)
@@ -85,7 +88,13 @@ def main(folder: str) -> int:
 
 def _copy(asking: int, said: int) -> Forked:
     return Forked(
-        lambda: _command(asking), stdin=DEVNULL, stdout=DEVNULL, stderr=said, environment=dict(os.environ), keep=(asking,)
+        COMMAND,
+        lambda: _command(asking),
+        stdin=DEVNULL,
+        stdout=DEVNULL,
+        stderr=said,
+        environment=dict(os.environ),
+        keep=(asking,),
     )
 
 

@@ -20,6 +20,8 @@ from typing import IO, Any, Protocol
 from onnxspect.converters.sandbox.environment import kept
 from onnxspect.converters.sandbox.forked import DEVNULL, PIPE, Forked
 
+#: What a worker that is a copy is called in lists of processes.
+WORKER = "onnxspect-work"
 #: Seconds that a worker has for its own end after a signal or at a limit; then it is killed.
 GRACE = 3.0
 
@@ -67,6 +69,7 @@ def copied(request: Mapping[str, Any], environment: Mapping[str, str], control: 
     from onnxspect.cli.worker import LOADED, serve
 
     return Forked(
+        WORKER,
         lambda: serve(request, LOADED),
         stdin=DEVNULL,
         stdout=PIPE,

@@ -141,7 +141,13 @@ def _copy(folder: Path, environment: Mapping[str, str], output: int) -> subproce
     from onnxspect.converters.sandbox import guard_child
 
     return Forked(
-        guard_child.main, stdin=PIPE, stdout=output, stderr=output, environment=environment, cwd=folder
+        "onnxspect-child",
+        guard_child.main,
+        stdin=PIPE,
+        stdout=output,
+        stderr=output,
+        environment=environment,
+        cwd=folder,
     )
 
 

@@ -34,6 +34,7 @@ class Forked:
     """A copy of this process, in a process group of its own; it ends with this one.
 
     Args:
+        name: what it is called in lists of processes.
         do: what it does; its status.
         stdin, stdout, stderr: a file descriptor, PIPE or DEVNULL.
         environment: all that it has.
@@ -48,6 +49,7 @@ class Forked:
 
     def __init__(
         self,
+        name: str,
         do: Callable[[], int],
         *,
         stdin: int,
@@ -81,12 +83,15 @@ class Forked:
         try:
             self.pid = os.fork()
             if self.pid == 0:
+                linux.name_process(name)
                 _be(do, parent, theirs, environment, keep, cwd)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             for number in opened:
                 os.close(number)
-        with contextlib.suppress(OSError):  # the copy does the same; whoever comes first, a signal to the group reaches it
+        with contextlib.suppress(
+            OSError
+        ):  # the copy does the same; whoever comes first, a signal to the group reaches it
             os.setpgid(self.pid, self.pid)
 
     def poll(self) -> int | None:
@@ -184,9 +189,9 @@ def _stand_on(numbers: Collection[int]) -> None:
     encoding = sys.stdout.encoding
     for target, number in enumerate(numbers):
         os.dup2(number, target)
-    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115, PTH123  # of numbers, for the copy's life
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115, PTH123
-    sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115, PTH123
+    sys.stdin = open(0, encoding=encoding, closefd=False)  # noqa: SIM115  # of numbers, for the copy's life
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", 1, encoding=encoding, errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _close_all_but(keep: Collection[int]) -> None:

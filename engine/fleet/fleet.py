@@ -220,7 +220,11 @@ class Fleet:
             try:
                 while len(self._results) < len(self._by_key):
                     self._start()
-                    for job, ended in self._executor.wait(_LOOK):
+                    over = self._executor.wait(_LOOK)
+                    self._running -= {job.key for job, _ in over}
+                    if over:
+                        self._start()  # what comes next need not wait until all is written down
+                    for job, ended in over:
                         self._ended(job, ended)
                     self._look()
             finally:
@@ -310,7 +314,6 @@ class Fleet:
         self._executor.start(Job(key, arguments, half, None, tuple(reads), None, asked))
 
     def _ended(self, job: Job, ended: Ended) -> None:
-        self._running.discard(job.key)
         self._index.attempt(job.key, now(), ended.status, ended.cause if ended.status else "")
         if job.key in self._making:
             self._references_ended(job, ended)

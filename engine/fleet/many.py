@@ -13,8 +13,8 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.engine.fleet import models as of_models
 from onnxspect.engine.fleet.cache import Cache, default_folder
 from onnxspect.engine.fleet.executor import Executor
-from onnxspect.engine.fleet.forked import Forkserver
 from onnxspect.engine.fleet.fleet import Fleet, Options, Watching, planned
+from onnxspect.engine.fleet.forked import Forkserver
 from onnxspect.engine.fleet.index import Result
 from onnxspect.engine.fleet.local import LocalProcesses, Size
 from onnxspect.engine.fleet.machine import usable_memory
