@@ -177,5 +177,8 @@ def test_what_a_command_said() -> None:
     assert Ended(4, said, 1).killed
     assert Ended(4, said, 1).cause.startswith("the worker was killed")
     assert Ended(-9, "", 1).killed
+    assert Ended(4, "onnxspect: m.onnx: the child process was killed, as when memory runs out (at the start)\n", 1).killed
+    assert Ended(4, "onnxspect: the process that starts children has ended\n", 1).killed
+    assert not Ended(4, "onnxspect: no room left\n", 1).killed
     assert not Ended(1, "Traceback\nSyntaxError: x\n", 1).said_why
     assert Ended(1, "Traceback\nSyntaxError: x\n", 1).cause == "SyntaxError: x"
