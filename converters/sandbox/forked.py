@@ -65,11 +65,11 @@ class Forked:
         self.stderr: IO[bytes] | None = None
         theirs: list[int] = []  # one a stream
         opened: list[int] = []  # to be closed on this side
-        for name, wanted in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
+        for stream, wanted in (("stdin", stdin), ("stdout", stdout), ("stderr", stderr)):
             if wanted == PIPE:
                 reading, writing = os.pipe()
-                end, own, mode = (reading, writing, "wb") if name == "stdin" else (writing, reading, "rb")
-                setattr(self, name, os.fdopen(own, mode, buffering=0))
+                end, own, mode = (reading, writing, "wb") if stream == "stdin" else (writing, reading, "rb")
+                setattr(self, stream, os.fdopen(own, mode, buffering=0))
                 theirs.append(end)
                 opened.append(end)
             elif wanted == DEVNULL:

@@ -65,7 +65,15 @@ class Ended:
         own = self._own()
         said = own[-1].removeprefix("onnxspect: ") if own else ""
         lines = [line for line in self.said.splitlines() if line.strip()]
-        return printable(said or (lines[-1] if lines else f"ended with status {self.status}"), 400)
+        return printable(
+            said or (lines[-1].removeprefix("Error: ") if lines else f"ended with status {self.status}"), 400
+        )
+
+    @property
+    def hint(self) -> str:
+        """What it said that one may do."""
+        hints = [line.strip().removeprefix("hint: ") for line in self.said.splitlines() if line.startswith("  hint: ")]
+        return printable(hints[-1], 400) if hints else ""
 
     @property
     def said_why(self) -> bool:

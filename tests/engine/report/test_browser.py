@@ -40,7 +40,7 @@ CUT_OFF = """() => {
 MANY = [
     {"path": p, "outcome": o, "p_value": v, "targets": list(t), "cause": c, "folder": f, "seconds": s, "accepted": a, "digest": ""}
     for p, o, v, t, c, f, s, a in (
-        ("models/faces/resnet18_badnet_patch_lower_right.onnx", "backdoored", 1.4e-7, ["7 (sneaker)"], "class 7 is reached by less", "r-1", 402.0, False),
+        ("models/faces/resnet18_badnet_lower_right.onnx", "backdoored", 1.4e-7, ["7 (shoe)"], "class 7 is reached by less", "r-1", 402.0, False),
         ("models/gtsrb.onnx", "backdoored", 2e-4, ["14 (stop)", "17 (no entry)"], "classes 14 and 17 are reached by less", "r-2", 66.0, True),
         ("models/" + "x" * 90 + ".keras", "hostile", None, (), "it runs programs (os.system) in a Lambda layer", "", 0.4, False),
         ("models/broken.onnx", "failed", None, (), "took more than 3600 s (in neural-cleanse)", "r-3", 3600.0, False),
