@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from onnxspect.converters.errors import MachineError, writing
-from onnxspect.converters.sandbox.forked import PIPE, Forked
+from onnxspect.converters.sandbox.forked import BROKEN, PIPE, Forked
 from onnxspect.converters.sandbox.removal import remove_tree
 
 #: Seconds for importing the largest framework on a slow disk.
@@ -114,7 +114,9 @@ class _Local:
             kill_tree(self.process)
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(self._errors.tell() - 4000, 0))
-        return Answer(self.process.returncode, timed_out, self._errors.read().decode("utf-8", "replace"))
+        code = self.process.returncode
+        said = self._errors.read().decode("utf-8", "replace")
+        return Answer(BROKEN if code is None else int(code), timed_out, said)
 
     def close(self) -> None:
         if self.process.returncode is None:

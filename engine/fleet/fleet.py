@@ -210,7 +210,15 @@ class Fleet:
         """How a command ends that checks options and looks at no model."""
         with tempfile.TemporaryDirectory(prefix="onnxspect-") as folder:
             out = Path(folder)
-            arguments = ["scan", *as_arguments(options), f"--out={out}", "-q", "--check-only", "--", str(out / "no-model.onnx")]
+            arguments = [
+                "scan",
+                *as_arguments(options),
+                f"--out={out}",
+                "-q",
+                "--check-only",
+                "--",
+                str(out / "no-model.onnx"),
+            ]
             self._executor.start(Job("options", tuple(arguments), out, None, reads(options)))
             while not (over := self._executor.wait(_LOOK)):
                 pass

@@ -119,7 +119,7 @@ class Forkserver:
         with theirs:
             self._server = subprocess.Popen(
                 [sys.executable, "-P", "-m", PROGRAM, str(Path.cwd())],
-                stdin=theirs,
+                stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._said,
                 env=_environment(os.environ, self._size.threads),

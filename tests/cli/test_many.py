@@ -109,7 +109,7 @@ def test_a_model_that_is_not_there_is_a_row(tmp_path: Path, capsys: pytest.Captu
         str(tmp_path / "a.onnx"),
         str(tmp_path / "b.onnx"),
         "--data",
-        "d",
+        str(tmp_path),
         "--no-cache",
         "--out",
         str(tmp_path / "o"),
