@@ -96,7 +96,7 @@ signals: $(VENV)/.test
 
 # Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
 fleet: $(VENV)/.test
-	$(BIN)/python benchmarks/many_models.py --models 30 --out benchmarks/results/many_models.json
+	$(BIN)/python benchmarks/many_models.py --models 24 --kills 20 --out benchmarks/results/many_models.json
 	$(BIN)/python benchmarks/fleet_scheduling.py --out benchmarks/results/fleet_scheduling.json
 
 # Many models on a Ray cluster of several nodes on this machine, two of which are killed.

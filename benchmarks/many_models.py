@@ -9,7 +9,7 @@ Exits with 1 where that does not hold.
 
 `ratio` is the wall time of the undisturbed command, times the commands at a time, over the sum of what the scans themselves took
 (`seconds` of their reports: opening, searching, judging; not starting, drawing and writing) and the searches on the references.
-`ratio_to_searches` has nothing below the line but the searches of models and references, as their detectors report them.
+`ratio_to_searches` has nothing below the line but the searches of models and references, as their ledgers have them.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _still(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
     references = _references_seconds(place / "still-cache")
     start = _until_references(place / "still", began)
     of_many = asked.jobs * (start + _MANY * (wall - start) / asked.models) / (_MANY * own / asked.models + references)
-    searches = sum(_searching(p) for p in (place / "still").glob("*/report.json"))
+    searches = sum(_searching(p) for p in (place / "still").glob("*/run.sqlite"))
     problems = _problems(place, "still", asked.models)
     problems += [] if status == 0 else [f"the undisturbed command ended with {status}"]
     return {
@@ -165,9 +165,11 @@ def _until_references(folder: Path, began: float) -> float:
     return max(0.0, datetime.datetime.fromisoformat(ended).timestamp() - began)
 
 
-def _searching(report: Path) -> float:
-    """What the detectors of a scan took."""
-    return sum(d.get("seconds") or 0.0 for d in json.loads(report.read_text())["detectors"])
+def _searching(ledger: Path) -> float:
+    """What the searches of a scan took, as its ledger says; what a detector made of them has rows of its own."""
+    with sqlite3.connect(ledger) as db:
+        rows = db.execute("SELECT row FROM units WHERE detector NOT LIKE 'evidence of %'")
+        return sum(json.loads(row)["seconds"] or 0.0 for (row,) in rows)
 
 
 def _references_seconds(cache: Path) -> float:
