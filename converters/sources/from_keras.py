@@ -273,7 +273,7 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
             return np.asarray(model(torch.from_numpy(images), training=False).detach().numpy())
 
     attempts = (
-        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(_in_use(model), shape, 0)),
+        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(_of_one_argument(_in_use(model)), shape, 0)),
         Attempt(
             "Keras on torch, torch.onnx (torch.export)", lambda: _dynamo(_of_one_argument(_in_use(model)), shape, 0)
         ),
@@ -296,8 +296,11 @@ def _in_use(model: Any) -> Any:
 
 
 def _of_one_argument(model: Any) -> Any:
-    """The model as a torch module that takes one image and nothing else: Keras' call takes whatever it is given, which torch.export
-    counts as a tuple."""
+    """The model as a torch module that takes one image and nothing else.
+
+    Keras' own call takes whatever it is given, which torch.export counts as a tuple; and where nobody says otherwise, an image layer
+    in front (Resizing, RandomFlip) makes all that follow it behave as in training, which an exporter would write down.
+    """
     from torch import nn
 
     class Plain(nn.Module):

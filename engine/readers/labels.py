@@ -128,6 +128,11 @@ def of_words(words: Sequence[str], classes: ClassList | None, where: str, every:
     by_index = {i: w for w, i in by_word.items()}
     names = tuple(by_index.get(i, str(i)) for i in range(top + 1))
     ordered = not numbered(distinct)
+    if not ordered and sorted(by_index) != list(range(len(by_index))):
+        low = min(by_index)
+        notes.append(
+            f"the names {listed(sorted(distinct, key=by_word.__getitem__))} are taken as class indices, {low} to {top}"
+        )
     if ordered:
         notes.append(f"the {len(distinct)} class names count in alphabetical order, as torchvision counts folders")
     return Labelled(np.array([by_word[w] for w in words], np.int64), names, ordered, tuple(notes))
