@@ -50,7 +50,10 @@ _KEPT = re.compile(
     r"(ONNXSPECT|OMP|GOMP|KMP|MKL|OPENBLAS|CUDA|NVIDIA|CUBLAS|CUDNN|NCCL|TORCH|PYTORCH|ORT|LC|PYTHON|MALLOC|GLIBC)_?\w*"
     r"|PATH|VIRTUAL_ENV|CONDA_PREFIX|(DY)?LD_\w+|LANG|LANGUAGE|TZ|TERM|COLORTERM|NO_COLOR|USER|LOGNAME|SOURCE_DATE_EPOCH"
 )
-_KEEPS = "; a scan goes on where it stopped when the same command is run again"
+_KEEPS = {
+    "scan": "; a scan goes on where it stopped when the same command is run again",
+    "patch": "; a patch begins anew when the same command is run again: nothing was written",
+}
 _HARMFUL = "the file is damaged or made to do harm; it was only opened in a locked-in process"
 
 
@@ -376,7 +379,7 @@ class _Run:
         self._ready.orderly = not abnormal
         if abnormal and sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
-        keeps = _KEEPS if self._command == "scan" else ""
+        keeps = _KEEPS.get(self._command, "")
         if self._signals.came is not None:
             complain(f"interrupted by {self._signals.came.name} ({stage}){keeps}")
         elif isinstance(self._cause, OnnxspectError):
