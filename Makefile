@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: notebook fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: notebook wild fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -85,6 +85,11 @@ test-heavy: $(VENV)/.test
 test-converters: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
 	  tests/converters/lowering/test_lowering_exports.py tests/converters/lowering/test_lowering_light.py tests/converters/lowering/test_lowering_random.py
+
+# Files as other people ship them, each made anew and opened in locked-in processes: benchmarks/results/wild_files.json, and the page of it.
+wild: $(VENV)/.test
+	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python benchmarks/wild_files.py --locked-in
+	$(BIN)/python docs/make_compatibility.py
 
 # Every page in the browser, at three widths and in both themes: check-tools installs what that takes.
 check-pages: $(VENV)/.test

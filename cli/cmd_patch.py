@@ -12,6 +12,7 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import patch_format, put_patch
+from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, MAKERS, METHODS, canonical
@@ -72,6 +73,11 @@ class _Method(click.Choice[str]):
 @click.option("--batch-norm", type=click.Choice(BATCH_NORM), hidden=True)
 @click.option("--rounds", type=click.IntRange(min=1), hidden=True)
 @click.option("--false-positives", type=click.FloatRange(0, 1, min_open=True, max_open=True), hidden=True)
+@click.option(
+    "--budget",
+    metavar="TIME",
+    help="Let the whole take no longer than this (90s, 10m, 1h30m): methods that do not fit are left out. An interrupted patch begins anew.",
+)
 @options.MAX_SUCCESS
 @options.MAX_ACCURACY_LOST
 @options.page("patch")
@@ -94,6 +100,7 @@ def command(
     batch_norm: str | None,
     rounds: int | None,
     false_positives: float | None,
+    budget: str | None,
     max_success: float,
     max_accuracy_lost: float,
     report: Path | None,
@@ -135,6 +142,7 @@ def command(
         targets or None,
         proactive,
         {name: value for name, value in given.items() if value is not None} | parsed(settings, MAKERS),
+        None if budget is None else parse_duration(budget),
     )
     if report is not None:
         put_patch(done.document, report)

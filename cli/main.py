@@ -186,9 +186,8 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
     except (KeyboardInterrupt, click.Abort):
         if level is not None:
             raise KeyboardInterrupt from None
-        _complain(
-            "interrupted", "a scan goes on where it stopped when the same command is run again; nothing else is left"
-        )
+        again = "a scan goes on where it stopped" if given[:1] == ["scan"] else "it begins anew"
+        _complain("interrupted", f"{again} when the same command is run again; nothing else is left")
         return exit_status.FAILURE
     except Exception as error:
         return _failed(error, given, memory_bytes)

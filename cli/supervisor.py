@@ -42,7 +42,10 @@ from onnxspect.converters.whole import SUFFIX, rename
 _LOOK = 0.25
 _PIECE = 1 << 16
 _MOST_CONTROL = 1 << 20
-_KEEPS = "; a scan goes on where it stopped when the same command is run again"
+_KEEPS = {
+    "scan": "; a scan goes on where it stopped when the same command is run again",
+    "patch": "; a patch begins anew when the same command is run again: nothing was written",
+}
 _HARMFUL = "the file is damaged or made to do harm; it was only opened in a locked-in process"
 
 
@@ -340,7 +343,7 @@ class _Run:
         self._ready.orderly = not abnormal
         if abnormal and sys.stderr.isatty():
             sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
-        keeps = _KEEPS if self._command == "scan" else ""
+        keeps = _KEEPS.get(self._command, "")
         if self._signals.came is not None:
             complain(f"interrupted by {self._signals.came.name} ({stage}){keeps}")
         elif isinstance(self._cause, OnnxspectError):

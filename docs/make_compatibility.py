@@ -1,19 +1,24 @@
 """Makes docs/compatibility.md from the cases of tests/: python docs/make_compatibility.py.
 
-The ONNX files are rebuilt and opened (tests/compatibility_cases.py); of the other frameworks' files the table names the test that
-converts them.
+The ONNX files of the first tables are rebuilt and opened (tests/compatibility_cases.py), and so are the data sets of the last
+(tests/wild_files/of_data.py). What becomes of files as others ship them is read from benchmarks/results/wild_files.json, which
+benchmarks/wild_files.py writes (`make wild`).
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+import tempfile
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TESTS = HERE.parent / "tests"
+WILD = HERE.parent / "benchmarks" / "results" / "wild_files.json"
 
 #: What comes from elsewhere -> (what happens, the test that holds it).
 CONVERTED = {
@@ -84,11 +89,11 @@ CONVERTED = {
 }
 
 
-def cases() -> Any:
-    """tests/compatibility_cases.py, which the test suite uses too."""
+def cases(name: str = "compatibility_cases") -> Any:
+    """A module of tests/, which the test suite uses too."""
     if str(TESTS) not in sys.path:
         sys.path.insert(0, str(TESTS))
-    return importlib.import_module("compatibility_cases")
+    return importlib.import_module(name)
 
 
 def page() -> str:
@@ -97,7 +102,8 @@ def page() -> str:
     parts = [
         "# What can be scanned\n",
         "Made by `python docs/make_compatibility.py`, which rebuilds every ONNX file of the first tables and opens it; a test keeps the "
-        "page up to date. What works was compared with onnxruntime; what does not is refused with the fact and the next step.\n",
+        "page up to date. What works was compared with onnxruntime; what does not is refused with the fact and the next step. After them "
+        "come files and data sets as other people ship them, each made anew and opened (`make wild`).\n",
     ]
     for group, members in groupby(module.CASES, key=lambda c: c.group):
         parts.append(f"## {group}\n\n| file | | what is found, or why not | next step |\n|---|---|---|---|")
@@ -109,7 +115,36 @@ def page() -> str:
     parts.append("## From other frameworks, and as deployed\n\n| file | | held by |\n|---|---|---|")
     for name, (what, test) in CONVERTED.items():
         parts[-1] += f"\n| {name} | {what} | `{test.split('::')[1]}` |"
-    return "\n".join(parts) + "\n"
+    parts[-1] += "\n"
+    parts += [wild_table(group) for group in json.loads(WILD.read_text(encoding="utf-8"))["groups"].values()]
+    parts.append(data_table())
+    return "\n".join(parts)
+
+
+def wild_table(group: dict[str, Any]) -> str:
+    """What became of one group of files as others ship them."""
+    head = f"## {group['heading']}\n\n| file | | what is found, or why not | next step, or what is said of it |\n|---|---|---|---|"
+    return "\n".join(
+        [head, *(row(f["name"], f["works"], f["said"], f["hint"], f["notes"]) for f in group["files"]), ""]
+    )
+
+
+def data_table() -> str:
+    """What becomes of the data sets, each made and read."""
+    module = cases("wild_files.of_data")
+    head = f"## {module.HEADING}\n\n| data | | what is read, or why not | next step, or what is said of it |\n|---|---|---|---|"
+    rows = []
+    for heap in module.HEAPS:
+        with tempfile.TemporaryDirectory() as folder:
+            found = module.outcome(heap, Path(folder))
+        rows.append(row(heap.name, found.works, found.said, found.hint, found.notes))
+    return "\n".join([head, *rows, ""])
+
+
+def row(name: str, works: bool, said: str, hint: str, notes: Sequence[str]) -> str:
+    """One line of a table."""
+    word = "works" if works else "refused"
+    return f"| {_cell(name)} | {word} | {_cell(said)} | {_cell(hint or '; '.join(notes))} |"
 
 
 def _cell(text: str) -> str:

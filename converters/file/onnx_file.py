@@ -9,7 +9,8 @@ some damaged files: those first meet it in the child (probe.py). What happens he
 3. refuse what two readers would read in two ways (two_readings.py);
 4. bring the external data in (external_data.py), from the file's folder and nowhere else;
 5. repair what old exporters left out, with a warning each: a missing opset_import is opset 1 (the ONNX IR before
-   version 3 had none), and attributes without a type get the type of the field that is filled;
+   version 3 had none), and attributes without a type get the type of the field that is filled; put right what onnxruntime
+   puts right itself (node_order.py);
 6. count nodes after expansion of functions and loops (graph_cost.py).
 """
 
@@ -26,6 +27,7 @@ from onnx import AttributeProto, TensorProto
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.external_data import ExternalFile, embed, tensor_bytes, tensors
 from onnxspect.converters.file.graph_cost import GraphCost, graph_cost
+from onnxspect.converters.file.node_order import make_dense, sort_nodes
 from onnxspect.converters.file.two_readings import refuse_overlaps, refuse_two_readings
 from onnxspect.converters.file.wire_scan import Damaged, parse_bound
 from onnxspect.converters.sandbox.safe_open import read_regular
@@ -133,7 +135,7 @@ def check_onnx(
         refuse_two_readings(proto)
         pieces = embed(proto, path.parent, limits.external_bytes) if external else ()
         refuse_overlaps(pieces)
-        warnings = _repair(proto)
+        warnings = _repair(proto, limits)
         cost = _check(proto, limits, external=external)
     except OnnxspectError as error:
         raise error.at(shown) from None
@@ -156,7 +158,8 @@ def parse_onnx(data: bytes, limits: Limits) -> onnx.ModelProto:
         parse_bound(data, onnx.ModelProto.DESCRIPTOR, limits.memory_bytes)
         model.ParseFromString(data)
     except Damaged as error:
-        raise OnnxspectError(f"not an ONNX file, or {error.message}", not_onnx) from None
+        cut = f"if it is an ONNX file, its download or export did not finish ({len(data):,} bytes are here); {not_onnx}"
+        raise OnnxspectError(f"not an ONNX file, or {error.message}", cut) from None
     except DecodeError:
         raise OnnxspectError("not an ONNX file, or damaged: protobuf cannot parse it", not_onnx) from None
     if not model.HasField("graph"):
@@ -164,9 +167,14 @@ def parse_onnx(data: bytes, limits: Limits) -> onnx.ModelProto:
     return model
 
 
-def _repair(model: onnx.ModelProto) -> tuple[str, ...]:
-    """Fill in what old exporters left out; returns what was done."""
+def _repair(model: onnx.ModelProto, limits: Limits) -> tuple[str, ...]:
+    """Fill in what old exporters left out, and put right what onnxruntime puts right; returns what was done."""
     warnings = []
+    sparse = make_dense(model.graph, limits.value_bytes)
+    if sparse:
+        warnings.append(f"{sparse} sparse tensors were made dense, as onnxruntime does")
+    if sort_nodes(model.graph):
+        warnings.append("its nodes are not in the order of their use: they were sorted, as onnxruntime does")
     if not any(o.domain in ("", "ai.onnx") for o in model.opset_import):
         model.opset_import.add(domain="", version=1)
         warnings.append(

@@ -19,6 +19,7 @@ from onnx import TensorProto, checker, defs, helper, shape_inference
 
 from onnxspect.converters.errors import OnnxspectError, is_memory
 from onnxspect.converters.file.external_data import tensor_bytes
+from onnxspect.converters.file.runtime_refusal import way_out
 from onnxspect.converters.sandbox.guard_child import PROBE_INFERRED, PROBE_MODEL, PROBE_WEIGHTS
 from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable, readable_bytes
@@ -254,16 +255,7 @@ def _refused(what: str, error: Exception, result: dict[str, Any]) -> Exception:
     unknown = result["unknown_operators"]
     named = f"it uses operators that ONNX does not have ({', '.join(unknown)}); " if unknown else ""
     hint = "custom operators must be replaced by standard ones before a model can be inspected" if unknown else ""
-    return OnnxspectError(f"{named}{what}: {_short(error)}", hint or _way_out(int(result.get("opset", 0))))
-
-
-def _way_out(opset: int) -> str:
-    """What may help a file that onnxruntime does not run, by its operator set."""
-    if 0 < opset < 7:
-        return "`onnxspect convert` upgrades files of so old an operator set"
-    if opset <= 17:
-        return "it does not run in onnxruntime as it is: export it again, and try the file in onnxruntime itself"
-    return "exporting it again at opset 17 may help"
+    return OnnxspectError(f"{named}{what}: {_short(error)}", hint or way_out(str(error), int(result.get("opset", 0))))
 
 
 def _short(error: Exception) -> str:

@@ -201,6 +201,10 @@ def _way_out(failures: Sequence[str]) -> str:
         )
     if all(f.startswith(("com.microsoft:", "ai.onnx.contrib:", "com.ms.")) for f in failures):
         return "these are onnxruntime's own operators: scan the model before it was optimised or extended"
+    if any(f.startswith("ai.onnx.ml:") for f in failures):
+        return "no gradient passes through trees, neighbours and support vectors: what is searched are neural networks and logistic regression"
+    if all("training_mode" in f for f in failures):
+        return "it was exported as it trains: export it as it is used, after model.eval() (and without training=TrainingMode.TRAINING)"
     return "docs/operators.md lists what is supported; exporting again at another opset may avoid these operators"
 
 

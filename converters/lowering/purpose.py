@@ -101,6 +101,8 @@ def _form(name: str, shape: tuple[int | None, ...] | None, image: tuple[int | No
     if len(shape) == 4:
         return ""
     if len(shape) == 3 and None not in shape[1:] and all(n != 1 for n in shape[1:]):
+        if image is not None and shape[1:] == image[1:]:
+            return f"is a model from tables to tables: {shown}, as its input"
         last = shape[2] or 0
         if last in (4, 5, 6, 7, 85) or (shape[1] or 0) in (84, 85):
             return f"is an object detector: {shown}, a row for every box"

@@ -18,6 +18,7 @@ import torch
 from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.file.oversized import arrays, copied, oversized, parted
+from onnxspect.converters.file.runtime_refusal import way_out
 
 #: How far onnxruntime rewrites a graph before it runs it; "all" is its default.
 LEVELS: Mapping[str, ort.GraphOptimizationLevel] = {
@@ -122,7 +123,7 @@ class Oracle:
         except Exception as error:  # onnxruntime raises a family of C++ exceptions without a common base
             where = f"{model}: " if isinstance(model, Path) else ""
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise caused_by(error, f"{where}onnxruntime refuses the model: {reason}") from error
+            raise caused_by(error, f"{where}onnxruntime refuses the model: {reason}", way_out(reason)) from error
         self.inputs = {i.name: (tuple(i.shape), i.type) for i in self._session.get_inputs()}
         self.outputs = {o.name: (tuple(o.shape), o.type) for o in self._session.get_outputs()}
 

@@ -26,6 +26,7 @@ from onnx import TensorProto
 
 from onnxspect.converters.errors import InternalError, OnnxspectError, caused_by, is_memory
 from onnxspect.converters.file.oversized import weight_bytes
+from onnxspect.converters.file.runtime_refusal import way_out
 from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.lowering.lower import LoweredModel
@@ -344,7 +345,7 @@ def _run_oracle(oracle: Oracle, name: str, fed: np.ndarray, names: Sequence[str]
             except Exception:
                 pass
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise caused_by(error, f"onnxruntime cannot run the model: {line}") from error
+        raise caused_by(error, f"onnxruntime cannot run the model: {line}", way_out(line)) from error
 
 
 def _whole_groups(oracle: Oracle, name: str, fed: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sources.whole_weights import whole_weights
 from onnxspect.converters.text import printable
 
 #: Where scripts keep the network that they evaluate, the likeliest first; netC is WaNet's and its followers' classifier.
@@ -43,6 +44,7 @@ _PLAIN: frozenset[tuple[str, str]] = frozenset(
     + [("numpy", "ndarray"), ("numpy", "dtype")]
 )
 _DEEPEST = 4
+_OTHER_FILE = "name the file that the script saved the network's weights in"
 #: What tools that count operations (thop) leave in a state dict.
 _COUNTERS = frozenset(("total_ops", "total_params"))
 
@@ -126,8 +128,8 @@ def state_dicts(content: Any) -> list[Candidate]:
         return found
     if isinstance(content, Mapping):
         keys = ", ".join(printable(str(k), 30) for k in list(content)[:8])
-        raise OnnxspectError(f"is a checkpoint without a state dict; it has {keys}")
-    raise OnnxspectError(f"holds a {type(content).__name__}, not a state dict")
+        raise OnnxspectError(f"is a checkpoint without a state dict; it has {keys}", _OTHER_FILE)
+    raise OnnxspectError(f"holds a {type(content).__name__}, not a state dict", _OTHER_FILE)
 
 
 def _rank(candidate: Candidate) -> tuple[int, int]:
@@ -208,7 +210,13 @@ def fitted(candidates: list[Candidate], wanted: Mapping[str, torch.Tensor]) -> F
 
 
 def _fit(candidate: Candidate, wanted: Mapping[str, torch.Tensor]) -> Fitted | None:
-    tensors, notes = _whole_weights(candidate.tensors)
+    as_kept = _fit_tensors(candidate.tensors, [], wanted)
+    return as_kept or _fit_tensors(*whole_weights(candidate.tensors), wanted)
+
+
+def _fit_tensors(
+    tensors: Mapping[str, torch.Tensor], notes: list[str], wanted: Mapping[str, torch.Tensor]
+) -> Fitted | None:
     for prefix in _prefixes(tensors, wanted):
         chosen = {k: tensors.get(prefix + k) for k in wanted}
         missing = [k for k, v in chosen.items() if v is None]
@@ -240,14 +248,3 @@ def _prefixes(tensors: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         {k[: len(k) - len(first)] for k in tensors if k.endswith(first) and (k == first or k[-len(first) - 1] == ".")},
         key=len,
     )
-
-
-def _whole_weights(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Weights that torch.nn.utils.prune keeps in two, multiplied: weight_orig by weight_mask."""
-    whole, pairs = dict(tensors), 0
-    for name in tensors:
-        if name.endswith("_orig") and f"{name[:-5]}_mask" in tensors:
-            whole[name[:-5]] = whole.pop(name) * whole.pop(f"{name[:-5]}_mask")
-            pairs += 1
-    said = f"{pairs} pruned weights were put together from weight_orig and weight_mask"
-    return whole, [said] if pairs else []

@@ -5,18 +5,23 @@ Only the first bytes are read, for zip archives the list of names too, for folde
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import lzma
 import os
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from onnxspect.converters import plugins
 from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.file.wire_scan import outer_fields
 from onnxspect.converters.sandbox.safe_open import open_regular
+from onnxspect.converters.sources import others
 from onnxspect.converters.text import printable
 
 
@@ -109,7 +114,9 @@ def detect(path: Path) -> Format:
     for format in map(brought_in, plugins.names(plugins.SOURCES)):
         if format.matches is not None and format.matches(head):
             return format
-    raise OnnxspectError(f"{shown}: {_unknown(path, head)}", f"known are {_KNOWN}")
+    what, way = others.of_file(path, head)
+    kind = OnnxspectError if what == others.UNKNOWN else others.OtherFormatError
+    raise kind(f"{shown}: {what}", way or f"known are {_KNOWN}")
 
 
 def brought_in(name: str) -> Format:
@@ -136,10 +143,8 @@ def _folder(path: Path, shown: str) -> Format:
         return FORMATS["saved-model"]
     if names & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
         return FORMATS["orbax"]
-    hint = "for a folder of files, name the model file in it"
-    if "saved_model.pbtxt" in names:
-        hint = "a SavedModel as text is not read; save it in the binary form"
-    raise OnnxspectError(f"{shown}: a folder, but neither a SavedModel nor an Orbax checkpoint", hint)
+    what, way = others.of_folder(names)
+    raise others.OtherFormatError(f"{shown}: {what}", way)
 
 
 def _by_magic(head: bytes) -> str | None:
@@ -149,11 +154,24 @@ def _by_magic(head: bytes) -> str | None:
         return "tflite"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 2:
         return "torch-pickle" if head[2:14] == _TORCH_LEGACY else "pickle"
-    if head.startswith(_COMPRESSED):
+    if head.startswith(_COMPRESSED) and _begins(head) in (b"\x80", b""):
         return "pickle"  # joblib compresses what it pickles
     if len(head) > 9 and head[8:9] == b"{" and 2 <= struct.unpack("<Q", head[:8])[0] <= 100 << 20:
         return "safetensors"
     return None
+
+
+def _begins(head: bytes) -> bytes:
+    """The first byte of what is packed in a file; b"" where that cannot be told (lz4)."""
+    unpackers: list[Callable[[], Any]] = [
+        lambda: zlib.decompressobj(wbits=47),
+        bz2.BZ2Decompressor,
+        lzma.LZMADecompressor,
+    ]
+    for unpacker in unpackers:
+        with contextlib.suppress(zlib.error, OSError, lzma.LZMAError, EOFError, ValueError):
+            return bytes(unpacker().decompress(head, 1))
+    return b""
 
 
 def _by_structure(path: Path, head: bytes) -> str | None:
@@ -195,16 +213,15 @@ def _zip(path: Path) -> str | None:
         return "keras"
     if "archive_format" in last or "serialized_exported_program.json" in last:
         return "torch-pt2"
-    if "data.pkl" in last:
+    if "data.pkl" in last and "bytecode.pkl" not in last:
         return "torch-script" if "constants.pkl" in last and any("/code/" in n for n in names) else "torch-pickle"
     if "schema.json" in top:
         return "skops"
     if names and all(n.endswith(".npy") for n in names):
         return "npz"
-    if "saved_model.pb" in last:
-        raise OnnxspectError(f"{shown}: a zipped SavedModel", "unpack it, and name the folder")
-    if any(n.endswith(".onnx") for n in names):
-        raise OnnxspectError(f"{shown}: a zip archive with an ONNX file in it", "unpack it, and name the file")
+    what, way = others.of_archive(names)
+    if what:
+        raise others.OtherFormatError(f"{shown}: {what}", way)
     return None
 
 
@@ -225,22 +242,3 @@ def _zip_entries(file: BinaryIO) -> int:
             return 0
         entries, length = struct.unpack("<QQ", data[place + 32 : place + 48])
     return max(int(entries), int(length) // 46)
-
-
-def _unknown(path: Path, head: bytes) -> str:
-    """What the file is, where it is something that people try."""
-    if head.lstrip()[:1] in (b"{", b"[", b"<"):
-        return "text, not a model"
-    if head.startswith(b"%PDF"):
-        return "a PDF, not a model"
-    if head.startswith((b"\x89PNG", b"\xff\xd8\xff")):
-        return "an image, not a model"
-    if head.startswith(b"PK\x03\x04"):
-        return "a zip archive, but of no framework that is known"
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer: the model itself was not downloaded"
-    if head.startswith(b"GGUF"):
-        return "a GGUF language model, not an image classifier"
-    if path.name == "saved_model.pb":
-        return "the graph of a SavedModel: name its folder instead"
-    return "of no format that is known"

@@ -255,7 +255,10 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
     inputs = model.inputs
     if inputs is None or len(inputs) != 1:
         count = "no fixed input" if inputs is None else f"{len(inputs)} inputs"
-        raise OnnxspectError(f"the model has {count}; one image is expected")
+        raise OnnxspectError(
+            f"the model has {count}; one image is expected",
+            "an image classifier takes one image: save a model of the image alone, its other inputs held at a value",
+        )
     declared = tuple(inputs[0].shape[1:])
     shape = source.input_shape or tuple(d for d in declared if d is not None)
     if len(shape) != len(declared):
@@ -270,8 +273,10 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
             return np.asarray(model(torch.from_numpy(images), training=False).detach().numpy())
 
     attempts = (
-        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(_in_use(model), shape, 0)),
-        Attempt("Keras on torch, torch.onnx (torch.export)", lambda: _dynamo(_in_use(model), shape, 0)),
+        Attempt("Keras on torch, torch.onnx (trace)", lambda: trace(_of_one_argument(_in_use(model)), shape, 0)),
+        Attempt(
+            "Keras on torch, torch.onnx (torch.export)", lambda: _dynamo(_of_one_argument(_in_use(model)), shape, 0)
+        ),
     )
     channels_first = any(getattr(layer, "data_format", "") == "channels_first" for layer in model.layers)
     layout = "NCHW" if channels_first else "NHWC" if len(shape) == 3 else image_layout(shape)
@@ -288,6 +293,25 @@ def _in_use(model: Any) -> Any:
         if type(layer).__name__ in _AUGMENTING and type(layer).__module__.startswith("keras."):
             layer.call = _handed_on
     return model
+
+
+def _of_one_argument(model: Any) -> Any:
+    """The model as a torch module that takes one image and nothing else.
+
+    Keras' own call takes whatever it is given, which torch.export counts as a tuple; and where nobody says otherwise, an image layer
+    in front (Resizing, RandomFlip) makes all that follow it behave as in training, which an exporter would write down.
+    """
+    from torch import nn
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image: Any) -> Any:
+            return self.model(image, training=False)
+
+    return Plain().eval()
 
 
 def _handed_on(inputs: Any, *_: Any, **__: Any) -> Any:

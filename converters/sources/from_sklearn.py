@@ -45,7 +45,10 @@ def export(source: Source) -> Exported:
     estimator = _skops(source) if source.format == "skops" else _pickle(source)
     name = type(estimator).__name__
     if not hasattr(estimator, "predict_proba") or not hasattr(estimator, "classes_"):
-        raise OnnxspectError(f"holds a {name}, not a fitted classifier with probabilities")
+        raise OnnxspectError(
+            f"holds a {name}, not a fitted classifier with probabilities",
+            "supported are neural networks, logistic regression and pipelines of scalers and projections before them",
+        )
     features = int(getattr(estimator, "n_features_in_", 0))
     if features < 1:
         raise OnnxspectError(f"its {name} does not say how many features it takes")

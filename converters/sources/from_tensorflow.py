@@ -16,7 +16,15 @@ import numpy as np
 import onnx
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.sources.exported import Attempt, Exported, Source, image_layout, missing_extra, quiet
+from onnxspect.converters.sources.exported import (
+    Attempt,
+    Exported,
+    Source,
+    chosen_head,
+    image_layout,
+    missing_extra,
+    quiet,
+)
 from onnxspect.converters.text import printable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -76,6 +84,7 @@ def _saved_model(source: Source) -> Exported:
     if len(specs) != 1:
         raise OnnxspectError(f"its signature {printable(name)} takes {len(specs)} inputs, not one image")
     ((argument, spec),) = specs.items()
+    at, heads = chosen_head(sorted(map(str, function.structured_outputs)), source.head)
     shape = _sample_shape(source, spec)
     if spec.dtype != tf.float32:
         raise OnnxspectError(
@@ -85,7 +94,7 @@ def _saved_model(source: Source) -> Exported:
 
     def run(images: np.ndarray) -> np.ndarray:
         outputs = function(**{argument: tf.constant(images)})
-        return np.asarray(_first(outputs).numpy())
+        return np.asarray(outputs[sorted(outputs)[at]].numpy())  # by name, as tf2onnx orders them
 
     def build() -> onnx.ModelProto:
         with quiet():
@@ -95,7 +104,7 @@ def _saved_model(source: Source) -> Exported:
             model, _ = tf2onnx.convert.from_graph_def(
                 graph,
                 input_names=inputs,
-                output_names=outputs[:1],
+                output_names=[outputs[at]],
                 opset=OPSET,
                 shape_override={inputs[0]: [None, *shape]} if free else None,
             )
@@ -103,7 +112,7 @@ def _saved_model(source: Source) -> Exported:
 
     attempts = (Attempt(f"tf2onnx {tf2onnx.__version__}", build),)
     batch = int(spec.shape[0] or 0)
-    return Exported(run, shape, attempts, _versions(), image_layout(shape) or "NHWC", batch=batch)
+    return Exported(run, shape, attempts, _versions(), image_layout(shape) or "NHWC", batch=batch, warnings=heads)
 
 
 def _signature(signatures: Any) -> str:
@@ -188,11 +197,6 @@ def _keras2(source: Source) -> Exported:
     attempts = (Attempt(f"tf_keras, tf2onnx {tf2onnx.__version__}", build),)
     layout = image_layout(shape) or "NHWC"
     return Exported(run, shape, attempts, versions, layout, value_range(model.layers))
-
-
-def _first(outputs: Any) -> Any:
-    """The first output of a signature, in the order that tf2onnx gives them (by name)."""
-    return outputs[sorted(outputs)[0]] if isinstance(outputs, dict) else outputs
 
 
 def _versions() -> dict[str, str]:

@@ -25,7 +25,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.proof.tolerances import TOLERANCES
-from onnxspect.converters.sources.exported import Attempt, Exported, Source, image_layout, missing_extra, quiet
+from onnxspect.converters.sources.exported import (
+    Attempt,
+    Exported,
+    Source,
+    chosen_head,
+    image_layout,
+    missing_extra,
+    quiet,
+)
 from onnxspect.converters.sources.images import test_image
 from onnxspect.converters.text import printable
 
@@ -38,6 +46,7 @@ except ImportError as error:
     raise missing_extra(error.name or "tensorflow", "tensorflow") from None
 
 OPSET = 17
+_OTHER_FORM = "convert the same model without quantisation, or with 8-bit activations"
 _QUANTISED = {np.dtype(np.uint8): TensorProto.UINT8, np.dtype(np.int8): TensorProto.INT8}
 _STEPS = 3  # how many quantisation steps the output may differ by: integer kernels round at other places than ONNX's
 _OF_SPREAD = 2.0  # the kernel sets are a sample of few: the next one may lie as far outside as they lie apart
@@ -53,20 +62,26 @@ def export(source: Source) -> Exported:
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if len(inputs) != 1:
         raise OnnxspectError(f"takes {len(inputs)} inputs, not one image")
-    given, result = inputs[0], outputs[0]
+    at, heads = chosen_head([str(o["name"]) for o in outputs], source.head)
+    given, result = inputs[0], outputs[at]
     shape = source.input_shape or tuple(int(d) for d in given["shape"][1:])
     for detail, what in ((given, "input"), (result, "output")):
         if np.dtype(detail["dtype"]) not in (*_QUANTISED, np.dtype(np.float32)):
-            raise OnnxspectError(f"its {what} is {np.dtype(detail['dtype'])}; float32, uint8 or int8 is expected")
+            raise OnnxspectError(
+                f"its {what} is {np.dtype(detail['dtype'])}; float32, uint8 or int8 is expected", _OTHER_FORM
+            )
+    if any(np.dtype(d["dtype"]) == np.int16 for d in interpreter.get_tensor_details()):
+        raise OnnxspectError("its activations are whole numbers of 16 bits, which tf2onnx cannot write", _OTHER_FORM)
 
     def run(images: np.ndarray) -> np.ndarray:
-        return _answers(interpreter, images)
+        return _answers(interpreter, images, at)
 
     def build() -> onnx.ModelProto:
         with quiet():
             model, _ = tf2onnx.convert.from_tflite(str(source.path), opset=OPSET)
-        if len(outputs) > 1:
-            del model.graph.output[1:]
+        kept = model.graph.output[at]
+        del model.graph.output[:]
+        model.graph.output.append(kept)
         return float_face(model, given, result)
 
     signature = given.get("shape_signature", given["shape"])
@@ -77,7 +92,7 @@ def export(source: Source) -> Exported:
     notes: tuple[str, ...] = ()
     if precision == "quantized":
         with quiet():
-            apart, scale = _spread(source.path, interpreter, shape, layout, low_high)
+            apart, scale = _spread(source.path, interpreter, shape, layout, low_high, at)
         step = _output_step(interpreter, result)
         least = TOLERANCES["quantized"] * scale if step is None else _STEPS * step
         tolerance = max(least, min(_OF_SPREAD * apart, _AT_MOST * scale))
@@ -95,13 +110,13 @@ def export(source: Source) -> Exported:
         batch=0 if int(signature[0]) < 0 else int(signature[0]),
         precision=precision,
         tolerance=tolerance,
-        warnings=notes,
+        warnings=(*heads, *notes),
     )
 
 
-def _answers(interpreter: Any, images: np.ndarray) -> np.ndarray:
+def _answers(interpreter: Any, images: np.ndarray, at: int = 0) -> np.ndarray:
     """What an interpreter makes of images, one by one: a file may fix its batch size at 1."""
-    given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[at]
     rows = []
     for image in images:
         interpreter.set_tensor(given["index"], _quantise(image[None], given))
@@ -111,18 +126,20 @@ def _answers(interpreter: Any, images: np.ndarray) -> np.ndarray:
 
 
 def _spread(
-    path: Path, interpreter: Any, shape: tuple[int, ...], layout: str, low_high: tuple[float, float] | None
+    path: Path, interpreter: Any, shape: tuple[int, ...], layout: str, low_high: tuple[float, float] | None, at: int
 ) -> tuple[float, float]:
     """(how far TensorFlow Lite's kernel sets are from the default one, the largest answer), on seeded images."""
     rng = np.random.default_rng(0)
     low, high = low_high or (0.0, 1.0)
     images = np.stack([test_image(shape, layout, rng) for _ in range(_COMPARED)])
     images = (low + (high - low) * images).astype(np.float32)
-    usual = _answers(interpreter, images)
+    usual = _answers(interpreter, images, at)
     apart = 0.0
     for kernels in _KERNELS.values():
         with contextlib.suppress(OnnxspectError, ValueError, RuntimeError):  # a set that lacks an operator says nothing
-            apart = max(apart, float(np.abs(_answers(_interpreter(path, kernels), images) - usual).max(initial=0.0)))
+            apart = max(
+                apart, float(np.abs(_answers(_interpreter(path, kernels), images, at) - usual).max(initial=0.0))
+            )
     return apart, float(np.abs(usual).max(initial=0.0))
 
 
@@ -133,7 +150,9 @@ def _interpreter(path: Path, kernels: str = "AUTO") -> Any:
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         text = printable(" ".join(str(error).split()), 300)
-        hint = "custom and Flex operators must be replaced by built-in ones" if "custom op" in text.lower() else ""
+        hint = "the file is damaged, or made by a TensorFlow that this one is older than: convert the model anew"
+        if "custom op" in text.lower():
+            hint = "it is for one kind of processor, or needs a library of its own: take the .tflite before it was compiled for that"
         raise OnnxspectError(f"TensorFlow Lite cannot load it: {text}", hint) from None
     return interpreter
 

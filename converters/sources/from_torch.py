@@ -46,6 +46,10 @@ except ImportError:
     raise missing_extra("torch", "torch") from None
 
 _SAFE_WAY = "save its state_dict() and give the network as --factory package.module:function"
+_OWN_NETWORK = (
+    "give a function of your own that makes this network: --factory package.module:function; the weights are then read off the pickle, "
+    "and nothing that it names is imported"
+)
 _EXPORT_OPSET = 18  # the lowest that torch.export's exporter writes without converting down
 
 
@@ -141,7 +145,7 @@ def _whole_module(source: Source, foreign: list[str]) -> Exported:
         raise OnnxspectError(
             f"it is a pickle that needs {_strangest(foreign)}, and opening it (in the sandbox) failed: "
             f"{type(error).__name__}: {printable(str(error), 300)}",
-            _SAFE_WAY,
+            _OWN_NETWORK,
         ) from None
     modules = [content] if isinstance(content, nn.Module) else []
     if isinstance(content, Mapping):
@@ -200,8 +204,24 @@ def _does_not_fit(source: Source, weights: Mapping[str, Any], wanted: Mapping[st
     return OnnxspectError(
         f"the weights do not fit {source.factory}: {len(missing)} missing ({_some(missing)}), "
         f"{len(extra)} not known ({_some(extra)})",
-        "the factory must return the network that the weights were saved from",
+        _way_out(extra),
     )
+
+
+def _way_out(extra: list[str]) -> str:
+    """What to do about tensors that the factory's network does not know, where their names say what they are."""
+    if any("lora_" in k or ".adapter" in k for k in extra):
+        return (
+            "it is an adapter without its model (PEFT): merge them first, with merge_and_unload() and save_pretrained()"
+        )
+    if any("fake_quant" in k or "activation_post_process" in k for k in extra):
+        return (
+            "it is a checkpoint of quantisation-aware training: the factory must prepare the network as the script did "
+            "(prepare_qat), or export ONNX from that script"
+        )
+    if any("parametrizations." in k for k in extra):
+        return "the factory must register the same parametrizations (torch.nn.utils.parametrize) as the script that saved it"
+    return "the factory must return the network that the weights were saved from"
 
 
 def _safetensors(path: Path) -> dict[str, Any]:

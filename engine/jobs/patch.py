@@ -29,8 +29,10 @@ import onnx
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.proof.writeback import Change
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
+from onnxspect.engine.jobs.budget import measure_speed
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
+from onnxspect.engine.jobs.patch_time import Clock, Timed, announced
 from onnxspect.engine.mitigation.cut import Cut
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Method, PatchInput
@@ -207,6 +209,7 @@ def patch(
     targets: Sequence[int] | None = None,
     proactive: bool = False,
     settings: Mapping[str, Any] | None = None,
+    budget: float | None = None,
 ) -> Patched:
     """Patch the backdoor that a scan found, and prove the patch on the written file.
 
@@ -222,11 +225,13 @@ def patch(
         targets: classes to patch; those that the scan named by default.
         proactive: patch every class, whatever the scan said (Neural Cleanse, Wang et al., 2019, sec. VII-D).
         settings: of the methods, by the names of their fields, or as "method.key" (mitigation/settings.py).
+        budget: seconds that the whole may take; methods that do not fit are left out, and a training is stopped between two epochs. An
+            interrupted patch does not resume: it begins anew.
 
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
     """
-    run = run or watched()
+    run, started = run or watched(), time.monotonic()
     settings = dict(settings or {})
     methods = chosen(method, **settings)
     prepare_process(run.device)
@@ -261,10 +266,16 @@ def patch(
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
             raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
     triggers = recovered.triggers
+    given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
+    speed = measure_speed(subject, fit, run, with_references=False)
+    run.observer.notice(announced(methods, given, speed, _NEW_SEARCH))
+    clock = None if budget is None else Clock(budget, speed, _NEW_SEARCH, started)
+    if clock is not None:
+        run = replace(run, observer=Timed(run.observer, clock))
     if [m.name for m in methods] != [Cut.name]:  # which trains nothing and is not searched again
         triggers = with_size_limits(subject, fit, triggers, run)
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
-    best, attempts = try_methods(methods, given, recovered.evidence, wanted, folder)
+    best, attempts = try_methods(methods, given, recovered.evidence, wanted, folder, clock)
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
         hint = "more clean samples give a better patch"
@@ -297,7 +308,12 @@ Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]
 
 
 def try_methods(
-    methods: Sequence[Method], given: PatchInput, evidence: str, goals: Goals, folder: Path | None = None
+    methods: Sequence[Method],
+    given: PatchInput,
+    evidence: str,
+    goals: Goals,
+    folder: Path | None = None,
+    clock: Clock | None = None,
 ) -> tuple[Result | None, tuple[Attempt, ...]]:
     """Try methods in turn, up to the first that meets the goals and withstands a new search.
 
@@ -307,6 +323,7 @@ def try_methods(
         evidence: id of the evidence, for the provenance.
         goals: what must be reached.
         folder: where pictures go; None keeps none.
+        clock: of a budget; None has no end.
 
     Returns:
         the file to keep (None where every one misses the goals), and all attempts.
@@ -315,7 +332,15 @@ def try_methods(
     attempts = []
     for method in methods:
         # A search of what only stands guard would find the backdoor, which is still there.
+        late = "" if clock is None else clock.left_out(method, given)
+        if late:
+            attempts.append(Attempt(method.name, None, late, judged_apart=method.trains))
+            given.run.observer.notice(attempts[-1].outcome)
+            continue
         searched = len(methods) > 1 and method.mends
+        if searched and clock is not None and not clock.holds_search(given):
+            searched = False
+            given.run.observer.notice(f"{method.name}: the budget does not hold a new search of what it leaves")
         attempt, proto, changes = _try(method, given, evidence, goals, folder, searched, alone=len(methods) == 1)
         attempts.append(attempt)
         given.run.observer.notice(attempt.outcome)

@@ -85,8 +85,12 @@ def array_reader(
     """
     where = f"{root}: "
     numbers = to_labels(labels, where)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        said = (*said, f"labels are one-hot rows of {labels.shape[1]}: the place of the one is the class")
     if count != len(numbers):
-        raise OnnxspectError(f"{where}{count} images but {len(numbers)} labels")
+        raise OnnxspectError(
+            f"{where}{count} images but {len(numbers)} labels", "one label an image: the two are not of the same set"
+        )
     if count == 0:
         raise OnnxspectError(f"{where}no images in it")
     labelled = of_numbers(numbers, names, classes, str(root))
@@ -137,16 +141,27 @@ def to_unit_nchw(images: np.ndarray, where: str) -> np.ndarray:
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
+def _one_hot(labels: np.ndarray) -> bool:
+    """Whether every row is one 1 and else 0."""
+    whole = bool(np.isin(labels, (0, 1)).all())
+    return whole and bool((labels.sum(1) == 1).all())
+
+
 def to_labels(labels: np.ndarray, where: str) -> np.ndarray:
-    """Labels as they come (integers, or floats that are whole; ``(n,)`` or one column) as int64 ``(n,)``.
+    """Labels as they come (integers, or floats that are whole; ``(n,)``, one column, or one-hot rows) as int64 ``(n,)``.
 
     Raises:
         OnnxspectError: they are no class indices; `where` names them.
     """
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and labels.dtype.kind in "uifb" and _one_hot(labels):
+        return labels.argmax(1).astype(np.int64)
     if labels.ndim != 1:
-        raise OnnxspectError(f"{where}labels have shape {labels.shape}, not (n,)", "class indices, not one-hot rows")
+        raise OnnxspectError(
+            f"{where}labels have shape {labels.shape}, and their rows are not one-hot",
+            "give one class index an image (several tags an image are no classes that exclude each other)",
+        )
     if labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels)):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "ui":

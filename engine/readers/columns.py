@@ -34,12 +34,21 @@ def open_folder(path: Path, asked: Asked) -> Columns | None:
         parts = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
         part = next((parts[n] for n in (TRAIN_PARTS if asked.training else TEST_PARTS) if n in parts), None)
         return None if part is None else _open(part, sorted(part.glob("*.arrow")), asked, [_only(part.name)])
-    for place in (path, path / "data"):
+    for place in (path, path / "data", *_snapshots(path)):
         files = sorted([*place.glob("*.parquet"), *place.glob("*.arrow")]) if place.is_dir() else []
         if files:
             chosen, said = _part(files, asked)
             return _open(path, chosen, asked, said)
     return None
+
+
+def _snapshots(path: Path) -> list[Path]:
+    """Where the Hugging Face hub's cache keeps a repository's files: by commit, the newest first."""
+    kept = path / "snapshots"
+    if not kept.is_dir():
+        return []
+    newest = sorted((p for p in kept.iterdir() if p.is_dir()), key=lambda p: (p.stat().st_mtime, p.name), reverse=True)
+    return [place for p in newest for place in (p, p / "data")]
 
 
 def open_file(path: Path, asked: Asked) -> Columns | None:

@@ -11,6 +11,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import labels_of, listed, numbered, of_words
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.listing import Listing, by_folder, listing
+from onnxspect.engine.readers.others import without_folders, without_images
 from onnxspect.engine.readers.pixels import SUFFIXES
 from onnxspect.engine.readers.reader import Asked
 
@@ -24,14 +25,12 @@ def open_folder(path: Path, asked: Asked) -> Listing:
     try:
         classes = [p.name for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")]
         if not classes:
-            raise OnnxspectError(f"{path}: no class folders in it", "one sub-folder a class, images inside")
+            raise without_folders(path, [p.name for p in path.iterdir()])
         files = list(_files(path))
     except OSError as error:
         raise OnnxspectError(f"{path}: cannot be read ({error.strerror or error})") from error
     if not any(Path(f).suffix.lower() in SUFFIXES and "/" in f for f in files):
-        raise OnnxspectError(
-            f"{path}: no images in its {len(classes)} folders", "PNG, JPEG, BMP, GIF, WebP, TIFF or PPM"
-        )
+        raise without_images(path, files, len(classes))
     found = by_folder(files, asked.training, str(path))
     said = list(found.notes)
     stepped = {f.split("/")[0] for f in found.files} != set(found.words)

@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers import archive, cifar, columns, folder, idx, manifest, matlab, npz, tfrecord
+from onnxspect.engine.readers.others import refuse_named
 from onnxspect.engine.readers.reader import FORMS, Asked, Reader
 
 #: Opens one form; None where the path is of another.
@@ -50,6 +51,8 @@ def open_reader(path: str | Path, asked: Asked | None = None) -> Reader:
         raise OnnxspectError(f"{path}: no such file or folder", f"give {FORMS}")
     if not (path.is_dir() or path.is_file()):
         raise OnnxspectError(f"{path}: neither a regular file nor a folder")
+    if path.is_file():
+        refuse_named(path)
     for opener in FOLDERS if path.is_dir() else FILES:
         found = opener(path, asked)
         if found is not None:

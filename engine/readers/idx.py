@@ -29,7 +29,8 @@ def open_folder(path: Path, asked: Asked) -> ArrayReader | None:
         for part in _PARTS[asked.training]:
             images = next((p for p in files if part in p.name), None)
             if images is not None:
-                return _open(images, asked, [f"the set is in parts: only {images.name} was read"])
+                said = [f"the set is in parts: only {images.name} was read"] if len(files) > 1 else []
+                return _open(images, asked, said)
     return None
 
 

@@ -47,13 +47,15 @@ class ClassList:
     def of(cls, given: str | Path | Sequence[str]) -> ClassList:
         """From a file of names (a name a line, or a JSON list or object), a list of names with commas, or a sequence.
 
+        A list "cat=3,dog=17" gives the indices of some classes; those between have made-up names.
+
         Raises:
             OnnxspectError: not readable, empty, or a name twice.
         """
         if isinstance(given, str | Path):
             path = Path(given)
             inline = isinstance(given, str) and "," in given and not _is_file(path)
-            names = tuple(n.strip() for n in str(given).split(",")) if inline else _read(path)
+            names = _inline(str(given)) if inline else _read(path)
             source = "the given list of classes" if inline else str(given)
         else:
             names, source = tuple(map(str, given)), "the given list of classes"
@@ -128,6 +130,11 @@ def of_words(words: Sequence[str], classes: ClassList | None, where: str, every:
     by_index = {i: w for w, i in by_word.items()}
     names = tuple(by_index.get(i, str(i)) for i in range(top + 1))
     ordered = not numbered(distinct)
+    if not ordered and sorted(by_index) != list(range(len(by_index))):
+        low = min(by_index)
+        notes.append(
+            f"the names {listed(sorted(distinct, key=by_word.__getitem__))} are taken as class indices, {low} to {top}"
+        )
     if ordered:
         notes.append(f"the {len(distinct)} class names count in alphabetical order, as torchvision counts folders")
     return Labelled(np.array([by_word[w] for w in words], np.int64), names, ordered, tuple(notes))
@@ -208,6 +215,18 @@ def _unlisted(distinct: Sequence[str], missing: Sequence[str], classes: ClassLis
         f"it lists {len(classes.names)} names ({listed(classes.names)}): one line a class, spelled as the data spell it, "
         "in the order of the model's outputs",
     )
+
+
+def _inline(text: str) -> tuple[str, ...]:
+    """The names of a list with commas: all of them in order, or some with their indices."""
+    names = tuple(n.strip() for n in text.split(","))
+    pairs = [n.rpartition("=") for n in names]
+    if not all(name and index.isdecimal() and len(index) < 7 for name, _, index in pairs):
+        return names
+    by_index = {int(index): name for name, _, index in pairs}
+    if len(by_index) < len(pairs):
+        raise OnnxspectError(f"the given list of classes: an index is in it twice ({printable(text, 80)})")
+    return tuple(by_index.get(i, f"class-{i}") for i in range(max(by_index) + 1))
 
 
 def _is_file(path: Path) -> bool:

@@ -12,8 +12,8 @@ from typing import IO
 import numpy as np
 
 from onnxspect.converters.text import printable
-from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import Labelled, listed
+from onnxspect.engine.readers.others import not_by_class
 from onnxspect.engine.readers.pixels import SUFFIXES, Seen, depth_of, grey_maximum, read_picture
 from onnxspect.engine.readers.reader import checked_rows
 
@@ -128,7 +128,7 @@ def by_folder(paths: Sequence[str], training: bool, where: str) -> ByFolder:
     pictures = [p for p in kept if p.suffix.lower() in SUFFIXES]
     inside = [p for p in pictures if len(p.parts) > 1]
     if not inside:
-        raise OnnxspectError(f"{where}: no images in class folders", "one sub-folder a class, images inside")
+        raise not_by_class(where, [str(p) for p in kept])
     if len(inside) < len(pictures):
         notes.append(f"{len(pictures) - len(inside)} images that lie in no class folder were left out")
     depth = 0

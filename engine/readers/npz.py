@@ -59,12 +59,15 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
         raise
     except _ERRORS as error:
         if isinstance(error, (zipfile.BadZipFile, ValueError)) and _is_npy(path):
-            raise OnnxspectError(f"{path}: an .npy array, not an .npz with images and labels") from error
+            raise OnnxspectError(
+                f"{path}: an .npy array, not an .npz with images and labels",
+                "put both into one file: np.savez('data.npz', images=x, labels=y)",
+            ) from error
         raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})") from error
     said = []
     others = sorted(inside - {images, labels, *_CLASSES})
     if any(x in inside and x != images for x, _ in asked.keys):
-        said.append(f"of {listed(sorted([images, *others]))} only {images} and {labels} were read")
+        said.append(f"of {listed(sorted([images, labels, *others]))} only {images} and {labels} were read")
 
     def batches() -> Iterator[np.ndarray]:
         return _batches(path, images, shape, dtype, fortran)

@@ -33,6 +33,7 @@ _ORIENTATION = 0x0112
 #: The gamma that a PNG's pixels have where it states none: that of sRGB.
 _GAMMA = 1 / 2.2
 _RGB_TO_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, as Pillow converts
+_DAMAGED = "take it out of the set, or copy the set again"
 _NOTES = {
     "alpha": "{n} have an alpha channel: it is dropped, as torchvision and Keras do",
     "rotation": "{n} carry an EXIF rotation: it is not applied, as torchvision and Keras do not",
@@ -87,7 +88,7 @@ def opened(source: Path | IO[bytes], where: str) -> Image.Image:
         struct.error,
         Image.DecompressionBombError,
     ) as error:
-        raise caused_by(error, f"{where}: not a readable image ({_line(error)})") from error
+        raise caused_by(error, f"{where}: not a readable image ({_line(error)})", _DAMAGED) from error
     limits().check_image(image.width, image.height, where)
     return image
 
@@ -111,7 +112,7 @@ def read_picture(source: Path | IO[bytes], where: str, seen: Seen, depth: int = 
             image.load()
             return as_array(image, where, seen, depth)
     except (OSError, ValueError, SyntaxError, struct.error, EOFError, Image.DecompressionBombError) as error:
-        raise caused_by(error, f"{where}: not a readable image ({_line(error)})") from error
+        raise caused_by(error, f"{where}: not a readable image ({_line(error)})", _DAMAGED) from error
 
 
 def as_array(image: Image.Image, where: str, seen: Seen, depth: int = 16) -> np.ndarray:
@@ -145,7 +146,7 @@ def grey_maximum(source: Path | IO[bytes], where: str) -> int:
         with image:
             return max(1, int(np.asarray(image).max()))
     except (OSError, ValueError, SyntaxError, struct.error, EOFError) as error:
-        raise caused_by(error, f"{where}: not a readable image ({_line(error)})") from error
+        raise caused_by(error, f"{where}: not a readable image ({_line(error)})", _DAMAGED) from error
 
 
 def depth_of(maxima: list[int]) -> int:

@@ -25,6 +25,9 @@ KEYS = (
     ("train_images", "train_labels"),
     ("X_test", "y_test"),
     ("X_train", "y_train"),
+    ("data", "labels"),
+    ("data", "target"),
+    ("image", "label"),
     ("arr_0", "arr_1"),
 )
 #: The same for a training set.
@@ -35,6 +38,9 @@ TRAIN_KEYS = (
     ("X_train", "y_train"),
     ("x", "y"),
     ("X", "y"),
+    ("data", "labels"),
+    ("data", "target"),
+    ("image", "label"),
     ("arr_0", "arr_1"),
 )
 FORMS = (

@@ -59,6 +59,9 @@ class Order:
                 if any(not c.isalnum() and c not in ",-_." for c in listed)
                 else f"--classes {listed}"
             )
+        if plain and len(called) <= _INLINE and not any("=" in n for n in called.values()):
+            pairs = ",".join(f"{n}={c}" for c, n in sorted(called.items()))
+            return f"--classes {pairs}" if all(c.isalnum() or c in ",-_.=" for c in pairs) else f"--classes '{pairs}'"
         some = f" ({len(missing)} of them have no sample here)" if missing else ""
         return f"--classes FILE, a file with the data's name of each of the model's {classes} classes{some}, one a line, in the model's order"
 

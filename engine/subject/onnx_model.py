@@ -182,7 +182,10 @@ def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
         _, a, b, c = dims
         if a in (1, 3) or c not in (1, 3):
             if a not in (0, 1, 3):
-                raise OnnxspectError(f"{file.path}: the input has {a} channels, not 1 or 3: not an image classifier")
+                raise OnnxspectError(
+                    f"{file.path}: the input has {a} channels, not 1 or 3: not an image classifier",
+                    "only grey and RGB images are searched: hold further channels at a value inside the model, and export that",
+                )
             return "NCHW", (a, b, c)
         return "NHWC", (c, a, b)
     if len(dims) == 3:
@@ -190,7 +193,8 @@ def _image_input(file: OnnxFile, name: str) -> tuple[str, tuple[int, int, int]]:
     if len(dims) == 2:
         return "FLAT", (0, 0, 0)
     raise OnnxspectError(
-        f"{file.path}: the input {name} has {len(dims)} axes; an image batch has 4 (or 3 grey, or 2 flattened)"
+        f"{file.path}: the input {name} has {len(dims)} axes; an image batch has 4 (or 3 grey, or 2 flattened)",
+        "only classifiers of single images are searched (videos, volumes and several crops at once are not)",
     )
 
 

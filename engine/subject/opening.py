@@ -29,6 +29,7 @@ from onnxspect.converters.file.onnx_file import Limits, OnnxFile, check_onnx, re
 from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
+from onnxspect.converters.sources.others import OtherFormatError
 from onnxspect.engine.errors import OnnxspectError, writing
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
@@ -246,6 +247,8 @@ def refuse_weights_alone(path: Path) -> None:
     refuse_hostile(path)
     try:
         kind = detect(path) if path.exists() else None
+    except OtherFormatError:
+        raise
     except OnnxspectError:
         return  # what it is not, the reader of ONNX files says better
     if kind is None or kind.name in SELF_CONTAINED or kind.name == "onnx":
@@ -253,7 +256,7 @@ def refuse_weights_alone(path: Path) -> None:
     extra = "" if kind.module == "sklearn" else " --factory package.module:function"
     shape = " --input-shape 3,224,224" if kind.module in ("torch", "jax") else ""
     raise OnnxspectError(
-        f"{path}: is {kind.title}, not an ONNX file, and holds no network that a path alone could open",
+        f"{path}: {kind.title}, not an ONNX file, and no network that a path alone could open",
         f"onnxspect convert {path} -o model.onnx{extra}{shape}",
     )
 

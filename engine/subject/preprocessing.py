@@ -288,7 +288,7 @@ def _outside(
     if order is None:
         return _beyond(samples, subject)
     shifted = all(c == k - 1 for k, c in order.answered.items())
-    found = "; read so" if shifted else f"; with {order.moved(samples.names)}"
+    found = "; read so" if shifted else f"; where {order.moved(samples.names)}"
     hint = _from_one(subject.classes) if shifted else _state_order(order, samples, subject)
     return _beyond(samples, subject, f"{found}, {order.share:.1%} of the samples are classified correctly", hint)
 

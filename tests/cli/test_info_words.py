@@ -53,7 +53,7 @@ def test_every_output_is_named(tmp_path: Path) -> None:
 def test_weights_alone_are_named_and_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"fc.weight": torch.ones(2, 3), "fc.bias": torch.ones(2)}, path)
-    with pytest.raises(OnnxspectError, match="is PyTorch state dict") as caught:
+    with pytest.raises(OnnxspectError, match="PyTorch state dict or pickled module, not an ONNX file") as caught:
         describe(path)
     assert f"onnxspect convert {path}" in caught.value.hint
     assert "damaged" not in str(caught.value)

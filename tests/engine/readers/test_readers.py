@@ -24,6 +24,7 @@ from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.readers.reader import Asked, Reader
+from onnxspect.engine.subject.class_order import Order
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (12, 32, 32, 3), np.uint8)
@@ -320,6 +321,32 @@ def test_lists_that_are_none(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "names").write_text(text)
     with pytest.raises(OnnxspectError, match=said):
         ClassList.of(tmp_path / "names")
+
+
+def test_some_classes_by_their_indices(tmp_path: Path) -> None:
+    """What a scan says of ten folders of a hundred classes can be given back as it is."""
+    listed = ClassList.of("ant=3,cat=7,bee=5")
+    assert listed.names == ("class-0", "class-1", "class-2", "ant", "class-4", "bee", "class-6", "cat")
+    reader = open_reader(as_folder(tmp_path / "data"), Asked(listed))
+    assert {(reader.files[i].split("/")[0], int(k)) for i, k in enumerate(reader.labels)} == {
+        ("ant", 3),
+        ("bee", 5),
+        ("cat", 7),
+    }
+    order = Order({0: 3, 1: 5, 2: 7}, 1.0, 0.0)
+    assert order.option(NAMES, 100) == "--classes ant=3,bee=5,cat=7"
+    with pytest.raises(OnnxspectError, match="twice"):
+        ClassList.of("ant=3,bee=3")
+    assert ClassList.of("a=b,c").names == ("a=b", "c")
+
+
+def test_a_list_of_names_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("id,label\n../../etc/passwd,ant\n")
+    with pytest.raises(OnnxspectError, match=r"outside the list's folder"):
+        open_reader(tmp_path / "list.csv")
+    (tmp_path / "list.csv").write_text("id,label\nmissing,ant\n")
+    with pytest.raises(OnnxspectError, match="row 2: missing: no such file"):
+        open_reader(tmp_path / "list.csv")
 
 
 def test_synsets_are_found_in_their_lines(tmp_path: Path) -> None:

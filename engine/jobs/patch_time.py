@@ -1,0 +1,144 @@
+"""How long a patch will take, said before it starts, and the clock that keeps it to a budget.
+
+The speed is measured on the model (jobs/budget.py). How many passes a method takes is known of those that train: epochs times images, in
+each of its rounds and schedules, of which one round of the first is the least and all of them are the most. What trains nothing is counted
+as a number of passes over the clean samples. A training is stopped between two epochs; what has begun on the graph is not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from onnxspect.engine.errors import InconclusiveError
+from onnxspect.engine.jobs.budget import Speed, in_words
+from onnxspect.engine.mitigation.method import Method, PatchInput
+from onnxspect.engine.mitigation.remainder import Searches
+from onnxspect.engine.mitigation.training import Retraining
+from onnxspect.engine.run import Observer
+
+#: Passes, forward and back, that an image of a training epoch costs: the student's, the teacher's answer, and stamping with moving triggers.
+_A_TRAINED_IMAGE = 2.5
+#: Passes over the clean samples, forward alone (a third of a pass), that a method takes which trains nothing.
+_EVALUATIONS = 40
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Seconds that something is expected to take: at least, and at most."""
+
+    least: float
+    most: float
+
+
+def expected(method: Method, given: PatchInput, speed: Speed) -> Expected:
+    """How long a method takes, its new search not counted."""
+    if not method.trains:
+        seconds = _EVALUATIONS * len(given.clean) / 3 / speed.subject
+        return Expected(seconds, seconds)
+    schedules = getattr(method, "schedules", None)
+    plans = [s.training for s in schedules] if schedules else [getattr(method, "training", Retraining())]
+    each = [p.epochs * min(p.images, len(given.fit)) * _A_TRAINED_IMAGE / speed.subject for p in plans]
+    return Expected(each[0], getattr(method, "rounds", 1) * sum(each))
+
+
+def of_new_search(given: PatchInput, speed: Speed, searches: Searches) -> float:
+    """Seconds of searching a patched file for what is left."""
+    targets = len({t.target for t in given.triggers})
+    return targets * searches.masks.steps * min(searches.masks.samples, len(given.fit)) / speed.subject
+
+
+def announced(methods: Sequence[Method], given: PatchInput, speed: Speed, searches: Searches) -> str:
+    """What is said before a patch starts."""
+    times = [expected(m, given, speed) for m in methods]
+    if len(methods) == 1:
+        return f"{methods[0].name} takes about {_span(times[0].least, times[0].most)} here"
+    again = of_new_search(given, speed, searches)
+    names = ", ".join(m.name for m in methods)
+    most = sum(t.most + again for t in times)
+    return (
+        f"{names} are tried in turn, up to the first that leaves nothing to wish for: {in_words(times[0].least + again)} if the first does, "
+        f"{in_words(most)} at most"
+    )
+
+
+def _span(least: float, most: float) -> str:
+    low, high = in_words(least), in_words(most)
+    return low if low == high else f"{low} to {high}"
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What is left of a budget.
+
+    Attributes:
+        seconds: of the budget.
+        speed: measured.
+        searches: of the new search.
+        started: when it began to run.
+        now: the time, for tests.
+    """
+
+    seconds: float
+    speed: Speed
+    searches: Searches
+    started: float
+    now: Callable[[], float] = field(default=time.monotonic, repr=False)
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left; negative where it has run out."""
+        return self.seconds - (self.now() - self.started)
+
+    def left_out(self, method: Method, given: PatchInput) -> str:
+        """Why a method is not begun; "" where it may be."""
+        least = expected(method, given, self.speed).least
+        if least <= self.left:
+            return ""
+        return (
+            f"left out: it takes about {in_words(least)} here, and {in_words(max(self.left, 0.0))} of the budget of "
+            f"{in_words(self.seconds)} are left"
+        )
+
+    def holds_search(self, given: PatchInput) -> bool:
+        """Whether a new search fits into what is left."""
+        return of_new_search(given, self.speed, self.searches) <= self.left
+
+
+class Timed:
+    """An observer that stops what it observes when the budget is spent.
+
+    Args:
+        observer: is told everything.
+        clock: the budget's.
+    """
+
+    def __init__(self, observer: Observer, clock: Clock) -> None:
+        self._observer, self._clock = observer, clock
+
+    def notice(self, text: str) -> None:
+        """Handed on."""
+        self._observer.notice(text)
+
+    def start(self, task: str, total: int, done: int = 0) -> None:
+        """Handed on."""
+        self._observer.start(task, total, done)
+
+    def advance(self, task: str, detail: str = "") -> None:
+        """Handed on.
+
+        Raises:
+            InconclusiveError: the budget is spent.
+        """
+        self._observer.advance(task, detail)
+        if self._clock.left < 0:
+            self._observer.finish(task)
+            raise InconclusiveError(
+                f"stopped: the budget of {in_words(self._clock.seconds)} is spent",
+                "give --budget more, or a faster device",
+            )
+
+    def finish(self, task: str) -> None:
+        """Handed on."""
+        self._observer.finish(task)
