@@ -27,7 +27,7 @@ from onnxspect.engine.fleet.cache import HALF, Cache, Known
 from onnxspect.engine.fleet.content import data_digest, model_digest, of_text, version_digest
 from onnxspect.engine.fleet.executor import Ended, Executor, Job
 from onnxspect.engine.fleet.index import FAILED, HOSTILE, INCONCLUSIVE, REFUSED, Index, Result
-from onnxspect.engine.fleet.models import Wanted
+from onnxspect.engine.fleet.models import Wanted, is_there
 from onnxspect.engine.fleet.report_of import now, report_of, result_of, units_of
 from onnxspect.engine.run_folder import FILE as LEDGER
 from onnxspect.engine.run_folder import REFERENCES, REQUEST
@@ -288,7 +288,7 @@ class Fleet:
         self._tries.setdefault(scan.key, (0, 0, units_of(folder)))
         arguments = ["scan", *_as_arguments(scan.options), f"--out={folder}", "-q"]
         arguments += [*([] if shelf is None else [f"--shelf={shelf}"]), "--", str(scan.wanted.path)]
-        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and Path(v[0]).exists()]
+        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and is_there(v[0])]
         self._running.add(scan.key)
         self._executor.start(Job(scan.key, tuple(arguments), folder, scan.wanted.path, tuple(reads), shelf))
 
@@ -303,7 +303,7 @@ class Fleet:
         chosen = {k: scan.options[k] for k in _OF_REFERENCES if k in scan.options}
         asked = shelf / f"{request}.json"
         arguments = ("references", *_as_arguments(chosen), f"--out={half}", "-q", "--", str(asked))
-        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and Path(v[0]).exists()]
+        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and is_there(v[0])]
         self._tries.setdefault(key, (0, 0, units_of(half)))
         self._running.add(key)
         self._watching.references(group, True)

@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers import npz
 from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.readers.labels import ClassList
-from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.readers.reader import Asked, Reader
 
 RNG = np.random.default_rng(0)
@@ -414,8 +414,8 @@ def test_a_declared_size_is_compared_before_anything_is_loaded(tmp_path: Path, m
     with pytest.raises(OnnxspectError, match=r"48\.0 GiB, more than the limit of 1\.0 GiB") as caught:
         open_reader(tmp_path / "a.npz")
     assert "ONNXSPECT_MAX_DATA_BYTES" in caught.value.hint
-    with pytest.raises(OnnxspectError, match=r"images\.npy of shape .* 48\.0 GiB"):
-        check_npz(tmp_path / "a.npz")
+    with pytest.raises(OnnxspectError, match=r"a\.npz: images: an array of shape .* 48\.0 GiB"):
+        npz.arrays(tmp_path / "a.npz", "a.npz")
     monkeypatch.setenv("ONNXSPECT_MAX_DATA_BYTES", "many")
     with pytest.raises(OnnxspectError, match="not a whole number"):
         open_reader(tmp_path / "a.npz")
