@@ -98,6 +98,8 @@ def arrays(source: Path | IO[bytes], where: str, names: Collection[str] | None =
         OnnxspectError: not an npz, damaged, or larger than is allowed.
     """
     found: dict[str, np.ndarray] = {}
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OnnxspectError(f"{where}: not a regular file")
     try:
         with zipfile.ZipFile(source) as archive:
             for member in archive.namelist():

@@ -277,6 +277,20 @@ def test_archives_follow_no_links(tmp_path: Path) -> None:
     assert any("1 links" in note for note in reader.notes())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    """By every name that a form of data is told by, in a folder that is otherwise whole, and where a file is asked for."""
+    data = as_folder(tmp_path / "data")
+    names = ("a.parquet", "a.arrow", "a.tfrecord", "t10k-images-idx3-ubyte", "metadata.csv", "dataset_dict.json")
+    for name in (*names, "ant/a.png"):
+        os.mkfifo(data / name)
+    check(open_reader(data))
+    os.mkfifo(tmp_path / "fifo")
+    for ask in (lambda p: npz.arrays(p, "it"), ClassList.of, open_reader):
+        with pytest.raises(OnnxspectError, match="regular file"):
+            ask(tmp_path / "fifo")
+
+
 # -- which class a word is -------------------------------------------------------------------------------------------
 
 
