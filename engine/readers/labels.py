@@ -189,7 +189,7 @@ def labels_of(names: Sequence[str]) -> dict[str, int]:
 def numbered(names: Sequence[str]) -> bool:
     """Whether every name begins with an index of its own."""
     heads = _heads(names)
-    return all(h.isdecimal() for h in heads) and len({int(h) for h in heads}) == len(names)
+    return all(h.isdecimal() and len(h) < 10 for h in heads) and len({int(h) for h in heads}) == len(names)
 
 
 def listed(words: Sequence[str]) -> str:
