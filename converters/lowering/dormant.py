@@ -16,7 +16,8 @@ A whole tensor is asleep, or, of a decision (true or false), an element: ordinar
 dead tensors hardly ever. Decisions that an activation function is written with (``Where(x > 0, x, a * x)``) are as smooth as
 that function and not looked at by element. Of a tensor whose other units are awake a sleeping unit counts where it could move
 the scores by ten times what any unit of the tensor that is awake does (the gradient of the scores at the unit, times what it
-could do): a dead unit of an ordinary layer has weights like its neighbours'.
+could do): a dead unit of an ordinary layer has weights like its neighbours'. And no unit counts that any of many further
+clean images wakes (further.py).
 
 An element of a decision counts where the others, as many of them turned round, move at most half as many answers: the units of a
 network of signs decide as much each. A decision that a step along its own gradient does not turn guards a point that nothing comes
@@ -39,6 +40,7 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.disguise import Disguise
 from onnxspect.converters.lowering.forcing import Led
+from onnxspect.converters.lowering.further import untaken, wake_units
 from onnxspect.converters.lowering.guards import guards
 from onnxspect.converters.lowering.indices import Indices
 from onnxspect.converters.lowering.intervention import FIRST, JUDGED, Woken, affordable
@@ -93,7 +95,11 @@ class Sleeping:
 
 
 def dormant(
-    model: onnx.ModelProto, lowered: LoweredModel, clean: Sequence[Tensor], altered: Sequence[Tensor]
+    model: onnx.ModelProto,
+    lowered: LoweredModel,
+    clean: Sequence[Tensor],
+    altered: Sequence[Tensor],
+    further: Sequence[Tensor] = (),
 ) -> Sleeping:
     """Find the dormant parts between the image and the class scores.
 
@@ -102,6 +108,7 @@ def dormant(
         lowered: its torch graph, whose first output is the class scores.
         clean: batches as the model takes them, each of one image (or one group, of a file made for a fixed batch); at least two.
         altered: the same of images that were shifted and mixed.
+        further: more clean ones, on which only what was found to sleep is looked at again.
     """
     logits = results(lowered)[0]
     between = lying_between(lowered.module.graph, logits)
@@ -112,7 +119,10 @@ def dormant(
         clean = seen.differing(clean)
         tried = Tried(seen)
         program.run(clean[0], tried.observe)
-        tried.listen(influence(program, logits, tried, clean[:LISTENED]))
+        heard = influence(program, logits, tried, clean[:LISTENED])
+        tried.listen(heard)
+        wake_units(program, logits, tried, further)
+        tried.listen(heard)
         suspects = {n: tried.suspects[n] for n in between if n in tried.suspects}
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:FIRST])
         suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
@@ -127,7 +137,10 @@ def dormant(
                 answers.append(int(answers_of(env[logits])[0]))
             for batch in [*clean, *altered]:
                 program.run(batch, lambda *given: indices.observe(given[0], regimes.observe(*given)))
-            more = [(w.node, "way", w.led, w.place, w.frozen) for w in regimes.ways(program, logits, clean)]
+            more = [
+                (w.node, "way", w.led, w.place, w.frozen)
+                for w in untaken(program, logits, regimes.ways(program, logits, clean), further)
+            ]
             more += [
                 (r.node, "root", r.led, r.place, r.place)
                 for r in rooted(program, logits, seen, [*effects, *harmless], clean)

@@ -3,7 +3,7 @@
 Probabilities, labels and dictionaries of probabilities are made from the logits by a tail of a few nodes (Softmax,
 ArgMax, ZipMap, ...). Inspection wants the logits themselves: a softmax saturates, and labels have no gradient. Nothing
 is cut from the file: the torch graph is merely asked for another value (lower.py lowers only what that value needs).
-What the nodes of such a tail are is told in endings.py.
+What the nodes of such a tail are is told in endings.py, what else a file answers in other_outputs.py.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.text import printable
 
 #: Nodes that hand their first input on, perhaps in another form.
-_PASS_THROUGH = frozenset(
+PASS_THROUGH = frozenset(
     ("Identity", "Dropout", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
     + ("QuantizeLinear", "DequantizeLinear")
 )
 #: Nodes that turn class scores into labels: input 0 holds the scores (1 where noted).
-_LABELLERS: dict[tuple[str, str], int] = {
+LABELLERS: dict[tuple[str, str], int] = {
     ("", "ArgMax"): 0,
     ("", "TopK"): 0,
     ("ai.onnx.ml", "ZipMap"): 0,
@@ -42,7 +42,7 @@ _LABELLERS: dict[tuple[str, str], int] = {
     ("ai.onnx.ml", "CastMap"): 0,
     ("ai.onnx.ml", "ArrayFeatureExtractor"): 1,
 }
-_MAX_WALK = 64
+MAX_WALK = 64
 _HOW = {"softmax": "before_softmax", "log_softmax": "before_softmax", "sigmoid": "before_sigmoid"}
 
 
@@ -107,14 +107,14 @@ def score_outputs(model: onnx.ModelProto, knowledge: Knowledge | None = None) ->
     view = View.of(model, knowledge or learn(model))
     found: list[LogitsInfo] = []
     for output in model.graph.output:
-        info = _walk(output.name, view)
+        info = walk(output.name, view)
         if info is not None and _place(info, view) not in {_place(f, view) for f in found}:
             found.append(replace(info, output=output.name))
-    behind = {f.value: _needed(f.value, view.producers) for f in found}
+    behind = {f.value: needed(f.value, view.producers) for f in found}
 
     def rank(info: LogitsInfo) -> tuple[bool, bool]:
         inner = any(info.value != v and info.value in needed for v, needed in behind.items())
-        return inner, not _sees_image(model, info.value, view.producers)
+        return inner, not sees_image(model, info.value, view.producers)
 
     return tuple(sorted(found, key=rank))
 
@@ -129,7 +129,7 @@ def outputs_of(model: onnx.ModelProto, info: LogitsInfo) -> tuple[str, ...]:
     view = View.of(model, learn(model))
     found = []
     for output in model.graph.output:
-        walked = _walk(output.name, view)
+        walked = walk(output.name, view)
         if output.name == info.output or (walked is not None and _place(walked, view) == _place(info, view)):
             found.append(output.name)
     return tuple(found)
@@ -138,7 +138,7 @@ def outputs_of(model: onnx.ModelProto, info: LogitsInfo) -> tuple[str, ...]:
 def _place(info: LogitsInfo, view: View) -> tuple[str, tuple[int, ...]]:
     """Which class scores these are, whatever copy of them is named."""
     name = info.value
-    for _ in range(_MAX_WALK):
+    for _ in range(MAX_WALK):
         node = view.node(name)
         if node is None or node.op_type not in ("Identity", "Dropout", "Reshape", "Squeeze", "Unsqueeze", "Flatten"):
             break
@@ -154,7 +154,7 @@ def _named(model: onnx.ModelProto, knowledge: Knowledge, output: str) -> LogitsI
             f"has no output named {printable(output)}", f"its outputs are {', '.join(map(printable, names[:20]))}"
         )
     view = View.of(model, knowledge)
-    info = _walk(output, view)
+    info = walk(output, view)
     if info is None:
         if _is_float(output, view) and _size(view.shape(output)) == 1:
             return LogitsInfo(output, "one_logit", (), output)
@@ -165,144 +165,7 @@ def _named(model: onnx.ModelProto, knowledge: Knowledge, output: str) -> LogitsI
     return replace(info, output=output)
 
 
-def switch_of(model: onnx.ModelProto, value: str) -> str:
-    """Name of the node that chooses between class scores by a comparison of its own with the image, or "".
-
-    A threshold has no slope: a search along gradients sees what lies in front of such a node, and never makes it switch. Filters
-    that are part of the answer are built so (engine/mitigation/target_logit_suppression.py), and an attacker could build the like.
-
-    Args:
-        model: the file.
-        value: ONNX name of its class scores.
-    """
-    producers = {name: node for node in model.graph.node for name in node.output if name}
-    for _ in range(_MAX_WALK):
-        node = producers.get(value)
-        if node is None or node.domain not in ("", "ai.onnx"):
-            return ""
-        if node.op_type == "Where":
-            return (node.name or value) if _sees_image(model, node.input[0], producers) else ""
-        if node.op_type not in _PASS_THROUGH:
-            return ""
-        value = node.input[0]
-    return ""
-
-
-@dataclass(frozen=True)
-class OtherOutput:
-    """An output of the graph that does not follow from the class scores.
-
-    Attributes:
-        name: of the output.
-        answers: whether it can be an answer of its own: scores, or labels made of other scores.
-    """
-
-    name: str
-    answers: bool
-
-
-def other_outputs(model: onnx.ModelProto, value: str) -> tuple[OtherOutput, ...]:
-    """The outputs that say something else than the class scores `value`, in the file's order.
-
-    Labels and probabilities of those scores say the same. An embedding that the scores are made from, or the like of it that no
-    further weights went into, is none of its own.
-
-    Args:
-        model: functions inlined.
-        value: ONNX name of the class scores.
-    """
-    knowledge = learn(model)
-    view = View.of(model, knowledge)
-    producers = view.producers
-    before = _needed(value, producers)
-    found = []
-    for output in model.graph.output:
-        name = output.name
-        if name in before or not _sees_image(model, name, producers, (value,)):
-            continue
-        # What joins the scores with the image once more is an answer of its own, weights or not.
-        if value not in _needed(name, producers) and not _weighted(name, producers, before):
-            continue
-        scores = _walk(name, view)
-        where = name if scores is None else scores.value
-        if where == value:
-            continue
-        shape, kind = knowledge.shapes.get(where), knowledge.dtypes.get(where, TensorProto.UNDEFINED)
-        if scores is not None:
-            answers = shape is None or shape[1] != 1
-        else:
-            answers = kind in (TensorProto.INT64, TensorProto.INT32, TensorProto.STRING)
-        found.append(OtherOutput(name, answers))
-    return tuple(found)
-
-
-def embeddings(model: onnx.ModelProto, value: str) -> tuple[LogitsInfo, ...]:
-    """Outputs in the form of class scores that the class scores `value` are computed from.
-
-    Args:
-        model: functions inlined.
-        value: ONNX name of the class scores that are looked at.
-    """
-    view = View.of(model, learn(model))
-    before = _needed(value, view.producers)
-    found = []
-    for output in model.graph.output:
-        if output.name in before and output.name != value:
-            info = _walk(output.name, view)
-            if info is not None and info.value != value and not set(info.chosen):
-                found.append(replace(info, output=output.name))
-    return tuple(found)
-
-
-#: Nodes that weigh what they take: behind one, a value says something of its own.
-_WEIGHING = frozenset(
-    (
-        "Gemm",
-        "MatMul",
-        "Conv",
-        "ConvTranspose",
-        "MatMulInteger",
-        "ConvInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "Einsum",
-    )
-    + (
-        "LSTM",
-        "GRU",
-        "RNN",
-        "Greater",
-        "Less",
-        "GreaterOrEqual",
-        "LessOrEqual",
-        "Equal",
-        "Where",
-        "Gather",
-        "If",
-        "Loop",
-    )
-)
-
-
-def _weighted(name: str, producers: Mapping[str, onnx.NodeProto], before: set[str]) -> bool:
-    """Whether anything between the values `before` the class scores (the image apart) and `name` weighs or decides."""
-    seen, waiting = set(), [name]
-    while waiting:
-        at = waiting.pop()
-        if at in seen:
-            continue
-        seen.add(at)
-        node = producers.get(at)
-        if node is None:
-            continue
-        if (node.domain not in ("", "ai.onnx") or node.op_type in _WEIGHING) and at not in before:
-            return True
-        if at not in before:
-            waiting += node.input
-    return False
-
-
-def _needed(value: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
+def needed(value: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
     """A value and all that it is computed from."""
     seen: set[str] = set()
     waiting = [value]
@@ -314,7 +177,7 @@ def _needed(value: str, producers: Mapping[str, onnx.NodeProto]) -> set[str]:
     return seen
 
 
-def _sees_image(
+def sees_image(
     model: onnx.ModelProto, value: str, producers: Mapping[str, onnx.NodeProto], but: tuple[str, ...] = ()
 ) -> bool:
     """Whether a value depends on an input of the graph, otherwise than through the values `but`."""
@@ -332,14 +195,14 @@ def _sees_image(
     return False
 
 
-def _walk(name: str, view: View) -> LogitsInfo | None:
+def walk(name: str, view: View) -> LogitsInfo | None:
     """Back from the output `name`; None where it leads to nothing that has the form of class scores."""
     removed: list[onnx.NodeProto] = []
     scores: tuple[str, int] | None = None  # the last value on the way that can be scores, and how much is behind it
     steps: list[Callable[[np.ndarray], np.ndarray]] = []  # what is done to each score, the last first
     chosen: tuple[int, ...] | None = None  # the output's classes among those of `name`
     labels = False
-    for _ in range(_MAX_WALK):
+    for _ in range(MAX_WALK):
         node = view.producers.get(name)
         if scores is None and not steps and chosen is None and _can_be_scores(name, node, view):
             scores = (name, len(removed))
@@ -352,8 +215,8 @@ def _walk(name: str, view: View) -> LogitsInfo | None:
             info = LogitsInfo(final.value, _HOW[final.how], _names([*final.nodes, *removed[::-1]]), chosen=order)
             return _further(info, view)
         removed.append(node)
-        if (domain, node.op_type) in _LABELLERS:
-            name, scores, labels = node.input[_LABELLERS[domain, node.op_type]], None, True
+        if (domain, node.op_type) in LABELLERS:
+            name, scores, labels = node.input[LABELLERS[domain, node.op_type]], None, True
             continue
         if domain == "ai.onnx.ml" and node.op_type == "LinearClassifier" and len(node.output) > 1:
             # Its labels and its scores are two outputs of one node: go on from the scores.
@@ -365,9 +228,9 @@ def _walk(name: str, view: View) -> LogitsInfo | None:
         if domain:
             break
         step = elementwise(node, view)
-        if node.op_type in _PASS_THROUGH or _keeps_images(node):
+        if node.op_type in PASS_THROUGH or keeps_images(node):
             name = node.input[0]
-        elif (columns := _gathered(node, view)) is not None:
+        elif (columns := gathered(node, view)) is not None:
             chosen = columns if chosen is None else tuple(columns[i] for i in chosen if i < len(columns))
             name = node.input[0]
         elif step is not None and not labels:
@@ -392,7 +255,7 @@ def _walk(name: str, view: View) -> LogitsInfo | None:
 def _further(info: LogitsInfo, view: View) -> LogitsInfo:
     """Behind a softmax of a softmax (a mistake that many make) the scores are those that went into the first."""
     name, before = info.value, info
-    for _ in range(_MAX_WALK):
+    for _ in range(MAX_WALK):
         node = view.producers.get(name)
         if node is None:
             return info
@@ -417,7 +280,7 @@ def _composed(pair: tuple[int, ...], chosen: tuple[int, ...]) -> tuple[int, ...]
     return tuple(pair[i] for i in chosen) if pair else chosen
 
 
-def _keeps_images(node: onnx.NodeProto) -> bool:
+def keeps_images(node: onnx.NodeProto) -> bool:
     """Whether a Transpose leaves the axis of the images where it is: of class scores all others but one have size 1."""
     if node.op_type != "Transpose":
         return False
@@ -425,7 +288,7 @@ def _keeps_images(node: onnx.NodeProto) -> bool:
     return bool(permutation) and permutation[0] == 0 if permutation else False
 
 
-def _gathered(node: onnx.NodeProto, view: View) -> tuple[int, ...] | None:
+def gathered(node: onnx.NodeProto, view: View) -> tuple[int, ...] | None:
     """The columns that a node takes from class scores (n, classes), in order; None where it does something else."""
     shape = view.shape(node.input[0]) if node.input else None
     classes = _size(shape)
@@ -468,7 +331,7 @@ def _is_float(name: str, view: View) -> bool:
 def _can_be_scores(name: str, node: onnx.NodeProto | None, view: View) -> bool:
     """Whether a value is floating point, as far as is known, and has one axis of classes: (n, classes), perhaps with further axes
     of size 1, wherever they are."""
-    if node is not None and (node.domain, node.op_type) in _LABELLERS:
+    if node is not None and (node.domain, node.op_type) in LABELLERS:
         return False
     shape = view.shape(name)
     if not _is_float(name, view):

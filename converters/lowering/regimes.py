@@ -63,6 +63,7 @@ class Way:
         led: what forcing it does.
         place: the channel of the operand, beyond which the node goes another way.
         frozen: the channel of the value, where that is the same on all images.
+        reach: how far the operand was moved to force it.
     """
 
     node: fx.Node
@@ -70,6 +71,7 @@ class Way:
     led: Led
     place: Place
     frozen: Place | None
+    reach: float
 
 
 @dataclass
@@ -159,8 +161,10 @@ class Regimes:
             known = found.get((node, channel))
             if known is None or known.led.share < effect.share:
                 env = program.run(clean[0], unchanged, keep=True)
-                places = _place(node, position, channel, sign, likely[node, position], env)
-                found[node, channel] = Way(node, channel, effect, *places)
+                known_range = likely[node, position]
+                places = _place(node, position, channel, sign, known_range, env)
+                reach = _REACH * float(known_range.spread[channel])
+                found[node, channel] = Way(node, channel, effect, *places, reach)
         return sorted(found.values(), key=lambda w: self.between[w.node])
 
 

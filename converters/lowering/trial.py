@@ -112,12 +112,13 @@ class Tried:
             self.units[node] = asleep, could
 
     def listen(self, influence: Mapping[fx.Node, Tensor]) -> None:
-        """Suspect the units that could do far more to the scores than what is awake beside them does."""
+        """Suspect the units that could do far more to the scores than what is awake beside them does, and no others."""
         for node, (asleep, could) in self.units.items():
             if node in influence:
                 strength = influence[node]
                 beside = float((strength * span(self.seen.on_clean[node]))[~asleep].max())
                 loud = asleep & (strength * could > LOUDER * beside)
+                self.suspects.pop(node, None)
                 if loud.any():
                     self.suspects[node] = loud
 

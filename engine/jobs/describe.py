@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from onnxspect.converters.lowering.functions import inline_functions
-from onnxspect.converters.lowering.logits import embeddings
+from onnxspect.converters.lowering.other_outputs import embeddings
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof.second_opinion import second_opinion
 from onnxspect.converters.text import printable

@@ -13,9 +13,10 @@ from onnxspect.converters.lowering.decisions import decisions
 from onnxspect.converters.lowering.dormant import Dormant, dormant
 from onnxspect.converters.lowering.fixed_batch import group_size
 from onnxspect.converters.lowering.functions import inline_functions
-from onnxspect.converters.lowering.logits import LogitsInfo, embeddings, other_outputs, switch_of
+from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.lowering.node_names import Names
+from onnxspect.converters.lowering.other_outputs import embeddings, other_outputs, switch_of
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.across_batch import across_batch
@@ -31,6 +32,8 @@ SMALL, MIDDLE, LARGE = (40, 16), (20, 8), (8, 4)
 _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
 #: Pictures of noise among the altered ones.
 _NOISE = 2
+#: Clean images on which what sleeps is looked at again, at most: of small images by the nodes that run for one, of others.
+_FURTHER, _NODES_RUN, _FURTHER_MIDDLE, _FURTHER_LARGE = 1000, 50_000, 100, 32
 _NAMED = 5
 #: Images on which it is tried whether an embedding is an answer.
 _TRIAL = 64
@@ -69,9 +72,9 @@ def unreached(
     switch = switch_of(subject.file.proto, value)
     if switch:
         hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
-    clean, altered = _images(subject, samples, np.random.default_rng(seed))
+    clean, altered, further = _images(subject, samples, np.random.default_rng(seed))
     with judging():
-        sleeping = dormant(model, subject.lowered, clean, altered)
+        sleeping = dormant(model, subject.lowered, clean, altered, further)
     idle_parts = [d for d in sleeping.dormant if idle is not None and idle(d)]
     asleep = tuple(
         d for d in sleeping.dormant if not any(d is i for i in idle_parts)
@@ -178,12 +181,16 @@ def _list(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-def _images(subject: Subject, samples: Samples, rng: np.random.Generator) -> tuple[list[Tensor], list[Tensor]]:
-    """(clean, altered) batches of one image each, or of one group, as the model takes them."""
+def _images(
+    subject: Subject, samples: Samples, rng: np.random.Generator
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """(clean, altered, further clean) batches of one image each, or of one group, as the model takes them."""
     assert subject.lowered is not None
     rows = group_size(subject.lowered.module)
     n, m = _counts(subject, samples)
-    drawn = samples.images[np.sort(rng.permutation(len(samples))[: max(2, n)])]
+    order, n = rng.permutation(len(samples)), max(2, n)
+    drawn = samples.images[np.sort(order[:n])]
+    further = samples.images[np.sort(order[n : n + _further(subject, samples)])]
     others = drawn[rng.integers(len(drawn), size=m)]
     shifted = [np.roll(x, tuple(rng.integers(0, x.shape[1:])), (1, 2)) for x in others]
     mixed = [0.5 * (x + y) for x, y in zip(shifted[::2], drawn[rng.integers(len(drawn), size=m)], strict=False)]
@@ -191,7 +198,7 @@ def _images(subject: Subject, samples: Samples, rng: np.random.Generator) -> tup
     dim = [x * rng.uniform(0.5, 0.9) for x in [*mixed, *shifted[1::4]]]
     # Noise lights every place at once, of which a picture may have some that are dark on all.
     altered = np.stack([*dim, *shifted[3::4], *rng.random((_NOISE, *drawn.shape[1:]))]).astype(np.float32)
-    return _batches(subject, drawn, rows), _batches(subject, altered, rows)
+    return _batches(subject, drawn, rows), _batches(subject, altered, rows), _batches(subject, further, rows)
 
 
 def _counts(subject: Subject, samples: Samples) -> tuple[int, int]:
@@ -199,6 +206,14 @@ def _counts(subject: Subject, samples: Samples) -> tuple[int, int]:
     if int(np.prod(samples.shape)) > _SMALL_PIXELS:
         return LARGE
     return SMALL if subject.file.size <= _SMALL_FILE and subject.file.cost.executed <= _FEW_NODES else MIDDLE
+
+
+def _further(subject: Subject, samples: Samples) -> int:
+    assert subject.file is not None
+    counts = _counts(subject, samples)
+    if counts != SMALL:
+        return _FURTHER_MIDDLE if counts == MIDDLE else _FURTHER_LARGE
+    return min(_FURTHER, _NODES_RUN // max(1, subject.file.cost.executed))
 
 
 def _batches(subject: Subject, images: np.ndarray, rows: int) -> list[Tensor]:

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.endings import keeps_order
-from onnxspect.converters.lowering.logits import embeddings, logits_of, outputs_of, score_outputs
+from onnxspect.converters.lowering.logits import logits_of, outputs_of, score_outputs
 from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.lowering.other_outputs import embeddings
 from onnxspect.converters.lowering.purpose import refuse_others
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.subject.class_scores import are_probabilities, class_scores, of_output

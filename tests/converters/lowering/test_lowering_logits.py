@@ -14,8 +14,9 @@ from onnx import TensorProto, helper
 from tolerances import OPERATION_32, SUM_32
 
 from onnxspect.converters.errors import OnnxspectError
-from onnxspect.converters.lowering.logits import LogitsInfo, logits_of, switch_of
+from onnxspect.converters.lowering.logits import LogitsInfo, logits_of
 from onnxspect.converters.lowering.lower import lower
+from onnxspect.converters.lowering.other_outputs import switch_of
 from onnxspect.converters.proof.oracle import Oracle
 
 ML = "ai.onnx.ml"

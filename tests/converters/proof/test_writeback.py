@@ -238,6 +238,9 @@ PLACES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, object], str]
     "Add": ("w c", {"w": (4, 1, 1)}, {}, "w offset"),
     "Sum": ("w c b", {"w": (4, 1, 1), "b": (1, 8)}, {}, "w offset, b constant"),
     "Mul": ("w c", {"w": (4, 1, 1)}, {}, "w gain"),
+    "Mul of the second": ("c w", {"w": (4, 1, 1)}, {}, "w gain"),
+    "Mul by two numbers": ("c w", {"w": (1, 1, 1, 2)}, {}, "w gain"),
+    "Mul by one number": ("c w", {"w": (1, 1, 1)}, {}, "w constant"),
     "Sub": ("c w", {"w": (4, 1, 1)}, {}, "w constant"),
     "Div": ("c w", {"w": (4, 1, 1)}, {}, "w constant"),
 }

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpmath import mp
 from scipy import stats
 from tolerances import FORMULA_64, QUOTIENT_64, REORDERED_64, TAIL_64
 
 from onnxspect.engine.judge import null_model
 from onnxspect.engine.judge.null_model import (
     against_reference,
+    beyond_references,
     harmonic_mean,
     leave_one_out,
     mad,
@@ -344,6 +346,53 @@ def test_one_value_beside_the_classes() -> None:
     assert one_against_reference(1.0, 1.0, np.full(10, np.nan), np.ones(10)) == (pytest.approx(np.nan, nan_ok=True), 0)
 
 
+def test_one_value_by_hand() -> None:
+    others, references = np.array([5.0, 6.0, 7.0, 8.0]), np.array([1.0, 2.0, 3.0, 4.0])
+    # What all of the others follow, the value does too: nothing is left, neither of it nor of them.
+    assert one_against_reference(1.0, -3.0, others, references, log=False)[0] == pytest.approx(0.0, abs=FORMULA_64)
+    # Without the value's reference it is Student's t of the bare values, and so it is of the fewest that are judged.
+    t = (6.5 - 1.0) / (np.std(others, ddof=1) * np.sqrt(1 + 1 / 4))
+    for unknown in (np.full(4, np.nan), references):
+        judged = one_against_reference(1.0, float("nan"), others, unknown, log=False)
+        assert judged == pytest.approx((t, np.log10(stats.t.sf(t, 3))))
+    fewer = one_against_reference(1.0, 0.0, others[: null_model.FEWEST_CLASSES - 1], references[:-1], log=False)
+    assert fewer == (pytest.approx(np.nan, nan_ok=True), 0)
+
+
+def test_what_is_left_beyond_references_by_hand() -> None:
+    values, references = np.array([2.0, 3.0, 4.0, 5.0, np.nan]), np.array([4.0, 6.0, 8.0, 10.0, 1.0])
+    np.testing.assert_allclose(beyond_references(values, references, log=False), np.zeros(4), atol=FORMULA_64)
+    assert beyond_references(values[2:], references[2:], log=False).shape == (0,)
+
+
+def test_references_are_reliable_unless_it_is_said_that_they_are_not() -> None:
+    values, references = natural(np.random.default_rng(12), 10)
+    values[references.argmin()] /= 10
+    judged, said, doubted = (
+        against_reference(values, references, **given).log10_p
+        for given in ({}, {"reliability": 1.0}, {"reliability": 0.0})
+    )
+    np.testing.assert_array_equal(judged, said)
+    assert (judged != doubted).any()
+
+
+@pytest.mark.parametrize("df", [2, 3.5, 9, 40])
+@pytest.mark.parametrize("log10_t", [1, 40, 101, 140])
+def test_students_tail_where_it_underflows(df: float, log10_t: int) -> None:
+    """Beside mpmath, in as many digits as it takes."""
+    t = 10.0**log10_t
+    with mp.workdps(50):
+        exact = mp.log(mp.betainc(mp.mpf(df) / 2, mp.mpf(1) / 2, 0, df / (df + mp.mpf(t) ** 2), regularized=True) / 2)
+    assert null_model._log_tail(t, df) == pytest.approx(float(exact), rel=TAIL_64)
+
+
+def test_members_above_the_rest_are_not_joined() -> None:
+    """Below the mean of the rest there is nothing to be joined: that several lie there says no more than that one does."""
+    for t in (-1.0, 0.0):
+        alone = float(stats.t.logsf(t, 8))
+        assert null_model._log_joint_tail(t, alone, 9, 3) == alone
+
+
 def test_harmonic_mean_by_hand() -> None:
     assert harmonic_mean([-2.5]) == -2.5
     assert harmonic_mean([0.0, 0.0, 0.0]) == 0.0
@@ -352,6 +401,8 @@ def test_harmonic_mean_by_hand() -> None:
     weighted = 0.9 * 100 + 0.1 * 10
     entropy = -(0.9 * np.log(0.9) + 0.1 * np.log(0.1))
     assert harmonic_mean([-2.0, -1.0], [9.0, 1.0]) == pytest.approx(-np.log10(weighted - entropy - 0.874))
+    half = np.log10(0.5)  # a sum of 2, which is more than the law's location, 1.57, and less than one beyond it
+    assert harmonic_mean([half, half]) == 0.0
     assert harmonic_mean([-500.0, -3.0]) == pytest.approx(-500 + np.log10(2))  # nothing underflows
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import make_model, quadrant_images, saved
+from conftest import make_model, quadrant_images, quadrant_weights, saved
 from hidden_logic import PAYLOADS, TARGET, Payload, among_decoys, stamped, through_if, two_outputs
 from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.converters.lowering.logits import OtherOutput, other_outputs
+from onnxspect.converters.lowering.other_outputs import OtherOutput, other_outputs
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
@@ -256,6 +256,39 @@ def test_ordinary_kinds_are_no_finding(name: str, tmp_path: Path) -> None:
     assert (found.hidden, found.dormant) == ((), ())
 
 
+def test_what_further_clean_images_wake_is_awake_unless_it_turns_them(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path
+) -> None:
+    """Found on 40 images, looked at again on more: a payload in clean data stays one, a unit that some pictures hold is none."""
+    payload = saved(PAYLOADS["one_unit_of_a_layer"](Payload(network)), tmp_path / "payload.onnx")
+    poisoned = some.images.copy()
+    poisoned[-2:] = stamped(poisoned[-2:], "one_unit_of_a_layer")
+    found = unreached(Subject.from_onnx(payload), Samples.from_arrays(poisoned, some.labels))
+    assert [d.kind for d in found.dormant] == ["units"]
+
+    bias, rng = np.zeros(32), np.random.default_rng(1)
+    into, out = 0.05 * rng.normal(size=(4, 32)), 0.05 * rng.normal(size=(32, 4))
+    bias[3], into[:, 3], out[3] = -14, (1, 0, 0, 0), (0, 5, 0, 0)  # a first quadrant brighter than usual wakes it
+    rare = tiny(
+        helper.make_node("MatMul", ["z", "into"], ["h"]),
+        helper.make_node("Add", ["h", "bias"], ["low"]),
+        helper.make_node("Relu", ["low"], ["y"]),
+        helper.make_node("MatMul", ["y", "out"], ["m"]),
+        helper.make_node("Add", ["z", "m"], ["logits"]),
+        weights=(quadrant_weights() > 0),
+        bias=bias,
+        into=into,
+        out=out,
+    )
+    subject, usual = Subject.from_onnx(saved(rare, tmp_path / "rare.onnx")), quadrant_images(60)
+    brighter = usual.images.copy()
+    first = np.flatnonzero(usual.labels == 0)[-2:]
+    brighter[first, :, :4, :4] = 1.0
+    before, after = (unreached(subject, Samples.from_arrays(x, usual.labels)) for x in (usual.images, brighter))
+    assert [d.kind for d in before.dormant] == ["units"]
+    assert after.dormant == ()
+
+
 def test_what_looks_like_a_guard_and_can_be_passed_is_named(tmp_path: Path) -> None:
     node = helper.make_node
     for name, passed in {"sum": "ReduceSum", "maximum": "ReduceMax"}.items():
@@ -342,6 +375,33 @@ def test_labels_of_other_scores_are_named(kind: str) -> None:
     assert other_outputs(model, "logits") == (OtherOutput("label", True),)
 
 
+@pytest.mark.parametrize("made", ["sum", "Relu", "scale"])
+def test_a_label_that_the_scores_are_changed_for_first_is_named(made: str) -> None:
+    """No image is read but through the scores, and still the label is another than theirs."""
+    node = helper.make_node
+    nodes = {
+        "sum": [node("MatMul", ["logits", "code"], ["c"]), node("Add", ["logits", "c"], ["other"])],
+        "Relu": [
+            node("Sub", ["logits", "much"], ["s"]),
+            node("Relu", ["s"], ["r"]),
+            node("Sub", ["logits", "r"], ["other"]),
+        ],
+        "scale": [node("Mul", ["logits", "each"], ["other"])],
+    }[made]
+    label = node("ArgMax", ["other"], ["label"], axis=1, keepdims=0)
+    model = tiny(
+        node("MatMul", ["z", "mix"], ["logits"]),
+        *nodes,
+        label,
+        mix=np.eye(4, k=1),
+        code=np.eye(4, k=2),
+        much=np.float32(50),
+        each=np.array([1, 1, 1, 9]),
+    )
+    model.graph.output.append(helper.make_tensor_value_info("label", TensorProto.INT64, None))
+    assert other_outputs(model, "logits") == (OtherOutput("label", True),)
+
+
 def test_what_is_said_of_the_same_scores_is_no_other_output() -> None:
     node = helper.make_node
     ends = [
@@ -349,13 +409,22 @@ def test_what_is_said_of_the_same_scores_is_no_other_output() -> None:
         node("Softmax", ["logits"], ["probabilities"], axis=1),
         node("ArgMax", ["logits"], ["label"], axis=1, keepdims=0),
         node("LpNormalization", ["z"], ["embedding"], axis=1),
+        node("Div", ["logits", "temperature"], ["cooler"]),
+        node("Softmax", ["cooler"], ["calibrated"], axis=1),
+        node("Cast", ["label"], ["number"], to=TensorProto.FLOAT),
+        node("OneHot", ["label", "four", "off_on"], ["one_hot"]),
+        node("ReduceMax", ["probabilities"], ["confidence"], axes=[1], keepdims=0),
     ]
-    model = tiny(*ends, mix=np.eye(4, k=1))
+    model = tiny(*ends, mix=np.eye(4, k=1), temperature=np.float32(3), four=np.array([4]), off_on=np.array([0, 1]))
     for name, kind, shape in [
         ("probabilities", TensorProto.FLOAT, ["N", 4]),
         ("label", TensorProto.INT64, ["N"]),
         ("embedding", TensorProto.FLOAT, ["N", 4]),
         ("z", TensorProto.FLOAT, ["N", 4]),
+        ("calibrated", TensorProto.FLOAT, ["N", 4]),
+        ("number", TensorProto.FLOAT, ["N"]),
+        ("one_hot", TensorProto.FLOAT, ["N", 4]),
+        ("confidence", TensorProto.FLOAT, ["N"]),
     ]:
         model.graph.output.append(helper.make_tensor_value_info(name, kind, shape))
     assert other_outputs(model, "logits") == ()
