@@ -347,7 +347,9 @@ class _Run:
                     self._answer = int(said["status"])
                     continue
                 remove = "remove" in said
-                answer = self._remove(str(said["remove"])) if remove else self._place(str(said["from"]), str(said["to"]))
+                answer = (
+                    self._remove(str(said["remove"])) if remove else self._place(str(said["from"]), str(said["to"]))
+                )
             except (ValueError, KeyError, TypeError, RecursionError):
                 answer = {"refused": "not understood"}
             with contextlib.suppress(OSError):
