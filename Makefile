@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: notebook fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -55,6 +55,11 @@ site: $(VENV)/.demo
 	$(PIP) 'mkdocs-material>=9.6,<10'
 	NO_MKDOCS_2_WARNING=1 REPO=$(REPO) $(BIN)/mkdocs build --strict
 
+# The notebook of docs/, from top to bottom; CI calls it after the tests.
+notebook: $(VENV)/.test
+	ONNXSPECT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_site.py -k notebook
+
+# Ray is not in it: the default tests need none, and `make ray` installs it by constraints.txt.
 # Writes requirements-ci.txt anew after a change of pyproject.toml or constraints.txt: needs uv. No index is named in it.
 lock:
 	uv pip compile pyproject.toml --extra test --extra keras --extra tensorflow --extra jax --extra sklearn --extra second-opinion -c constraints.txt --python-version 3.11 \
@@ -91,7 +96,7 @@ signals: $(VENV)/.test
 
 # Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
 fleet: $(VENV)/.test
-	$(BIN)/python benchmarks/many_models.py --models 30 --out benchmarks/results/many_models.json
+	$(BIN)/python benchmarks/many_models.py --models 24 --kills 20 --out benchmarks/results/many_models.json
 	$(BIN)/python benchmarks/fleet_scheduling.py --out benchmarks/results/fleet_scheduling.json
 
 # Many models on a Ray cluster of several nodes on this machine, two of which are killed.

@@ -8,7 +8,8 @@ again. Both must end with one report a model, the same digests, references made 
 Exits with 1 where that does not hold.
 
 `ratio` is the wall time of the undisturbed command, times the commands at a time, over the sum of what the scans themselves took
-(`seconds` of their reports: opening, searching, judging, writing) and the making of the references.
+(`seconds` of their reports: opening, searching, judging; not starting, drawing and writing) and the searches on the references.
+`ratio_to_searches` has nothing below the line but the searches of models and references, as their ledgers have them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE, CLASSES = 8, 4
-_VICTIMS = ("onnxspect.cli.worker", "onnxspect.cli.one_of_many", "many_models_parent")
+#: For how many models the ratio is extrapolated: what is before the references are there is paid once, the rest by each model.
+_MANY = 500
+#: Who is killed, by the names that lists of processes have: a worker, its supervisor, the process that they are copies of, the command.
+WORKER, SUPERVISOR, FORKSERVER, COMMAND = "onnxspect-work", "onnxspect-scan", "onnxspect-fork", "command"
+_VICTIMS = (WORKER, WORKER, SUPERVISOR, FORKSERVER)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,26 +129,47 @@ def _command(place: Path, asked: argparse.Namespace, name: str) -> subprocess.Po
     for detector in asked.detector:
         line += ["--detector", detector]
     return subprocess.Popen(
-        [*line, _VICTIMS[2]], cwd=place, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*line, COMMAND], cwd=place, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
 
 
 def _still(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    started = time.perf_counter()
+    began, started = time.time(), time.perf_counter()
     status = _command(place, asked, "still").wait()
     wall = time.perf_counter() - started
     with sqlite3.connect(place / "still/index.sqlite") as db:
         own = db.execute("SELECT sum(seconds) FROM results").fetchone()[0] or 0.0
     references = _references_seconds(place / "still-cache")
+    start = _until_references(place / "still", began)
+    of_many = asked.jobs * (start + _MANY * (wall - start) / asked.models) / (_MANY * own / asked.models + references)
+    searches = sum(_searching(p) for p in (place / "still").glob("*/run.sqlite"))
     problems = _problems(place, "still", asked.models)
     problems += [] if status == 0 else [f"the undisturbed command ended with {status}"]
     return {
         "wall_seconds": round(wall, 1),
         "scans_seconds": round(own, 1),
+        "searches_seconds": round(searches, 1),
         "references_seconds": round(references, 1),
+        "until_references_seconds": round(start, 1),
+        f"ratio_of_{_MANY}_extrapolated": round(of_many, 3),
+        "ratio_to_searches": round(wall * asked.jobs / max(searches + references, 1e-9), 3),
         "ratio": round(wall * asked.jobs / max(own + references, 1e-9), 3),
         "problems": problems,
     }
+
+
+def _until_references(folder: Path, began: float) -> float:
+    """Seconds from the start of the command until the references were there, which its other models waited for."""
+    with sqlite3.connect(folder / "index.sqlite") as db:
+        (ended,) = db.execute("SELECT min(began) FROM attempts WHERE key LIKE '%/%' AND status = 0").fetchone()
+    return max(0.0, datetime.datetime.fromisoformat(ended).timestamp() - began)
+
+
+def _searching(ledger: Path) -> float:
+    """What the searches of a scan took, as its ledger says; what a detector made of them has rows of its own."""
+    with sqlite3.connect(ledger) as db:
+        rows = db.execute("SELECT row FROM units WHERE detector NOT LIKE 'evidence of %'")
+        return sum(json.loads(row)["seconds"] or 0.0 for (row,) in rows)
 
 
 def _references_seconds(cache: Path) -> float:
@@ -158,7 +184,7 @@ def _references_seconds(cache: Path) -> float:
 def _under_kills(place: Path, asked: argparse.Namespace, whole: float) -> dict[str, Any]:
     """The same, killed again and again."""
     rng = random.Random(asked.seed)
-    kinds: dict[str, int] = dict.fromkeys(_VICTIMS, 0)
+    kinds: dict[str, int] = dict.fromkeys((*_VICTIMS, COMMAND), 0)
     commands, started = 0, time.perf_counter()
     command = None
     while True:
@@ -170,12 +196,12 @@ def _under_kills(place: Path, asked: argparse.Namespace, whole: float) -> dict[s
             status = command.wait(wait if sum(kinds.values()) < asked.kills else None)
         except subprocess.TimeoutExpired:
             # The command itself one time in four: what it started dies with it.
-            name = _VICTIMS[2] if sum(kinds.values()) % 4 == 3 else _VICTIMS[rng.randrange(2)]
+            name = COMMAND if sum(kinds.values()) % 4 == 3 else rng.choice(_VICTIMS)
             victims = _pids(command.pid, name)
             if victims:
                 os.kill(rng.choice(victims), signal.SIGKILL)
                 kinds[name] += 1
-            if name == _VICTIMS[2]:
+            if name == COMMAND:
                 command.wait()
                 command = None
             continue
@@ -191,15 +217,15 @@ def _under_kills(place: Path, asked: argparse.Namespace, whole: float) -> dict[s
 
 
 def _pids(root: int, name: str) -> list[int]:
-    """The processes of that program beneath the command, or itself."""
-    if name == _VICTIMS[2]:
+    """The processes of that name beneath the command, or itself."""
+    if name == COMMAND:
         return [root]
     found, waiting = [], [root]
     while waiting:
         pid = waiting.pop()
         try:
             waiting += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-            if name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name:
                 found.append(pid)
         except OSError:
             continue

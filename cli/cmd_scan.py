@@ -15,7 +15,7 @@ from onnxspect.cli.report_output import accepted_findings, check, found_policy, 
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.budget import parse_duration
-from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.jobs.scan import check_settings, scan
 from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.report import formats, policy
@@ -103,6 +103,12 @@ def _many_options(command: Command) -> Command:
     help="Finished references (`onnxspect references`), which are only read.",
 )
 @click.option(
+    "--check-only",
+    is_flag=True,
+    hidden=True,  # a scan of many models asks once, before it begins with any (engine/fleet/fleet.py)
+    help="Check the options, and that the samples are there; look at no model.",
+)
+@click.option(
     "--prior",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=PRIOR,
@@ -136,6 +142,7 @@ def command(
     perturb_at: str,
     out: Path | None,
     shelf: Path | None,
+    check_only: bool,
     prior: float,
     form: str | None,
     as_json: bool,
@@ -178,6 +185,9 @@ def command(
     # With a budget the most thorough preset that fits is taken, up to the one that is asked for.
     preset = preset or rules.preset or (list(PRESETS)[-1] if seconds is not None else "standard")
     run = options.run_context(device, seed, quiet, progress)
+    if check_only:
+        check_settings(data, train, preset, detectors, taps, perturb_at)
+        return exit_status.CLEAN
     result = scan(
         model, data, out, preset, detectors, spec, resize, run,
         train=train, taps=taps, perturb_at=perturb_at, budget=seconds, prior=prior, shelf=shelf,

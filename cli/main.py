@@ -17,6 +17,7 @@ from onnxspect.cli.former_spellings import understood
 from onnxspect.converters.errors import unwritable
 
 if TYPE_CHECKING:
+    from onnxspect.cli.worker_process import Start
     from onnxspect.converters.sandbox.lock import Level
 
 #: Command -> (module, function): imported when it is used, so that --help answers at once.
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     escape_what_lacks()
     given = understood(sys.argv[1:] if arguments is None else arguments)
-    status = _supervised(given) if _opens_files(given) else run(arguments)
+    status = supervised(given) if _opens_files(given) else run(arguments)
     try:
         sys.stdout.flush()
     except OSError as error:  # a report that did not arrive; without this Python ends with a status of its own, 120
@@ -129,11 +130,13 @@ def _of_many(given: list[str]) -> bool:
     return is_many(values["model"]) or any(values[name] for name in ("jobs", "ray", "cache", "no_cache"))
 
 
-def _supervised(given: list[str]) -> int:
+def supervised(given: list[str], how: Start | None = None) -> int:
+    """Run a command in a worker; the exit status. `how` it is started: by default as a Python of its own."""
     from onnxspect.cli.supervisor import supervise
+    from onnxspect.cli.worker_process import anew
 
     try:
-        return supervise(given)
+        return supervise(given, how or anew)
     except Exception as error:
         return _failed(error, given)
 

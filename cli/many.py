@@ -21,10 +21,11 @@ from onnxspect.cli.json_lines import JsonLines
 from onnxspect.converters.text import printable
 from onnxspect.converters.whole import write_whole
 from onnxspect.engine.fleet.cache import Cache, default_folder
-from onnxspect.engine.fleet.fleet import Options, Scan, Watching
+from onnxspect.engine.fleet.fleet import Watching
 from onnxspect.engine.fleet.index import Result
 from onnxspect.engine.fleet.many import OWN_CACHE, Scanned, run
 from onnxspect.engine.fleet.models import found
+from onnxspect.engine.fleet.plan import Options, Scan
 from onnxspect.engine.fleet.report_of import now, version
 from onnxspect.engine.report import as_many
 

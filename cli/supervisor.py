@@ -11,14 +11,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import selectors
 import shutil
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ import click
 
 from onnxspect.cli import budget, exit_status, places
 from onnxspect.cli.relay import Cleaner
+from onnxspect.cli.worker_process import GRACE, Start, Worker, anew, end, environment_in, resident
 from onnxspect.converters.errors import OnnxspectError, unwritable, writing
 from onnxspect.converters.sandbox import linux
 from onnxspect.converters.sandbox.guard import stage_in
@@ -39,26 +38,20 @@ from onnxspect.converters.sandbox.removal import remove_tree
 from onnxspect.converters.text import readable_bytes, visible
 from onnxspect.converters.whole import SUFFIX, rename
 
-#: Seconds that a worker has for its own end after a signal or at a limit; then it is killed.
-GRACE = 3.0
 #: Seconds between two looks at the worker's memory.
 _LOOK = 0.25
 _PIECE = 1 << 16
 _MOST_CONTROL = 1 << 20
-#: What of the environment the worker gets; the rest may hold tokens.
-_KEPT = re.compile(
-    r"(ONNXSPECT|OMP|GOMP|KMP|MKL|OPENBLAS|CUDA|NVIDIA|CUBLAS|CUDNN|NCCL|TORCH|PYTORCH|ORT|LC|PYTHON|MALLOC|GLIBC)_?\w*"
-    r"|PATH|VIRTUAL_ENV|CONDA_PREFIX|(DY)?LD_\w+|LANG|LANGUAGE|TZ|TERM|COLORTERM|NO_COLOR|USER|LOGNAME|SOURCE_DATE_EPOCH"
-)
 _KEEPS = "; a scan goes on where it stopped when the same command is run again"
 _HARMFUL = "the file is damaged or made to do harm; it was only opened in a locked-in process"
 
 
-def supervise(arguments: list[str]) -> int:
+def supervise(arguments: list[str], how: Start = anew) -> int:
     """Run a command in a worker and return the exit status.
 
     Args:
         arguments: the command's name first, one of `main.COMMANDS`.
+        how: the worker is started.
     """
     command = arguments[0]
     try:
@@ -66,7 +59,7 @@ def supervise(arguments: list[str]) -> int:
             given = places.parsed(command, arguments[1:])
             limits = budget.limits(command, given)
             with _prepared(command, given) as ready:
-                return _Run(command, arguments, limits, ready, signals).status()
+                return _Run(command, arguments, limits, ready, signals, how).status()
     except click.ClickException as error:
         error.show(sys.stderr)
         return exit_status.USAGE
@@ -86,7 +79,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.came: signal.Signals | None = None
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.worker: Worker | None = None
         self.woken, self._waker = socket.socketpair()
         self._before: dict[int, Any] = {}
 
@@ -192,8 +185,9 @@ class _Run:
     """One worker, from start to end."""
 
     def __init__(
-        self, command: str, arguments: list[str], limits: budget.Limits, ready: _Ready, signals: _Signals
+        self, command: str, arguments: list[str], limits: budget.Limits, ready: _Ready, signals: _Signals, how: Start
     ) -> None:
+        self._how = how
         self._command, self._arguments = command, arguments
         self._limits, self._ready, self._signals = limits, ready, signals
         self._ends = time.monotonic() + limits.seconds
@@ -218,22 +212,13 @@ class _Run:
                 with contextlib.suppress(OSError):
                     self._hear(ours)  # its last word may come with the end of its pipes
             finally:
-                _end(worker)
+                end(worker)
         return self._outcome(worker.returncode)
 
-    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, theirs: socket.socket) -> Worker:
         touched = self._ready.touched
         if sys.platform == "linux":
             linux.adopt_orphans()
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxspect.cli.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._environment(),
-            pass_fds=(theirs.fileno(),),
-            process_group=0,  # a Ctrl-C in the terminal comes here alone
-        )
         request = {
             "arguments": self._arguments,
             "readable": touched.readable,
@@ -250,30 +235,9 @@ class _Run:
             "seconds": self._limits.seconds,
             "require_sandbox": self._limits.require_sandbox,
         }
-        if worker.stdin is not None:
-            with contextlib.suppress(OSError):  # it ended at once: its end says why
-                worker.stdin.write(json.dumps(request).encode() + b"\n")
-                worker.stdin.close()
-        return worker
+        return self._how(request, environment_in(self._ready.folder), theirs.fileno())
 
-    def _environment(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
-        here = str(self._ready.folder)
-        own = {
-            **dict.fromkeys(("HOME", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), here),
-            "MPLCONFIGDIR": str(self._ready.folder / "matplotlib"),
-            "USER": os.environ.get("USER", "onnxspect"),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "JOBLIB_MULTIPROCESSING": "0",  # it would look for semaphores, and warn that it may have none
-            "ONNXSPECT_TERMINAL": ",".join(n for n in ("stdout", "stderr") if getattr(sys, n).isatty()),
-            "ORT_DISABLE_TELEMETRY": "1",
-        }
-        if own["ONNXSPECT_TERMINAL"]:
-            size = shutil.get_terminal_size()
-            own |= {"COLUMNS": str(size.columns), "LINES": str(size.lines)}
-        return {**kept, **own}
-
-    def _serve(self, worker: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def _serve(self, worker: Worker, control: socket.socket) -> None:
         """Relay, answer and watch, until the worker's pipes are closed."""
         cleaners = {}
         with selectors.DefaultSelector() as waiting:
@@ -314,13 +278,13 @@ class _Run:
             with contextlib.suppress(OSError):  # what could not be written must not fail again when this process ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
-    def _watch(self, worker: subprocess.Popen[bytes]) -> None:
+    def _watch(self, worker: Worker) -> None:
         """End a worker whose time or memory is spent, and kill one that does not end."""
         now = time.monotonic()
         if self._cause is None and self._signals.came is None:
             if now > self._ends:
                 self._stop("time")
-            elif _resident(worker.pid) > self._limits.memory_bytes + _LIBRARIES:
+            elif resident(worker.pid) > self._limits.memory_bytes + _LIBRARIES:
                 self._stop("memory")
                 self._signals.pass_on(signal.SIGKILL)
         elif self._killed_at is None:
@@ -428,44 +392,3 @@ def out_of_memory(limit: int, stage: str) -> tuple[str, str]:
 
 #: What the libraries of a worker take of memory at most; the kernel's own limits, set in the worker, count on top of theirs.
 _LIBRARIES = 1 << 30
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
-def _end(worker: subprocess.Popen[bytes]) -> None:
-    """Kill the worker if it is still there, and whatever it left behind."""
-    if worker.poll() is None:
-        try:
-            worker.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-    for pipe in (worker.stdin, worker.stdout, worker.stderr):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
-    _end_orphans()
-
-
-def _end_orphans() -> None:
-    """Descendants that outlived the worker became children of this process."""
-    if sys.platform != "linux":
-        return
-    for _ in range(100):
-        try:
-            own = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        except OSError:
-            return
-        if not own:
-            return
-        for pid in map(int, own):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)

@@ -1,6 +1,7 @@
 """The worker of a command: locks itself in, then does what the command does.
 
-Run as ``python -P -m onnxspect.cli.worker`` by supervisor.py; the request is one line of JSON on standard input. Order: a
+Run as ``python -P -m onnxspect.cli.worker`` by supervisor.py, with its request as a line of JSON on standard input, or as a copy of a
+process that has the libraries loaded and has opened nothing (forkserver.py). Order: a
 process that starts children is forked (starter.py); this one gives up all files but those of the request; the command's
 libraries are imported; limits and a filter of system calls follow; only then is a byte of an untrusted file read.
 """
@@ -8,6 +9,7 @@ libraries are imported; limits and a filter of system calls follow; only then is
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +32,8 @@ from onnxspect.converters.sandbox.starter import Starter
 #: The longest file that a command may write: a model with its external data is tens of GiB at most.
 _OUTPUT_BYTES = 1 << 40
 _FILES_OPEN = 4096
+#: Jobs of children whose libraries `load_all` loads.
+LOADED = ("probe",)
 #: What a thread's stack and its allocator map and do not use; several libraries start a thread a core.
 _RESERVED_BY_CORE = 256 << 20
 
@@ -41,12 +45,21 @@ def main() -> None:
     line = sys.stdin.readline()
     if not line:  # the supervisor is gone
         os._exit(exit_status.FAILURE)
-    request = json.loads(line)
+    os._exit(serve(json.loads(line)))  # all that is kept is on the disk, and torch takes its time to go
+
+
+def serve(request: Mapping[str, Any], loaded: Collection[str] = ()) -> int:
+    """Do a request, and say so; the status with which this process is to end.
+
+    Args:
+        request: from the supervisor.
+        loaded: jobs of children whose libraries this process has loaded (forkserver.py).
+    """
     control = socket.socket(fileno=int(request["control"]))
     control.set_inheritable(False)
     try:
         _on_signals()
-        status = _done(request, control)
+        status = _done(request, control, loaded)
     except KeyboardInterrupt:  # the supervisor says what came
         status = exit_status.FAILURE
     except Exception:  # asked for, with ONNXSPECT_DEBUG
@@ -55,16 +68,16 @@ def main() -> None:
     status = _flushed(status)
     guard.end_waiting()
     control.sendall(json.dumps({"status": status}).encode() + b"\n")
-    os._exit(status)  # all that is kept is on the disk, and torch takes its time to go
+    return status
 
 
-def _done(request: Mapping[str, Any], control: socket.socket) -> int:
+def _done(request: Mapping[str, Any], control: socket.socket, loaded: Collection[str]) -> int:
     from onnxspect.cli import main as command_line
 
     folder = Path(request["folder"])
     stages.record_in(folder)
     stages.stage("sandbox")
-    starter = Starter(lambda: _lock_starter(request))
+    starter = Starter(lambda: _lock_starter(request), loaded)
     level = lock.Level()
     lock.files(level, request["readable"], request["writable"], request["devices"])
     budget = guard.Budget(
@@ -87,6 +100,18 @@ def _done(request: Mapping[str, Any], control: socket.socket) -> int:
     lock.calls(level)
     command_line.escape_what_lacks()
     return command_line.run(request["arguments"], level, memory_bytes=int(request["memory_bytes"]))
+
+
+def load_all(commands: Collection[str]) -> None:
+    """Import what these commands need from their first step to their last, with that of the children in LOADED."""
+    from onnxspect.cli import main as command_line
+    from onnxspect.converters.sandbox.guard_child import JOBS
+    from onnxspect.engine.ahead import LATER
+
+    for name in commands:
+        command_line.load(name)
+    for module in (*(JOBS[job] for job in LOADED), *LATER):
+        importlib.import_module(module)
 
 
 def _on_signals() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -64,6 +66,30 @@ def test_python_of_the_tutorial_is_python() -> None:
         compile(code, "tutorial.md", "exec")
         for names in re.findall(r"from onnxspect import (.+)", code):
             assert {n.strip() for n in names.split(",")} <= set(onnxspect.__all__)
+
+
+def test_python_of_the_notebook_is_python() -> None:
+    """`make notebook`, which CI calls, runs it."""
+    for cell in json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]:
+        assert cell["cell_type"] in ("markdown", "code")
+        if cell["cell_type"] == "code":
+            assert (cell["outputs"], cell["execution_count"]) == ([], None)
+            compile("".join(cell["source"]), "tutorial.ipynb", "exec", dont_inherit=True)
+
+
+@pytest.mark.heavy
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """From top to bottom, as a reader would; its last value is what a notebook shows."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    names: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "tutorial.ipynb", "exec", dont_inherit=True), names)  # noqa: S102 - our own page
+    said = capsys.readouterr().out
+    assert re.search(r"right on (9\d|100)% of clean pictures; (9\d|100)% of stamped ones", said)
+    assert "backdoored (2,)" in said
+    assert "<html" in names["report"]._repr_html_()
 
 
 def test_links_out_of_the_pages_become_links_to_the_repository() -> None:

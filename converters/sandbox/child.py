@@ -13,12 +13,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from onnxspect.converters.errors import MachineError, writing
+from onnxspect.converters.sandbox.forked import BROKEN, PIPE, Forked
 from onnxspect.converters.sandbox.removal import remove_tree
 
 #: Seconds for importing the largest framework on a slow disk.
@@ -67,32 +68,33 @@ class Process(Protocol):
 class Launcher(Protocol):
     """Whoever starts children."""
 
-    def start(self, folder: Path, environment: Mapping[str, str]) -> Process:
-        """A child whose work folder that is."""
+    def start(self, job: str, folder: Path, environment: Mapping[str, str]) -> Process:
+        """A child for that job, whose work folder that is."""
 
 
 class Here:
-    """Starts children from this process."""
+    """Starts children from this process.
 
-    def start(self, folder: Path, environment: Mapping[str, str]) -> Process:
-        """A child whose work folder that is."""
-        return _Local(folder, environment)
+    Args:
+        loaded: jobs whose libraries this process has loaded: their children are copies of it (forked.py); every other is a
+            Python of its own.
+    """
+
+    def __init__(self, loaded: Collection[str] = ()) -> None:
+        self._loaded = frozenset(loaded)
+
+    def start(self, job: str, folder: Path, environment: Mapping[str, str]) -> Process:
+        """A child for that job, whose work folder that is."""
+        return _Local(folder, environment, copied=job in self._loaded)
 
 
 class _Local:
-    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], copied: bool) -> None:
         with writing(Path(tempfile.gettempdir())):
             self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
+        start = _copy if copied else _anew
         try:
-            self.process = subprocess.Popen(
-                child_command(),
-                stdin=subprocess.PIPE,
-                stdout=self._errors,
-                stderr=self._errors,
-                cwd=folder,
-                env=child_environment(folder, environment),
-                start_new_session=True,
-            )
+            self.process = start(folder, child_environment(folder, environment), self._errors.fileno())
         except BaseException:
             self._errors.close()
             raise
@@ -112,7 +114,9 @@ class _Local:
             kill_tree(self.process)
         self._errors.seek(0, os.SEEK_END)
         self._errors.seek(max(self._errors.tell() - 4000, 0))
-        return Answer(self.process.returncode, timed_out, self._errors.read().decode("utf-8", "replace"))
+        code = self.process.returncode
+        said = self._errors.read().decode("utf-8", "replace")
+        return Answer(BROKEN if code is None else int(code), timed_out, said)
 
     def close(self) -> None:
         if self.process.returncode is None:
@@ -121,6 +125,32 @@ class _Local:
             with contextlib.suppress(OSError):
                 self.process.stdin.close()
         self._errors.close()
+
+
+def _anew(folder: Path, environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes] | Forked:
+    return subprocess.Popen(
+        child_command(),
+        stdin=subprocess.PIPE,
+        stdout=output,
+        stderr=output,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _copy(folder: Path, environment: Mapping[str, str], output: int) -> subprocess.Popen[bytes] | Forked:
+    from onnxspect.converters.sandbox import guard_child
+
+    return Forked(
+        "onnxspect-child",
+        guard_child.main,
+        stdin=PIPE,
+        stdout=output,
+        stderr=output,
+        environment=environment,
+        cwd=folder,
+    )
 
 
 def child_available() -> bool:
@@ -177,7 +207,7 @@ def child_environment(folder: Path, extra: Mapping[str, str] | None = None) -> d
     return {**kept, **_ONE_THREAD, **own, **(extra or {})}
 
 
-def kill_tree(child: subprocess.Popen[bytes]) -> None:
+def kill_tree(child: subprocess.Popen[bytes] | Forked) -> None:
     """End a child, and what it may have started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):

@@ -174,7 +174,7 @@ def guarded(
     limits = _budget.within(limits)
     # One that waits was started with neither of these.
     waiting = None if readable or environment else _waiting.pop(job, None)
-    with waiting or _Child(environment or {}) as child:
+    with waiting or _Child(job, environment or {}) as child:
         folder = child.folder
         put(files or {}, folder)
         message = full_request(job, request, folder, limits, readable, require_sandbox or _budget.require_sandbox)
@@ -191,7 +191,7 @@ def start_ahead(job: str) -> None:
     """
     if job in _waiting or not child_available():
         return
-    child = _Child({})
+    child = _Child(job, {})
     with contextlib.suppress(OSError, MachineError):  # it ended at once: the run that takes it says why
         child.process.tell({"ahead": True, "job": job, "folder": str(child.folder), "readable": []})
     _waiting[job] = child
@@ -211,12 +211,12 @@ def end_waiting() -> None:
 class _Child:
     """A started child and its work folder; a context that ends it and removes the folder."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, job: str, environment: Mapping[str, str]) -> None:
         require_child()
         self._stack = contextlib.ExitStack()
         self.folder = self._stack.enter_context(work_folder())
         try:
-            self.process = _launcher.start(self.folder, environment)
+            self.process = _launcher.start(job, self.folder, environment)
         except BaseException:
             self._stack.close()
             raise

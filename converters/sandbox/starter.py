@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,9 +33,10 @@ class Starter:
 
     Args:
         lock: locks the starter in; called in it.
+        loaded: jobs whose libraries this process has loaded (`child.Here`).
     """
 
-    def __init__(self, lock: Callable[[], None]) -> None:
+    def __init__(self, lock: Callable[[], None], loaded: Collection[str] = ()) -> None:
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         self.pid = os.fork()
@@ -44,7 +45,7 @@ class Starter:
             try:
                 os.close(ours_in)
                 os.close(ours_out)
-                code = _serve(theirs_in, theirs_out, lock)
+                code = _serve(theirs_in, theirs_out, lock, Here(loaded))
             finally:
                 os._exit(code)
         os.close(theirs_in)
@@ -53,9 +54,10 @@ class Starter:
         self._out: IO[bytes] = os.fdopen(ours_out, "wb")
         self._usable = True
 
-    def start(self, folder: Path, environment: Mapping[str, str]) -> Process:
-        """A child whose work folder that is."""
-        return _Remote(self, int(self.ask("start", folder=str(folder), environment=dict(environment))["id"]))
+    def start(self, job: str, folder: Path, environment: Mapping[str, str]) -> Process:
+        """A child for that job, whose work folder that is."""
+        said = self.ask("start", job=job, folder=str(folder), environment=dict(environment))
+        return _Remote(self, int(said["id"]))
 
     def ask(self, what: str, **request: Any) -> dict[str, Any]:
         """One request and its answer.
@@ -106,7 +108,7 @@ class _Remote:
             self._starter.ask("close", id=self._number)
 
 
-def _serve(requests: int, answers: int, lock: Callable[[], None]) -> int:
+def _serve(requests: int, answers: int, lock: Callable[[], None], here: Here) -> int:
     """The starter's own life: until the other side closes its pipe."""
     if sys.platform == "linux":
         linux.die_with_parent()
@@ -117,7 +119,7 @@ def _serve(requests: int, answers: int, lock: Callable[[], None]) -> int:
     with os.fdopen(requests, "rb") as lines, os.fdopen(answers, "wb") as out:
         for line in lines:
             try:
-                answer = _done(json.loads(line), children)
+                answer = _done(json.loads(line), children, here)
             except Exception as error:  # whatever a request is, the starter lives on
                 answer = {"error": f"a child process cannot be started: {error}"}
             out.write(json.dumps(answer).encode() + b"\n")
@@ -127,12 +129,12 @@ def _serve(requests: int, answers: int, lock: Callable[[], None]) -> int:
     return 0
 
 
-def _done(request: Mapping[str, Any], children: dict[int, Process]) -> dict[str, Any]:
+def _done(request: Mapping[str, Any], children: dict[int, Process], here: Here) -> dict[str, Any]:
     what = request["do"]
     if what == "start":
         given = {str(k): str(v) for k, v in request["environment"].items() if _SETTABLE.fullmatch(str(k))}
         number = max(children, default=0) + 1
-        children[number] = Here().start(Path(request["folder"]), given)
+        children[number] = here.start(str(request["job"]), Path(request["folder"]), given)
         return {"id": number}
     number = int(request["id"])
     if what == "tell":

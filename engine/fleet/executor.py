@@ -10,8 +10,9 @@ from onnxspect.converters.text import printable
 
 #: A status of no process: whoever carried the command out is gone (its node, its supervisor), and it may be tried again.
 LOST = -1
-#: How a command says that its worker was killed from outside (cli/supervisor.py).
-KILLED = "the worker was killed"
+#: How a command says that a process of its was killed from outside: its worker (cli/supervisor.py), the child that opens a file, or who
+#: starts that (converters/sandbox).
+KILLED = ("the worker was killed", "the child process was killed", "the process that starts children has ended")
 #: Of what a command says, so much of the end is kept, in bytes.
 SAID = 8000
 
@@ -56,7 +57,7 @@ class Ended:
     @property
     def killed(self) -> bool:
         """Whether it was ended from outside, so that it may be tried again."""
-        return self.status < 0 or any(KILLED in line for line in self._own())
+        return self.status < 0 or any(said in line for line in self._own() for said in KILLED)
 
     @property
     def cause(self) -> str:
@@ -64,7 +65,15 @@ class Ended:
         own = self._own()
         said = own[-1].removeprefix("onnxspect: ") if own else ""
         lines = [line for line in self.said.splitlines() if line.strip()]
-        return printable(said or (lines[-1] if lines else f"ended with status {self.status}"), 400)
+        return printable(
+            said or (lines[-1].removeprefix("Error: ") if lines else f"ended with status {self.status}"), 400
+        )
+
+    @property
+    def hint(self) -> str:
+        """What it said that one may do."""
+        hints = [line.strip().removeprefix("hint: ") for line in self.said.splitlines() if line.startswith("  hint: ")]
+        return printable(hints[-1], 400) if hints else ""
 
     @property
     def said_why(self) -> bool:

@@ -14,9 +14,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,16 +25,13 @@ from onnxspect.converters.errors import OnnxspectError, unwritable
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.converters.whole import write_whole
 from onnxspect.engine.fleet.cache import HALF, Cache, Known
-from onnxspect.engine.fleet.content import data_digest, model_digest, of_text, version_digest
 from onnxspect.engine.fleet.executor import Ended, Executor, Job
 from onnxspect.engine.fleet.index import FAILED, HOSTILE, INCONCLUSIVE, REFUSED, Index, Result
-from onnxspect.engine.fleet.models import Wanted, is_there
+from onnxspect.engine.fleet.plan import KEY_DIGITS, Options, Scan, as_arguments, reads
 from onnxspect.engine.fleet.report_of import now, report_of, result_of, units_of
 from onnxspect.engine.run_folder import FILE as LEDGER
 from onnxspect.engine.run_folder import REFERENCES, REQUEST
 
-#: Options of a scan, name -> values, or () for a flag.
-Options = Mapping[str, tuple[str, ...]]
 #: Tries of a command that is killed before it finished anything new; and of any, for what a worker finished it says itself.
 TRIES, MOST_TRIES = 3, 25
 #: Seconds after which a folder that another process holds is tried again.
@@ -43,43 +41,11 @@ _OF_REFERENCES = (
     *("data", "train", "preset", "detector", "tap", "perturb-at", "resize", "crop", "classes", "device", "seed"),
     *("max-memory", "max-seconds", "require-sandbox"),
 )
-#: Options that say how a command is carried out, and change no result.
-_CARRIED_OUT = frozenset({"max-memory", "max-seconds", "require-sandbox"})
-#: Options that references do not depend on.
-_OF_MODELS = frozenset({"output", "bind", "scale", "mean", "std", "channel-order", "prior"})
 _OUTCOME = {1: HOSTILE, 2: REFUSED, 3: INCONCLUSIVE}
+_REFUSED = 2
 _BUSY = "another scan is running in this folder"
 _MOST_REQUEST = 64 << 20
-_DIGITS, _KEY_DIGITS = 12, 32
 _LOOK = 0.5
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One model's scan, with what tells it from every other.
-
-    Attributes:
-        wanted: the model, and its own options.
-        options: all options of the scan.
-        key: of model, data, settings and version; "" where it cannot be read.
-        group: of data, settings and version alone.
-        model, data: digests.
-        problem: why it cannot be scanned, or "".
-    """
-
-    wanted: Wanted
-    options: Options = field(hash=False)
-    key: str
-    group: str = ""
-    model: str = ""
-    data: str = ""
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        """Of its run folder."""
-        stem = "-".join(self.wanted.path.stem.split())[:80].lstrip(".") or "model"
-        return f"{stem}-{self.key[:_DIGITS]}"
 
 
 @dataclass
@@ -117,54 +83,6 @@ class Watching:
         """A scan was killed, and will be tried again."""
 
 
-def planned(models: Sequence[Wanted], common: Options, threads: int) -> Iterator[Scan]:
-    """The scans, in order; a model or samples that cannot be read are a problem of that scan alone.
-
-    Args:
-        models: what is wanted.
-        common: options of all; a model's own go before them.
-        threads: of each worker, which change the last bits of a result.
-    """
-    digests: dict[Path, str] = {}
-
-    def of_data(options: Options, name: str) -> str:
-        if not options.get(name):
-            return ""
-        path = Path(options[name][0])
-        if path.resolve() not in digests:
-            digests[path.resolve()] = data_digest(path)
-        return digests[path.resolve()]
-
-    for wanted in models:
-        options = dict(common) | dict(wanted.options)
-        try:
-            if not options.get("data"):
-                raise OnnxspectError("no clean samples are given", "--data PATH, or data in the list")
-            if not wanted.path.exists():
-                raise OnnxspectError(f"{wanted.path}: no such file or folder")
-            data = of_text(of_data(options, "data"), of_data(options, "train"))
-            own = model_digest(wanted.path)
-            classes = _names(options)
-        except (OnnxspectError, OSError) as error:
-            yield Scan(
-                wanted, options, of_text(str(wanted.path), json.dumps(sorted(options.items()))), problem=str(error)
-            )
-            continue
-        settings = {k: v for k, v in options.items() if k not in ("data", "train", "classes") and k not in _CARRIED_OUT}
-        of_all = (data, classes, version_digest(), str(threads))
-        shared = sorted((k, v) for k, v in settings.items() if k not in _OF_MODELS)
-        group = of_text("references", json.dumps(shared), *of_all)[:_KEY_DIGITS]
-        key = of_text("scan", own, json.dumps(sorted(settings.items())), *of_all)[:_KEY_DIGITS]
-        yield Scan(wanted, options, key, group, own, data)
-
-
-def _names(options: Options) -> str:
-    """The class names that are given, or the bytes of the file that holds them."""
-    (given,) = options.get("classes") or ("",)
-    path = Path(given)
-    return data_digest(path) if given and "," not in given and path.exists() else given
-
-
 class Fleet:
     """The scans of many models, into one output folder.
 
@@ -174,11 +92,19 @@ class Fleet:
         cache: of references and known results.
         executor: who carries commands out.
         watching: who is told.
+        check: ask once about options that several models have in common, before any of these is scanned.
     """
 
     def __init__(
-        self, scans: Sequence[Scan], out: Path, cache: Cache, executor: Executor, watching: Watching | None = None
+        self,
+        scans: Sequence[Scan],
+        out: Path,
+        cache: Cache,
+        executor: Executor,
+        watching: Watching | None = None,
+        check: bool = False,
     ) -> None:
+        self._check = check
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -214,13 +140,18 @@ class Fleet:
                 result = self._known(scan)
                 if result is not None:
                     self._results[key] = result
-                else:
-                    self._enter(scan)
-            self._watching.planned(len(self._by_key), len(self._results))
+            unknown = [s for k, s in self._by_key.items() if k not in self._results]
             try:
+                for scan in self._with_good_options(unknown) if self._check else unknown:
+                    self._enter(scan)
+                self._watching.planned(len(self._by_key), len(self._results))
                 while len(self._results) < len(self._by_key):
                     self._start()
-                    for job, ended in self._executor.wait(_LOOK):
+                    over = self._executor.wait(_LOOK)
+                    self._running -= {job.key for job, _ in over}
+                    if over:
+                        self._start()  # what comes next need not wait until all is written down
+                    for job, ended in over:
                         self._ended(job, ended)
                     self._look()
             finally:
@@ -252,6 +183,46 @@ class Fleet:
                 self._index.keep(result)
                 return result
         return None
+
+    def _with_good_options(self, scans: Sequence[Scan]) -> list[Scan]:
+        """The scans but those whose options a command refuses that looks at no model; each of these has its result.
+
+        Raises:
+            OnnxspectError: no scan is left: what is wrong is said once.
+        """
+        by_options: dict[str, list[Scan]] = {}
+        for scan in scans:
+            by_options.setdefault(json.dumps(sorted(scan.options.items())), []).append(scan)
+        left: list[Scan] = []
+        for alike in by_options.values():
+            ended = self._asked_for(alike[0].options) if len(alike) > 1 else None
+            if ended is None or ended.status != _REFUSED:
+                left += alike
+            elif len(alike) == len(scans):
+                raise OnnxspectError(ended.cause, ended.hint)
+            else:
+                for scan in alike:
+                    self._results[scan.key] = Result(scan.key, REFUSED, cause=ended.cause, finished=now())
+                    self._index.keep(self._results[scan.key])
+        return left
+
+    def _asked_for(self, options: Options) -> Ended:
+        """How a command ends that checks options and looks at no model."""
+        with tempfile.TemporaryDirectory(prefix="onnxspect-") as folder:
+            out = Path(folder)
+            arguments = [
+                "scan",
+                *as_arguments(options),
+                f"--out={out}",
+                "-q",
+                "--check-only",
+                "--",
+                str(out / "no-model.onnx"),
+            ]
+            self._executor.start(Job("options", tuple(arguments), out, None, reads(options)))
+            while not (over := self._executor.wait(_LOOK)):
+                pass
+        return over[0][1]
 
     def _enter(self, scan: Scan) -> None:
         """Put a scan into the queue of its group."""
@@ -286,11 +257,10 @@ class Fleet:
         shelf = None if scan.key in self._alone else group.shelf
         folder = self.out / scan.name
         self._tries.setdefault(scan.key, (0, 0, units_of(folder)))
-        arguments = ["scan", *_as_arguments(scan.options), f"--out={folder}", "-q"]
+        arguments = ["scan", *as_arguments(scan.options), f"--out={folder}", "-q"]
         arguments += [*([] if shelf is None else [f"--shelf={shelf}"]), "--", str(scan.wanted.path)]
-        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and is_there(v[0])]
         self._running.add(scan.key)
-        self._executor.start(Job(scan.key, tuple(arguments), folder, scan.wanted.path, tuple(reads), shelf))
+        self._executor.start(Job(scan.key, tuple(arguments), folder, scan.wanted.path, reads(scan.options), shelf))
 
     def _make(self, key: str) -> None:
         """Begin with references that are asked for."""
@@ -302,15 +272,13 @@ class Fleet:
         half = shelf / f"{request}{HALF}"
         chosen = {k: scan.options[k] for k in _OF_REFERENCES if k in scan.options}
         asked = shelf / f"{request}.json"
-        arguments = ("references", *_as_arguments(chosen), f"--out={half}", "-q", "--", str(asked))
-        reads = [Path(v[0]) for k in ("data", "train", "classes") if (v := scan.options.get(k)) and is_there(v[0])]
+        arguments = ("references", *as_arguments(chosen), f"--out={half}", "-q", "--", str(asked))
         self._tries.setdefault(key, (0, 0, units_of(half)))
         self._running.add(key)
         self._watching.references(group, True)
-        self._executor.start(Job(key, arguments, half, None, tuple(reads), None, asked))
+        self._executor.start(Job(key, arguments, half, None, reads(scan.options), None, asked))
 
     def _ended(self, job: Job, ended: Ended) -> None:
-        self._running.discard(job.key)
         self._index.attempt(job.key, now(), ended.status, ended.cause if ended.status else "")
         if job.key in self._making:
             self._references_ended(job, ended)
@@ -373,7 +341,7 @@ class Fleet:
     def _asked(self, scan: Scan, text: bytes) -> None:
         """Have references made, or wait for them; of a scan that asks again after that, its own scan makes its own."""
         group = self._groups[scan.group]
-        name = hashlib.sha256(text).hexdigest()[:_KEY_DIGITS]
+        name = hashlib.sha256(text).hexdigest()[:KEY_DIGITS]
         shelf = group.shelf
         if shelf is None:
             raise ValueError(f"group {scan.group} shares no references")
@@ -421,11 +389,3 @@ class Fleet:
 
     def _remember(self, result: Result) -> None:
         self._cache.remember(result.key, Known(self.folder(result), result.digest))
-
-
-def _as_arguments(options: Options) -> list[str]:
-    """Options as the command line has them; a value never begins an option of its own."""
-    arguments: list[str] = []
-    for name, values in sorted(options.items()):
-        arguments += [f"--{name}={v}" for v in values] if values else [f"--{name}"]
-    return arguments

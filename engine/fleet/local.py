@@ -1,4 +1,4 @@
-"""Commands as processes of this machine, as many at a time as cores, GPUs and memory hold."""
+"""How a machine is divided among commands, as many at a time as cores, GPUs and memory hold; and commands as processes of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -73,6 +73,18 @@ class Size:
         return cls(wanted, threads, max(256 << 20, memory // wanted), there)
 
 
+def least_busy(there: Sequence[str], busy: Sequence[str | None]) -> str | None:
+    """The GPU for the next command; None where there are none."""
+    return min(there, key=busy.count) if there else None
+
+
+def end_of(said: IO[bytes]) -> str:
+    """The end of what a command said."""
+    size = said.seek(0, os.SEEK_END)
+    said.seek(max(0, size - SAID))
+    return said.read().decode("utf-8", "replace")
+
+
 @dataclass
 class _Running:
     job: Job
@@ -83,7 +95,7 @@ class _Running:
 
 
 class LocalProcesses:
-    """An executor (executor.py) on this machine."""
+    """An executor (executor.py) on this machine, wherever there is no fork (forked.py)."""
 
     def __init__(self, size: Size, environment: Mapping[str, str] | None = None) -> None:
         self._size = size
@@ -97,12 +109,8 @@ class LocalProcesses:
 
     def start(self, job: Job) -> None:
         """Start its process."""
-        own = {}
-        gpu = None
-        if self._size.gpus:
-            busy = [r.gpu for r in self._running]
-            gpu = min(self._size.gpus, key=busy.count)
-            own = {"CUDA_VISIBLE_DEVICES": gpu}
+        gpu = least_busy(self._size.gpus, [r.gpu for r in self._running])
+        own = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         said = tempfile.TemporaryFile()  # noqa: SIM115  # closed when the process has ended
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", PROGRAM, *job.arguments],
@@ -141,7 +149,5 @@ class LocalProcesses:
 
 def _ended(running: _Running) -> Ended:
     with running.said as said:
-        size = said.seek(0, os.SEEK_END)
-        said.seek(max(0, size - SAID))
-        text = said.read().decode("utf-8", "replace")
+        text = end_of(said)
     return Ended(int(running.process.returncode), text, time.monotonic() - running.since)

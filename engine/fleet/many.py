@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.text import printable
 from onnxspect.engine.fleet import models as of_models
 from onnxspect.engine.fleet.cache import Cache, default_folder
 from onnxspect.engine.fleet.executor import Executor
-from onnxspect.engine.fleet.fleet import Fleet, Options, Watching, planned
+from onnxspect.engine.fleet.fleet import Fleet, Watching
+from onnxspect.engine.fleet.forked import Forkserver
 from onnxspect.engine.fleet.index import Result
 from onnxspect.engine.fleet.local import LocalProcesses, Size
 from onnxspect.engine.fleet.machine import usable_memory
+from onnxspect.engine.fleet.plan import Options, planned
 
 if TYPE_CHECKING:
     from onnxspect.engine.report.result import Report
@@ -108,20 +112,31 @@ def run(
     watching: Watching | None = None,
 ) -> list[Scanned]:
     """The same, of models and options that are known to be such."""
+    _check_paths(wanted, common)
     (device,) = common.get("device") or ("auto",)
     size = Size.of(usable_memory(), jobs, device)
     common = {"max-memory": (str(size.memory_bytes),)} | dict(common)
     with executor_for(size, ray, device) as executor:
         scans = list(planned(wanted, common, size.threads))
-        fleet = Fleet(scans, out, cache, executor, watching)
+        fleet = Fleet(scans, out, cache, executor, watching, check=True)
         results = fleet.run()
     return [Scanned(s.wanted.path, r.outcome, r.cause, r, fleet.folder(r)) for s, r in zip(scans, results, strict=True)]
+
+
+def _check_paths(wanted: Sequence[of_models.Wanted], common: Options) -> None:
+    """Refuse what no scan of these could read: said once, and before any work."""
+    for name in sorted(of_models.PATHS):
+        (given,) = common.get(name) or ("",)
+        if given and not (name == "classes" and "," in given) and not Path(given).exists():
+            raise OnnxspectError(f"--{name} {printable(given, 200)}: no such file or folder")
+    if not common.get("data") and not any(dict(w.options).get("data") for w in wanted):
+        raise OnnxspectError("no clean samples are given", "--data PATH, or data in the list")
 
 
 def executor_for(size: Size, ray: str, device: str) -> AbstractContextManager[Executor]:
     """Who carries the scans out."""
     if not ray:
-        return nullcontext(LocalProcesses(size))
+        return nullcontext(Forkserver(size) if sys.platform == "linux" else LocalProcesses(size))
     from onnxspect.engine.fleet.on_ray import on_ray
 
     return on_ray(ray, size, device)

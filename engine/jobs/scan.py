@@ -27,6 +27,7 @@ from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
+from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.report import document, pictures
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report
@@ -35,7 +36,7 @@ from onnxspect.engine.run_folder import REFERENCES
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject.class_scores import ModelView
-from onnxspect.engine.subject.datasets import Data
+from onnxspect.engine.subject.datasets import Data, Source
 from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
@@ -232,6 +233,28 @@ def scan(
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
         return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
+
+
+def check_settings(
+    data: Source,
+    train: Source | None = None,
+    preset: str = "standard",
+    detectors: Sequence[str] = (),
+    taps: Sequence[str] = (),
+    perturb_at: str = "",
+) -> None:
+    """What can be known to be wrong of a scan before any model is looked at: its detectors, and the form of its samples.
+
+    Args:
+        data, train, preset, detectors, taps, perturb_at: as for `scan`.
+
+    Raises:
+        OnnxspectError: saying what is wrong.
+    """
+    wanted_detectors(preset, detectors, train is not None, None, 0, taps, perturb_at)
+    for source in (data, train):
+        if source is not None:
+            open_reader(source.path)
 
 
 def _searched(classes: Sequence[int], most: int) -> tuple[int, ...]:

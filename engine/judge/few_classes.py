@@ -52,13 +52,43 @@ def beside_references(
         return unknown
     sign = 1.0 if tail == "low" else -1.0
     y, b = (sign * (np.log(x) if log else x) for x in (values, whole))
-    t = np.min([_distances(y, b, (np.arange(k) + step) % k, noise) for step in range(1, k)], axis=0)
+    t = np.min([_distances(y, b, others, noise) for others in _beside(k)], axis=0)
     log_p = np.minimum(0.0, scipy.stats.t.logsf(t, r - 1) + np.log(k))
     return Judgement(t, np.exp(log_p), log_p / np.log(10), np.zeros(k, bool))
+
+
+def least_seen(baselines: np.ndarray, alpha: float, noise: float = 0.0) -> np.ndarray:
+    """How many times less than usual a class must take, beside the others, to be told from chance ``(class,)``.
+
+    Of statistics on a logarithmic scale; usual is what it takes on the references. NaN where there are too few of these.
+
+    Args:
+        baselines: of each class on each reference ``(class, reference)``.
+        alpha: level of the p-value.
+        noise: as for `beside_references`.
+    """
+    k = len(baselines)
+    whole = baselines[:, np.isfinite(baselines).all(0) & (baselines > 0).all(0)]
+    r = whole.shape[1]
+    if k < 2 or r < FEWEST_REFERENCES:
+        return np.full(k, np.nan)
+    b = np.log(whole)
+    far = np.max([_deviations(b, others, noise) for others in _beside(k)], axis=0)
+    return np.asarray(np.exp(scipy.stats.t.isf(alpha / k, r - 1) * far))
+
+
+def _beside(k: int) -> list[np.ndarray]:
+    """Which other class each of k is compared with: every other one in turn."""
+    return [(np.arange(k) + step) % k for step in range(1, k)]
+
+
+def _deviations(b: np.ndarray, others: np.ndarray, noise: float) -> np.ndarray:
+    """Deviation of a subject's difference from the references' mean one ``(class,)``, where it is one more of them."""
+    deviation = np.maximum((b - b[others]).std(1, ddof=1), max(noise, ROUNDING) * np.sqrt(2))
+    return np.asarray(deviation * np.sqrt(1 + 1 / b.shape[1]))
 
 
 def _distances(y: np.ndarray, b: np.ndarray, others: np.ndarray, noise: float) -> np.ndarray:
     """t of each class less one other ``(class,)``: y ``(class,)`` of the subject, b ``(class, reference)``."""
     own, theirs = y - y[others], b - b[others]
-    deviation = np.maximum(theirs.std(1, ddof=1), max(noise, ROUNDING) * np.sqrt(2))
-    return np.asarray((theirs.mean(1) - own) / (deviation * np.sqrt(1 + 1 / b.shape[1])))
+    return np.asarray((theirs.mean(1) - own) / _deviations(b, others, noise))

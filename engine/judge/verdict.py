@@ -10,9 +10,10 @@ import numpy as np
 
 from onnxspect.engine.judge.calibration import PRIOR, Bank, Calibration, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
-from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES
+from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, least_seen
 from onnxspect.engine.judge.judged import DetectorJudgement, judged_detector, references_of
 from onnxspect.engine.judge.kind import suggest_kind
+from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
 from onnxspect.engine.judge.spread import spreads
 
@@ -206,6 +207,8 @@ def _decided(
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, score)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
+    if classes < FEWEST_CLASSES:
+        reasons += [said for e in able if (said := _seen_of_few(e, classes, alpha))]
     return Verdict("clean", (), p_value, tuple(reasons), findings, score)
 
 
@@ -356,6 +359,20 @@ def _calibrated(finding: ClassFinding, bank: Bank, scored: Scored) -> ClassFindi
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _seen_of_few(evidence: Evidence, classes: int, alpha: float) -> str:
+    """How small a trigger must be for a detector to tell it from chance, where it has only the references to compare with."""
+    view = next((v for v in evidence.judged if v.search is Search.FULL and v.references and v.log), None)
+    if view is None:
+        return ""
+    times = least_seen(evidence.baselines(evidence.seen_by(view), view), alpha, view.noise)
+    if not np.isfinite(times).all():
+        return ""
+    return (
+        f"{evidence.detector}: of {classes} classes beside {references_of(evidence)} reference networks only a trigger that takes "
+        f"{times.max():.1f} times less than the class usually does stands out"
+    )
 
 
 def not_enough(evidence: Evidence, classes: int) -> str:

@@ -102,7 +102,13 @@ def page(document: dict[str, Any]) -> str:
         for row, original in zip(seen["scans"], document["scans"], strict=True)
     ]
     return pages.render(
-        "many", title=_models(seen), document=seen, rows=rows, mood=_mood(seen), headline=_headline(seen)
+        "many",
+        title=_models(seen),
+        document=seen,
+        rows=rows,
+        mood=_mood(seen),
+        headline=_headline(seen),
+        steps=_steps(document),
     )
 
 
@@ -120,17 +126,53 @@ def _models(document: Mapping[str, Any]) -> str:
 
 
 def _mood(document: Mapping[str, Any]) -> str:
-    return next(OUTCOMES[name][0] for name in document["outcomes"])
+    moods = {OUTCOMES[r["outcome"]][0] for r in document["scans"] if not r["accepted"]}
+    return next((m for m in ("bad", "open", "good") if m in moods), "open")
 
 
 def _headline(document: Mapping[str, Any]) -> str:
+    """What somebody has to know first; findings that a policy accepts are said apart."""
+    moods = Counter(OUTCOMES[r["outcome"]][0] for r in document["scans"] if not r["accepted"])
+    accepted = sum(bool(r["accepted"]) for r in document["scans"])
+    also = f", {accepted} more {'is' if accepted == 1 else 'are'} accepted by the policy" if accepted else ""
+    if moods["bad"]:
+        return f"{moods['bad']} of {_models(document)} must not be used{also}"
+    if moods["open"]:
+        return f"{moods['open']} of {_models(document)} have no verdict{also}"
+    return f"No backdoor was found in {_models(document)}{also}"
+
+
+def _steps(document: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What to do now, in order, with commands whose paths are filled in."""
+    folder = words.path(document["folder"], "RUNS")
     counts = document["outcomes"]
-    bad = counts.get("backdoored", 0) + counts.get("hostile", 0)
-    unknown = sum(counts.get(name, 0) for name in ("failed", "refused", "inconclusive"))
-    if bad:
-        return f"{bad} of {_models(document)} must not be used"
-    return (
-        f"{unknown} of {_models(document)} have no verdict"
-        if unknown
-        else f"No backdoor was found in {_models(document)}"
-    )
+    steps = []
+    if any(OUTCOMES[r["outcome"]][0] == "bad" and not r["accepted"] for r in document["scans"]):
+        steps.append(_step("Do not deploy the models in red, and stop them where they run."))
+    first = next((r for r in document["scans"] if r["outcome"] == "backdoored" and r["folder"]), None)
+    steps.append(_step("Read the report of each model:", words.command("onnxspect", "view", folder)))
+    if first is not None:
+        model, run = (
+            words.path(first["path"], "MODEL.onnx"),
+            words.path(_run(document["folder"], first["folder"]), "RUN"),
+        )
+        command = words.command(
+            "onnxspect", "patch", model, "--run", run, "--data", "CLEAN-SAMPLES", "-o", "patched.onnx"
+        )
+        steps.append(_step("Remove a backdoor; the patched file is written only if it is proven to hold:", command))
+    if counts.get("hostile"):
+        steps.append(_step("Find out where hostile files come from, and open them nowhere."))
+    if counts.get("failed"):
+        steps.append(_step("Give the same command again: what is finished is kept, and what failed is tried again."))
+    if counts.get("refused") or counts.get("inconclusive"):
+        steps.append(_step("Take no model without a verdict for a clean one: the column “why” says what is missing."))
+    return steps
+
+
+def _run(folder: str, name: str) -> str:
+    """A run, seen from where the command was given."""
+    return name if name.startswith("/") else f"{folder.rstrip('/')}/{name}"
+
+
+def _step(text: str, command: str = "") -> dict[str, str]:
+    return {"text": text, "command": command}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,8 @@ MOST_BARS = 40
 #: Plain images: of so many named classes, on so many clean images each, thinned out to at most so many pixels a side.
 MOST_FOUND, EXAMPLES, SIDE = 4, 3, 256
 ACCENT, CALM = "#c0392b", "#7f8c8d"
-#: Where the title of a small picture stands; left to itself matplotlib makes ticks, which are not shown, to find the same place.
-_ABOVE = 1.0
+#: Of a sheet of small pictures: inches between two, a line's height in letters' heights, points an inch.
+_GAP, _LINE, _POINTS = 0.08, 1.4, 72
 
 
 def draw(report: dict[str, Any], evidence: Sequence[Evidence | Skipped], samples: Samples, folder: Path) -> list[Path]:
@@ -176,23 +177,17 @@ def sheet(units: Sequence[UnitEvidence], targets: set[int], report: dict[str, An
     shared = [u for u in units if u.unit.shared]
     units = sorted([u for u in units if not u.unit.shared] + shared[:1], key=_value)[:MOST_BARS]
     columns = min(10, len(units))
-    rows = -(-len(units) // columns)
-    figure = _figure(figsize=(1.3 * columns, 1.7 * rows), dpi=120)
-    grid = figure.subplots(rows, columns, squeeze=False)
-    # Placed by hand, which is faster than matplotlib's own layout of many small pictures.
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=1 - 0.4 / (1.7 * rows), wspace=0.08, hspace=0.45)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, unit in zip(grid.flat, units, strict=False):
-        _show(axes, trigger_alone(unit.trigger))
-        k = unit.unit.target
-        axes.set_title(
+    tiles = [
+        Tile(
+            i // columns,
+            i % columns,
+            trigger_alone(unit.trigger),
             f"{'to several' if unit.unit.shared else _pair(unit, report)}\n{_value(unit):.3g}",
-            y=_ABOVE,
-            fontsize=7,
-            color=ACCENT if k in targets else "black",
+            ACCENT if unit.unit.target in targets else "black",
         )
-    return figure
+        for i, unit in enumerate(units)
+    ]
+    return _tiled(tiles, size=(1.3, 1.7), title_size=7)
 
 
 def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) -> Figure:
@@ -205,20 +200,11 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
     if "mask" in unit.trigger:
         panels.append(("mask", unit.trigger["mask"]))
     k = unit.unit.target
-    figure = _figure(figsize=(1.5 * (1 + len(rows)), 3.8), dpi=120)
-    grid = figure.subplots(2, 1 + len(rows), squeeze=False)
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.82, wspace=0.08, hspace=0.18)
-    for axes in grid.flat:
-        axes.axis("off")
-    for axes, (title, image) in zip(grid[:, 0], panels, strict=False):
-        _show(axes, image)
-        axes.set_title(title, y=_ABOVE, fontsize=8, color=ACCENT)
+    tiles = [Tile(i, 0, image, title, ACCENT) for i, (title, image) in enumerate(panels)]
     for j, row in enumerate(rows):
-        _show(grid[0, 1 + j], before[j])
-        _show(grid[1, 1 + j], after[j])
-        label = int(samples.labels[row])
-        grid[0, 1 + j].set_title(visible(report["classes"][label]["name"][:16]), y=_ABOVE, fontsize=8)
-        grid[1, 1 + j].set_title("with trigger", y=_ABOVE, fontsize=8)
+        name = visible(report["classes"][int(samples.labels[row])]["name"][:16])
+        tiles += [Tile(0, 1 + j, before[j], name), Tile(1, 1 + j, after[j], "with trigger")]
+    figure = _tiled(tiles, size=(1.5, 1.75), title_size=8, above=0.3)
     rate = "" if unit.held_out_success is None else f": sends {unit.held_out_success:.0%} of unseen images there"
     figure.suptitle(f"trigger to {_label(k, report['classes'][k]['name'])}{rate}", fontsize=9)
     return figure
@@ -255,6 +241,10 @@ def _figure(**settings: Any) -> Figure:
 def png(figure: Figure) -> bytes:
     """A figure as PNG bytes, without the date and version that would make every file differ."""
     buffer = io.BytesIO()
+    layout = figure.get_layout_engine()
+    if layout is not None:  # left to itself matplotlib draws everything once for nothing, and then lays it out
+        layout.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
@@ -264,12 +254,58 @@ def _write(path: Path, figure: Figure) -> Path:
     return path
 
 
-def _show(axes: Any, image: np.ndarray) -> None:
-    pixels = np.clip(np.asarray(image, np.float32), 0, 1).transpose(1, 2, 0)
-    if pixels.shape[-1] == 1:
-        axes.imshow(pixels[..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    else:
-        axes.imshow(pixels, interpolation="nearest")
+@dataclass(frozen=True)
+class Tile:
+    """A small picture of a sheet.
+
+    Attributes:
+        row, column: its place.
+        image: ``(channels, height, width)`` in [0, 1].
+        title: above it.
+        colour: of the title.
+    """
+
+    row: int
+    column: int
+    image: np.ndarray
+    title: str
+    colour: str = "black"
+
+
+def _tiled(tiles: Sequence[Tile], size: tuple[float, float], title_size: int, above: float = 0.0) -> Figure:
+    """Pictures in rows and columns, in one pair of axes: a pair for each takes matplotlib ten times as long.
+
+    Args:
+        tiles: what there is.
+        size: of a tile with its title, in inches.
+        title_size: in points.
+        above: inches left free above all.
+    """
+    wide, high = size
+    width, height = wide * (1 + max(t.column for t in tiles)), high * (1 + max(t.row for t in tiles)) + above
+    figure = _figure(figsize=(width, height), dpi=120)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height), autoscale_on=False)
+    axes.axis("off")
+    lines = 1 + max(t.title.count("\n") for t in tiles)
+    title_height = lines * title_size * _LINE / _POINTS + _GAP
+    for tile in tiles:
+        pixels = np.clip(np.asarray(tile.image, np.float32), 0, 1).transpose(1, 2, 0)
+        scale = min((wide - _GAP) / pixels.shape[1], (high - title_height - _GAP) / pixels.shape[0])
+        across, down = scale * pixels.shape[1] / 2, scale * pixels.shape[0]
+        middle, top = wide * (tile.column + 0.5), height - above - high * tile.row - title_height
+        grey = pixels.shape[-1] == 1
+        axes.imshow(
+            pixels[..., 0] if grey else pixels,
+            cmap="gray" if grey else None,
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
+            aspect="auto",
+            extent=(middle - across, middle + across, top - down, top),
+        )
+        axes.text(middle, top + _GAP / 2, tile.title, ha="center", va="bottom", fontsize=title_size, color=tile.colour)
+    axes.set(xlim=(0, width), ylim=(0, height))
+    return figure
 
 
 def _pair(unit: UnitEvidence, report: dict[str, Any]) -> str:

@@ -13,8 +13,8 @@ from click import UsageError
 from onnxspect.cli import main, many, places
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.fleet.executor import Ended
-from onnxspect.engine.fleet.fleet import Options
 from onnxspect.engine.fleet.local import WORKER_BYTES, Size
+from onnxspect.engine.fleet.plan import Options
 from onnxspect.engine.report import as_many
 
 ROW = {
@@ -109,7 +109,7 @@ def test_a_model_that_is_not_there_is_a_row(tmp_path: Path, capsys: pytest.Captu
         str(tmp_path / "a.onnx"),
         str(tmp_path / "b.onnx"),
         "--data",
-        "d",
+        str(tmp_path),
         "--no-cache",
         "--out",
         str(tmp_path / "o"),
@@ -177,5 +177,10 @@ def test_what_a_command_said() -> None:
     assert Ended(4, said, 1).killed
     assert Ended(4, said, 1).cause.startswith("the worker was killed")
     assert Ended(-9, "", 1).killed
+    assert Ended(
+        4, "onnxspect: m.onnx: the child process was killed, as when memory runs out (at the start)\n", 1
+    ).killed
+    assert Ended(4, "onnxspect: the process that starts children has ended\n", 1).killed
+    assert not Ended(4, "onnxspect: no room left\n", 1).killed
     assert not Ended(1, "Traceback\nSyntaxError: x\n", 1).said_why
     assert Ended(1, "Traceback\nSyntaxError: x\n", 1).cause == "SyntaxError: x"

@@ -14,11 +14,14 @@ from conftest import quadrant_images, quadrant_model, saved
 from fleet_support import InThisProcess
 
 from onnxspect.cli.main import run as command
+from onnxspect.converters.errors import OnnxspectError
 from onnxspect.engine.fleet.cache import Cache
 from onnxspect.engine.fleet.executor import Ended, Job
-from onnxspect.engine.fleet.fleet import MOST_TRIES, TRIES, Fleet, Scan, planned
+from onnxspect.engine.fleet.fleet import MOST_TRIES, TRIES, Fleet
 from onnxspect.engine.fleet.index import Result
+from onnxspect.engine.fleet.many import scan_many
 from onnxspect.engine.fleet.models import Wanted
+from onnxspect.engine.fleet.plan import Scan, planned
 from onnxspect.engine.run_folder import REQUEST
 from onnxspect.engine.store import Ledger
 
@@ -217,3 +220,36 @@ def test_files_of_the_shelf_are_copied_not_linked(first: tuple[InThisProcess, Pa
     assert all(p.stat().st_nlink == 1 for p in shared)
     own = out / results[1].folder / "references/run.sqlite"
     assert os.stat(own).st_ino not in {p.stat().st_ino for p in shared}  # noqa: PTH116
+
+
+def test_what_is_wrong_for_all_is_said_once_and_before_any_work(models: Path, tmp_path: Path) -> None:
+    executor, wrong = InThisProcess(), {**options(models), "detector": ("reverse",)}
+    wanted = [Wanted(models / f"{n}.onnx") for n in "abc"]
+    with pytest.raises(OnnxspectError, match="unknown detector 'reverse'") as caught:
+        Fleet(list(planned(wanted, wrong, 1)), tmp_path / "out", Cache(tmp_path / "cache"), executor, check=True).run()
+    assert caught.value.hint.startswith("one of ")
+    assert [j.key for j in executor.done] == ["options"]
+    # Wrong for some: they are refused by it, and the others are scanned.
+    executor = InThisProcess(before=lambda j: None if j.key == "options" else KILLED)
+    own = tuple(wrong.items())
+    both = [Wanted(models / "a.onnx"), *(Wanted(models / f"{n}.onnx", own) for n in "bc")]
+    results = Fleet(
+        list(planned(both, options(models), 1)), tmp_path / "out", Cache(tmp_path / "cache"), executor, check=True
+    ).run()
+    assert [r.outcome for r in results] == ["failed", "refused", "refused"]
+    assert results[1].cause == "unknown detector 'reverse'"
+    assert executor.kinds()[1:] == ["a"] * TRIES
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"data": "nowhere.npz"}, "--data nowhere.npz: no such"),
+        ({}, "no clean samples"),
+        ({"train": "x"}, "--train x: no"),
+    ],
+)
+def test_a_path_that_is_not_there_is_said_once(option: dict[str, str], said: str, models: Path, tmp_path: Path) -> None:
+    with pytest.raises(OnnxspectError, match=said):
+        scan_many(models, out=tmp_path / "out", cache=False, **option)
+    assert not (tmp_path / "out").exists()

@@ -12,8 +12,8 @@ from onnx.external_data_helper import convert_model_to_external_data
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.fleet.content import data_digest, model_digest
-from onnxspect.engine.fleet.fleet import planned
 from onnxspect.engine.fleet.models import Wanted, found, is_many, options_of
+from onnxspect.engine.fleet.plan import planned
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ from conftest import quadrant_images, quadrant_model, saved
 from fleet_support import InThisProcess
 
 from onnxspect.engine.fleet.cache import Cache
-from onnxspect.engine.fleet.fleet import Fleet, planned
+from onnxspect.engine.fleet.fleet import Fleet
 from onnxspect.engine.fleet.local import Size
 from onnxspect.engine.fleet.models import Wanted
 from onnxspect.engine.fleet.on_ray import _lay_out, _relative, carry_out, on_ray
+from onnxspect.engine.fleet.plan import planned
 
 full = pytest.mark.skipif(not os.environ.get("ONNXSPECT_FULL"), reason="takes minutes: make ray")
 NAMES = "abcd"

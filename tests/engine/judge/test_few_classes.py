@@ -9,7 +9,7 @@ import pytest
 from tolerances import REORDERED_64
 
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
-from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, beside_references
+from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, beside_references, least_seen
 from onnxspect.engine.judge.measurement import Measurement
 from onnxspect.engine.judge.verdict import ALPHA, decide
 
@@ -70,6 +70,20 @@ def test_too_little_to_compare_with(values: np.ndarray, baselines: np.ndarray) -
     assert (beside_references(values, baselines).p_value == 1).all()
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+def test_the_least_that_is_seen_is_where_the_alarm_begins(classes: int) -> None:
+    _, baselines = model(np.random.default_rng(5), classes, "normal")
+    times = least_seen(baselines, ALPHA)
+    usual = np.exp(np.log(baselines).mean(1))
+    for k in range(classes):
+        below, above = (
+            beside_references(usual * np.where(np.arange(classes) == k, 1 / (f * times[k]), 1), baselines)
+            for f in (0.99, 1.01)
+        )
+        assert below.p_value[k] > ALPHA > above.p_value[k]
+    assert np.isnan(least_seen(baselines[:, : FEWEST_REFERENCES - 1], ALPHA)).all()
+
+
 def evidence(values: np.ndarray, baselines: np.ndarray) -> Evidence:
     units = tuple(
         UnitEvidence(
@@ -85,7 +99,10 @@ def test_verdicts(classes: int) -> None:
     rng = np.random.default_rng(4)
     values, baselines = model(rng, classes, "normal")
     clean, infected = evidence(values, baselines), evidence(values * np.eye(1, classes)[0] * -0.97 + values, baselines)
-    assert decide([clean], classes).verdict == "clean"
+    cleared = decide([clean], classes)
+    assert cleared.verdict == "clean"
+    times = least_seen(baselines, ALPHA).max()  # what its silence is worth is said beside it
+    assert any(f"takes {times:.1f} times less than the class usually does" in r for r in cleared.reasons)
     assert decide([infected], classes).targets == (0,)
     # A trigger that fails on unseen samples is no alarm here either.
     failed = replace(infected, units=tuple(replace(u, held_out_success=0.1) for u in infected.units))

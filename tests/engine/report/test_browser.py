@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from report_support import CURVES, draw_found, of_many_classes, patched, report_of
 
-from onnxspect.engine.report import as_html, as_patch_html, view
+from onnxspect.engine.report import as_html, as_many, as_patch_html, view
 
 playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python")
@@ -36,6 +36,19 @@ CUT_OFF = """() => {
   }
   return found;
 }"""
+#: Every outcome, a long name, and words that must not be broken.
+MANY = [
+    {"path": p, "outcome": o, "p_value": v, "targets": list(t), "cause": c, "folder": f, "seconds": s, "accepted": a, "digest": ""}
+    for p, o, v, t, c, f, s, a in (
+        ("models/faces/resnet18_badnet_lower_right.onnx", "backdoored", 1.4e-7, ["7 (shoe)"], "class 7 is reached by less", "r-1", 402.0, False),
+        ("models/gtsrb.onnx", "backdoored", 2e-4, ["14 (stop)", "17 (no entry)"], "classes 14 and 17 are reached by less", "r-2", 66.0, True),
+        ("models/" + "x" * 90 + ".keras", "hostile", None, (), "it runs programs (os.system) in a Lambda layer", "", 0.4, False),
+        ("models/broken.onnx", "failed", None, (), "took more than 3600 s (in neural-cleanse)", "r-3", 3600.0, False),
+        ("models/text.onnx", "refused", None, (), "input ids of type int64 is no image", "", 0.9, False),
+        ("models/few.onnx", "inconclusive", 0.4, (), "40 samples are too few for a verdict", "r-4", 12.0, False),
+        ("models/digits.onnx", "clean", 1.0, (), "", "r-5", 4.4, False),
+    )
+]  # fmt: skip
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
 
@@ -67,6 +80,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "missed": as_patch_html.render(patched("verify", CURVES["trials"], holds=False, failures=["a trigger works"])),
         "runs": view.index_page([*runs, view.Listed("c", folder, None, "the run is damaged")]),
         "two runs": view.compare_page(*runs),
+        "many": as_many.page(as_many.build(MANY, "runs", "1", "2026-01-02T03:04:05Z", 1)),
     }
     for name, page in made.items():
         (folder / f"{name}.html").write_text(page)
@@ -75,7 +89,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 #: Pages by default; all with ONNXSPECT_FULL=1 (`make check-pages`).
 FULL = os.environ.get("ONNXSPECT_FULL") == "1"
-NAMES = ("backdoored", "patch", "runs", *(("clean", "inconclusive", "thousand", "missed", "two runs") if FULL else ()))
+NAMES = (
+    "backdoored",
+    "patch",
+    "many",
+    *(("runs", "clean", "inconclusive", "thousand", "missed", "two runs") if FULL else ()),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +160,7 @@ def test_names_cannot_run(browser: Any, pages: dict[str, Path]) -> None:
     page.close()
 
 
-@pytest.mark.parametrize("name", ["backdoored", "patch", "thousand"])
+@pytest.mark.parametrize("name", ["backdoored", "patch", "many", "thousand"])
 def test_print(name: str, browser: Any, pages: dict[str, Path], tmp_path: Path) -> None:
     """A PDF of a few pages whose every page is as wide as its sheet; with pdftotext its words are looked for, too."""
     page = browser.new_page(viewport={"width": 688, "height": 900})  # A4 less its margins
