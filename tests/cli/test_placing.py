@@ -25,7 +25,7 @@ def test_data_that_was_replaced_is_removed_and_nothing_else(tmp_path: Path) -> N
     touched = places.Places(outputs=[places.Output(target, staging)])
     limits = budget.Limits(1 << 30, 60.0, False)
     with supervisor._Signals() as signals:
-        run = supervisor._Run("patch", [], limits, supervisor._Ready(tmp_path, touched), signals)
+        run = supervisor._Run("patch", [], limits, supervisor._Ready(tmp_path, touched), signals, supervisor.anew)
         ours, theirs = socket.socketpair()
         with ours, theirs:
             request = {"outputs": [{"target": str(target), "staging": str(staging), "errno": 0}], "mark": "m"}
