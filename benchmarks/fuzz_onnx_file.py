@@ -1,43 +1,37 @@
-"""Mutation fuzz of opening ONNX files: whatever the file, the parent process lives and says what is wrong.
+"""Fuzz target: ONNX files, opened as the scanner does it, their graphs loaded and run by onnx's and onnxruntime's C++ code.
 
-    python benchmarks/fuzz_onnx_file.py --files 20000 --data-root shared --out benchmarks/results
-
-Each file is a seed model with one to eight mutations, of bytes (flips, cuts, insertions, splices) or of fields (operator
-names, attributes, dimensions, edges, types), written to disk and opened the way the scanner does it: `read_onnx` in this
-process, `probe` in a child. Counted is how it ended. Anything but a result or an OnnxspectError is a failure and stops
-the run; so is a file that takes longer than its limit, or a parent that grows. The mutations of file i depend on
-(seed, i) alone, so a single one can be repeated with --first i --files 1 --keep.
+Each mutant is a seed model with one to eight mutations, of bytes (flips, cuts, insertions, splices) or of fields (operator names,
+attributes, dimensions, edges, types), written to disk: `read_onnx`, then the probe's job. Anything but a result or an OnnxspectError
+is a failure; a death is the child's alone. fuzz.py runs them by the thousand in one child, where the probe's own child is left out;
+`guarded` gives one to the real probe.
 """
 
 from __future__ import annotations
 
-import argparse
-import collections
-import datetime
+import contextlib
 import json
-import os
-import platform
 import random
 import re
-import sys
-import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+from fuzz_target import Target
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.errors import OnnxspectError, is_memory
+from onnxspect.converters.file import probe_job
 from onnxspect.converters.file.onnx_file import Limits, read_onnx
 from onnxspect.converters.file.probe import probe
-from onnxspect.converters.sandbox.guard import GuardLimits
+from onnxspect.converters.sandbox.child import work_folder
+from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, collect, put
+from onnxspect.converters.sandbox.guard_child import MEMORY, RESULT
 from onnxspect.converters.sandbox.pool import WarmPool
 
 LIMITS = Limits(memory_bytes=1 << 30, value_bytes=256 << 20, seconds=10)
-SLOWEST_ALLOWED = 45.0  # seconds for one file, limits, retries and a busy machine included
-GROWTH_ALLOWED = 512 << 20  # bytes that the parent may grow over the whole run
+_GUARD = GuardLimits(LIMITS.seconds, LIMITS.memory_bytes)
 _SEED_FILES = (
     "wild/winml_mnist_cntk.onnx",
     "wild/winml_mnist_old.onnx",
@@ -275,14 +269,41 @@ def mutated(seeds: list[bytes], seed: int, i: int) -> bytes:
     return data
 
 
-def outcome(path: Path, pool: WarmPool) -> str:
-    """How opening the file ended, in few words."""
+class Here:
+    """In place of a pool of children: the probe's job in this process, which is locked in and may die of it."""
+
+    @contextlib.contextmanager
+    def run(
+        self,
+        request: Mapping[str, Any],
+        *,
+        shown: str,
+        files: Mapping[str, bytes | Iterable[bytes]] | None = None,
+        readable: Sequence[Path] = (),  # as WarmPool has it
+        require_sandbox: bool = False,
+    ) -> Iterator[GuardedRun]:
+        """As `WarmPool.run`."""
+        with work_folder() as folder:
+            put(files or {}, folder)
+            done: dict[str, Any]
+            try:
+                done = {"result": probe_job.run(dict(request), folder), "seconds": 0.0, "peak_bytes": 0}
+            except OnnxspectError as error:
+                done = {"error": error.message, "hint": error.hint, "kind": error.kind.value}
+            except Exception as error:  # whatever the libraries raise, the probe's child writes down
+                done = {"error": f"{type(error).__name__}: {error}", "kind": MEMORY if is_memory(error) else "input"}
+            (folder / RESULT).write_text(json.dumps(done), encoding="utf-8")
+            yield collect(folder, 0, False, "", _GUARD, shown)
+
+
+def outcome(path: Path, pool: WarmPool | Here | None) -> str:
+    """How opening the file ended, in few words; a child of its own where there is no pool."""
     try:
         file = read_onnx(path, LIMITS)
     except OnnxspectError as error:
         return f"refused by the parent: {_kind(error)}"
     try:
-        probe(file, LIMITS, pool=pool)
+        probe(file, LIMITS, pool=pool)  # type: ignore[arg-type]
     except OnnxspectError as error:
         return f"refused by the child: {_kind(error)}"
     return "opened"
@@ -315,103 +336,19 @@ def _kind(error: OnnxspectError) -> str:
     return "other"
 
 
-def resident() -> int:
-    """Resident memory of this process, in bytes (0 where the system does not tell)."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+def _with(pool: Here | None) -> Callable[[bytes, Path], str]:
+    def check(data: bytes, folder: Path) -> str:
+        path = folder / "mutant.onnx"
+        path.write_bytes(data)
+        return outcome(path, pool)
+
+    return check
 
 
-def main() -> int:
-    """Run the fuzz; exit status 1 where the parent failed on a file."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=20_000)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--data-root", type=Path, default=os.environ.get("ONNXSPECT_DATA"))
-    parser.add_argument("--out", type=Path, help="folder for the JSON result")
-    parser.add_argument("--keep", action="store_true", help="keep the last file, and print where it is")
-    options = parser.parse_args()
-    named = built_in_seeds()
-    if options.data_root:
-        for name in _SEED_FILES:
-            for folder in (Path(options.data_root), Path(options.data_root).parent):
-                path = folder / "reference" / name
-                if path.is_file():
-                    named[path.name] = path.read_bytes()
-    seeds = list(named.values())
-    counts: collections.Counter[str] = collections.Counter()
-    examples: dict[str, int] = {}
-    failures: list[dict[str, object]] = []
-    slowest = (0.0, -1)
-    before = resident()
-    start = time.monotonic()
-    with (
-        tempfile.TemporaryDirectory(prefix="onnxspect-fuzz-") as folder,
-        WarmPool("probe", GuardLimits(LIMITS.seconds, LIMITS.memory_bytes, 64 << 20)) as pool,
-    ):
-        path = Path(folder) / "mutant.onnx"
-        for i in range(options.first, options.first + options.files):
-            path.write_bytes(mutated(seeds, options.seed, i))
-            began = time.monotonic()
-            try:
-                what = outcome(path, pool)
-            except Exception as error:
-                failures.append({"file": i, "error": f"{type(error).__name__}: {error}"[:500]})
-                print(f"file {i}: {failures[-1]['error']}", file=sys.stderr)
-                if len(failures) > 20:
-                    break
-                continue
-            took = time.monotonic() - began
-            slowest = max(slowest, (took, i))
-            if took > SLOWEST_ALLOWED:
-                failures.append({"file": i, "error": f"took {took:.0f} s"})
-            counts[what] += 1
-            examples.setdefault(what, i)
-            if i % 500 == 499:
-                print(
-                    f"{i + 1} files, {time.monotonic() - start:.0f} s, {dict(counts.most_common(3))}", file=sys.stderr
-                )
-        if options.keep:
-            kept = Path(tempfile.gettempdir()) / f"mutant-{options.seed}-{options.first + options.files - 1}.onnx"
-            kept.write_bytes(path.read_bytes())
-            print(kept)
-    growth = resident() - before
-    if growth > GROWTH_ALLOWED:
-        failures.append({"file": -1, "error": f"the parent grew by {growth >> 20} MiB"})
-    result = {
-        "benchmark": "fuzz_onnx_file",
-        "date": datetime.date.today().isoformat(),
-        "files": sum(counts.values()),
-        "seed": options.seed,
-        "first": options.first,
-        "seeds": sorted(named),
-        "outcomes": dict(counts.most_common()),
-        "example_file": examples,
-        "failures_of_the_parent": failures,
-        "slowest_seconds": round(slowest[0], 2),
-        "slowest_file": slowest[1],
-        "parent_growth_mib": growth >> 20,
-        "seconds": round(time.monotonic() - start, 1),
-        "limits": {"memory_bytes": LIMITS.memory_bytes, "seconds": LIMITS.seconds},
-        "versions": {"onnx": onnx.__version__, "python": platform.python_version(), **_versions()},
-        "hardware": {"machine": platform.machine(), "cores": os.cpu_count(), "system": platform.system()},
-    }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / f"fuzz_onnx_file_{result['date']}.json").write_text(text + "\n")
-    return 1 if failures else 0
+def seeds_of(data_root: Path) -> list[bytes]:
+    """Models of others, where a folder of data has them."""
+    places = [folder / "reference" / name for name in _SEED_FILES for folder in (data_root, data_root.parent)]
+    return [path.read_bytes() for path in places if path.is_file()]
 
 
-def _versions() -> dict[str, str]:
-    import google.protobuf  # type: ignore[import-untyped]
-    import onnxruntime
-
-    return {"onnxruntime": onnxruntime.__version__, "protobuf": google.protobuf.__version__}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+TARGET = Target("onnx-run", lambda: list(built_in_seeds().values()), _with(Here()), mutated, _with(None))

@@ -87,7 +87,7 @@ def _bindings(given: tuple[str, ...]) -> tuple[tuple[str, float], ...]:
         except ValueError:
             equals = ""
         if not equals or not name:
-            raise OnnxspectError(f"--bind {text!r}: not a name and a number", "such as --bind keep_prob=1")
+            raise OnnxspectError(f"--bind {text!r:.80}: not a name and a number", "such as --bind keep_prob=1")
     return tuple(sorted(found))
 
 
@@ -229,9 +229,9 @@ def _numbers(option: str, text: str | None, default: float) -> tuple[float, ...]
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise OnnxspectError(f"{option} {text!r}: not a number or a comma-separated list of numbers") from None
+        raise OnnxspectError(f"{option} {text!r:.80}: not a number or a comma-separated list of numbers") from None
     if len(values) not in (1, 3):
-        raise OnnxspectError(f"{option} {text!r}: {len(values)} values, not 1 or 3")
+        raise OnnxspectError(f"{option} {text!r:.80}: {len(values)} values, not 1 or 3")
     return values
 
 

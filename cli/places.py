@@ -115,8 +115,12 @@ class Output:
     def allows(self, name: str) -> bool:
         """Whether a file of that name belongs to the output: itself, its facts, its external data."""
         own = self.target.name
-        stem = re.sub(r"[^\w.\- ]", "_", own, flags=re.ASCII)  # as converters/file/external_layout.py names data files
-        return name in (own, f"{own}.json") or re.fullmatch(rf"{re.escape(stem)}(\.\d+)?\.data", name) is not None
+        return name in (own, f"{own}.json") or self.allows_data(name)
+
+    def allows_data(self, name: str) -> bool:
+        """Whether it is a name of its external data, as converters/file/external_layout.py gives them."""
+        stem = re.sub(r"[^\w.\- ]", "_", self.target.name, flags=re.ASCII)
+        return re.fullmatch(rf"{re.escape(stem)}(\.\d+)?\.data", name) is not None
 
 
 @dataclass

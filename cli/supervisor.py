@@ -313,7 +313,10 @@ class _Run:
                 if "status" in said:
                     self._answer = int(said["status"])
                     continue
-                answer = self._place(str(said["from"]), str(said["to"]))
+                remove = "remove" in said
+                answer = (
+                    self._remove(str(said["remove"])) if remove else self._place(str(said["from"]), str(said["to"]))
+                )
             except (ValueError, KeyError, TypeError, RecursionError):
                 answer = {"refused": "not understood"}
             with contextlib.suppress(OSError):
@@ -335,6 +338,20 @@ class _Run:
                 return {"errno": error.errno}
             return {}
         return {"refused": f"{wanted.name} is no output of this command"}
+
+    def _remove(self, name: str) -> dict[str, Any]:
+        """Remove a data file of an output, which a new one has taken the place of."""
+        useless = Path(name)
+        outputs = self._ready.touched.outputs
+        if not any(useless.parent == o.target.parent and o.allows_data(useless.name) for o in outputs):
+            return {"refused": f"{useless.name} is no data file of an output"}
+        try:
+            if not stat.S_ISREG(useless.lstat().st_mode):
+                return {"refused": "not a regular file"}
+            useless.unlink()
+        except OSError as error:
+            return {"errno": error.errno}
+        return {}
 
     def _outcome(self, code: int) -> int:
         """Say what became of the worker where it did not say so itself; the exit status."""

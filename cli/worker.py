@@ -161,15 +161,29 @@ def _placing(request: Mapping[str, Any], control: socket.socket) -> whole.Placin
         if output_of(target) is None:
             whole.rename(temporary, target)
             return
-        absolute = os.path.abspath(target)  # noqa: PTH100
-        control.sendall(json.dumps({"from": temporary.name, "to": absolute}).encode() + b"\n")
-        answer = json.loads(_line(control))
-        if "errno" in answer:
-            raise OSError(answer["errno"], os.strerror(answer["errno"]), str(target))
-        if answer:
-            raise OSError(errno.EACCES, str(answer), str(target))
+        _asked(control, {"from": temporary.name, "to": os.path.abspath(target)}, target)  # noqa: PTH100
 
-    return whole.Placing(scratch, place, str(request["mark"]))
+    def remove(useless: Path) -> None:
+        if output_of(useless) is None:
+            os.unlink(useless)  # noqa: PTH108
+        else:
+            _asked(control, {"remove": os.path.abspath(useless)}, useless)  # noqa: PTH100
+
+    return whole.Placing(scratch, place, str(request["mark"]), remove)
+
+
+def _asked(control: socket.socket, request: Mapping[str, str], target: Path) -> None:
+    """Have the supervisor do something to an output.
+
+    Raises:
+        OSError: it cannot, or will not.
+    """
+    control.sendall(json.dumps(request).encode() + b"\n")
+    answer = json.loads(_line(control))
+    if "errno" in answer:
+        raise OSError(answer["errno"], os.strerror(answer["errno"]), str(target))
+    if answer:
+        raise OSError(errno.EACCES, str(answer), str(target))
 
 
 def _line(control: socket.socket) -> bytes:

@@ -32,11 +32,13 @@ class Placing:
         scratch: the folder in which a target's temporary file is made; it must lie on the target's file system.
         place: renames a temporary file to its target, over what was there, and makes the rename durable.
         mark: a part of each temporary file's name, by which those of a killed process are found.
+        remove: removes a file that lies beside a target and that nothing names any more.
     """
 
     scratch: Callable[[Path], Path]
     place: Callable[[Path, Path], None]
     mark: str = ""
+    remove: Callable[[Path], None] = os.unlink
 
 
 def _beside(target: Path) -> Path:
@@ -121,6 +123,12 @@ def write_whole(target: Path, data: bytes) -> None:
     """
     with whole(target) as part:
         part.file.write(data)
+
+
+def remove(useless: Path) -> None:
+    """Remove a file that a result which was placed no longer names; where that fails it stays, and does no harm."""
+    with contextlib.suppress(OSError):
+        _placing.remove(useless)
 
 
 def try_place(target: Path) -> None:

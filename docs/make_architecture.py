@@ -76,6 +76,7 @@ ROOMS = (
         (
             "converters/__init__.py",
             "converters/errors.py",
+            "converters/npy.py",
             "converters/text.py",
             "converters/plugins.py",
             "converters/stages.py",

@@ -8,7 +8,7 @@ a table would be a program.
 
 from __future__ import annotations
 
-import math
+import io
 import os
 import re
 import sqlite3
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from onnxspect.converters import npy
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.converters.text import printable
@@ -47,9 +48,6 @@ _TABLES = {" ".join(s.split()).replace("IF NOT EXISTS ", "") for s in SCHEMA.spl
 #: Steps of SQLite's machine, in millions, for one question: ten times what 512 MiB of rows take.
 _MOST_STEPS = 1000
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_HEADER = re.compile(
-    rb"\{'descr': '([<>|=][biuf][0-9]{1,2})', 'fortran_order': (True|False), 'shape': \(((?:[0-9]{1,12}(?:, ?)?){0,32})\), \} *\n"
-)
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -160,23 +158,15 @@ def read_array(folder: Path, digest: str) -> np.ndarray | None:
 
 
 def _array(data: bytes) -> np.ndarray | None:
-    """An npy file (version 1.0) of plain numbers; None where it is something else, or its header promises more than follows.
-
-    numpy's own reader takes the header for Python source, of which this is the one form that numpy writes.
-    """
-    start = 10 + int.from_bytes(data[8:10], "little")
-    header = _HEADER.fullmatch(data, 10, start)
-    if not data.startswith(b"\x93NUMPY\x01\x00") or header is None:
-        return None
-    shape = tuple(int(side) for side in header.group(3).replace(b",", b" ").split())
+    """An npy file of plain numbers, as a copy; None where it is something else, or its header promises more than follows."""
+    stream = io.BytesIO(data)
     try:
-        kind = np.dtype(header.group(1).decode("ascii"))
-    except TypeError:
+        header = npy.read_header(stream)
+        if header.dtype.kind not in "biuf":
+            return None
+        return header.array(data[stream.tell() :]).copy(order="K")
+    except ValueError:
         return None
-    if math.prod(shape) * kind.itemsize != len(data) - start:
-        return None
-    values = np.frombuffer(data, kind, offset=start)
-    return values.reshape(shape, order="F" if header.group(2) == b"True" else "C").copy(order="K")
 
 
 def read_picture(folder: Path, name: str) -> bytes | None:

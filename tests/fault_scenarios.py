@@ -105,14 +105,17 @@ def _model_new(folder: Path) -> None:
     original = read_onnx(folder / "original.onnx")
     changed = onnx.ModelProto()
     changed.CopyFrom(original.proto)
+    changed.producer_name = "new"
     changed.graph.initializer[0].raw_data = np.full((64, 64), 2.0, np.float32).tobytes()
     write_like(changed, original, folder / "result.onnx")
 
 
 def _model_state(folder: Path) -> str:
-    """Two files: each is whole; between the two renames the data may be the new and the model the old one."""
-    values = numpy_helper.to_array(read_onnx(folder / "result.onnx").proto.graph.initializer[0])
-    return {1.0: "old", 2.0: "new"}.get(float(values.min()), "neither") if values.min() == values.max() else "torn"
+    """Two files: both are the old ones or both the new ones, at every moment."""
+    proto = read_onnx(folder / "result.onnx").proto
+    values = numpy_helper.to_array(proto.graph.initializer[0])
+    new = proto.producer_name == "new"
+    return ("new" if new else "old") if (values == (2.0 if new else 1.0)).all() else "torn"
 
 
 SCENARIOS = {

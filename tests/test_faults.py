@@ -58,11 +58,10 @@ def test_old_or_new_and_whole(write: str, fault: str, ended: list[dict[str, obje
     met = [row for row in rows if row["ended"] != "done"]
     assert rows
     for row in rows:
-        two_files = write == "a patched model with external data"
         assert row["state"] in ("old", "new"), row
         if row["ended"] == "done":
             assert row["state"] == "new", row
-        elif not two_files:
+        else:
             assert row["state"] == "old" or fault in ("killed", "broken", "full", "read-only"), row
         if row["ended"] not in ("killed", "done"):
             assert row["ended"] == "machine", row

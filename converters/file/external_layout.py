@@ -11,6 +11,7 @@ and the model takes its own last.
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +27,14 @@ from onnxspect.converters.errors import OnnxspectError, unwritable
 from onnxspect.converters.file.external_data import MOST_BYTES, ExternalFile, tensors
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.text import printable, readable_bytes
-from onnxspect.converters.whole import Part
+from onnxspect.converters.whole import Part, remove
 
 #: Where a copy says that a tensor lies whose data it did not take along.
 KEPT = "onnxspect/kept"
 #: Alignment where offsets have to be new: the page size that memory mapping needs, which onnx's writers use as well.
 _PAGE = 4096
+#: Numbers that data files are given, at most.
+_MOST_FILES = 200
 #: Gaps between tensors that are kept for the sake of the offsets, for each tensor (some writers align to 64 KiB).
 _GAP = 1 << 16
 
@@ -56,11 +59,34 @@ def is_kept(tensor: TensorProto) -> bool:
     return any(e.key == "location" and e.value == KEPT for e in tensor.external_data)
 
 
-def data_file_names(name: str, pieces: Sequence[ExternalFile]) -> tuple[str, ...]:
-    """Names of the data files beside a model called `name`, one for each location that `pieces` has."""
+def data_file_names(name: str, pieces: Sequence[ExternalFile], first: int = 0) -> tuple[str, ...]:
+    """Names of the data files beside a model called `name`, one for each location that `pieces` has.
+
+    Args:
+        name: of the model.
+        pieces: what lies outside of it.
+        first: the number of the first; 0 for the plain names, without a number where there is only one file.
+    """
     stem = re.sub(r"[^\w.\- ]", "_", name, flags=re.ASCII)
     count = len({p.location for p in pieces})
-    return (f"{stem}.data",) if count == 1 else tuple(f"{stem}.{i}.data" for i in range(1, count + 1))
+    first = first or (0 if count == 1 else 1)
+    return tuple(f"{stem}.{i}.data" if i else f"{stem}.data" for i in range(first, first + count))
+
+
+def _targets(out: Path, pieces: Sequence[ExternalFile]) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """(the data files to write, those that are there already).
+
+    A model that lies at `out` may name the latter: they stay until the new one has taken its place, and so old and new model
+    each have their own data at every moment.
+    """
+    numbered = {i: out.with_name(*data_file_names(out.name, pieces[:1], i)) for i in range(_MOST_FILES)}
+    there = {i: path for i, path in numbered.items() if os.path.lexists(path)}
+    count = len({p.location for p in pieces})
+    free = (
+        i for i in range(_MOST_FILES) if not there.keys() & set(range(max(i, count > 1), max(i, count > 1) + count))
+    )
+    first = next(free, 0)
+    return tuple(out.with_name(n) for n in data_file_names(out.name, pieces, first)), tuple(there.values())
 
 
 def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[Path, ...]:
@@ -69,7 +95,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
     Args:
         model: with all tensors inside it, or those of `original` kept out of it (oversized.copied); not changed.
         original: the file that it was made of; without external data, one file is written.
-        out: replaced if it exists, and so are the data files that `data_file_names` gives.
+        out: replaced if it exists, whole: its data files get names that are free, and the old ones are removed behind it.
 
     Returns:
         what was written, `out` last.
@@ -79,7 +105,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
             is over 2 GiB; what was there before is untouched.
     """
     pieces = original.external
-    targets = tuple(out.with_name(name) for name in data_file_names(out.name, pieces)) if pieces else ()
+    targets, replaced = _targets(out, pieces) if pieces else ((), ())
     _refuse_taken((*targets, out), original)
     stored = {t.name: t for t in original.proto.graph.initializer}
     inside = {t.name: stored[t.name] if is_kept(t) else t for t in tensors(model)}
@@ -101,7 +127,10 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
     for name, place in places.items():
         files[place.file][place.offset] = inside[name]
     data = [(target, _content(file)) for target, file in zip(targets, files, strict=True) if file]
+    _refuse_taken(replaced, original)
     _write_all([*data, (out, iter([(0, light.SerializeToString())]))])
+    for path in replaced:
+        remove(path)
     return (*(target for target, _ in data), out)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from onnxspect.converters import npy
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.onnx_file import Limits, OnnxFile, parse_onnx, read_onnx
 from onnxspect.converters.file.oversized import data_file, oversized, parted, weight_bytes
@@ -188,14 +188,11 @@ def read_array(run: GuardedRun, name: str) -> np.ndarray:
     data = run.read(name, 1 << 30)
     try:
         stream = io.BytesIO(data)
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError("another version")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=1000)
-        body = data[stream.tell() :]
-        if dtype != np.float32 or fortran or len(shape) > 8 or math.prod(shape) * 4 != len(body):
+        header = npy.read_header(stream)
+        if header.dtype != np.float32 or header.fortran or len(header.shape) > 8:
             raise ValueError("not a plain float32 array")
-        return np.frombuffer(body, np.float32).reshape(shape)
-    except (ValueError, TypeError, SyntaxError, OverflowError) as error:
+        return header.array(data[stream.tell() :])
+    except ValueError as error:
         raise OnnxspectError(f"{run.shown}: the child left no readable {name} ({type(error).__name__})") from None
 
 

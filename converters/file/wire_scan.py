@@ -24,7 +24,9 @@ _SCALAR_BYTES = 16  # a one-byte varint becomes eight bytes, and a growing array
 _MAX_DEPTH = 100  # the recursion limit of protobuf's own parsers
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 
-_Schema = dict[int, tuple[int, "Descriptor | None"]]  # field number -> bytes per element, submessage
+_Schema = dict[
+    int, tuple[int, "Descriptor | None", bool]
+]  # field number -> bytes per element, submessage, whether text
 
 
 class Damaged(OnnxspectError):
@@ -54,7 +56,7 @@ def parse_bound(data: bytes, descriptor: Descriptor, limit: int, most: int = 5_0
             wire, number = tag & 7, tag >> 3
             if number == 0:
                 raise Damaged(f"damaged at byte {start}: a field without a number")
-            cost, message = schema.get(number, (_STRING_BYTES, None))
+            cost, message, text = schema.get(number, (_STRING_BYTES, None, False))
             if wire == _VARINT:
                 _, position = _varint(data, position, end)
                 total += _SCALAR_BYTES
@@ -71,6 +73,8 @@ def parse_bound(data: bytes, descriptor: Descriptor, limit: int, most: int = 5_0
                     stack.append((stop, end, schema, depth))
                     end, schema, depth = stop, _schema(message, schemas), depth + 1
                 else:
+                    if text and not _is_text(data[position:stop]):
+                        raise Damaged(f"damaged at byte {start}: a name that is not UTF-8")
                     position = stop
             elif wire in (_FIXED32, _FIXED64):
                 position += 4 if wire == _FIXED32 else 8
@@ -128,15 +132,29 @@ def _schema(descriptor: Descriptor, cache: dict[str, _Schema]) -> _Schema:
         schema = {}
         for field in descriptor.fields:
             if field.message_type is not None:
-                schema[field.number] = (_MESSAGE_BYTES, field.message_type)
+                schema[field.number] = (_MESSAGE_BYTES, field.message_type, False)
             elif field.type in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES):
-                schema[field.number] = (_STRING_BYTES, None)
+                # Where it is no text, protobuf gives bytes for it, and whoever wanted a name trips.
+                text = field.type == FieldDescriptor.TYPE_STRING and field.name != "doc_string"
+                schema[field.number] = (_STRING_BYTES, None, text)
             elif field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
-                schema[field.number] = (2, None)  # packed: as long in memory as in the file, twice while it grows
+                schema[field.number] = (
+                    2,
+                    None,
+                    False,
+                )  # packed: as long in memory as in the file, twice while it grows
             else:
-                schema[field.number] = (_SCALAR_BYTES, None)
+                schema[field.number] = (_SCALAR_BYTES, None, False)
         cache[descriptor.full_name] = schema
     return schema
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _varint(data: bytes, position: int, end: int) -> tuple[int, int]:

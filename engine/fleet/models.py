@@ -64,11 +64,11 @@ def is_many(given: Sequence[str]) -> bool:
     if len(given) != 1:
         return len(given) > 1
     path = Path(given[0])
+    if not is_there(given[0]):
+        return glob.has_magic(given[0])
     if path.is_dir():
         return not _is_model(path)
-    if path.is_file():
-        return path.suffix.lower() in LISTS
-    return not path.exists() and glob.has_magic(given[0])
+    return path.is_file() and path.suffix.lower() in LISTS
 
 
 def found(given: Iterable[str]) -> list[Wanted]:
@@ -80,15 +80,15 @@ def found(given: Iterable[str]) -> list[Wanted]:
     models: dict[Wanted, None] = {}
     for text in given:
         path = Path(text)
-        listed = path.suffix.lower() in LISTS and path.is_file()
+        listed = path.suffix.lower() in LISTS and is_there(text) and path.is_file()
         models |= dict.fromkeys(_of_list(path) if listed else map(Wanted, _of_path(text)))
     return list(models)
 
 
 def _of_path(text: str) -> list[Path]:
     """The models of a path, a folder or a pattern."""
-    path = Path(text)
-    if path.is_dir():
+    path, there = Path(text), is_there(text)
+    if there and path.is_dir():
         inside = _in_folder(path)
         if not inside:
             raise OnnxspectError(
@@ -96,7 +96,7 @@ def _of_path(text: str) -> list[Path]:
                 f"files are looked for that end in {', '.join(MODELS)}",
             )
         return inside
-    if path.exists() or not glob.has_magic(text):
+    if there or not glob.has_magic(text):
         return [path]  # one that is not there is a row that says so
     matching = [Path(p) for p in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207  # of any folder
     inside = [m for p in matching for m in (_in_folder(p) if p.is_dir() else [p])]
@@ -126,6 +126,14 @@ def _in_folder(folder: Path) -> list[Path]:
 
 def _is_model(folder: Path) -> bool:
     return any((folder / name).exists() for name in _OF_A_MODEL)
+
+
+def is_there(text: str) -> bool:
+    """Whether a path is there; one that no file could have is not."""
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def _of_list(path: Path) -> list[Wanted]:

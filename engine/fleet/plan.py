@@ -9,7 +9,7 @@ from pathlib import Path
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.engine.fleet.content import data_digest, model_digest, of_text, version_digest
-from onnxspect.engine.fleet.models import Wanted
+from onnxspect.engine.fleet.models import Wanted, is_there
 
 #: Options of a scan, name -> values, or () for a flag.
 Options = Mapping[str, tuple[str, ...]]
@@ -100,7 +100,7 @@ def _names(options: Options) -> str:
 def reads(options: Options) -> tuple[Path, ...]:
     """Files and folders of the user that a command reads."""
     named = [Path(v[0]) for k in ("data", "train", "classes") if (v := options.get(k))]
-    return tuple(p for p in named if p.exists())
+    return tuple(p for p in named if is_there(str(p)))
 
 
 def as_arguments(options: Options) -> list[str]:

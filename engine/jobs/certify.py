@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +25,9 @@ from onnxspect.engine.certification.data_dependent import Bound, certify_data_de
 from onnxspect.engine.certification.feasible import FeasibleSet, fit
 from onnxspect.engine.certification.fixed import Certificate, certify_fixed
 from onnxspect.engine.certification.hinge import hinge, train, with_bias
-from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
-from onnxspect.engine.readers.npz import check_npz
+from onnxspect.engine.readers import npz
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.report.progress import watched
@@ -246,16 +245,12 @@ def _own_features(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """(features ``(n, d)``, labels ``(n,)``) of an npz that holds a matrix; None where it holds images."""
     if not path.is_file():
         return None
-    try:
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as archive:
-            if "features" not in archive:
-                return None
-            rows, labels = archive["features"], archive["labels"]
-    except KeyError as error:
-        raise OnnxspectError(f"{path}: has `features` but no `labels`") from error
-    except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise caused_by(error, f"{path}: not a readable npz file") from error
+    found = npz.arrays(path, str(path), ("features", "labels"))
+    if "features" not in found:
+        return None
+    if "labels" not in found:
+        raise OnnxspectError(f"{path}: has `features` but no `labels`")
+    rows, labels = found["features"], found["labels"]
     if rows.ndim != 2 or rows.dtype.kind not in "uif":
         raise OnnxspectError(f"{path}: features are {rows.dtype} of shape {rows.shape}, not numbers (n, d)")
     if labels.shape != (len(rows),) or labels.dtype.kind not in "ui":

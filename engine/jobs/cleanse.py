@@ -7,7 +7,6 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,13 +35,13 @@ from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.cleansing.weighing import weighed
-from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import Descent, trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
-from onnxspect.engine.readers.npz import check_npz
+from onnxspect.engine.readers import npz
 from onnxspect.engine.report.document import as_json
 from onnxspect.engine.report.pictures import plain_text, png
 from onnxspect.engine.report.progress import watched
@@ -374,12 +373,9 @@ def _method(scores: Scores, labels: np.ndarray, poisoned: np.ndarray | None) -> 
 
 def _truth(path: Path, n: int) -> np.ndarray:
     """Indices of the poisoned samples; `rates` checks them."""
-    try:
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as archive:
-            indices = np.asarray(archive["indices"])
-    except (OSError, ValueError, KeyError, AttributeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise caused_by(error, f"{path}: not an npz with `indices` of the poisoned samples") from error
+    indices = npz.arrays(path, str(path), ("indices",)).get("indices")
+    if indices is None:
+        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples")
     if indices.ndim != 1 or indices.dtype.kind not in "ui":
         raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work

@@ -5,7 +5,6 @@ A fresh scan of the patched file is asked of the caller (`rescan`), because a sc
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from onnxspect.converters.file.onnx_file import read_onnx
-from onnxspect.engine.errors import InconclusiveError, OnnxspectError, caused_by
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.deployed import Deployment, deployed
 from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
 from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
-from onnxspect.engine.readers.npz import check_npz
+from onnxspect.engine.readers import npz
 from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
@@ -207,21 +206,18 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
     Raises:
         OnnxspectError: not such a file, or another shape.
     """
-    try:
-        check_npz(path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in archive.files}
-    except (OSError, ValueError, AttributeError, zipfile.BadZipFile) as error:
-        raise caused_by(error, f"{path}: not a readable npz file") from error
+    arrays = npz.arrays(path, str(path))
     if "target" not in arrays or not in_pixels(arrays):
         raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
     names = ("mask", "pattern") if "mask" in arrays else ("delta",)
     kept = {}
     for name in names:
+        if arrays[name].dtype.kind not in "biuf":
+            raise OnnxspectError(f"{path}: {name} holds no numbers ({arrays[name].dtype})")
         array = arrays[name].astype(np.float32)
         if array.ndim == 2:
             array = array[None]
-        expected = (1, *shape[1:]) if name == "mask" and array.shape[0] == 1 else shape
+        expected = (1, *shape[1:]) if name == "mask" and array.shape[:1] == (1,) else shape
         if array.shape != expected:
             raise OnnxspectError(f"{path}: {name} has shape {array.shape}, the images {shape}")
         low = -1 if name == "delta" else 0

@@ -75,7 +75,8 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
 
 def _of_zip(path: Path, asked: Asked) -> Listing | None:
     archive = zipfile.ZipFile(path)
-    entries = {e.filename: e for e in archive.infolist() if not e.is_dir() and (e.external_attr >> 28) != 0o12}
+    named = (e for e in archive.infolist() if e.filename)  # is_dir trips over a member without a name
+    entries = {e.filename: e for e in named if not e.is_dir() and (e.external_attr >> 28) != 0o12}
     if entries and all(name.endswith(".npy") for name in entries):
         archive.close()
         return None

@@ -33,9 +33,9 @@ def open_folder(path: Path, asked: Asked) -> Columns | None:
     if (path / "dataset_dict.json").is_file():
         parts = {p.name.lower(): p for p in path.iterdir() if p.is_dir()}
         part = next((parts[n] for n in (TRAIN_PARTS if asked.training else TEST_PARTS) if n in parts), None)
-        return None if part is None else _open(part, sorted(part.glob("*.arrow")), asked, [_only(part.name)])
+        return None if part is None else _open(part, _regular(part, ".arrow"), asked, [_only(part.name)])
     for place in (path, path / "data", *_snapshots(path)):
-        files = sorted([*place.glob("*.parquet"), *place.glob("*.arrow")]) if place.is_dir() else []
+        files = _regular(place, ".parquet", ".arrow")
         if files:
             chosen, said = _part(files, asked)
             return _open(path, chosen, asked, said)
@@ -100,6 +100,11 @@ def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) 
         (*said, *labelled.notes),
         labelled.ordered,
     )
+
+
+def _regular(place: Path, *suffixes: str) -> list[Path]:
+    """Regular files by their ending, in order: a FIFO would be waited for."""
+    return sorted(p for p in place.iterdir() if p.suffix in suffixes and p.is_file()) if place.is_dir() else []
 
 
 def _part(files: list[Path], asked: Asked) -> tuple[list[Path], list[str]]:

@@ -196,7 +196,7 @@ def labels_of(names: Sequence[str]) -> dict[str, int]:
 def numbered(names: Sequence[str]) -> bool:
     """Whether every name begins with an index of its own."""
     heads = _heads(names)
-    return all(h.isdecimal() for h in heads) and len({int(h) for h in heads}) == len(names)
+    return all(h.isdecimal() and len(h) < 10 for h in heads) and len({int(h) for h in heads}) == len(names)
 
 
 def listed(words: Sequence[str]) -> str:
@@ -238,8 +238,11 @@ def _is_file(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[str, ...]:
     try:
-        if path.stat().st_size > _LIST_BYTES:
-            raise OnnxspectError(f"{path}: no list of class names ({path.stat().st_size:,} bytes)")
+        size = path.stat().st_size
+        if not path.is_file():  # a device has no end, and a FIFO perhaps no beginning
+            raise OnnxspectError(f"{path}: not a regular file with class names", "one name a line")
+        if size > _LIST_BYTES:
+            raise OnnxspectError(f"{path}: no list of class names ({size:,} bytes)")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise caused_by(error, f"{path}: not a readable list of class names", "one name a line") from error
@@ -269,7 +272,7 @@ def names_in(value: object, where: str) -> tuple[str, ...]:
     if isinstance(value, dict) and value:
         if all(isinstance(v, int) for v in value.values()):
             value = {str(i): name for name, i in value.items()}
-        pairs = {int(k): v for k, v in value.items() if str(k).isdecimal()}
+        pairs = {int(k): v for k, v in value.items() if str(k).isdecimal() and len(str(k)) < 10}
         if len(pairs) == len(value) and sorted(pairs) == list(range(len(pairs))):
             named = [" ".join(map(str, v)) if isinstance(v, list) else str(v) for _, v in sorted(pairs.items())]
             return tuple(named)

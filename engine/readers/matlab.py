@@ -1,7 +1,9 @@
-"""A MATLAB file (.mat, version 4 to 7.2) with images and labels: names and shapes are read first, then the two variables."""
+"""A MATLAB file (.mat, version 5 to 7.2) with images and labels: names and shapes are read first, then the two variables."""
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,15 +11,13 @@ import numpy as np
 
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
+from onnxspect.engine.readers import mat5
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
 from onnxspect.engine.readers.file_bytes import digest_of
 from onnxspect.engine.readers.labels import listed
-from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.reader import Asked
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
-#: What MATLAB calls the types, and the bytes that one number takes here.
-_SIZES = {"double": 8, "single": 4, "int64": 8, "uint64": 8, "int32": 4, "uint32": 4, "int16": 2, "uint16": 2}
 
 
 def open_file(path: Path, asked: Asked) -> ArrayReader | None:
@@ -28,27 +28,19 @@ def open_file(path: Path, asked: Asked) -> ArrayReader | None:
         head = file.read(520)
     if _HDF5 in (head[:8], head[512:520]):
         raise OnnxspectError(f"{path}: saved with -v7.3, which is HDF5 and is not read", "save it with -v7, or as npz")
-    from scipy.io import loadmat, whosmat
-
     try:
-        inside = {name: (shape, kind) for name, shape, kind in whosmat(path)}
+        inside = mat5.shapes(path)
         pair = next(((x, y) for x, y in asked.keys if x in inside and y in inside), None)
         if pair is None:
             raise OnnxspectError(
                 f"{path}: no `images` and `labels` in it (found {listed(sorted(inside)) or 'nothing'})",
                 f"save them under such a pair of names: {', '.join(f'{x}/{y}' for x, y in asked.keys[:4])}",
             )
-        for name in pair:
-            shape, kind = inside[name]
-            count = int(np.prod(shape, dtype=object)) * _SIZES.get(kind, 1)
-            limits().check_bytes(2 * count, str(path), f"{name} of shape {tuple(shape)}")
-        found = loadmat(path, variable_names=list(pair))
-        images, labels = np.asarray(found[pair[0]]), np.asarray(found[pair[1]])
-    except OnnxspectError:
-        raise
-    except Exception as error:  # scipy raises whatever the bytes lead it to
+        found = mat5.arrays(path, pair)
+        images, labels = found[pair[0]], found[pair[1]]
+    except (ValueError, OSError, zlib.error, struct.error) as error:
         line = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise caused_by(error, f"{path}: not a readable .mat file ({line})") from error
+        raise caused_by(error, f"{path}: not a readable .mat file ({line})", "save it with -v7, or as npz") from error
     if labels.ndim == 2 and 1 in labels.shape:  # MATLAB has no vectors
         labels = labels.reshape(-1)
     said = []

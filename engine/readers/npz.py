@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
+from onnxspect.converters import npy
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
@@ -52,7 +56,7 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
                     f"save them under such a pair of names: {wanted}",
                 )
             images, labels = pair
-            shape, dtype, fortran = _header_of(archive, images, path)
+            header = _header_of(archive, images, path)
             values = _small(archive, labels, path)
             names = next((_small(archive, n, path) for n in _CLASSES if n in inside), np.zeros(0, "U1"))
     except OnnxspectError:
@@ -70,12 +74,12 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
         said.append(f"of {listed(sorted([images, labels, *others]))} only {images} and {labels} were read")
 
     def batches() -> Iterator[np.ndarray]:
-        return _batches(path, images, shape, dtype, fortran)
+        return _batches(path, images)
 
     return array_reader(
         "an npz",
         path,
-        shape[0],
+        header.shape[0],
         values,
         names.astype(str).tolist() if names.dtype.kind in "US" else (),
         asked.classes,
@@ -85,72 +89,73 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
     )
 
 
-def check_npz(path: Path) -> None:
-    """Compare what the arrays of an npz declare with the limit, before `np.load` reads one; what is no npz is left to it.
+def arrays(source: Path | IO[bytes], where: str, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Arrays of an npz by name, as a whole, writable; in place of `np.load`.
+
+    Args:
+        source: the file.
+        where: names it in errors.
+        names: which are wanted, where not all; one that is missing is left out.
 
     Raises:
-        OnnxspectError: one would take more memory than is allowed.
+        OnnxspectError: not an npz, damaged, or larger than is allowed.
     """
+    found: dict[str, np.ndarray] = {}
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OnnxspectError(f"{where}: not a regular file")
     try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as stream:
-                    shape, _, dtype = _header(stream, f"{path}: {name}")
-                count = int(np.prod(shape, dtype=object)) * dtype.itemsize
-                limits().check_bytes(count, str(path), f"{printable(name)} of shape {shape}")
+        with zipfile.ZipFile(source) as archive:
+            for member in archive.namelist():
+                name = member.removesuffix(".npy")
+                if name != member and (names is None or name in names):
+                    with archive.open(member) as stream:
+                        found[name] = npy.read_array(stream, partial(_allowed, f"{where}: {printable(name)}")).copy("K")
     except OnnxspectError:
         raise
-    except _ERRORS:
-        return
+    except _ERRORS as error:
+        raise caused_by(error, f"{where}: not a readable npz file ({_first_line(error)})") from error
+    return found
 
 
-def _header_of(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+def _allowed(where: str, header: npy.Header) -> None:
+    limits().check_bytes(header.size, where, f"an array of shape {header.shape}")
+
+
+def _header_of(archive: zipfile.ZipFile, name: str, path: Path) -> npy.Header:
     with archive.open(f"{name}.npy") as stream:
-        shape, fortran, dtype = _header(stream, f"{path}: {name}")
+        header = npy.read_header(stream)
+    shape = header.shape
     if len(shape) < 3:
         raise OnnxspectError(f"{path}: images have {len(shape)} axes, not 4 (n, height, width, channels)")
-    one = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
-    limits().check_bytes(one * (shape[0] if fortran else min(shape[0], BATCH)), str(path), f"{name} of shape {shape}")
-    return shape, dtype, fortran
-
-
-def _header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """(shape, Fortran order, type) of an .npy stream, which then stands at its first number."""
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects, which are not unpickled")
-    if any(not isinstance(n, int) or n < 0 for n in shape):
-        raise OnnxspectError(f"{where}: a shape of {shape}")
-    return shape, fortran, dtype
+    one = math.prod(shape[1:]) * header.dtype.itemsize
+    most = one * (shape[0] if header.fortran else min(shape[0], BATCH))
+    limits().check_bytes(most, str(path), f"{name} of shape {shape}")
+    return header
 
 
 def _small(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
     """Labels or names, as a whole."""
+
+    def check(header: npy.Header) -> None:
+        most = math.prod(header.shape) * max(header.dtype.itemsize, 8)
+        limits().check_bytes(most, str(path), f"{name} of shape {header.shape}")
+
     with archive.open(f"{name}.npy") as stream:
-        shape, fortran, dtype = _header(stream, f"{path}: {name}")
-        count = int(np.prod(shape, dtype=object))
-        limits().check_bytes(count * max(dtype.itemsize, 8), str(path), f"{name} of shape {shape}")
-        data = _exactly(stream, count * dtype.itemsize, path)
-    return np.frombuffer(data, dtype, count).reshape(shape, order="F" if fortran else "C")
+        return npy.read_array(stream, check)
 
 
-def _batches(
-    path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], fortran: bool
-) -> Iterator[np.ndarray]:
+def _batches(path: Path, name: str) -> Iterator[np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as stream:
-            _header(stream, f"{path}: {name}")
-            one = int(np.prod(shape[1:], dtype=object)) * dtype.itemsize
-            if fortran:  # the first axis runs fastest: there is no first image before the last number
-                data = _exactly(stream, one * shape[0], path)
-                whole = np.frombuffer(data, dtype).reshape(shape, order="F")
-                yield from (whole[i : i + BATCH] for i in range(0, shape[0], BATCH))
+            header = npy.read_header(stream)
+            count, *sides = header.shape
+            if header.fortran:  # the first axis runs fastest: there is no first image before the last number
+                whole = header.array(_exactly(stream, header.size, path))
+                yield from (whole[i : i + BATCH] for i in range(0, count, BATCH))
                 return
-            for start in range(0, shape[0], BATCH):
-                count = min(BATCH, shape[0] - start)
-                yield np.frombuffer(_exactly(stream, one * count, path), dtype).reshape(count, *shape[1:])
+            for start in range(0, count, BATCH):
+                batch = replace(header, shape=(min(BATCH, count - start), *sides))
+                yield batch.array(_exactly(stream, batch.size, path))
     except OnnxspectError:
         raise
     except _ERRORS as error:

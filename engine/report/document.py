@@ -131,6 +131,7 @@ def _view(subject: Subject) -> dict[str, Any]:
 def as_json(document: dict[str, Any]) -> str:
     """A document as it is stored and printed: whatever a terminal would obey, or UTF-8 cannot hold, is escaped as JSON does it."""
     text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    text = text.replace("\x7f", "\\u007f")  # the one character of ASCII that json leaves and that is none to be read
     return text if text.isascii() else _UNSEEN.sub(_escaped, text)
 
 

@@ -82,7 +82,7 @@ def read(path: Path) -> Policy:
     shown = printable(str(path), 200)
     try:
         document = tomllib.loads(read_regular(path, _MOST_BYTES).data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise OnnxspectError(
             f"{shown}: not TOML ({printable(str(error), 200)})", "docs/pipelines.md shows one"
         ) from error

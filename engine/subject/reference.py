@@ -21,9 +21,7 @@ draws: the networks are the same up to rounding, which training amplifies.
 from __future__ import annotations
 
 import io
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -36,6 +34,7 @@ from torch.optim.adamw import adamw
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
+from onnxspect.engine.readers import npz
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.preprocessing import accuracy_floor
@@ -165,8 +164,7 @@ def _kept(path: Path | None, subject: Subject) -> SmallNetwork | None:
             stored = sum(i.file_size for i in archive.infolist() if i.compress_type == zipfile.ZIP_STORED)
         if stored > len(data):
             return None
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            values = {k: torch.from_numpy(arrays[k]) for k in arrays.files}
+        values = {k: torch.from_numpy(v) for k, v in npz.arrays(io.BytesIO(data), path.name).items()}
         if any(v.shape != wanted[k].shape or v.dtype != wanted[k].dtype for k, v in values.items()):
             return None
         network.load_state_dict(values)
@@ -175,13 +173,9 @@ def _kept(path: Path | None, subject: Subject) -> SmallNetwork | None:
         OSError,
         ValueError,
         KeyError,
-        EOFError,
         TypeError,
         RuntimeError,
-        SyntaxError,
-        tokenize.TokenError,
         zipfile.BadZipFile,
-        zlib.error,
     ):
         return None  # cut short or damaged: it is trained again, as if the run had been killed before
     return network

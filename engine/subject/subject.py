@@ -59,9 +59,9 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
-            raise OnnxspectError(f"unknown layout {self.layout!r}", f"one of {', '.join(LAYOUTS)}")
+            raise OnnxspectError(f"unknown layout {self.layout!r:.40}", f"one of {', '.join(LAYOUTS)}")
         if self.channel_order not in ("RGB", "BGR"):
-            raise OnnxspectError(f"unknown channel order {self.channel_order!r}", "RGB or BGR")
+            raise OnnxspectError(f"unknown channel order {self.channel_order!r:.40}", "RGB or BGR")
         if not self.scale > 0 or not all(s > 0 for s in self.std):
             raise OnnxspectError("the input scale and every standard deviation must be positive")
 

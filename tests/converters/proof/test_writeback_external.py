@@ -20,6 +20,7 @@ from onnxspect.converters.lowering.lower import lower
 from onnxspect.converters.proof.compare import compare
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.writeback import write_back
+from onnxspect.converters.whole import Part
 
 IMAGES = quadrant_images(3).images
 #: Tensor -> (location, offset) in the layouts that are tried.
@@ -279,6 +280,37 @@ def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(OnnxspectError, match=r"out\.onnx\.data: exists and is not a file"):
         write_like(file.proto, file, tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("layout", ["one file", "a file a tensor"])
+def test_what_is_replaced_keeps_its_data_until_then(
+    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written again and again: at the moment before the model gets its name, the old one is whole; afterwards only the new one is there."""
+    place = tmp_path / "original"
+    place.mkdir()
+    file = read_onnx(lay_out(place, two_layers(), LAYOUTS[layout]))
+    folder = tmp_path / "out"
+    folder.mkdir()
+    out = folder / "out.onnx"
+    count = len({p.location for p in file.external})
+    first = write_like(file.proto, file, out)
+    assert {p.name for p in folder.iterdir()} == {p.name for p in first}
+    whole = Part.place
+
+    def watched(part: Part) -> None:
+        if part.target == out:
+            assert read_onnx(out).external  # the old model, and all that it names
+        whole(part)
+
+    monkeypatch.setattr(Part, "place", watched)
+    for _ in range(3):
+        before = {p.name for p in folder.iterdir()}
+        written = write_like(file.proto, file, out)
+        assert {p.name for p in folder.iterdir()} == {p.name for p in written}
+        assert before & {p.name for p in written} == {"out.onnx"}
+        assert len(written) == count + 1
+        assert read_onnx(out).proto.graph.initializer == file.proto.graph.initializer
 
 
 @pytest.mark.parametrize(

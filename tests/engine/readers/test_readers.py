@@ -20,9 +20,9 @@ import pytest
 from PIL import Image
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.readers import npz
 from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.readers.labels import ClassList
-from onnxspect.engine.readers.npz import check_npz
 from onnxspect.engine.readers.reader import Asked, Reader
 from onnxspect.engine.subject.class_order import Order
 
@@ -278,6 +278,20 @@ def test_archives_follow_no_links(tmp_path: Path) -> None:
     assert any("1 links" in note for note in reader.notes())
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    """By every name that a form of data is told by, in a folder that is otherwise whole, and where a file is asked for."""
+    data = as_folder(tmp_path / "data")
+    names = ("a.parquet", "a.arrow", "a.tfrecord", "t10k-images-idx3-ubyte", "metadata.csv", "dataset_dict.json")
+    for name in (*names, "ant/a.png"):
+        os.mkfifo(data / name)
+    check(open_reader(data))
+    os.mkfifo(tmp_path / "fifo")
+    for ask in (lambda p: npz.arrays(p, "it"), ClassList.of, open_reader):
+        with pytest.raises(OnnxspectError, match="regular file"):
+            ask(tmp_path / "fifo")
+
+
 # -- which class a word is -------------------------------------------------------------------------------------------
 
 
@@ -441,8 +455,8 @@ def test_a_declared_size_is_compared_before_anything_is_loaded(tmp_path: Path, m
     with pytest.raises(OnnxspectError, match=r"48\.0 GiB, more than the limit of 1\.0 GiB") as caught:
         open_reader(tmp_path / "a.npz")
     assert "ONNXSPECT_MAX_DATA_BYTES" in caught.value.hint
-    with pytest.raises(OnnxspectError, match=r"images\.npy of shape .* 48\.0 GiB"):
-        check_npz(tmp_path / "a.npz")
+    with pytest.raises(OnnxspectError, match=r"a\.npz: images: an array of shape .* 48\.0 GiB"):
+        npz.arrays(tmp_path / "a.npz", "a.npz")
     monkeypatch.setenv("ONNXSPECT_MAX_DATA_BYTES", "many")
     with pytest.raises(OnnxspectError, match="not a whole number"):
         open_reader(tmp_path / "a.npz")
