@@ -228,7 +228,7 @@ def test_pickled_module_of_an_unknown_class(tmp_path: Path) -> None:
             copy.writestr(item, data if item.filename == "whole/data.pkl" else archive.read(item))
     error = refused(renamed, tmp_path, input_shape=SHAPE)
     assert "nctivation" in error.message
-    assert "state_dict" in error.hint
+    assert "--factory" in error.hint
 
 
 INFECTED = reference_folder() / "infected"
