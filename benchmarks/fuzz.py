@@ -155,7 +155,6 @@ def _result(seed: int, tally: Tally, children: Children, seconds: float) -> dict
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "mutants": sum(sum(c.values()) for c in tally.outcomes.values()),
-        "deaths_of_the_parent": 0,  # or there would be no result: it is one process from the first mutant to the last
         "deaths_of_children": len(tally.deaths),
         "broken_promises": len(tally.broken),
         "children": children.started,

@@ -202,7 +202,7 @@ def test_a_clean_set_loses_nothing(train_file: Path, model_file: Path, tmp_path:
         ({"targets": [7]}, "target class 7"),
         ({"run_folder": "nowhere"}, "no run"),
         ({"detectors": ["spectral-signatures"], "tap": "no such tap"}, "no value named"),
-        ({"truth": "missing.npz"}, "not an npz"),
+        ({"truth": "missing.npz"}, "No such file"),
     ],
 )
 def test_what_does_not_fit_is_refused(

@@ -111,7 +111,7 @@ CASES = {
     "colour images": ("3 channels", {2}),
     "labels outside the classes": ("label 39", {2}),
     "one class of samples": ("one class", {2}),
-    "empty folder": ("no class folders", {2}),
+    "empty folder": ("an empty folder", {2}),
     "folders without images": ("no images", {2}),
     "a broken image": ("bad.png", {2}),
 }

@@ -52,6 +52,7 @@ def test_mad_p_value_is_the_normal_tail_times_the_classes() -> None:
     assert judged.p_value[5] == pytest.approx(6 * stats.norm.sf(index))
     assert judged.log10_p[5] == pytest.approx(np.log10(6 * stats.norm.sf(index)))
     assert judged.paper_flag.tolist() == [False] * 5 + [True]
+    assert judged.paper_flag.dtype == bool
     assert judged.p_value[0] == 1.0  # a probability, however many tests there are
 
 

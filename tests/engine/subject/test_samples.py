@@ -86,8 +86,9 @@ def test_npz_keys(tmp_path: Path) -> None:
         (LABELS.astype(np.uint8), LABELS),
         (LABELS.astype(np.float32), LABELS),
         (LABELS[:, None], LABELS),
+        (np.eye(3)[LABELS], LABELS),
     ],
-    ids=["uint8", "whole floats", "column"],
+    ids=["uint8", "whole floats", "column", "one-hot"],
 )
 def test_accepted_labels(labels: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(Samples.from_arrays(GREY, labels).labels, expected)
@@ -96,7 +97,7 @@ def test_accepted_labels(labels: np.ndarray, expected: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("labels", "said"),
     [
-        (np.eye(3)[LABELS], "class indices, not one-hot"),
+        (np.eye(3)[LABELS] * 0.5, "their rows are not one-hot"),
         (LABELS - 1, "label -1 is negative"),
         (LABELS + 0.5, "not integers"),
         (np.where(LABELS == 0, np.nan, LABELS), "not integers"),
@@ -104,7 +105,7 @@ def test_accepted_labels(labels: np.ndarray, expected: np.ndarray) -> None:
         (LABELS[:5], "6 images but 5 labels"),
         (np.array(3), r"labels have shape \(\)"),
     ],
-    ids=["one-hot", "negative", "halves", "nan", "text", "too few", "scalar"],
+    ids=["rows", "negative", "halves", "nan", "text", "too few", "scalar"],
 )
 def test_refused_labels(labels: np.ndarray, said: str) -> None:
     with pytest.raises(OnnxspectError, match=said) as caught:
@@ -295,7 +296,7 @@ def test_folder_ignores_what_is_no_image(tmp_path: Path) -> None:
 
 def test_folder_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(OnnxspectError, match="no class folders"):
+    with pytest.raises(OnnxspectError, match="an empty folder"):
         Samples.load(tmp_path / "empty")
     (tmp_path / "bare" / "a").mkdir(parents=True)
     with pytest.raises(OnnxspectError, match="no images in its 1 folders"):
