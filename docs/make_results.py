@@ -13,8 +13,9 @@ def page() -> str:
     """The page; a section for each result that is there."""
     parts = [
         "# What was measured\n",
-        "Made by `python docs/make_results.py` from the files in benchmarks/results. Each section has its date: detection boards of before 2026-11-27 are "
-        "of code that searched every class once, and are not of what is shipped now; the judging half of the bank, below the demo, is.\n",
+        "Made by `python docs/make_results.py` from the files in benchmarks/results. Each section has its date: detection boards of before "
+        "2026-11-27 are of code that searched every class once, and are not of what is shipped now; "
+        "the judging half of the bank, below the demo, is.\n",
     ]
     sections = (
         ("demo.json", _demo),
@@ -88,9 +89,10 @@ def _judging_half(r: dict[str, Any]) -> str:
     missed = [m["name"] for m in models if m["infected"] and not set(m["found"]) & set(m["targets"])]
     return (
         "## Detection on the judging half of the bank, preset standard\n\n"
-        f"Networks by the recipes of models/bank.toml, one clean and one infected a family as far as they went (`python -m onnxspect.models.train_bank --part "
-        f"judging --most 1`, `benchmarks/bank.py --half judging`), judged by `{r['command']}`. Of {s['infected']} infected ones {s['found_with_right_target']} "
-        f"were found with the right target, and of {s['clean']} clean ones {s['false_alarms']} raised an alarm; the paper's rule (MAD index above 2) finds "
+        "Networks by the recipes of models/bank.toml, one clean and one infected a family as far as they went "
+        "(`python -m onnxspect.models.train_bank --part judging --most 1`, `benchmarks/bank.py --half judging`), judged by "
+        f"`{r['command']}`. Of {s['infected']} infected ones {s['found_with_right_target']} were found with the right target, and of "
+        f"{s['clean']} clean ones {s['false_alarms']} raised an alarm; the paper's rule (MAD index above 2) finds "
         f"{s['found_by_the_paper_rule']} and raises {s['false_alarms_of_the_paper_rule']} alarms. "
         f"{'Missed: ' + ', '.join(missed) + '. ' if missed else ''}So few say little about a rate: {s['clean']} clean models without an alarm "
         "are no proof of a level.\n\n"
