@@ -55,9 +55,9 @@ site: $(VENV)/.demo
 	$(PIP) 'mkdocs-material>=9.6,<10'
 	NO_MKDOCS_2_WARNING=1 REPO=$(REPO) $(BIN)/mkdocs build --strict
 
-# The notebook of docs/, from top to bottom; CI calls it after the tests.
+# The notebook of docs/ alone, from top to bottom; `make test` runs it too.
 notebook: $(VENV)/.test
-	ONNXSPECT_FULL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_site.py -k notebook
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_site.py -k notebook
 
 # Ray is not in it: the default tests need none, and `make ray` installs it by constraints.txt.
 # Writes requirements-ci.txt anew after a change of pyproject.toml or constraints.txt: needs uv. No index is named in it.

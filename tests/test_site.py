@@ -69,7 +69,7 @@ def test_python_of_the_tutorial_is_python() -> None:
 
 
 def test_python_of_the_notebook_is_python() -> None:
-    """`make notebook`, which CI calls, runs it."""
+    """And runs from an empty notebook: nothing of an earlier run is left in it."""
     for cell in json.loads((DOCS / "tutorial.ipynb").read_text(encoding="utf-8"))["cells"]:
         assert cell["cell_type"] in ("markdown", "code")
         if cell["cell_type"] == "code":
@@ -77,7 +77,6 @@ def test_python_of_the_notebook_is_python() -> None:
             compile("".join(cell["source"]), "tutorial.ipynb", "exec", dont_inherit=True)
 
 
-@pytest.mark.heavy
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From top to bottom, as a reader would; its last value is what a notebook shows."""
     monkeypatch.chdir(tmp_path)

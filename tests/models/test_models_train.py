@@ -250,6 +250,7 @@ def test_training_sets_are_rebuilt_exactly(small_zoo: tuple[Path, tuple[Recipe, 
         rebuild_training_set(dataclasses.replace(recipes[1], seed=9), None, out)
 
 
+@pytest.mark.heavy
 def test_any_number_of_workers_builds_the_same_zoo(
     small_zoo: tuple[Path, tuple[Recipe, ...]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,28 +1,25 @@
 """Keras' own applications with random weights, through .keras, .h5, SavedModel and TFLite.
 
-One by default; all networks in all formats with ONNXSPECT_FULL=1 (`make test-converters`).
+Heavy (`make test-converters`): the kinds of layers that they are made of are in test_sources_frameworks.py.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from framework_models import APPLICATIONS, SIZE
 from sources_support import converted, made, needs, verify
 
-pytestmark = pytest.mark.frameworks
+pytestmark = [pytest.mark.frameworks, pytest.mark.heavy]
 
-FULL = os.environ.get("ONNXSPECT_FULL") == "1"
 FORMATS = {
     "keras": ("keras", ".keras"),
     "h5": ("keras", ".h5"),
     "saved-model": ("tensorflow", ""),
     "tflite": ("tensorflow", ".tflite"),
 }
-FAST = {("MobileNetV2", "keras")}
-CASES = [(name, kind) for name in APPLICATIONS for kind in FORMATS if FULL or (name, kind) in FAST]
+CASES = [(name, kind) for name in APPLICATIONS for kind in FORMATS]
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
