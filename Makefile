@@ -77,11 +77,11 @@ SECONDS ?= 3600
 fuzz: $(VENV)/.test
 	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
 
-# All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 # What `make test` leaves out: further examples of what a lighter test holds.
 test-heavy: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -m heavy -n 2 --dist loadfile
 
+# All networks through all formats and exporters, and many more random graphs: heavier than `make test` may be.
 test-converters: $(VENV)/.test
 	ONNXSPECT_FULL=1 OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/converters/sources/test_sources_applications.py \
 	  tests/converters/lowering/test_lowering_exports.py tests/converters/lowering/test_lowering_light.py tests/converters/lowering/test_lowering_random.py

@@ -46,7 +46,7 @@ def beside_references(
     unknown = Judgement(np.full(k, np.nan), np.ones(k), np.zeros(k), np.zeros(k, bool))
     if k < 2 or baselines.shape[:1] != (k,) or not np.isfinite(values).all():
         return unknown
-    whole = baselines[:, np.isfinite(baselines).all(0) & ((baselines > 0).all(0) | (not log))]
+    whole = _complete(baselines, log)
     r = whole.shape[1]
     if r < FEWEST_REFERENCES or (log and (values <= 0).any()):
         return unknown
@@ -68,13 +68,18 @@ def least_seen(baselines: np.ndarray, alpha: float, noise: float = 0.0) -> np.nd
         noise: as for `beside_references`.
     """
     k = len(baselines)
-    whole = baselines[:, np.isfinite(baselines).all(0) & (baselines > 0).all(0)]
+    whole = _complete(baselines)
     r = whole.shape[1]
     if k < 2 or r < FEWEST_REFERENCES:
         return np.full(k, np.nan)
     b = np.log(whole)
     far = np.max([_deviations(b, others, noise) for others in _beside(k)], axis=0)
     return np.asarray(np.exp(scipy.stats.t.isf(alpha / k, r - 1) * far))
+
+
+def _complete(baselines: np.ndarray, log: bool = True) -> np.ndarray:
+    """The references that have the statistic of every class ``(class, reference)``; where logarithms are taken, a positive one."""
+    return np.asarray(baselines[:, np.isfinite(baselines).all(0) & ((baselines > 0).all(0) | (not log))])
 
 
 def _beside(k: int) -> list[np.ndarray]:
