@@ -118,7 +118,8 @@ class Supervisor:
         }
         if installed:
             self.header["bundle_commit"] = "not used: --installed"
-        self.header["compiling_seconds"] = self._compile()
+        if not installed:
+            self.header["compiling_seconds"] = self._compile()
         self.keep()
         print(f"{self.header['hardware']}\n{self.header['versions']}", flush=True)
 
