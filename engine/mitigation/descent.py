@@ -11,7 +11,7 @@ from torch.optim.adam import adam
 
 
 class Descent:
-    """Adam (Kingma, Ba, 2015, arXiv:1412.6980) on a model's parameters, its learning rate falling to zero by a cosine.
+    """Adam (Kingma and Ba, 2015, Alg. 1) on a model's parameters, its learning rate falling to zero by a cosine.
 
     The same bits as torch.optim.Adam with CosineAnnealingLR, whose classes import torch's compiler: two seconds of a patch,
     and six where its modules have to be compiled.
