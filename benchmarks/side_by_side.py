@@ -34,6 +34,8 @@ from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.workers import in_order
 
 ROUNDS = 3
+#: Images that reference networks are trained on.
+TRAINED_ON = 200
 RESULTS = Path(__file__).resolve().parent / "results" / "side_by_side.json"
 
 
@@ -85,8 +87,10 @@ def measured(model: Path, data: Path, steps: int) -> list[dict[str, Any]]:
         found = [r for rs in search(subject, samples, batches, MaskPattern(), config, run, "measured") for r in rs]
         return [r.trigger["mask"] for r in found]
 
+    fit = samples.take(np.sort(np.random.default_rng(0).permutation(len(samples))[:TRAINED_ON]))
+
     def trained() -> list[np.ndarray]:
-        networks = reference.train_references(subject, samples, samples, run)
+        networks = reference.train_references(subject, fit, fit, run)
         return [p.numpy() for n in networks for p in n.module.state_dict().values()]  # type: ignore[attr-defined]
 
     work = ((f"masks of {subject.classes} classes", searched), ("training references", trained))
