@@ -1,7 +1,7 @@
 """Pieces of work done side by side by threads, each with torch's threads for its own share of the cores.
 
-torch spreads one operation over the cores, and the small operations of a search keep few of them busy: where one unit's search takes 3.5 s on one
-core, it takes 2.4 s on two, and two units side by side take as long as one. What a piece gives depends on the piece alone, so that
+torch spreads one operation over the cores, and the small operations of a search do not keep them busy: on two cores searches side by side take
+a fifth less than one after the other (benchmarks/side_by_side.py). What a piece gives depends on the piece alone, so that
 how many run at a time changes when results come, and not what they are.
 """
 
