@@ -38,15 +38,14 @@ print(json.dumps([status, len(started), later]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers lock themselves in on Linux")
-@pytest.mark.parametrize("devices", [[], ["/dev/null"]])
-def test_a_gpu_is_woken_before_sockets_are_refused(tmp_path: Path, devices: list[str]) -> None:
+def test_a_gpu_is_woken_before_sockets_are_refused(tmp_path: Path) -> None:
     model = zoo.path("fashion_mnist_clean")
     ours, theirs = socket.socketpair()
     request = {
         "arguments": ["info", str(model), "--json"],
         "readable": [str(model)],
         "writable": [str(tmp_path)],
-        "devices": devices,
+        "devices": ["/dev/null"],
         "device": "cuda:1",
         "outputs": [],
         "folder": str(tmp_path),
@@ -68,4 +67,4 @@ def test_a_gpu_is_woken_before_sockets_are_refused(tmp_path: Path, devices: list
         )
     assert done.stdout, done.stderr
     status, started, later = json.loads(done.stdout.splitlines()[-1])
-    assert (status, started, later) == (0, len(devices), "refused")
+    assert (status, started, later) == (0, 1, "refused")
