@@ -21,6 +21,7 @@ unit, since batching was measured not to pay there; several are searched side by
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -167,8 +168,7 @@ def places_for(subject: Subject, batches: int, images: int, bound: bool = False)
     """
     if subject.device != "cpu":
         devices = () if bound else devices_of(subject.device)[1:batches]
-        copies = [copy for copy in map(subject.on, devices) if copy is not None]
-        return (subject, *copies), 0
+        return (subject, *_copies(subject, devices)), 0
     cores = min(batches, torch.get_num_threads())
     if cores > 1 and subject.shareable and not (bound and subject.lowered is None):  # a tap of a live module is a hook
         image = 4 * int(np.prod(subject.image_shape))
@@ -176,6 +176,15 @@ def places_for(subject: Subject, batches: int, images: int, bound: bool = False)
         if places > 1:
             return (subject,) * places, max(1, torch.get_num_threads() // places)
     return (subject,), 0
+
+
+def _copies(subject: Subject, devices: Sequence[str]) -> Iterator[Subject]:
+    """The subject on those of the devices that have room for it: others' programs may have filled one."""
+    for device in devices:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            copy = subject.on(device)
+            if copy is not None:
+                yield copy
 
 
 def _cut(subject: Subject, batch: Sequence[Unit], run: RunContext, detector: str, error: Exception) -> int:

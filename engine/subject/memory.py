@@ -57,10 +57,11 @@ def _planned_share(device: str) -> float:
 def devices_of(device: str) -> tuple[str, ...]:
     """The GPUs that "cuda" stands for, itself first and the others by number; any other device is one.
 
-    Results do not depend on how many there are, as long as they are of one kind.
+    Those of another kind than the first are left out: results would depend on which of them a batch is dealt to.
     """
     count = torch.cuda.device_count() if device == "cuda" else 1
-    return (device, *(f"cuda:{i}" for i in range(1, count)))
+    alike = (i for i in range(1, count) if torch.cuda.get_device_name(i) == torch.cuda.get_device_name(0))
+    return (device, *(f"cuda:{i}" for i in alike))
 
 
 def searches_at_once(kept: int, image: int, samples: int) -> int:

@@ -111,8 +111,9 @@ def test_searches_side_by_side_take_no_more_than_one_large_one(kept: int, image:
 
 
 def test_the_gpus_that_cuda_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    assert devices_of("cuda") == ("cuda", "cuda:1", "cuda:2")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "another" if i == 2 else "one")
+    assert devices_of("cuda") == ("cuda", "cuda:1", "cuda:3")
     assert devices_of("cuda:1") == ("cuda:1",)
     assert devices_of("cpu") == ("cpu",)
 
@@ -130,12 +131,25 @@ def test_what_is_bound_to_one_gpu_stays_there(subject: Subject, monkeypatch: pyt
     assert Climb(labelled=torch.zeros(2, 3, 1, 8, 8)).bound
     assert Consensus(embed(subject, PIXELS)).bound
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "one")
     monkeypatch.setattr(Subject, "on", lambda self, device: replace(self, device=device))
     there = replace(subject, device="cuda")
     assert [p.device for p in places_for(there, 9, 24)[0]] == ["cuda", "cuda:1"]
     assert [p.device for p in places_for(there, 1, 24)[0]] == ["cuda"]
     assert [p.device for p in places_for(there, 9, 24, bound=True)[0]] == ["cuda"]
     assert [p.device for p in places_for(replace(subject, device="cuda:1"), 9, 24)[0]] == ["cuda:1"]
+
+
+def test_a_gpu_that_others_have_filled_is_left_out(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def on(self: Subject, device: str) -> Subject:
+        if device == "cuda:1":
+            raise torch.OutOfMemoryError("emulated")
+        return replace(self, device=device)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "one")
+    monkeypatch.setattr(Subject, "on", on)
+    assert [p.device for p in places_for(replace(subject, device="cuda"), 9, 24)[0]] == ["cuda", "cuda:2"]
 
 
 def _on_two_devices(monkeypatch: pytest.MonkeyPatch) -> list[Subject]:
