@@ -112,8 +112,11 @@ def _start_driver(device: str) -> None:
     """
     import torch
 
+    from onnxspect.engine.subject.memory import devices_of
+
     with contextlib.suppress(Exception):
-        torch.zeros(1, device=device)
+        for one in devices_of(device):
+            torch.zeros(1, device=one)
 
 
 def load_all(commands: Collection[str]) -> None:
