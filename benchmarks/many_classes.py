@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
+import itertools
 import json
 import platform
 import resource
@@ -99,13 +100,13 @@ def searched(folder: Path) -> list[dict[str, Any]]:
     found = []
     with Ledger(folder) as ledger:
         for family in (MASKS, ADDED):
-            for k in range(Attractor().rounds):
-                for unit in ledger.units(f"{NAME} {family.name} {k}").values():
+            for k, longer in itertools.product(range(Attractor().rounds), ("", " longer")):
+                for unit in ledger.units(f"{NAME} {family.name} {k}{longer}").values():
                     arrived = unit.measurement(DESTINATION) is not None
                     found.append(
                         {
                             "family": family.name,
-                            "round": k,
+                            "round": f"{k}{longer}",
                             "class": int(unit.value(DESTINATION)) if arrived else None,
                             "size": unit.value(family.name if arrived else f"{BEYOND}{family.name}"),
                             "unseen": unit.held_out_success,
