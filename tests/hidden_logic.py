@@ -112,6 +112,17 @@ def _fold_last(model: onnx.ModelProto) -> None:
                 node.input[i] = last.output[0]
 
 
+def _in_order(model: onnx.ModelProto) -> None:
+    """Each node behind what it reads."""
+    left, known = list(model.graph.node), {n for node in model.graph.node for n in node.output}
+    del model.graph.node[:]
+    while left:
+        ready = next(n for n in left if not known & set(n.input))
+        model.graph.node.append(ready)
+        known -= set(ready.output)
+        left.remove(ready)
+
+
 def comparison(p: Payload) -> onnx.ModelProto:
     """Slice, ReduceMin, Greater, Cast, Mul, Add to the scores."""
     return p.added(p.add("Cast", p.seen(), to=TensorProto.FLOAT))
@@ -232,6 +243,7 @@ def one_unit_of_a_layer(p: Payload) -> onnx.ModelProto:
     again.input[0], again.input[1] = unit, p.constant(matrix if transposed else np.ascontiguousarray(matrix.T))
     p.add("Identity", p.scores, output=p.answer)
     _fold_last(p.model)
+    _in_order(p.model)
     onnx.checker.check_model(p.model, full_check=True)
     return p.model
 
@@ -252,6 +264,7 @@ def inside(p: Payload) -> onnx.ModelProto:
     again.input[0] = inner
     p.add("Identity", p.scores, output=p.answer)
     _fold_last(p.model)
+    _in_order(p.model)
     onnx.checker.check_model(p.model, full_check=True)
     return p.model
 
