@@ -80,8 +80,8 @@ OPEN = (3, 32, 32)
 WORKS = 0.9
 #: Files of unknown images beyond so many bytes get the first that fit as they are.
 LARGE_FILE = 1 << 24
-#: Images on which it is tried whether a payload does what it is made for.
-TRIED = 32
+#: Images on which it is tried whether a payload does what it is made for, at once; clean ones a few at a time.
+TRIED, SMALL_BATCH = 32, 8
 #: Networks of the matrix that payloads are put on, unlike ones first; those whose last weights are no matrix are left out.
 CARRIERS = (
     *("residual", "transformer", "mobile", "convnext", "gru", "dense", "efficientnet", "windows", "googlenet", "mixer"),
@@ -217,7 +217,7 @@ def _runs(subject: Subject, samples: Samples) -> bool:
 def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every payload on every carrier, carrier by carrier."""
     from hidden_logic import PAYLOADS
-    from hidden_ways import WAYS
+    from hidden_ways import OF_A_BATCH, WAYS
 
     def carriers() -> Iterator[Ordinary]:
         trained = [m for f in zoos(options) for m in of_zoo(f, options.data_root, SEED) if not m.infected]
@@ -232,7 +232,7 @@ def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str,
 
     for carrier in itertools.islice(carriers(), options.carriers):
         base = for_payloads(carrier)
-        for kind in [k for k in (*PAYLOADS, *WAYS) if not options.kinds or k in options.kinds]:
+        for kind in [k for k in (*PAYLOADS, *WAYS, *OF_A_BATCH) if not options.kinds or k in options.kinds]:
             name = f"{kind} on {carrier.name}, {carrier.form}"
             if not (yield from held(options, name)):
                 facts = {"part": "payloads", "kind": kind, "carrier": carrier.name, "family": carrier.family}
@@ -242,20 +242,19 @@ def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str,
 def planted(kind: str, base: onnx.ModelProto, carrier: Ordinary, folder: Path) -> dict[str, Any]:
     """A payload on a carrier: does it work, and what is said of it."""
     from hidden_logic import PAYLOADS, Payload, stamped
-    from hidden_ways import WAYS, stamped_for
+    from hidden_ways import OF_A_BATCH, WAYS, stamped_for
 
     path, plain, samples = folder / "payload.onnx", folder / "carrier.onnx", carrier.samples
     assert samples is not None
     try:
         onnx.save(base, plain)
         subject = opened(plain)
-        infected = {**PAYLOADS, **WAYS}[kind](Payload(base, subject.classes, samples.shape[0]))
+        infected = {**PAYLOADS, **WAYS, **OF_A_BATCH}[kind](Payload(base, subject.classes, samples.shape[0]))
         onnx.save(infected, path)
         image, some = infected.graph.input[0].name, samples.images[:TRIED]
         stamp = stamped if kind in PAYLOADS else stamped_for
-        before, clean, woken = (
-            Oracle(p).run({image: i})[0].argmax(1) for p, i in ((plain, some), (path, some), (path, stamp(some, kind)))
-        )
+        before, clean = (_answers(p, image, some, SMALL_BATCH) for p in (plain, path))
+        woken = _answers(path, image, stamp(some, kind), TRIED)
         target = int(np.bincount(woken).argmax())
         unchanged, success = float((before == clean).mean()), float((woken == target).mean())
         row = {
@@ -268,13 +267,22 @@ def planted(kind: str, base: onnx.ModelProto, carrier: Ordinary, folder: Path) -
     except Exception as error:
         return {"not_made": failed(error, path)}
     own = {n.name or n.output[0] for n in base.graph.node}
-    brought = any(d[0] not in own for d in row["dormant"])
+    # Of what hangs on the batch no part is named, but a reason is.
+    brought = any(d[0] not in own for d in row["dormant"]) or (kind in OF_A_BATCH and bool(row["reasons"]))
     right = [t for t in row["triggers"] if t[0] == target]
     return row | {
         "found": row["verdict"] != "clean" and (brought or target in row["targets"]),
         "trigger": any((t[1] or 0) >= WORKS for t in right),
         "of_the_carrier": [d[0] for d in row["dormant"] if d[0] in own],
     }
+
+
+def _answers(path: Path, image: str, images: np.ndarray, batch: int) -> np.ndarray:
+    """Classes in onnxruntime, so many images at a time."""
+    oracle = Oracle(path)
+    return np.concatenate(
+        [oracle.run({image: images[i : i + batch]})[0].argmax(1) for i in range(0, len(images), batch)]
+    )
 
 
 def zoos(options: argparse.Namespace) -> list[Path]:
