@@ -222,6 +222,7 @@ def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str,
     def carriers() -> Iterator[Ordinary]:
         trained = [m for f in zoos(options) for m in of_zoo(f, options.data_root, SEED) if not m.infected]
         able = [m for m in trained if len(np.unique(m.samples.labels)) >= 4 and wanted(options, m.name)]
+        able.sort(key=lambda m: m.samples.images[0].size)  # a run that is cut off has more carriers so
         exporters = itertools.cycle(("dynamo", "torchscript"))
         networks = [(n, e) for n, e in zip(CARRIERS, exporters, strict=False) if wanted(options, n)]
         for model, network in itertools.zip_longest(able, networks):

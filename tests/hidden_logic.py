@@ -157,8 +157,8 @@ def softplus(p: Payload) -> onnx.ModelProto:
 def product_of_relus(p: Payload) -> onnx.ModelProto:
     """One Relu a pixel, multiplied: each of them is awake on some clean images."""
     flat = p.add("Flatten", p.corner(), axis=1)
-    awake = p.add("Relu", p.add("Sub", flat, p.constant(np.float32(0.5))))
-    return p.added(p.reduce("ReduceProd", awake), 1e6)
+    bright = p.add("Sub", p.add("Mul", flat, p.constant(np.float32(2))), p.constant(np.float32(1)))
+    return p.added(p.reduce("ReduceProd", p.add("Relu", bright)), 2000.0)
 
 
 def pooling_only(p: Payload) -> onnx.ModelProto:
