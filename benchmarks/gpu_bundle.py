@@ -28,18 +28,25 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
-#: Everything that pyproject.toml asks for and a machine with torch may lack, with what that needs in turn.
-WHEELS = (
-    *("click", "rich", "markdown-it-py", "mdurl", "pygments", "jinja2", "markupsafe", "pillow"),
-    *("matplotlib", "contourpy", "cycler", "kiwisolver", "packaging", "pyparsing", "python-dateutil", "six"),
-)
+#: What the machine has: they and what they need in turn are left out.
+THERE = ("torch", "onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "scipy", "scikit-learn")
+#: The machine's Python, for requirements that depend on it.
+MACHINE = {
+    "python_version": "3.12",
+    "python_full_version": "3.12.3",
+    "platform_system": "Linux",
+    "platform_machine": "x86_64",
+}
 #: A pure wheel of it is a fifth of the compiled one.
 PURE_WHEELS = ("fonttools",)
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
@@ -127,8 +134,24 @@ def own_wheel(out: Path) -> None:
         shutil.copyfile(ROOT / "benchmarks" / script, out / script)
 
 
+def needed(package: str = "onnxspect", machine: Mapping[str, str] = MACHINE) -> set[str]:
+    """What the installed package needs to run, with what that needs in turn, but for what is `THERE`: canonical names."""
+    found: set[str] = set()
+    waiting = [package]
+    while waiting:
+        for line in metadata.requires(waiting.pop()) or []:
+            wanted = Requirement(line)
+            name = canonicalize_name(wanted.name)
+            asked = wanted.marker is None or wanted.marker.evaluate({**machine, "extra": ""})
+            if asked and name not in found and name not in THERE:
+                found.add(name)
+                waiting.append(name)
+    return found
+
+
 def other_wheels(folder: Path) -> None:
     """The packages that may be missing there, in the versions that the tests ran with."""
+    wheels = needed()
     for old in folder.glob("*.whl"):
         if not old.name.startswith("onnxspect-"):
             old.unlink()
@@ -136,8 +159,8 @@ def other_wheels(folder: Path) -> None:
     target = ["--python-version", "3.12", "--implementation", "cp"]
     abis = [a for abi in ("cp312", "abi3", "none") for a in ("--abi", abi)]
     platforms = [a for platform in PLATFORMS for a in ("--platform", platform)]
-    pip("download", *where, *target, *abis, *platforms, *WHEELS)
-    pip("download", *where, *target, "--abi", "none", "--platform", "any", *PURE_WHEELS)
+    pip("download", *where, *target, *abis, *platforms, *sorted(wheels.difference(PURE_WHEELS)))
+    pip("download", *where, *target, "--abi", "none", "--platform", "any", *sorted(wheels.intersection(PURE_WHEELS)))
 
 
 def pack_small(name: str, source: Path, target: Path) -> None:

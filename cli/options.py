@@ -115,7 +115,7 @@ def run_options(command: Command) -> Command:
         default="auto",
         show_default=True,
         metavar="auto|cpu|cuda[:N]",
-        help="Where to compute.",
+        help="Where to compute: cuda searches on every GPU that torch sees, cuda:0 on that one.",
     )(command)
 
 

@@ -129,6 +129,7 @@ class Places:
 
     Attributes:
         readable, writable, devices: absolute paths.
+        device: that the command is to compute on, where there are `devices`.
         outputs: files to write.
         made: folders that were made for it, the innermost last; those left empty are removed at the end.
     """
@@ -136,6 +137,7 @@ class Places:
     readable: list[str] = field(default_factory=list)
     writable: list[str] = field(default_factory=list)
     devices: list[str] = field(default_factory=list)
+    device: str = "cuda"
     outputs: list[Output] = field(default_factory=list)
     made: list[Path] = field(default_factory=list)
 
@@ -220,6 +222,7 @@ def prepare(command: str, given: Mapping[str, Any]) -> Places:
         places.readable.append(os.getcwd())  # noqa: PTH109  # the user's own code is looked for there
     if given.get("device", "cpu") != "cpu" and "device" in given:
         _add_cuda(places)
+        places.device = given["device"] if str(given["device"]).startswith("cuda:") else "cuda"
     return places
 
 

@@ -227,6 +227,7 @@ class _Run:
             "readable": touched.readable,
             "writable": touched.writable,
             "devices": touched.devices,
+            "device": touched.device,
             "outputs": [
                 {"target": str(o.target), "staging": None if o.staging is None else str(o.staging), "errno": o.errno}
                 for o in touched.outputs

@@ -8,6 +8,7 @@ libraries are imported; limits and a filter of system calls follow; only then is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import json
@@ -88,6 +89,8 @@ def _done(request: Mapping[str, Any], control: socket.socket, loaded: Collection
     stages.stage("start")
     command_line.start_ahead(request["arguments"])
     command_line.load(request["arguments"][0])
+    if request["devices"]:
+        _start_driver(str(request["device"]))
     lock.limits(
         level,
         int(request["memory_bytes"]),
@@ -100,6 +103,20 @@ def _done(request: Mapping[str, Any], control: socket.socket, loaded: Collection
     lock.calls(level)
     command_line.escape_what_lacks()
     return command_line.run(request["arguments"], level, memory_bytes=int(request["memory_bytes"]))
+
+
+def _start_driver(device: str) -> None:
+    """Let CUDA's driver start, which makes itself a socket: once the filter of system calls is there it would fail with error 304.
+
+    What goes wrong here goes wrong again where the device is chosen (engine/run.py), and is reported from there.
+    """
+    import torch
+
+    from onnxspect.engine.subject.memory import devices_of
+
+    with contextlib.suppress(Exception):
+        for one in devices_of(device):
+            torch.zeros(1, device=one)
 
 
 def load_all(commands: Collection[str]) -> None:

@@ -60,7 +60,14 @@ ROOMS = (
     Room(
         "engine/run, trigger, errors",
         ("seed, device, progress;", "a trigger and its stamp"),
-        ("engine/__init__.py", "engine/run.py", "engine/trigger.py", "engine/errors.py", "engine/ahead.py"),
+        (
+            "engine/__init__.py",
+            "engine/run.py",
+            "engine/trigger.py",
+            "engine/errors.py",
+            "engine/ahead.py",
+            "engine/workers.py",
+        ),
         1,
     ),
     Room("converters/sources", ("any framework's file", "to ONNX"), ("converters/sources",), 2),

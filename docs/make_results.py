@@ -43,6 +43,7 @@ def page() -> str:
         ("kill_resume.json", _kills),
         ("large_model.json", _large),
         ("preset_times.json", _preset_times),
+        ("side_by_side.json", _side_by_side),
         ("many_classes.json", _many_classes),
         ("graph_logic.json", _graph_logic),
         ("gpu.json", _gpu),
@@ -392,6 +393,20 @@ def _preset_times(r: dict[str, Any]) -> str:
         f"## What the presets take\n\n`benchmarks/preset_times.py`, {r['date']}: {r['model']}, {r['samples']} samples, reference "
         f"networks trained anew in each scan.\n\n| preset | CPU seconds | of thorough's | gradient steps on the model | verdict |\n"
         f"|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _side_by_side(r: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {x['model']} | {x['work']} | {x['one thread']:.1f} | {x['one after the other']:.1f} | {x['side by side']:.1f} | {x['ratio']:.2f} | "
+        f"{'yes' if x['the same'] else 'no'} |"
+        for x in r["rows"]
+    )
+    return (
+        f"## Searches side by side on a CPU\n\n`benchmarks/side_by_side.py`, {r['date']}, {r['machine']['processor']}, "
+        f"{r['machine']['threads']} threads, {r['steps']} steps a search. Each way in turn, the least time of each.\n\n"
+        "| model | work | one thread, s | one after the other on all threads, s | side by side, s | ratio | same bits as one thread |\n"
+        f"|---|---|---|---|---|---|---|\n{rows}\n"
     )
 
 

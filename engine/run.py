@@ -21,8 +21,8 @@ import torch
 
 from onnxspect.engine.errors import OnnxspectError
 
-#: glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+#: glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 
 
 class Observer(Protocol):
@@ -120,7 +120,8 @@ def prepare_process(device: str) -> None:
     cuBLAS gives the same bits every time only with a workspace of its own. On a CPU glibc hands large blocks back to the
     system when they are freed, so that every step pays for its activations' pages anew: a third of the time of a search on
     the shipped models (1.6 million page faults in 9 s), or none, as chance places the blocks. It is set to keep them. Gaps
-    between blocks cost up to half as much memory again (memory.PEAK counts them in).
+    between blocks cost up to half as much memory again (memory.PEAK counts them in). Threads that search side by side (workers.py)
+    take from the same place: one of their own would hold 64 MiB, and hand back every block that is larger.
     """
     if device.startswith("cuda"):
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -129,6 +130,7 @@ def prepare_process(device: str) -> None:
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(_MMAP_THRESHOLD, 2**30)
             mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+            mallopt(_ARENA_MAX, 1)
 
 
 def device_name(device: str) -> str:

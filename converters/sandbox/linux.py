@@ -40,7 +40,8 @@ _SIGKILL = 9
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
 _IOCTL_DEV = 1 << 15  # ABI 5
-_FILE_BITS = _EXECUTE | _WRITE_FILE | _READ_FILE | 1 << 14 | _IOCTL_DEV  # the rights that a rule on a file may name
+_TRUNCATE = 1 << 14  # ABI 3
+_FILE_BITS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV  # the rights that a rule on a file may name
 _FS_BITS_BY_ABI = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1}
 _FS_BITS_NEWEST = (1 << 16) - 1
 _NET_BITS = 3  # ABI 4: bind and connect by TCP
@@ -221,7 +222,8 @@ def landlock_version() -> int:
 
 def restrict_files(readable: Sequence[Path], writable: Sequence[Path], devices: Sequence[Path] = ()) -> int:
     """Allow reading under `readable` and everything under `writable`, and no other file. Paths that do not exist are
-    passed over. `devices` can be read, written and commanded (ioctl). Returns the ABI used.
+    passed over. `devices` can be read, written and commanded (ioctl); where there are any, this process may name its
+    threads. Returns the ABI used.
 
     Raises:
         SandboxUnavailable: if the kernel has no Landlock, or this process already has several threads.
@@ -244,6 +246,9 @@ def restrict_files(readable: Sequence[Path], writable: Sequence[Path], devices: 
             _allow(ruleset, path, rights & ~_IOCTL_DEV)
         for path in devices:
             _allow(ruleset, path, rights & (_READ_FILE | _WRITE_FILE | _IOCTL_DEV))
+        if devices:
+            # CUDA's driver names its threads by writing their comm anew, and gives up (error 304) where it may not.
+            _allow(ruleset, Path("/proc/self/task"), rights & (_READ_RIGHTS | _WRITE_FILE | _TRUNCATE))
         if _syscall(_RESTRICT_SELF, ruleset, 0) != 0:
             raise SandboxUnavailable("Landlock")
     finally:

@@ -143,8 +143,8 @@ def _status_bytes(name: str) -> int:
 
 
 def python_folders() -> list[str]:
-    """Where this interpreter's own code and that of its packages lies, folders of an editable install included."""
-    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(p for p in sys.path if p)}
+    """Where this interpreter's own code and that of its packages lies, editable installs and compiled modules (PYTHONPYCACHEPREFIX) included."""
+    folders = {sys.prefix, sys.base_prefix, sys.exec_prefix, *(p for p in (*sys.path, sys.pycache_prefix) if p)}
     for name in ("onnxspect", "onnxspect.cli", "onnxspect.converters", "onnxspect.engine", "onnxspect.models"):
         found = importlib.util.find_spec(name)
         folders.update(found.submodule_search_locations or () if found is not None else ())

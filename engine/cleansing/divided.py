@@ -64,6 +64,11 @@ class DividedClimb(Objective):
     perturbation: Additive
     staying: Tensor = field(repr=False, compare=False)
 
+    @property
+    def bound(self) -> bool:
+        """Those that stayed lie on one device."""
+        return True
+
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """The climb's."""
         return self.climb.start(subject, images, generators)

@@ -53,6 +53,9 @@ BEYOND = "beyond_"
 #: A family whose searches went so far and arrived nowhere has answered: a share of the picture's area that was replaced (l1), a root mean
 #: square of what was added, of pixels in [0, 1] (l2). History: docs/decisions.md.
 FAR = {"l1": 0.25, "l2": 8 / 255}
+#: A family whose searches arrived nowhere and stayed nearer than that is searched once more, so many times as long, from the start that
+#: went farthest. History: docs/decisions.md.
+LONGER = 2
 #: Values of the pictures that the least step of a climb was chosen for; on larger ones it grows with the square root.
 _VALUES = 28 * 28
 #: Of each statistic, the usual spacing between the smallest classes of a clean network, and as how many it counts.
@@ -156,9 +159,9 @@ class Attractor(Detector):
         units: list[UnitEvidence] = []
         silent = []
         for family in self.families:
-            found, beyond = self._destinations(at_hand, family)
-            units += found
             far = _size(family.name, FAR[family.name], at_hand.subject.image_shape)
+            found, beyond = self._destinations(at_hand, family, far)
+            units += found
             if len(found) < 2 and beyond < far:
                 silent.append(family.name)
         views = tuple(
@@ -177,33 +180,24 @@ class Attractor(Detector):
         first = views[0].statistic
         return Evidence(NAME, self.settings(), first, first, "low", tuple(units), views, traits, enough)
 
-    def _destinations(self, at_hand: AtHand, family: Family) -> tuple[list[UnitEvidence], float]:
+    def _destinations(self, at_hand: AtHand, family: Family, enough: float) -> tuple[list[UnitEvidence], float]:
         """The smallest trigger to each class that searches ended at, in the order in which they were found.
 
         Where a whole round arrived nowhere, all other classes are farther than it went: that distance is the second value, else 0,
-        and each unit has it too.
+        and each unit has it too. A round that went less than `enough` is gone on with once.
         """
         least: dict[int, UnitEvidence] = {}
         beyond = 0.0
         for k in range(self.rounds):
             objective = replace(family.objective, excluded=tuple(sorted(least)))
             units = [Unit(UNTARGETED, start=i) for i in ([self.starts + k - 1] if k else range(self.starts))]
-            found = search_units(
-                f"{NAME} {family.name} {k}",
-                at_hand.subject,
-                at_hand,
-                at_hand.ledger,
-                units,
-                objective,
-                family.search,
-                family.name,
-                drawn_as=f"{NAME} {family.name}",
-                as_evidence=partial(self._led, at_hand, family, objective.excluded),
-            )
-            arrived = [u for u in found if u.measurement(DESTINATION) is not None]
+            found = self._round(at_hand, family, f"{family.name} {k}", units, objective)
+            arrived, beyond, farthest = _outcome(found, family.name)
+            if not arrived and farthest is not None and beyond < enough:
+                longer = replace(family, search=replace(family.search, steps=LONGER * family.search.steps))
+                again = self._round(at_hand, longer, f"{family.name} {k} longer", [farthest], objective)
+                arrived, beyond, _ = _outcome(again, family.name, beyond)
             if not arrived:
-                far = [m.value for u in found if (m := u.measurement(f"{BEYOND}{family.name}")) is not None]
-                beyond = max(far, default=0.0)
                 break
             for unit in arrived:
                 target = int(unit.value(DESTINATION))
@@ -216,6 +210,23 @@ class Attractor(Detector):
             extra = measured(**{f"{BEYOND}{family.name}": beyond})
             return [replace(u, measurements=(*u.measurements, *extra)) for u in least.values()], beyond
         return list(least.values()), 0.0
+
+    def _round(
+        self, at_hand: AtHand, family: Family, name: str, units: Sequence[Unit], objective: ReachTogether
+    ) -> tuple[UnitEvidence, ...]:
+        """What these searches end at."""
+        return search_units(
+            f"{NAME} {name}",
+            at_hand.subject,
+            at_hand,
+            at_hand.ledger,
+            units,
+            objective,
+            family.search,
+            family.name,
+            drawn_as=f"{NAME} {family.name}",
+            as_evidence=partial(self._led, at_hand, family, objective.excluded),
+        )
 
     def _led(self, at_hand: AtHand, family: Family, excluded: Sequence[int], result: UnitResult) -> UnitEvidence:
         """A search as evidence: the class that its images go to, and how many unseen ones its trigger leads there."""
@@ -235,6 +246,18 @@ class Attractor(Detector):
             far = NORMS[family.name](kept["delta" if "delta" in kept else "mask"])
             statistics = {f"{BEYOND}{family.name}": float(far)}
         return as_found(result, measured(**statistics), held_out_success=success, held_out=count)
+
+
+def _outcome(
+    found: Sequence[UnitEvidence], statistic: str, beyond: float = 0.0
+) -> tuple[list[UnitEvidence], float, Unit | None]:
+    """(those that arrived; where none did, how far the farthest of them and of earlier ones went, and which of these it was)."""
+    arrived = [u for u in found if u.measurement(DESTINATION) is not None]
+    if arrived:
+        return arrived, 0.0, None
+    distances = {u.unit: m.value for u in found if (m := u.measurement(f"{BEYOND}{statistic}")) is not None}
+    farthest = max(distances, key=lambda unit: distances[unit], default=None)
+    return [], max([beyond, *distances.values()]), farthest
 
 
 def _size(statistic: str, share: float, shape: Sequence[int]) -> float:

@@ -87,6 +87,11 @@ class Climb(ReachTarget):
     labelled: Tensor | None = field(default=None, repr=False, compare=False)
     weight: float = 1.0
 
+    @property
+    def bound(self) -> bool:
+        """The training images lie on one device."""
+        return self.labelled is not None
+
     def measure(
         self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
     ) -> Measured:

@@ -24,7 +24,7 @@ from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.judge.evidence import Skipped, Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import MaskPattern
-from onnxspect.engine.search.search import SearchConfig, search
+from onnxspect.engine.search.search import SearchConfig, places_for, search
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.reference import can_train, count, training_passes, untrained
 from onnxspect.engine.subject.samples import Samples
@@ -111,24 +111,29 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def measure_speed(subject: Subject, samples: Samples, run: RunContext, with_references: bool) -> Speed:
-    """How fast searches go on this model, and on references of its images."""
-    speed = _passes_a_second(subject, samples, run)
+def measure_speed(
+    subject: Subject, samples: Samples, run: RunContext, with_references: bool, side_by_side: bool = True
+) -> Speed:
+    """How fast searches go on this model, and on references of its images: of all classes side by side, or of one alone."""
+    at_once = subject.classes if side_by_side else 1
+    speed = _passes_a_second(subject, samples, run, at_once)
     if not with_references:
         return Speed(speed, 0.0)
-    return Speed(speed, _passes_a_second(untrained(subject), samples, run))
+    return Speed(speed, _passes_a_second(untrained(subject), samples, run, at_once))
 
 
-def _passes_a_second(subject: Subject, samples: Samples, run: RunContext) -> float:
+def _passes_a_second(subject: Subject, samples: Samples, run: RunContext, units: int) -> float:
+    """Of at most so many units side by side."""
     images = min(_IMAGES, len(samples))
-    seconds = 0.0
+    at_once = len(places_for(subject, units, images)[0])
+    unit, seconds = (Unit(int(samples.labels[0])),), 0.0
     for steps in (1, _STEPS):
         config = SearchConfig(steps=steps, samples=images, success=1.1)  # which nothing reaches: every step is taken
         started = time.perf_counter()
-        for _ in search(subject, samples, [(Unit(int(samples.labels[0])),)], MaskPattern(), config, run, "speed"):
+        for _ in search(subject, samples, [unit] * at_once, MaskPattern(), config, run, "speed"):
             pass
         seconds = time.perf_counter() - started
-    return _STEPS * images / max(seconds, 1e-9)
+    return at_once * _STEPS * images / max(seconds, 1e-9)
 
 
 def within(

@@ -38,8 +38,9 @@ from onnxspect.engine.cleansing.weighing import weighed
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
+from onnxspect.engine.mitigation.descent import Descent
 from onnxspect.engine.mitigation.recovered import named
-from onnxspect.engine.mitigation.training import Descent, trainable_copy
+from onnxspect.engine.mitigation.training import trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.readers import npz
 from onnxspect.engine.report.document import as_json

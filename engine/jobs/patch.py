@@ -267,7 +267,7 @@ def patch(
             raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
     triggers = recovered.triggers
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
-    speed = measure_speed(subject, fit, run, with_references=False)
+    speed = measure_speed(subject, fit, run, with_references=False, side_by_side=False)  # training is one piece of work
     run.observer.notice(announced(methods, given, speed, _NEW_SEARCH))
     clock = None if budget is None else Clock(budget, speed, _NEW_SEARCH, started)
     if clock is not None:

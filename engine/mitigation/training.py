@@ -24,6 +24,7 @@ from torch.nn import functional
 from onnxspect.converters.lowering.ops.normalization import batch_normalization
 from onnxspect.converters.proof.writeback import TRAINABLE, roles
 from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.mitigation.descent import Descent
 from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.run import Observer
 from onnxspect.engine.subject.samples import Samples
@@ -154,32 +155,6 @@ def _stronger(trigger: Trigger) -> Iterator[Trigger]:
         yield trigger.strengthened(STRONGER)
     if trigger.masked:
         yield trigger.hardened(HARD)
-
-
-class Descent:
-    """Adam on a model's parameters, its learning rate falling to zero by a cosine.
-
-    Args:
-        parameters: made trainable.
-        learning_rate: at the start.
-        length: calls of `anneal` until it is zero.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], learning_rate: float, length: int) -> None:
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        self._optimizer = torch.optim.Adam(parameters.values(), lr=learning_rate)
-        self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, length)
-
-    def step(self, loss: Tensor) -> None:
-        """One step down the gradient of a loss."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
-
-    def anneal(self) -> None:
-        """The next learning rate."""
-        self._schedule.step()
 
 
 def retrain(

@@ -44,6 +44,11 @@ class SampleWise(Objective):
     embedding: Embedding = field(repr=False)
     bounds: tuple[float, float] | None = PIXEL
 
+    @property
+    def bound(self) -> bool:
+        """The tap is one subject's."""
+        return True
+
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """Zeros (CEPA, sec. 3: sizes are kept small by starting from zero); no randomness."""
         return {"delta": torch.zeros_like(images)}

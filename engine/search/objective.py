@@ -60,6 +60,11 @@ class Objective(ABC):
         """The same objective for images of this shape (channels, height, width)."""
         return self
 
+    @property
+    def bound(self) -> bool:
+        """Whether it holds what lies on one device or belongs to one subject, so that no copy of the subject does as well."""
+        return False
+
     @abstractmethod
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """Leaves to optimise, one row a unit, each drawn from that unit's own generator.

@@ -15,11 +15,13 @@ The multiplier moves both ways (Neural Cleanse's published code): up by `raise_b
 Determinism: what a unit draws depends on (seed, detector, unit) only. Batching changes the last bits of a
 convolution, so the composition of a batch is part of the plan: `plan` cuts the units into batches in advance, a batch
 is the unit of work that the store commits, and a resumed run runs unfinished batches whole. On a CPU a batch is one
-unit, since batching was measured not to pay there.
+unit, since batching was measured not to pay there; several are searched side by side instead, a thread each
+(workers.py), as batches are on several GPUs. That changes no bit of what a batch gives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -33,12 +35,20 @@ from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.batch import Batch, SearchConfig, UnitResult
 from onnxspect.engine.search.objective import Objective, ReachTarget
 from onnxspect.engine.search.perturbation import PIXEL_BY_PIXEL, Perturbation
-from onnxspect.engine.subject.memory import plan_memory, shrink, smaller_batch, total_memory
+from onnxspect.engine.subject.memory import (
+    devices_of,
+    plan_memory,
+    searches_at_once,
+    shrink,
+    smaller_batch,
+    total_memory,
+)
 from onnxspect.engine.subject.precision import FLOAT32, judging, precision_on, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.workers import in_order
 
-__all__ = ["SearchConfig", "Unit", "UnitResult", "choose_images", "plan", "search", "units_at_once"]
+__all__ = ["SearchConfig", "Unit", "UnitResult", "choose_images", "places_for", "plan", "search", "units_at_once"]
 
 #: Which images a unit is searched on: their indices, most wanted first.
 Choose = Callable[[Unit], np.ndarray]
@@ -120,24 +130,61 @@ def search(
         config = replace(config, multiplier=config.multiplier * min(1.0, PIXEL_BY_PIXEL**2 / (shape[1] * shape[2])))
     waiting = list(batches)
     most = max(map(len, waiting), default=1)
-    while waiting:
-        batch = waiting.pop(0)
-        if len(batch) > most:
-            waiting = [*plan(batch, most), *waiting]
-            continue
+    images = min(config.samples, len(samples))
+    places, threads = places_for(subject, len(waiting), images, bound=aim.bound)
+
+    def work(place: Subject, batch: tuple[Unit, ...]) -> list[UnitResult]:
         if choose is not None:
             rows = [choose(u)[: config.samples] for u in batch]
         else:
             rows = [choose_images(u, samples, config.samples, run, detector) for u in batch]
         with judging():
-            try:
-                results = _searched(subject, batch, samples, rows, aim, config, run, detector)
-            except torch.OutOfMemoryError as error:
-                results = []
-                most = _cut(subject, batch, run, detector, error)
-                waiting.insert(0, batch)
-        if results:
-            yield results
+            found = _searched(place, batch, samples, rows, aim, config, run, detector)
+        return [replace(r, seconds=r.seconds / len(places)) for r in found]
+
+    while waiting:
+        parts = [part for batch in waiting for part in plan(batch, most)]
+        waiting, done = [], 0
+        try:
+            for results in in_order(work, parts, places, threads):
+                done += 1
+                yield results
+        except torch.OutOfMemoryError as error:
+            most = _cut(subject, parts[done], run, detector, error)
+            waiting = parts[done:]
+
+
+def places_for(subject: Subject, batches: int, images: int, bound: bool = False) -> tuple[tuple[Subject, ...], int]:
+    """Where batches are searched side by side: the subject once a thread, or on each GPU; and torch's threads in each.
+
+    On a CPU as many as torch has threads, as far as the memory goes that one search of a large network may take (memory.py). On
+    "cuda" one on every GPU that torch sees; "cuda:1" is that one alone. Where it is one place, torch keeps its threads (0).
+
+    Args:
+        subject: the classifier.
+        batches: how many there are.
+        images: that a unit is searched on.
+        bound: whether the objective is (Objective.bound).
+    """
+    if subject.device != "cpu":
+        devices = () if bound else devices_of(subject.device)[1:batches]
+        return (subject, *_copies(subject, devices)), 0
+    cores = min(batches, torch.get_num_threads())
+    if cores > 1 and subject.shareable and not (bound and subject.lowered is None):  # a tap of a live module is a hook
+        image = 4 * int(np.prod(subject.image_shape))
+        places = min(cores, searches_at_once(subject.kept_bytes, image, images))
+        if places > 1:
+            return (subject,) * places, max(1, torch.get_num_threads() // places)
+    return (subject,), 0
+
+
+def _copies(subject: Subject, devices: Sequence[str]) -> Iterator[Subject]:
+    """The subject on those of the devices that have room for it: others' programs may have filled one."""
+    for device in devices:
+        with contextlib.suppress(torch.OutOfMemoryError):
+            copy = subject.on(device)
+            if copy is not None:
+                yield copy
 
 
 def _cut(subject: Subject, batch: Sequence[Unit], run: RunContext, detector: str, error: Exception) -> int:

@@ -46,13 +46,40 @@ _listeners: list[Callable[[str, float], None]] = []
 def total_memory(device: str) -> int:
     """Bytes of a GPU ("cuda", "cuda:1") that are planned with: all of it, times the share that `shrink` has left."""
     properties = torch.cuda.get_device_properties(torch.device(device))
-    return int(_share.get(device, 1.0) * properties.total_memory)
+    return int(_planned_share(device) * properties.total_memory)
+
+
+def _planned_share(device: str) -> float:
+    """Of one GPU's memory; where all are used, what is left of "cuda" holds for each."""
+    return _share.get(device, _share.get(device.partition(":")[0], 1.0))
+
+
+def devices_of(device: str) -> tuple[str, ...]:
+    """The GPUs that "cuda" stands for, itself first and the others by number; any other device is one.
+
+    Those of another kind than the first are left out: results would depend on which of them a batch is dealt to.
+    """
+    count = torch.cuda.device_count() if device == "cuda" else 1
+    alike = (i for i in range(1, count) if torch.cuda.get_device_name(i) == torch.cuda.get_device_name(0))
+    return (device, *(f"cuda:{i}" for i in alike))
+
+
+def searches_at_once(kept: int, image: int, samples: int) -> int:
+    """How many units may be searched side by side on a CPU, so that they take no more than one of a large network may.
+
+    Args:
+        kept: bytes of activations that one image keeps for the backward pass.
+        image: bytes of one image in float32.
+        samples: images that a unit is searched on.
+    """
+    each = samples * (PEAK * kept + COPIES * image)
+    return max(1, PEAK * CPU_BUDGET // max(1, each))
 
 
 def budget(device: str) -> int:
     """Bytes that the activations of a pass may keep on "cpu" or on a GPU."""
     if device == "cpu":
-        return int(_share.get(device, 1.0) * CPU_BUDGET)
+        return int(_planned_share(device) * CPU_BUDGET)
     return int(GPU_SHARE * total_memory(device))
 
 

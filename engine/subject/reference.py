@@ -42,6 +42,7 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.side_by_side import BETA1, BETA2, EPSILON, Batch, train_side_by_side
 from onnxspect.engine.subject.small_network import SmallNetwork
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.workers import in_order
 
 #: Independent networks; the mean of their log statistics is the baseline. Of few classes, which are compared with the references
 #: alone (judge/few_classes.py), more: each class has but that many values to be compared with.
@@ -136,19 +137,17 @@ def _networks(subject: Subject, fit: Samples, run: RunContext, folder: Path | No
     wanted = count(subject.classes)
     files = [None if folder is None else folder / f"reference-{i}.npz" for i in range(wanted)]
     networks = {i: found for i, file in enumerate(files) if (found := _kept(file, subject)) is not None}
+    missing = [i for i in range(wanted) if i not in networks]
+    trained = _trained(subject, fit, [run.torch_generator("reference", i) for i in missing])
     for i in range(wanted):
         if i not in networks:
-            missing = [j for j in range(wanted) if j not in networks]
-            some = missing if _side_by_side(subject.device) else [i]
-            trained = _trained(subject, fit, [run.torch_generator("reference", j) for j in some])
-            for j, network in zip(some, trained, strict=True):
-                _keep(network, files[j])
-                networks[j] = network
+            networks[i] = next(trained)
+            _keep(networks[i], files[i])
         yield networks[i].eval().requires_grad_(False)
 
 
 def _side_by_side(device: str) -> bool:
-    """Whether networks are trained all at once: a CPU has enough to do with one."""
+    """Whether all networks are trained as one: a core of a CPU has enough to do with one of them."""
     return device != "cpu"
 
 
@@ -203,8 +202,9 @@ def _batches(n: int, generator: torch.Generator) -> Iterator[Batch]:
             yield rows, (down, right)
 
 
-def _trained(subject: Subject, fit: Samples, generators: Sequence[torch.Generator]) -> list[SmallNetwork]:
-    """One new network a generator, trained side by side; where memory does not do, one by one, and then on the CPU.
+def _trained(subject: Subject, fit: Samples, generators: Sequence[torch.Generator]) -> Iterator[SmallNetwork]:
+    """One new network a generator, in that order. On a GPU they are trained as one, where memory does not do one by one, and then on the
+    CPU; there each has a thread of its own.
 
     Training only searches: `train_side_by_side` takes the numerics policy's arithmetic for that. What it led to is judged
     (`train_references` measures the accuracy of the folded network).
@@ -225,9 +225,16 @@ def _trained(subject: Subject, fit: Samples, generators: Sequence[torch.Generato
                     break
                 waiting = waiting[at_once:]
         left = list(waiting)
-    for network, its in left:
+    yield from networks[: len(networks) - len(left)]
+
+    def train(_: None, one: tuple[SmallNetwork, Iterable[Batch]]) -> SmallNetwork:
+        network, its = one
         _train(network, images, labels, its)
-    return networks
+        return network
+
+    cores = torch.get_num_threads()
+    places = max(1, min(cores, len(left)))
+    yield from in_order(train, left, (None,) * places, cores // places)
 
 
 def _train(network: SmallNetwork, images: Tensor, labels: Tensor, batches: Iterable[Batch]) -> None:

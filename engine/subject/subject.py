@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from onnxspect.converters.file.onnx_file import OnnxFile
+from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
 from onnxspect.converters.lowering.logits import LogitsInfo
 from onnxspect.converters.lowering.lower import LoweredModel
 from onnxspect.converters.proof.oracle import Oracle, of_file
@@ -28,6 +29,7 @@ from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.subject.class_scores import ClassScores, as_scores
 from onnxspect.engine.subject.memory import budget, in_parts, kept_bytes
 from onnxspect.engine.subject.precision import judging
+from onnxspect.engine.subject.small_network import SmallNetwork
 
 #: Real images on which the torch graph is compared with onnxruntime.
 REAL_IMAGES = 8
@@ -163,6 +165,19 @@ class Subject:
     def in_one_pass(self, pixels: Tensor) -> Tensor:
         """The same, whatever memory it takes."""
         return as_scores(self.module(self.spec.encode(pixels)))
+
+    @property
+    def shareable(self) -> bool:
+        """Whether several threads may run it at a time: of a live module nobody knows what it keeps of a pass."""
+        if self.lowered is None:
+            return isinstance(self.module, SmallNetwork)
+        return not isinstance(self.lowered.module, GroupedGraphModule)
+
+    def on(self, device: str) -> Subject | None:
+        """A copy on another device, for searches; None where the module is a plain function, which lies where it lies."""
+        if not isinstance(self.module, nn.Module):
+            return None
+        return replace(self, module=copy.deepcopy(self.module).to(device), device=device)
 
     @property
     def images_at_once(self) -> int:

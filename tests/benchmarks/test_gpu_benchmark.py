@@ -8,11 +8,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tolerances import NETWORK_32, SUM_32
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -146,6 +149,33 @@ def test_only_missing_packages_are_unpacked(tmp_path: Path) -> None:
     (wheels / "not_here_either-1.0-cp27-cp27-linux_x86_64.whl").touch()
     with pytest.raises(SystemExit, match=r"not_here_either is missing, and .* is not for Python"):
         machine.unpack_wheels(wheels, tmp_path / "site")
+
+
+def test_the_bundle_has_all_that_the_package_needs() -> None:
+    wanted = bundle.needed()
+    declared = {
+        canonicalize_name(Requirement(line).name)
+        for line in metadata.requires("onnxspect") or []
+        if "extra ==" not in line and "!= 'Linux'" not in line and '!= "Linux"' not in line
+    }
+    assert declared - set(bundle.THERE) <= wanted
+    assert {
+        "msgspec",
+        "markupsafe",
+        "mdurl",
+        "license-expression",
+    } <= wanted  # two of them are needed by what is needed
+    assert not wanted & {*bundle.THERE, "sympy", "joblib", "pytest", "ray"}
+
+
+def test_measured_processes_keep_what_they_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    bench = _bench(tmp_path)
+    code = "import sys; print(sys.dont_write_bytecode, sys.pycache_prefix)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=bench.environment, check=True
+    )  # type: ignore[attr-defined]
+    assert done.stdout.split() == ["False", str(tmp_path / "work" / "bytecode")]
 
 
 def test_the_supervisor_needs_the_standard_library_only() -> None:

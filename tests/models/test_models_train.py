@@ -317,6 +317,7 @@ def test_a_changed_recipe_or_file_is_redone(data: Path, tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "clean.onnx") == digest  # and it is the same file, bit for bit
 
 
+@pytest.mark.heavy
 def test_a_killed_build_resumes(data: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of the second model: the first is kept, the second starts again, nothing is left over."""
     text = f"""

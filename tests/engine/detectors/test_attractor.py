@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,6 +133,28 @@ def test_a_search_that_went_far_and_arrived_nowhere_has_answered(monkeypatch: py
     assert near.silence
     assert "l1 ended at fewer than two" in near.silence
     assert not far.silence
+
+
+def test_a_search_that_stayed_near_is_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, from the start that went farthest; what it gave is asked for, not how long it took."""
+    nowhere = replace(ADDED, search=replace(ADDED.search, steps=4, success=1.1))
+    detector = Attractor(families=(nowhere,))
+    passes: list[tuple[str, int, int]] = []
+    plain = attractor.search_units
+
+    def counted(name: str, *rest: Any, **more: Any) -> Any:
+        passes.append((name, len(rest[3]), rest[5].steps))
+        return plain(name, *rest, **more)
+
+    monkeypatch.setattr(attractor, "search_units", counted)
+    went = {}
+    for far in (1e-9, 1e9):
+        monkeypatch.setitem(attractor.FAR, "l2", far)
+        passes.clear()
+        went[far] = (detector._destinations(at_hand(True), nowhere, far * SIDE)[1], [*passes])
+    assert went[1e-9][1] == [("attractor l2 0", 2, 4)]
+    assert went[1e9][1] == [("attractor l2 0", 2, 4), ("attractor l2 0 longer", 1, 8)]
+    assert went[1e9][0] > went[1e-9][0] > 0
 
 
 @given(st.integers(1, 6), st.integers(1, 30))
