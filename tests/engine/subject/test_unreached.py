@@ -40,7 +40,7 @@ NAMED = {
     "sum_with_a_decoy": {"Relu", "MatMul"},
     "one_unit_of_a_layer": {"Relu"},
     "inside": {"Relu"},
-    "where_inside": {"Greater", "ReduceMin"},
+    "where_inside": {"Greater", "ReduceMin", "Reshape"},
     "in_a_function": {"Greater", "ReduceMin"},
     "region": {"Greater"},
     "matched_filter": {"Relu"},
