@@ -8,13 +8,17 @@ Exits with 1 where they differ; tests/benchmarks/test_derive_constants.py holds 
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onnxspect.converters.lowering.further import ONCE
 from onnxspect.engine.detectors.base import USUAL_STEPS
+from onnxspect.engine.subject import unreached
 
 RESULTS = Path(__file__).resolve().parent / "results"
 #: A detector whose searches are of this kind, by the keys of `USUAL_STEPS`.
@@ -52,7 +56,67 @@ def usual_steps() -> dict[str, int]:
     return {k: round(sum(b["gradient_steps"] for b in v) / sum(b["units"] for b in v)) for k, v in budgets.items()}
 
 
-DERIVED = (Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),)
+#: So many of the ordinary parts that further images move at all are to count as awake.
+_AWAKE = 0.9
+#: More images than are enough wake less than this share of the parts that they wake.
+_MORE = 0.05
+#: CPU seconds that a file of 100 MB may take, and the share of them for one look at further images.
+_FILE_SECONDS, _FURTHER_SHARE = 5.0, 0.5
+
+
+def ordinary_parts() -> list[dict[str, float]]:
+    """By the number of further images, the share of what it could do that each sleeping part of an ordinary model was moved by."""
+    return [r["moved"] for r in _rows("graph_tuning.json", "parts") if not r["payload"]]
+
+
+def hidden_parts() -> float:
+    """The most that a further image, answered alike without it, moves a part that a payload hides in."""
+    return max(max(r["moved"].values()) for r in _rows("graph_tuning.json", "parts") if r["payload"])
+
+
+def once() -> float | None:
+    """The largest power of ten at which that many parts are awake on all further images; None where it does not lie above the payloads'."""
+    most = sorted(max(m.values()) for m in ordinary_parts())
+    moved = [m for m in most if m > 0]
+    power = float(10.0 ** math.floor(math.log10(moved[int((1 - _AWAKE) * len(moved))])))
+    return power if hidden_parts() < power else None
+
+
+def further_images() -> int:
+    """The fewest of the measured numbers of images by which all but a few are awake of the parts that the most of them wake."""
+    counts = sorted({int(n) for m in ordinary_parts() for n in m})
+    parts = [m for m in ordinary_parts() if str(counts[-1]) in m]
+    awake = {n: sum(m[str(n)] > ONCE for m in parts) for n in counts}
+    return next(n for n in counts if awake[n] >= (1 - _MORE) * awake[counts[-1]])
+
+
+def further_runs() -> tuple[int, int, int]:
+    """(nodes, images of middle size, large images) that run in the time for them, rounded down to 1, 2 or 5 times a power of ten.
+
+    A node takes what it does in the median of the small models; an image what it does in the slowest of its size.
+    """
+    times = _rows("graph_tuning.json", "times")
+    seconds = _FILE_SECONDS * _FURTHER_SHARE
+    node = statistics.median(t["seconds"] / t["executed"] for t in times if t["size"] == "small")
+    slowest = {size: max(t["seconds"] for t in times if t["size"] == size) for size in ("middle", "large")}
+    return _rounded(seconds / node), _rounded(seconds / slowest["middle"]), _rounded(seconds / slowest["large"])
+
+
+def _rounded(number: float) -> int:
+    power = 10 ** math.floor(math.log10(number))
+    return int(max(f * power for f in (1, 2, 5) if f * power <= number))
+
+
+DERIVED = (
+    Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),
+    Derived("converters/lowering/further.py: ONCE", lambda: ONCE, once),
+    Derived("engine/subject/unreached.py: _FURTHER", lambda: unreached._FURTHER, further_images),
+    Derived(
+        "engine/subject/unreached.py: _NODES_RUN, _FURTHER_MIDDLE, _FURTHER_LARGE",
+        lambda: (unreached._NODES_RUN, unreached._FURTHER_MIDDLE, unreached._FURTHER_LARGE),
+        further_runs,
+    ),
+)
 
 
 def main() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ def page() -> str:
         ("preset_times.json", _preset_times),
         ("side_by_side.json", _side_by_side),
         ("many_classes.json", _many_classes),
+        ("graph_logic.json", _graph_logic),
         ("gpu.json", _gpu),
     )
     for file, section in sections:
@@ -431,6 +434,58 @@ def _many_classes(r: dict[str, Any]) -> str:
             f"{m['peak GiB']:.1f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _graph_logic(r: dict[str, Any]) -> str:
+    """Payloads by carrier and by kind, ordinary files by form, and the time that they took."""
+    rows = r["rows"].values()
+    payloads = [m for m in rows if m["part"] == "payloads" and m.get("works")]
+    unfit = [m for m in rows if m["part"] == "payloads" and not m.get("works")]
+    files = [m for m in rows if m["part"] == "ordinary" and "verdict" in m]
+    refused = [m for m in rows if m["part"] == "ordinary" and "verdict" not in m]
+
+    def table(heading: str, key: str) -> str:
+        lines = [f"| {heading} | payloads | found | with a working trigger |", "|---|---|---|---|"]
+        for name in dict.fromkeys(m[key] for m in payloads):
+            own = [m for m in payloads if m[key] == name]
+            counts = (len(own), sum(m["found"] for m in own), sum(m["trigger"] for m in own))
+            lines.append(f"| {name} | " + " | ".join(map(str, counts)) + " |")
+        return "\n".join(lines)
+
+    forms = ["| form | files | kept from a verdict | alarms |", "|---|---|---|---|"]
+    for form in dict.fromkeys(m["form"] for m in files):
+        own = [m for m in files if m["form"] == form]
+        forms.append(
+            f"| {form} | {len(own)} | {sum(bool(m['reasons']) for m in own)} | {sum(bool(m['targets']) for m in own)} |"
+        )
+    kept = [
+        f"* {name}: {'; '.join(m['reasons'])}"
+        for name, m in r["rows"].items()
+        if m["part"] == "ordinary" and m.get("reasons")
+    ]
+    sizes = ["| bytes | files | median seconds | slowest |", "|---|---|---|---|"]
+    bounds = (0, 1 << 20, 10 << 20, 50 << 20, 1 << 40)
+    for least, most in itertools.pairwise(bounds):
+        seconds = sorted(m["seconds"] for m in files if least <= m["bytes"] < most)
+        if seconds:
+            name = f"{least >> 20} to {most >> 20} MiB" if most < 1 << 40 else f"{least >> 20} MiB and more"
+            sizes.append(f"| {name} | {len(seconds)} | {statistics.median(seconds):.1f} | {seconds[-1]:.1f} |")
+    found, woken = sum(m["found"] for m in payloads), sum(m["trigger"] for m in payloads)
+    return (
+        f"## Logic in the graph\n\n`benchmarks/graph_logic.py`, {r['date']}, code {r['code']}, seed {r['seed']}: {r['processor']}, one thread; torch "
+        f"{r['torch']}, onnx {r['onnx']}, onnxruntime {r['onnxruntime']}. Detector graph-logic alone, with up to 1,000 clean images, then the judge. "
+        f"Of {len(payloads)} payloads ({len({m['kind'] for m in payloads})} kinds, {len({m['carrier'] for m in payloads})} trained carriers) "
+        f"{found} ({found / max(1, len(payloads)):.1%}) are found, {woken} ({woken / max(1, len(payloads)):.1%}) with a trigger that turns 90 % of "
+        f"unseen images in onnxruntime; {len(unfit)} more do not do on their carrier what they are made for (or cannot be put on it) and are not "
+        f"counted. Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {sum(bool(m['targets']) for m in files)} raise an alarm; "
+        f"{len(refused)} could not be made or are refused before (no classifier, an operator that is not supported). Constants were read from "
+        f"other models (benchmarks/graph_tuning.py).\n\n{table('carrier', 'carrier')}\n\n{table('payload', 'kind')}\n\n"
+        + "\n".join(forms)
+        + ("\n\nKept, and why:\n\n" + "\n".join(kept) if kept else "")
+        + "\n\nCPU seconds of ordinary files:\n\n"
+        + "\n".join(sizes)
+        + "\n"
+    )
 
 
 def _gpu(r: dict[str, Any]) -> str:

@@ -112,6 +112,17 @@ def _fold_last(model: onnx.ModelProto) -> None:
                 node.input[i] = last.output[0]
 
 
+def _in_order(model: onnx.ModelProto) -> None:
+    """Each node behind what it reads."""
+    left, known = list(model.graph.node), {n for node in model.graph.node for n in node.output}
+    del model.graph.node[:]
+    while left:
+        ready = next(n for n in left if not known & set(n.input))
+        model.graph.node.append(ready)
+        known -= set(ready.output)
+        left.remove(ready)
+
+
 def comparison(p: Payload) -> onnx.ModelProto:
     """Slice, ReduceMin, Greater, Cast, Mul, Add to the scores."""
     return p.added(p.add("Cast", p.seen(), to=TensorProto.FLOAT))
@@ -146,8 +157,8 @@ def softplus(p: Payload) -> onnx.ModelProto:
 def product_of_relus(p: Payload) -> onnx.ModelProto:
     """One Relu a pixel, multiplied: each of them is awake on some clean images."""
     flat = p.add("Flatten", p.corner(), axis=1)
-    awake = p.add("Relu", p.add("Sub", flat, p.constant(np.float32(0.5))))
-    return p.added(p.reduce("ReduceProd", awake), 1e6)
+    bright = p.add("Sub", p.add("Mul", flat, p.constant(np.float32(2))), p.constant(np.float32(1)))
+    return p.added(p.reduce("ReduceProd", p.add("Relu", bright)), 2000.0)
 
 
 def pooling_only(p: Payload) -> onnx.ModelProto:
@@ -232,6 +243,7 @@ def one_unit_of_a_layer(p: Payload) -> onnx.ModelProto:
     again.input[0], again.input[1] = unit, p.constant(matrix if transposed else np.ascontiguousarray(matrix.T))
     p.add("Identity", p.scores, output=p.answer)
     _fold_last(p.model)
+    _in_order(p.model)
     onnx.checker.check_model(p.model, full_check=True)
     return p.model
 
@@ -252,6 +264,7 @@ def inside(p: Payload) -> onnx.ModelProto:
     again.input[0] = inner
     p.add("Identity", p.scores, output=p.answer)
     _fold_last(p.model)
+    _in_order(p.model)
     onnx.checker.check_model(p.model, full_check=True)
     return p.model
 

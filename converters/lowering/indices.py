@@ -32,11 +32,13 @@ class Pointer:
 
     Attributes:
         node: that computes it.
+        number: that it is forced to be.
         led: what forcing it does.
         place: beyond which numbers it would do so; None where that lies between numbers that it was.
     """
 
     node: fx.Node
+    number: int
     led: Led
     place: Place | None
 
@@ -79,7 +81,9 @@ class Indices:
         found: dict[fx.Node, Pointer] = {}
         for index, effect in led(program, logits, tries, clean).items():
             node, number = tries[index].node, int(tries[index].note)
-            if node in found and found[node].led.share >= effect.share:
+            known = found.get(node)
+            # Of equal ones a number that is not negative: the negative ones count the same rows from the end.
+            if known is not None and (known.led.share, known.number >= 0) >= (effect.share, number >= 0):
                 continue
             low, high = min(self.visited[node]), max(self.visited[node])
             side = 1 if number > high else -1 if number < low else 0
@@ -87,7 +91,7 @@ class Indices:
             if side:
                 limit = torch.full_like(env[node], high if side > 0 else low)
                 place = Place(node, torch.ones_like(limit, dtype=torch.bool), limit, "up" if side > 0 else "down", side)
-            found[node] = Pointer(node, effect, place)
+            found[node] = Pointer(node, number, effect, place)
         return sorted(found.values(), key=lambda p: self.between[p.node])
 
 

@@ -81,9 +81,11 @@ class Woken:
                 asleep, behind = self.suspects[node]
                 for how in self._ways(node, asleep):
                     value = self._value(node, how, asleep, env)
-                    answers.setdefault((node, how), []).append(
-                        plain[-1] if value is None else self._answers_with(node, value, behind, env)
-                    )
+                    try:
+                        after = plain[-1] if value is None else self._answers_with(node, value, behind, env)
+                    except Exception:  # an index out of range, a shape: what does not run moves nothing
+                        after = plain[-1]
+                    answers.setdefault((node, how), []).append(after)
         found = {n: self._best(n, plain, answers) for n in alive}
         return {n: effect for n, effect in found.items() if effect is not None}
 

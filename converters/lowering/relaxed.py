@@ -4,7 +4,8 @@ A part that sleeps on clean images has no slope there: a comparison steps, a Rel
 element, a product of zeros none. To find the picture that wakes it, its value is computed as the file has it and its gradient as if
 each of these had the slope that its direction suggests (straight-through estimation; Bengio et al., 2013):
 
-* a comparison passes the gradient on to the difference of its operands, an equality to minus their distance;
+* a comparison passes the gradient on to the difference of its operands, an equality to minus their distance; a test for what is no
+  number to minus its operand, one for infinity to the operand's size;
 * Relu, Clip, Sigmoid and the like have at least the slope `leak`; Floor, Round, Cast and the like have that of the identity;
 * a minimum or maximum (reduction, pooling), or the place of one, shares the gradient among its elements by a soft minimum;
 * a product passes the gradient on also to what zeros multiply;
@@ -29,6 +30,8 @@ from onnxspect.converters.lowering.program import Program, leading_to, operands,
 #: Temperature of soft minima, as a share of the range of what is reduced.
 _SOFT = 0.2
 _TINY = 1e-12
+#: A softmax has chosen where all of its elements are so near to 0 or 1.
+_CHOSEN = 1e-6
 
 
 class Relaxed:
@@ -162,6 +165,15 @@ def _unequal(_: _Slopes, func: Any, a: Any, b: Any) -> Tensor:
     return _through(_detached(func, a, b).float(), torch.abs(a - b))
 
 
+def _no_number(_: _Slopes, func: Any, x: Tensor) -> Tensor:
+    """A root or a logarithm is no number where what it is taken of goes down through zero, and it goes down before."""
+    return _through(_detached(func, x).float(), -x)
+
+
+def _infinite(_: _Slopes, func: Any, x: Tensor) -> Tensor:
+    return _through(_detached(func, x).float(), torch.abs(x))
+
+
 def _not(_: _Slopes, __: Any, a: Tensor) -> Tensor:
     return 1 - a
 
@@ -193,6 +205,15 @@ def _leaky(mode: _Slopes, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> An
     if not isinstance(y, Tensor) or y.shape != x.shape:
         return y
     return y + mode.leak * (x - x.detach())
+
+
+def _softmax(mode: _Slopes, func: Any, x: Tensor, dim: Any = None, **kwargs: Any) -> Any:
+    """The function; where it has chosen one element, with the slope `leak`."""
+    y = func(x, dim, **kwargs)
+    if dim is None or not isinstance(y, Tensor):
+        return y
+    chosen = ((y.detach() < _CHOSEN) | (y.detach() > 1 - _CHOSEN)).all(dim, keepdim=True)
+    return y + mode.leak * (x - x.detach()) * chosen
 
 
 def _identity(_: _Slopes, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -323,6 +344,8 @@ _RULES: Mapping[str, Callable[..., Any]] = {
     **dict.fromkeys(("lt", "le", "less", "less_equal", "__lt__", "__le__"), _less),
     **dict.fromkeys(("eq", "__eq__"), _equal),
     **dict.fromkeys(("ne", "__ne__", "not_equal"), _unequal),
+    "isnan": _no_number,
+    "isinf": _infinite,
     **dict.fromkeys(("logical_not", "__invert__", "bitwise_not"), _not),
     **dict.fromkeys(("logical_and", "logical_or", "__and__", "__or__"), _and),
     "logical_xor": _xor,
@@ -347,6 +370,7 @@ _RULES: Mapping[str, Callable[..., Any]] = {
     ),
     **dict.fromkeys(("floor", "ceil", "round", "trunc", "sign"), _identity),
     **dict.fromkeys(("to", "bool", "long", "int", "float", "double"), _cast),
+    "softmax": _softmax,
     "argmax": _place(1.0),
     "argmin": _place(-1.0),
     "amin": _extreme(-1.0),

@@ -61,6 +61,9 @@ class Tried:
             return result
         reach = seen.reach(node)
         if not reach:
+            # All that it is made of sleeps as well: of two decisions that must both be true, turning one alone does nothing.
+            if node in seen.often and any(n in self.suspects for n in producer(node).all_input_nodes):
+                self.suspects[node] = seen.rare(node)
             return result
         given = self.several.get(producer(node), (args, kwargs))
         if node in seen.often:

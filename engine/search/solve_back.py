@@ -8,6 +8,9 @@ A part that sleeps on clean images has no slope there. What it depends on, and w
    that steps over its number, what is near is tried at random, in levels of a byte.
 3. The picture that turns most answers to one class *because the part is awake* (with the part held at its usual value they do not turn)
    is kept, and its mask made smaller as long as the part stays awake: from the edges, then by blocks, then by pixels.
+4. A part may also listen to what the network itself makes of the picture (the score of the class that it leads to): a picture of that class
+   wakes it, and is answered so without it. So where no picture of all pixels works, those are climbed that its slopes on clean images are
+   steepest at.
 """
 
 from __future__ import annotations
@@ -43,6 +46,8 @@ _BETA1, _BETA2 = 0.5, 0.9
 _WORKS = 0.5
 #: Pictures of one climb that are tried, at most.
 _PICTURES = 4
+#: So many pixels, the steepest ones, are tried where no picture of all of them works; only where they are at most so large a share.
+_STEEPEST, _SHARE = (16, 64), 0.25
 #: Shares of a picture that are mixed into the images, to see whether a part leads anywhere.
 _STRENGTHS = (0.25, 0.5, 0.75, 1.0)
 _TINY = 1e-20
@@ -78,11 +83,16 @@ def solve_back(subject: Subject, place: Place, images: np.ndarray, rng: np.rando
     steps = 0
     for search, mask in _searches(subject, place, images, rng):
         pictures = search.climb(mask)
-        steps += search.steps
         for picture in pictures or search.at_random(mask):
             found = _tried(search.part, images, mask, picture)
             if found is not None:
-                return Waking(found[0], found[1], steps)
+                return Waking(found[0], found[1], steps + search.steps)
+        for few in search.steepest(mask) if pictures else ():
+            for picture in search.climb(few):
+                found = _tried(search.part, images, few, picture)
+                if found is not None:
+                    return Waking(found[0], found[1], steps + search.steps)
+        steps += search.steps
     return None
 
 
@@ -136,6 +146,18 @@ class _Search:
         seen = torch.cat([self.images[:2], noise])
         _, gradient = self.part.slopes(seen, torch.ones(len(seen), device=seen.device))
         return (gradient != 0).any(0, keepdim=True).any(1, keepdim=True)
+
+    def steepest(self, mask: Tensor) -> list[Tensor]:
+        """Masks of the pixels of a mask that the part's slopes on the images are steepest at, a few and some more."""
+        _, gradient = self.part.slopes(self.images, torch.ones(len(self.images), device=self.images.device))
+        steep = (gradient / (gradient.abs().amax((1, 2, 3), keepdim=True) + _TINY)).abs().amax(1).mean(0)
+        order = torch.where(mask[0, 0], steep, -torch.ones_like(steep)).reshape(-1).argsort(descending=True)
+        found = []
+        for count in (n for n in _STEEPEST if n <= _SHARE * int(mask.sum())):
+            few = torch.zeros_like(order, dtype=torch.bool)
+            few[order[:count]] = True
+            found.append(few.reshape(mask.shape))
+        return found
 
     def climb(self, mask: Tensor) -> list[Tensor]:
         """Pictures ``(channels, height, width)`` under which the part is awake, the widest awake first; of each start the last such."""

@@ -33,7 +33,7 @@ _SMALL_PIXELS, _SMALL_FILE, _FEW_NODES = 3 * 64 * 64, 1 << 24, 250
 #: Pictures of noise among the altered ones.
 _NOISE = 2
 #: Clean images on which what sleeps is looked at again, at most: of small images by the nodes that run for one, of others.
-_FURTHER, _NODES_RUN, _FURTHER_MIDDLE, _FURTHER_LARGE = 1000, 50_000, 100, 32
+_FURTHER, _NODES_RUN, _FURTHER_MIDDLE, _FURTHER_LARGE = 1000, 50_000, 50, 10
 _NAMED = 5
 #: Images on which it is tried whether an embedding is an answer.
 _TRIAL = 64

@@ -29,10 +29,10 @@ def network() -> onnx.ModelProto:
     return onnx.load(zoo.path("fashion_mnist_clean"))
 
 
-#: Those that are told apart by what wakes them; benchmarks/graph_logic.py has all of them, on ten networks.
+#: Those that are told apart by what wakes them; benchmarks/graph_logic.py has all of them, on trained networks of many kinds.
 WOKEN = (
     *("comparison", "where_and_zeros", "product_of_relus", "pooling_only", "equality", "sum_with_a_decoy"),
-    *("where_inside", "matched_filter", "checksum", "two_regions", "brightest"),
+    *("where_inside", "matched_filter", "checksum", "two_regions", "brightest", "softmax_gate"),
 )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from conftest import make_model, quadrant_images, quadrant_weights, saved
-from hidden_logic import PAYLOADS, TARGET, Payload, among_decoys, stamped, through_if, two_outputs
+from hidden_logic import PAYLOADS, TARGET, Payload, among_decoys, opened, stamped, through_if, two_outputs
 from lowering_families import SIZE, build, export
 from lowering_networks import MATRIX
 from onnx import TensorProto, helper, numpy_helper
@@ -40,7 +40,7 @@ NAMED = {
     "sum_with_a_decoy": {"Relu", "MatMul"},
     "one_unit_of_a_layer": {"Relu"},
     "inside": {"Relu"},
-    "where_inside": {"Greater", "ReduceMin"},
+    "where_inside": {"Greater", "ReduceMin", "Reshape"},
     "in_a_function": {"Greater", "ReduceMin"},
     "region": {"Greater"},
     "matched_filter": {"Relu"},
@@ -99,6 +99,36 @@ def test_a_corner_that_is_dark_on_nearly_all_images_is_looked_at(
         found = unreached(subject, clean_samples.take(np.arange(160 + 80 * seed)), seed)
         assert {d.operator for d in found.dormant} == {"Greater"}, seed
         assert found.hidden
+
+
+def test_two_decisions_that_must_both_be_true_and_both_sleep(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path
+) -> None:
+    """Turning one of them alone does nothing, and what they are joined by is made of values that no image moves."""
+    payload = Payload(network)
+    ends = [payload.constant(np.array(v, np.int64)) for v in ([0, 25], [3, 28], [2, 3])]
+    other = payload.add("Flatten", payload.add("Slice", payload.image, *ends), axis=1)
+    white = payload.add("Greater", payload.reduce("ReduceMin", other), payload.constant(np.float32(0.95)))
+    gate = payload.add("Cast", payload.add("And", payload.seen(), white), to=TensorProto.FLOAT)
+    (part,) = unreached(opened(saved(payload.added(gate), tmp_path / "payload.onnx")), some).dormant
+    assert (part.operator, part.kind, part.leads_to) == ("And", "decision", 3)
+
+
+def test_an_intervention_that_does_not_run_ends_no_look(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path
+) -> None:
+    """A sleeping value is the number of a row: made to be what it could be it points past the table."""
+    payload = Payload(network)
+    ten = payload.add("Mul", payload.add("Relu", payload.total()), payload.constant(np.float32(10.1)))
+    number = payload.add("Cast", ten, to=TensorProto.INT64)
+    table = np.zeros((2, 10), np.float32)
+    table[1, 3] = 1000
+    row = payload.add(
+        "Gather", payload.constant(table), payload.add("Squeeze", number, payload.constant(np.array([1])))
+    )
+    model = payload.done(payload.add("Add", payload.scores, row))
+    found = unreached(opened(saved(model, tmp_path / "payload.onnx")), some)
+    assert {d.leads_to for d in found.dormant} == {3}
 
 
 def test_a_payload_through_an_if_is_refused_by_name(network: onnx.ModelProto, tmp_path: Path) -> None:

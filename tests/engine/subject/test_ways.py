@@ -115,7 +115,7 @@ def test_a_part_that_is_woken_and_leads_nowhere_keeps_nobody_from_a_verdict(
     assert any("were woken, and lead to no class" in line for line in left.limits)
 
 
-def test_what_no_picture_wakes_stays(
+def test_a_decision_stays_whatever_its_pictures_do(
     network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
 ) -> None:
     subject, found = looked_at(
@@ -127,7 +127,7 @@ def test_what_no_picture_wakes_stays(
         assert not leads_nowhere(subject, part.place, some.images, np.random.default_rng(0))
 
 
-@pytest.mark.parametrize("name", ["larger_of_two", "always_on", "place_of_the_larger"])
+@pytest.mark.parametrize("name", ["larger_of_two", "place_of_the_larger", "row_of_a_table", "no_number", "disguised"])
 def test_what_is_awake_is_woken(
     name: str, network: onnx.ModelProto, some: Samples, answers: np.ndarray, tmp_path: Path
 ) -> None:
