@@ -51,7 +51,6 @@ from onnxspect.converters.lowering.place import Place
 from onnxspect.converters.lowering.program import Program, unchanged
 from onnxspect.converters.lowering.regimes import Regimes
 from onnxspect.converters.lowering.roots import rooted
-from onnxspect.converters.lowering.saturation import only_saturates
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.converters.lowering.trial import LISTENED, Tried, influence
 
@@ -141,7 +140,6 @@ def dormant(
             more = [
                 (w.node, "way", w.led, w.place, w.frozen)
                 for w in untaken(program, logits, regimes.ways(program, logits, clean), further)
-                if not only_saturates(program, logits, w.place, clean[:LISTENED])
             ]
             more += [
                 (r.node, "root", r.led, r.place, r.place)
