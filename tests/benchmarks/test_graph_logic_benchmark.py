@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
+from benchmark_scripts import script
 
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.models import zoo
@@ -22,12 +22,8 @@ COMMITTED = json.loads((ROOT / "benchmarks" / "results" / "graph_logic.json").re
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    """The script, as it finds its neighbours when it is run."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module("graph_logic")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    """The script."""
+    return script("graph_logic")
 
 
 def test_a_payload_and_its_carrier(bench: ModuleType, clean_samples: Samples, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import jsonschema
 import pytest
+from benchmark_scripts import script
 from tolerances import REORDERED_64, SIX_DIGITS, TAIL_64
 
 ROOT = Path(__file__).parents[2]
@@ -18,12 +19,8 @@ SCHEMA = json.loads((ROOT / "docs" / "evidence.schema.json").read_text())
 
 @pytest.fixture(scope="module")
 def replay() -> ModuleType:
-    """The script, as it finds its neighbours when it is run."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module("replay")
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    """The script."""
+    return script("replay")
 
 
 @pytest.fixture(scope="module")
