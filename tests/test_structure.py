@@ -80,7 +80,8 @@ def test_no_module_is_named_after_a_standard_one() -> None:
 def test_every_command_is_documented_with_an_example(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    text = command.get_help(click.Context(command, info_name=f"onnxspect {name}"))
+    parent = click.Context(cli, info_name="onnxspect", **cli.context_settings)
+    text = command.get_help(click.Context(command, parent, name))
     assert "Example:" in text
     assert f"onnxspect {name}" in text
     assert "Exit status" in text
