@@ -56,7 +56,11 @@ _SEARCH = tuple(f"tests/engine/search/test_{name}.py" for name in ("objective", 
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
-    "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py", "tests/engine/judge/test_spacing.py"),
+    "engine/judge/verdict.py": (
+        "tests/engine/judge/test_verdict.py",
+        "tests/engine/judge/test_spacing.py",
+        "tests/engine/judge/test_calibration.py",
+    ),
     "engine/search/objective.py": _SEARCH,
     "engine/search/search.py": _SEARCH,
     "engine/search/batch.py": _SEARCH,
