@@ -24,7 +24,8 @@ network of signs decide as much each. A decision that a step along its own gradi
 upon (``Where(norm > 0, x / norm, 0)``): harmless, where it is made of the very value that is chosen.
 
 Interventions run what is behind the value alone. There are as many as so many runs of the whole graph take; what is left over is
-named as untried, so that no crowd of decoys hides one.
+named as untried, so that no crowd of decoys hides one. Where what is behind a value does not run with what it was made to be (an index out
+of range, a shape), smaller values are tried in its place (replaced.py); where none moves an answer, the value is named too.
 
 What this cannot see: a unit that sleeps beside one that is awake and does as much; a test for NaN or infinity.
 """
@@ -88,10 +89,13 @@ class Sleeping:
     Attributes:
         dormant: in the graph's order; empty for ordinary networks.
         untried: names of the nodes that are asleep and were not woken, for want of time.
+        not_run: names of the nodes that were forced to be what no clean image makes them, moved no answer where what follows runs, and
+            were tried where it does not: what they do there is not known.
     """
 
     dormant: tuple[Dormant, ...] = ()
     untried: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
 
 
 def dormant(
@@ -127,7 +131,9 @@ def dormant(
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:FIRST])
         suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
         chosen, left = affordable(program, suspects)
-        effects = Woken(program, logits, seen, chosen).effects(clean[:JUDGED])
+        woken = Woken(program, logits, seen, chosen)
+        effects = woken.effects(clean[:JUDGED])
+        not_run = list(woken.not_run)
         more: list[tuple[fx.Node, str, Led, Place | None, Place | None]] = []
         if seen.tells_apart:
             regimes, indices, disguise = Regimes(between), Indices(between), Disguise(between)
@@ -141,14 +147,13 @@ def dormant(
                 (w.node, "way", w.led, w.place, w.frozen)
                 for w in untaken(program, logits, regimes.ways(program, logits, clean), further)
             ]
-            more += [
-                (r.node, "root", r.led, r.place, r.place)
-                for r in rooted(program, logits, seen, [*effects, *harmless], clean)
-            ]
+            roots, stuck = rooted(program, logits, seen, [*effects, *harmless], clean)
+            more += [(r.node, "root", r.led, r.place, r.place) for r in roots]
             more += [
                 (d.node, "disguise", d.led, d.place, None) for d in disguise.disguised(program, logits, answers, clean)
             ]
             more += [(p.node, "index", p.led, p.place, None) for p in indices.pointers(program, logits, clean)]
+            not_run += [*regimes.not_run, *stuck, *disguise.not_run, *indices.not_run]
     found = []
     for node, effect in effects.items():
         what = "decision" if node in seen.often else "value" if suspects[node].all() else "units"
@@ -161,4 +166,4 @@ def dormant(
         for node, kind, effect, place, frozen in more
         if node not in effects
     ]
-    return Sleeping(tuple(found), tuple(dict.fromkeys(names.of(n)[0] for n in left)))
+    return Sleeping(tuple(found), names.once(left), names.once(not_run))

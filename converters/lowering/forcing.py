@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.intervention import FIRST, JUDGED
 from onnxspect.converters.lowering.observation import answers_of
-from onnxspect.converters.lowering.program import Program, operands, unchanged
+from onnxspect.converters.lowering.program import Program, unchanged
+from onnxspect.converters.lowering.replaced import DoesNotRun, Smaller, answers_with
 
 #: A value leads to a class where, forced, it brings at least this share of the clean images of other classes there.
 LEADS = 0.5
@@ -53,8 +53,21 @@ class Led:
     leads_to: int
 
 
-def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> dict[int, Led]:
-    """Index of a try -> what it did, of those that lead to a class, and do so more than what lies beside them.
+@dataclass(frozen=True)
+class Forcing:
+    """What forcing values did.
+
+    Attributes:
+        led: index of a try -> what it did, of those that lead to a class, and do so more than what lies beside them.
+        not_run: index of a try that did not -> the node that raised, of those where what follows the value does not run.
+    """
+
+    led: Mapping[int, Led] = field(default_factory=dict)
+    not_run: Mapping[int, fx.Node] = field(default_factory=dict)
+
+
+def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> Forcing:
+    """What forcing values does. Where what follows one does not run, smaller ones are tried in its place.
 
     Args:
         program: of the graph.
@@ -65,27 +78,29 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
     behind = {t.node: program.behind(t.node) for t in tries}
     answers: dict[tuple[int, int], list[Tensor]] = {}
     plain: list[Tensor] = []
-    alive = list(range(len(tries)))
+    alive, raised = list(range(len(tries))), dict[int, fx.Node]()
+    smaller = Smaller(logits, len(program.steps))
     for i, batch in enumerate(images[:JUDGED]):
         if i == FIRST:
             alive = [t for t in alive if _most(torch.cat(plain), torch.cat(answers[t, -1])) is not None]
         if not alive:
-            return {}
+            break
         env = program.run(batch, unchanged, keep=True)
         plain.append(answers_of(env[logits]))
         for t in alive:
+            node = tries[t].node
             for which, make in enumerate((tries[t].make, *tries[t].controls), -1):
-                try:
-                    value = make(env)
-                    after = (
-                        plain[-1]
-                        if value is None
-                        else _answers_with(tries[t].node, value, behind[tries[t].node], env, logits)
-                    )
-                except Exception:  # an index out of range, a shape: what does not run leads nowhere
-                    after = plain[-1]
-                answers.setdefault((t, which), []).append(after)
-    before, found = torch.cat(plain), {}
+                after = None
+                if (value := _made(make, env)) is not None:
+                    try:
+                        after = answers_with(node, value, behind[node], env, logits)
+                    except DoesNotRun as error:
+                        if which < 0:
+                            raised.setdefault(t, error.at)
+                            after = smaller.answers(node, value, behind[node], env, plain[-1])
+                answers.setdefault((t, which), []).append(plain[-1] if after is None else after)
+    found: dict[int, Led] = {}
+    before = torch.cat(plain) if alive else torch.empty(0)
     for t in alive:
         best = _most(before, torch.cat(answers[t, -1]))
         if best is None or best.share < LEADS:
@@ -96,18 +111,14 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
         )
         if not others or best.share >= BESIDE * others[len(others) // 2]:
             found[t] = best
-    return found
+    return Forcing(found, {t: at for t, at in raised.items() if t not in found})
 
 
-def _answers_with(
-    node: fx.Node, value: Tensor, behind: Sequence[fx.Node], env: Mapping[fx.Node, Any], logits: fx.Node
-) -> Tensor:
-    """The answers where the node has another value: what is behind it runs again."""
-    changed: ChainMap[fx.Node, Any] = ChainMap({node: value}, env)  # type: ignore[arg-type]
-    for step in behind:
-        args, kwargs = operands(step, changed)
-        changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
-    return answers_of(changed[logits])
+def _made(make: Make, env: Mapping[fx.Node, Any]) -> Tensor | None:
+    try:
+        return make(env)
+    except Exception:  # what cannot be made is not tried: each operator has its own error
+        return None
 
 
 def _most(before: Tensor, after: Tensor) -> Led | None:

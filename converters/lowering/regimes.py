@@ -116,6 +116,8 @@ class Regimes:
         self.ranges: dict[tuple[fx.Node, int], _Range] = {}
         self.failed: set[fx.Node] = set()
         self.several: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        #: Nodes that were made to go another way, which led nowhere; but what follows does not run everywhere.
+        self.not_run: list[fx.Node] = []
 
     def observe(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Keep the derivatives of one node."""
@@ -156,7 +158,9 @@ class Regimes:
         ranked = _ranked(program, logits, self.between, likely, clean[:_LISTENED])
         tries = [t for _, t in ranked[:_IN_ALL]]
         found: dict[tuple[fx.Node, int], Way] = {}
-        for index, effect in led(program, logits, tries, clean).items():
+        forcing = led(program, logits, tries, clean)
+        self.not_run = [tries[t].node for t in forcing.not_run]
+        for index, effect in forcing.led.items():
             node, (position, channel, sign) = tries[index].node, tries[index].note
             known = found.get((node, channel))
             if known is None or known.led.share < effect.share:

@@ -85,6 +85,11 @@ def unreached(
             f"more parts of the graph than were tried depend on the image and are the same on the clean images "
             f"({len(sleeping.untried)} were left: {_list(sleeping.untried)}), so that no search reaches past them"
         )
+    if sleeping.not_run:
+        hidden.append(
+            f"parts of the graph were made to be what no clean image makes them, and what follows does not run then: "
+            f"{_list(sleeping.not_run)}; what values that it runs with do was not found"
+        )
     flow = across_batch(subject, samples.images[: len(clean)], with_slopes=_counts(subject, samples) != LARGE)
     if flow.seen:
         limits.append("An image's answer depends on the other images of its batch; each was looked at by itself.")
@@ -120,8 +125,9 @@ def unreached(
         )
         if _classifies(subject, info, samples):
             hidden.append(f"its output {name}, which was not looked at, names the class of the samples too")
-    if asleep:
-        limits.append(f"Parts of the graph that no search reaches: {_list([d.node for d in asleep])}.")
+    if asleep or sleeping.not_run:
+        names = [*(d.node for d in asleep), *sleeping.not_run]
+        limits.append(f"Parts of the graph that no search reaches: {_list(list(dict.fromkeys(names)))}.")
     if idle_parts:
         limits.append(
             f"Parts of the graph that sleep on clean images were woken, and lead to no class: {_list([d.node for d in idle_parts])}."
