@@ -55,6 +55,9 @@ from onnxspect.converters.lowering.roots import rooted
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.converters.lowering.trial import LISTENED, Tried, influence
 
+#: How much is run to look for clean images that take a way, beyond the further ones, in runs of the whole graph.
+_MOST_RUNS = 24.0
+
 
 @dataclass(frozen=True)
 class Dormant:
@@ -104,6 +107,8 @@ def dormant(
     clean: Sequence[Tensor],
     altered: Sequence[Tensor],
     further: Sequence[Tensor] = (),
+    rest: Sequence[Tensor] = (),
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Sleeping:
     """Find the dormant parts between the image and the class scores.
 
@@ -113,6 +118,8 @@ def dormant(
         clean: batches as the model takes them, each of one image (or one group, of a file made for a fixed batch); at least two.
         altered: the same of images that were shifted and mixed.
         further: more clean ones, on which only what was found to sleep is looked at again.
+        rest: more than those, on which what goes one way only is looked at for a while.
+        ends: a batch of the least values that an input has, and one of the largest; None where nothing is known of them.
     """
     logits = results(lowered)[0]
     between = lying_between(lowered.module.graph, logits)
@@ -143,10 +150,9 @@ def dormant(
                 answers.append(int(answers_of(env[logits])[0]))
             for batch in [*clean, *altered]:
                 program.run(batch, lambda *given: indices.observe(given[0], regimes.observe(*given)))
-            more = [
-                (w.node, "way", w.led, w.place, w.frozen)
-                for w in untaken(program, logits, regimes.ways(program, logits, clean), further)
-            ]
+            ways = untaken(program, logits, regimes.ways(program, logits, clean, ends), further)
+            ways = untaken(program, logits, ways, rest, _MOST_RUNS)
+            more = [(w.node, "way", w.led, w.place, w.frozen) for w in ways]
             roots, stuck = rooted(program, logits, seen, [*effects, *harmless], clean)
             more += [(r.node, "root", r.led, r.place, r.place) for r in roots]
             more += [

@@ -75,43 +75,73 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
         tries: what is forced.
         images: clean batches, those first that are answered differently.
     """
-    behind = {t.node: program.behind(t.node) for t in tries}
-    answers: dict[tuple[int, int], list[Tensor]] = {}
-    plain: list[Tensor] = []
-    alive, raised = list(range(len(tries))), dict[int, fx.Node]()
-    smaller = Smaller(logits, len(program.steps))
-    for i, batch in enumerate(images[:JUDGED]):
-        if i == FIRST:
-            alive = [t for t in alive if _most(torch.cat(plain), torch.cat(answers[t, -1])) is not None]
-        if not alive:
-            break
-        env = program.run(batch, unchanged, keep=True)
-        plain.append(answers_of(env[logits]))
-        for t in alive:
-            node = tries[t].node
-            for which, make in enumerate((tries[t].make, *tries[t].controls), -1):
-                after = None
-                if (value := _made(make, env)) is not None:
-                    try:
-                        after = answers_with(node, value, behind[node], env, logits)
-                    except DoesNotRun as error:
-                        if which < 0:
-                            raised.setdefault(t, error.at)
-                            after = smaller.answers(node, value, behind[node], env, plain[-1])
-                answers.setdefault((t, which), []).append(plain[-1] if after is None else after)
+    trial = _Trial(program, logits, tries, images[:JUDGED])
     found: dict[int, Led] = {}
-    before = torch.cat(plain) if alive else torch.empty(0)
-    for t in alive:
-        best = _most(before, torch.cat(answers[t, -1]))
-        if best is None or best.share < LEADS:
-            continue
-        others = sorted(
-            0.0 if (o := _most(before, torch.cat(answers[t, c]))) is None else o.share
-            for c in range(len(tries[t].controls))
-        )
-        if not others or best.share >= BESIDE * others[len(others) // 2]:
+    for t, best in trial.most().items():
+        if best.share >= LEADS:
             found[t] = best
-    return Forcing(found, {t: at for t, at in raised.items() if t not in found})
+    for t, beside in trial.beside([t for t in found if tries[t].controls]).items():
+        if found[t].share < BESIDE * sorted(beside)[len(beside) // 2]:
+            del found[t]
+    return Forcing(found, {t: at for t, at in trial.raised.items() if t not in found})
+
+
+class _Trial:
+    """Runs what is behind forced values again."""
+
+    def __init__(self, program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> None:
+        self.program, self.logits, self.tries, self.images = program, logits, tries, images
+        self.behind = {t.node: program.behind(t.node) for t in tries}
+        self.smaller = Smaller(logits, len(program.steps))
+        #: Index of a try -> the node that did not run.
+        self.raised: dict[int, fx.Node] = {}
+
+    def most(self) -> dict[int, Led]:
+        """What the tries do, of those that move answers of the first images, and may still lead most of all to a class."""
+        plain: list[Tensor] = []
+        answers: dict[int, list[Tensor]] = {t: [] for t in range(len(self.tries))}
+        for i, batch in enumerate(self.images):
+            if i >= FIRST:
+                seen, left = torch.cat(plain), sum(len(b) for b in self.images[i:])
+                answers = {t: a for t, a in answers.items() if _may_lead(seen, torch.cat(a), left)}
+            if not answers:
+                break
+            env = self.program.run(batch, unchanged, keep=True)
+            plain.append(answers_of(env[self.logits]))
+            for t, after in answers.items():
+                after.append(self._after(t, self.tries[t].make, env, plain[-1]))
+        effects = {t: _most(torch.cat(plain), torch.cat(after)) for t, after in answers.items()}
+        return {t: e for t, e in effects.items() if e is not None}
+
+    def beside(self, chosen: Sequence[int]) -> dict[int, list[float]]:
+        """The shares that each control of some tries leads to a class."""
+        plain: list[Tensor] = []
+        answers: dict[tuple[int, int], list[Tensor]] = {}
+        for batch in self.images if chosen else ():
+            env = self.program.run(batch, unchanged, keep=True)
+            plain.append(answers_of(env[self.logits]))
+            for t in chosen:
+                for which, make in enumerate(self.tries[t].controls):
+                    answers.setdefault((t, which), []).append(self._after(t, make, env, plain[-1], control=True))
+        shares: dict[int, list[float]] = {}
+        for (t, _), after in answers.items():
+            effect = _most(torch.cat(plain), torch.cat(after))
+            shares.setdefault(t, []).append(0.0 if effect is None else effect.share)
+        return shares
+
+    def _after(self, t: int, make: Make, env: Mapping[fx.Node, Any], plain: Tensor, control: bool = False) -> Tensor:
+        """The answers where a try is made; where it cannot be, the usual ones."""
+        node, value = self.tries[t].node, _made(make, env)
+        if value is None:
+            return plain
+        try:
+            return answers_with(node, value, self.behind[node], env, self.logits)
+        except DoesNotRun as error:
+            if control:
+                return plain
+            self.raised.setdefault(t, error.at)
+            after = self.smaller.answers(node, value, self.behind[node], env, plain)
+            return plain if after is None else after
 
 
 def _made(make: Make, env: Mapping[fx.Node, Any]) -> Tensor | None:
@@ -128,3 +158,16 @@ def _most(before: Tensor, after: Tensor) -> Led | None:
     target = int(torch.bincount(after[moved]).argmax())
     counted = before != target
     return Led(float((after == target)[counted].double().mean()), target)
+
+
+def _may_lead(before: Tensor, after: Tensor, left: int) -> bool:
+    """Whether answers move to some class, and LEADS of all images may still, where so many are left."""
+    if after.shape != before.shape or not bool((moved := after != before).any()):
+        return False
+    if left >= len(before):
+        return True
+    for target in after[moved].unique():
+        counted = before != target
+        if int((after == target)[counted].sum()) + left >= LEADS * (int(counted.sum()) + left):
+            return True
+    return False
