@@ -15,8 +15,6 @@ test: $(VENV)/.test
 	@$(BIN)/python -m compileall -q cli converters engine models onnxspect
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p .types/onnxspect && for d in cli converters engine models; do ln -sfn ../../$$d .types/onnxspect/$$d; done; ln -sfn ../../onnxspect/__init__.py ../../onnxspect/py.typed ../../onnxspect/__main__.py .types/onnxspect/
-	MYPYPATH=.types $(BIN)/mypy --namespace-packages --explicit-package-bases -p onnxspect
 	OMP_WAIT_POLICY=PASSIVE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder
 
 $(VENV)/bin/python:
@@ -29,10 +27,12 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 # onnx2torch, the second opinion, names torchvision as a need and runs without it; one beside a CPU torch is hard to have.
-$(VENV)/.test: $(VENV)/.demo
-	$(PIP) -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
-	$(PIP) -c constraints.txt --no-deps onnx2torch
-	touch $@
+# Compiled afterwards: pip compiles one module after the other, for as long as all the rest takes it.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --no-compile -c constraints.txt -e '.[test,keras,tensorflow,jax,sklearn]'
+	$(PIP) --no-compile -c constraints.txt --no-deps onnx2torch
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null
+	touch $(VENV)/.demo $@
 
 # With LOCKED=1 everything but torch is installed by the hashes of requirements-ci.txt (torch is the build that constraints.txt's version has
 # on the machine's own index, with CUDA or without, and so has no one hash).
@@ -41,7 +41,7 @@ $(VENV)/.locked: requirements-ci.txt constraints.txt | $(VENV)/bin/python
 	$(PIP) -c constraints.txt torch
 	$(PIP) --no-deps --require-hashes -r requirements-ci.txt
 	touch $@
-$(VENV)/.demo: $(VENV)/.locked
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.locked
 endif
 
 # What the tests of the report's formats and pages use where it is there: Microsoft's SARIF Multitool (npm), Debian's Chromium (as root).

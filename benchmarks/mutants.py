@@ -52,13 +52,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 _SHARED = (hypothesis, onnx, onnxruntime, scipy.stats, torch)
 
+_SEARCH = tuple(f"tests/engine/search/test_{name}.py" for name in ("objective", "batch", "search", "several_at_once"))
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
     "engine/judge/verdict.py": ("tests/engine/judge/test_verdict.py", "tests/engine/judge/test_spacing.py"),
-    "engine/search/objective.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
-    "engine/search/search.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
-    "engine/search/batch.py": ("tests/engine/search/test_search.py", "tests/engine/search/test_batch.py"),
+    "engine/search/objective.py": _SEARCH,
+    "engine/search/search.py": _SEARCH,
+    "engine/search/batch.py": _SEARCH,
     "converters/proof/writeback.py": (
         "tests/converters/proof/test_writeback.py",
         "tests/converters/proof/test_writeback_external.py",

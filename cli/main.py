@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from onnxspect.cli import budget, exit_status
+from onnxspect.cli import budget, command_table, exit_status
 from onnxspect.cli.former_spellings import understood
 from onnxspect.converters.errors import unwritable
 
@@ -63,7 +63,7 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]}, epilog=exit_status.HELP)
+@click.group(cls=_Lazy, context_settings={"help_option_names": list(command_table.HELP_NAMES)}, epilog=exit_status.HELP)
 @click.option(
     "-V",
     "--version",
@@ -110,21 +110,37 @@ def _opens_files(given: list[str]) -> bool:
         bool(given)
         and given[0] in COMMANDS
         and given[0] != "view"
-        and not {"-h", "--help"} & set(given)
+        and not _asks_for_help(given)
         and sys.platform != "win32"
         and not _of_many(given)
     )
 
 
+def _asks_for_help(given: list[str]) -> bool:
+    return any(word in command_table.HELP_NAMES for word in given)
+
+
+def _helped(given: list[str]) -> bool:
+    """Show a command's help where it is asked for, without the command, whose imports take seconds; whether that was it."""
+    if not given or given[0] not in COMMANDS or not _asks_for_help(given):
+        return False
+    try:
+        command_table.parsed(given[0], given[1:])
+    except click.exceptions.Exit:
+        return True
+    except click.ClickException:
+        return False  # the command itself says what is wrong
+    return False
+
+
 def _of_many(given: list[str]) -> bool:
     """Whether it is a scan of many models: each is a command of its own (many.py)."""
-    if given[:1] != ["scan"] or {"-h", "--help"} & set(given):
+    if given[:1] != ["scan"] or _asks_for_help(given):
         return False
-    from onnxspect.cli import places
     from onnxspect.engine.fleet.models import is_many
 
     try:
-        values = places.parsed("scan", given[1:])
+        values = command_table.parsed("scan", given[1:])
     except click.ClickException:
         return False  # the command itself says what is wrong
     return is_many(values["model"]) or any(values[name] for name in ("jobs", "ray", "cache", "no_cache"))
@@ -143,7 +159,7 @@ def supervised(given: list[str], how: Start | None = None) -> int:
 
 def start_ahead(given: list[str]) -> None:
     """Let the child that opens a model load its libraries while this process imports torch."""
-    if given and given[0] in _OPENING and not {"-h", "--help"} & set(given):
+    if given and given[0] in _OPENING and not _asks_for_help(given):
         from onnxspect.converters.sandbox import guard
 
         guard.start_ahead("probe")
@@ -168,6 +184,8 @@ def run(arguments: list[str] | None = None, level: Level | None = None, memory_b
         KeyboardInterrupt: in a worker; there its supervisor says what happened.
     """
     given = understood(sys.argv[1:] if arguments is None else arguments)
+    if _helped(given):
+        return exit_status.CLEAN
     many = _of_many(given)
     if not many:
         start_ahead(given)

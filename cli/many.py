@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from onnxspect.cli import exit_status, places
+from onnxspect.cli import command_table, exit_status, places
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.cli.json_lines import JsonLines
 from onnxspect.converters.text import printable
@@ -61,7 +61,7 @@ def scan(given: Sequence[str]) -> int:
         OnnxspectError: no model is meant, or nothing can be written.
         click.UsageError: an option that many models together do not have.
     """
-    values = places.parsed("scan", list(given))
+    values = command_table.parsed("scan", list(given))
     form = _form(values)
     outputs = [_page_or_json(Path(p)) for p in values["outputs"]]
     rules = _policy(values["policy_file"])
@@ -172,7 +172,7 @@ def _common(values: Mapping[str, Any], rules: Policy | None) -> Options:
     if rules is not None:
         named = {"data": rules.data, "train": rules.train, "preset": rules.preset or None}
         options |= {k: (str(v),) for k, v in named.items() if v is not None}
-    for row in places.rows("scan"):
+    for row in command_table.rows("scan"):
         value = values.get(row["name"])
         if row["name"] in _OWN or not row["option"] or value in (None, False, (), ""):
             continue

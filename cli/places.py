@@ -1,14 +1,11 @@
 """Which files a command's worker may read and write: those that the command line names, each by its role.
 
-The roles are listed here, by command and parameter; a test holds the list to the commands. The supervisor reads the command
-line by `arguments.json`, which `docs/make_cli.py` makes of the commands themselves: they import torch, and the supervisor
-is to answer at once.
+The roles are listed here, by command and parameter; a test holds the list to the commands.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import tempfile
@@ -17,9 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
-
-from onnxspect.cli import budget
 from onnxspect.converters.errors import OnnxspectError, unwritable
 
 #: What a parameter names: a model, or data, each with what lies beside it (weights; labels, and the images of a list); a file or
@@ -89,7 +83,6 @@ DEFAULT_FOLDERS = {
 }
 #: Beside a model that holds so many things, data files are not looked for.
 _MOST_BESIDE = 20_000
-TABLE = Path(__file__).with_name("arguments.json")
 _CUDA = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "dxg")
 _CUDA_READ = (
     *("/proc/driver/nvidia", "/proc/devices", "/proc/modules", "/proc/sys/kernel", "/sys/bus/pci", "/sys/devices"),
@@ -140,69 +133,6 @@ class Places:
     device: str = "cuda"
     outputs: list[Output] = field(default_factory=list)
     made: list[Path] = field(default_factory=list)
-
-
-def table() -> dict[str, list[dict[str, Any]]]:
-    """The parameters of all commands, as arguments.json has them."""
-    return {
-        name: [
-            {
-                "name": p.name,
-                "declared": [p.name] if isinstance(p, click.Argument) else [*p.opts, *p.secondary_opts],
-                "option": isinstance(p, click.Option),
-                "flag": isinstance(p, click.Option) and p.is_flag,
-                "nargs": p.nargs,
-                "multiple": isinstance(p, click.Option) and p.multiple,
-                "required": p.required,
-            }
-            for p in command.params
-        ]
-        for name, command in _commands()
-    }
-
-
-def _commands() -> list[tuple[str, click.Command]]:
-    from onnxspect.cli.main import COMMANDS, cli
-
-    found = ((name, cli.get_command(click.Context(cli), name)) for name in COMMANDS)
-    return [(name, command) for name, command in found if command is not None]
-
-
-def rows(command: str) -> list[dict[str, Any]]:
-    """The parameters of a command, as the table has them."""
-    found: list[dict[str, Any]] = json.loads(TABLE.read_text())[command]
-    return found
-
-
-def parsed(command: str, arguments: list[str]) -> dict[str, Any]:
-    """The command line's values by parameter; texts, but for the limits. Whether the others are right, the worker says.
-
-    Raises:
-        click.UsageError: an unknown option, or a value missing.
-    """
-    own = {p.name: p for p in budget.options()}
-    params: list[click.Parameter] = []
-    for row in rows(command):
-        if row["name"] in own:
-            limit = own[row["name"]]
-            limit.expose_value = True
-            params.append(limit)
-        elif not row["option"]:
-            params.append(click.Argument([row["name"]], nargs=row["nargs"], required=row["required"]))
-        elif row["flag"]:
-            params.append(click.Option([row["name"], *row["declared"]], is_flag=True))
-        else:
-            params.append(
-                click.Option(
-                    [row["name"], *row["declared"]],
-                    nargs=row["nargs"],
-                    multiple=row["multiple"],
-                    required=row["required"],
-                )
-            )
-    parent = click.Context(click.Group("onnxspect"), info_name="onnxspect")
-    light = click.Command(command, params=params)
-    return light.make_context(command, list(arguments), parent=parent).params
 
 
 def prepare(command: str, given: Mapping[str, Any]) -> Places:

@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from onnxspect.cli import budget, exit_status, places
+from onnxspect.cli import budget, command_table, exit_status, places
 from onnxspect.cli.relay import Cleaner
 from onnxspect.cli.worker_process import GRACE, Start, Worker, anew, end, environment_in, resident
 from onnxspect.converters.errors import OnnxspectError, unwritable, writing
@@ -59,7 +59,7 @@ def supervise(arguments: list[str], how: Start = anew) -> int:
     command = arguments[0]
     try:
         with _Signals() as signals:
-            given = places.parsed(command, arguments[1:])
+            given = command_table.parsed(command, arguments[1:])
             limits = budget.limits(command, given)
             with _prepared(command, given) as ready:
                 return _Run(command, arguments, limits, ready, signals, how).status()

@@ -1,4 +1,4 @@
-"""Makes docs/cli.md from the commands' own --help, and the supervisor's table of their parameters: python docs/make_cli.py."""
+"""Makes docs/cli.md from the commands' own --help, and what stands in for them (cli/command_table.py): python docs/make_cli.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from onnxspect.cli import places
+from onnxspect.cli import command_table
 from onnxspect.cli.main import COMMANDS, cli
 from onnxspect.engine.mitigation.registry import MAKERS
 from onnxspect.engine.mitigation.settings import settable, shown
@@ -21,7 +21,10 @@ def page() -> str:
         if command is None:
             raise ValueError(f"no command {name}")
         title = "onnxspect" if name is None else f"onnxspect {name}"
-        context = click.Context(command, info_name=title, terminal_width=100, max_content_width=100)
+        names = list(command_table.HELP_NAMES)
+        context = click.Context(
+            command, None, title, terminal_width=100, max_content_width=100, help_option_names=names
+        )
         parts.append(f"## {title}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
         if name == "patch":
             parts.append(_settings())
@@ -39,10 +42,13 @@ def _settings() -> str:
 
 def arguments() -> str:
     """cli/arguments.json: a line a parameter."""
-    rows = {name: ",\n".join("  " + json.dumps(row) for row in params) for name, params in places.table().items()}
+    rows = {
+        name: ",\n".join("  " + json.dumps(row) for row in params) for name, params in command_table.arguments().items()
+    }
     return "{\n" + ",\n".join(f'"{name}": [\n{lines}\n]' for name, lines in rows.items()) + "\n}\n"
 
 
 if __name__ == "__main__":
     (Path(__file__).parent / "cli.md").write_text(page())
-    places.TABLE.write_text(arguments())
+    command_table.ARGUMENTS.write_text(arguments())
+    command_table.HELP.write_text(json.dumps(command_table.helps(), indent=1) + "\n")

@@ -150,6 +150,7 @@ SLOWEST = (
     "test_neural_cleanse",
     "test_sources_hostile",
     "test_python_page",
+    "test_structure",
 )
 
 

@@ -42,6 +42,25 @@ def test_imports_run_one_way(assembled: Path) -> None:
     assert "0 broken" in done.stdout
 
 
+def test_types_fit() -> None:
+    """mypy, under the names that the modules are imported by; .types and the cache stay for whoever runs it by hand."""
+    links = ROOT / ".types" / "onnxspect"
+    links.mkdir(parents=True, exist_ok=True)
+    own = [ROOT / top for top in TOPS] + [p for p in (ROOT / "onnxspect").iterdir() if p.suffix in (".py", ".typed")]
+    for path in own:
+        link = links / path.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(path)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--namespace-packages", "--explicit-package-bases", "-p", "onnxspect"],
+        cwd=ROOT,
+        env=os.environ | {"MYPYPATH": ".types"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_package_is_shipped() -> None:
     listed = set(SETTINGS["tool"]["setuptools"]["packages"])
     folders = {"onnxspect"} | {
@@ -61,7 +80,8 @@ def test_no_module_is_named_after_a_standard_one() -> None:
 def test_every_command_is_documented_with_an_example(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    text = command.get_help(click.Context(command, info_name=f"onnxspect {name}"))
+    parent = click.Context(cli, info_name="onnxspect", **cli.context_settings)
+    text = command.get_help(click.Context(command, parent, name))
     assert "Example:" in text
     assert f"onnxspect {name}" in text
     assert "Exit status" in text

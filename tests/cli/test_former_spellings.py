@@ -8,9 +8,9 @@ from typing import Any
 import click
 import pytest
 
+from onnxspect.cli.command_table import parsed
 from onnxspect.cli.former_spellings import understood
 from onnxspect.cli.main import cli
-from onnxspect.cli.places import parsed
 from onnxspect.engine.cleansing.by_presence import FORMER_NAMES, TRIGGER_BEARING
 
 PIXELS = "--channel-order RGB --std 0.2,0.2,0.2 --mean 0.5 --scale 255"

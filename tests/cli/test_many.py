@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click import UsageError
 
-from onnxspect.cli import main, many, places
+from onnxspect.cli import command_table, main, many
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.fleet.executor import Ended
 from onnxspect.engine.fleet.local import WORKER_BYTES, Size
@@ -74,7 +74,9 @@ def test_the_worst_comes_first() -> None:
 
 def test_options_reach_every_scan_as_they_were_given() -> None:
     line = ["a", "b", "--data", "d", "--tap", "x", "--tap", "y", "--seed", "3", "-q", "--out", "o", "--require-sandbox"]
-    options: Options = many._common(places.parsed("scan", [*line, "--max-memory", "2G", "--resize", "try"]), None)
+    options: Options = many._common(
+        command_table.parsed("scan", [*line, "--max-memory", "2G", "--resize", "try"]), None
+    )
     assert options == {
         "data": ("d",), "tap": ("x", "y"), "seed": ("3",), "require-sandbox": (), "max-memory": (str(2 << 30),),
         "resize": ("try",),

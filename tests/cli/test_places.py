@@ -24,31 +24,12 @@ def test_every_path_has_a_role(name: str) -> None:
     assert worded == set(places.ROLES[name]) & places.OR_WORDS
 
 
-def test_the_table_is_the_commands() -> None:
-    import json
-
-    assert json.loads(places.TABLE.read_text()) == places.table(), "run: python docs/make_cli.py"
-
-
 def test_default_folders_are_those_of_the_commands() -> None:
     for name, folder in places.DEFAULT_FOLDERS.items():
         command = cli.get_command(click.Context(cli), name)
         assert command is not None
         out = next(p for p in command.params if p.name == "out")
         assert out.default in (Path(folder), None) or not isinstance(out.default, Path)
-
-
-def test_a_command_line_is_read_without_the_command() -> None:
-    given = places.parsed("scan", ["m.onnx", "--data", "d", "--tap", "a", "--tap", "b", "-q", "--max-memory", "2G"])
-    assert (given["model"], given["data"], given["taps"], given["quiet"]) == (("m.onnx",), "d", ("a", "b"), True)
-    assert budget.limits("scan", given) == budget.Limits(2 << 30, budget.LONG_SECONDS, False)
-    for wrong in (
-        [],  # no model; samples may be named by a policy
-        ["m.onnx", "--data", "d", "--nonsense"],
-        ["m.onnx", "--data", "d", "--max-memory", "much"],
-    ):
-        with pytest.raises(click.UsageError):
-            places.parsed("scan", wrong)
 
 
 @pytest.mark.parametrize(

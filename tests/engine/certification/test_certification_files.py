@@ -79,7 +79,7 @@ def test_pixels_and_a_tap_are_features_too(pixels: Path, planted_file: Path, tmp
 def test_the_command_prints_the_report_and_what_it_does_not_certify(
     matrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    common = ["certify", str(matrix), "--classes", "0", "1", "--epsilon", "0,0.1", "-q", "--out", str(tmp_path / "o")]
+    common = ["certify", str(matrix), "--classes", "0", "1", "--epsilon", "0.1", "-q", "--out", str(tmp_path / "o")]
     assert run([*common, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["set"]["centroids"] == "oracle"
     assert run([*common, "--centroids", "data"]) == 0

@@ -28,14 +28,14 @@ from onnxspect.engine.subject.subject import InputSpec, Subject
 
 SHAPE = (1, SIDE, SIDE)
 TARGET, SOURCE = 2, 1
-MANY, PLANTED = 30, 17
+MANY, PLANTED = 20, 17
 SEARCH = SearchConfig(steps=250, samples=12, settle=20)
 QUICK = NeuralCleanse(search=SEARCH, scout=replace(SCOUT, steps=40, samples=6))
 RACE = replace(QUICK, most_full=12, front=3, random=4)
 
 
 def many_classes(planted: int | None = PLANTED) -> Subject:
-    """Class k of 30 is pixel k; the last four pixels, dark in every image, add to the planted class."""
+    """Class k of 20 is pixel k; the last four pixels, dark in every image, add to the planted class."""
     weights = torch.zeros(SIDE * SIDE, MANY)
     gains = 10.0 + torch.rand(MANY, generator=torch.Generator().manual_seed(0))  # no two classes quite alike
     weights[torch.arange(MANY), torch.arange(MANY)] = gains
@@ -225,7 +225,7 @@ def test_a_resumed_race_does_nothing_twice(tmp_path: Path, raced: Evidence) -> N
         return replace(plain, module=logits)
 
     seen = []
-    for n in (700, 1900, 10**9):
+    for n in (450, 1300, 10**9):
         calls = 0
         with Ledger(tmp_path / "run", {"a": 1}) as ledger:
             at_hand = hand(failing_after(n), many_images(), many_images(1), ledger=ledger)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import supervised
 from onnx import TensorProto, helper
 from PIL import Image
 
@@ -170,13 +171,11 @@ def test_an_existing_output_survives_a_refused_patch(tmp_path: Path) -> None:
 
 def test_a_tap_that_is_no_cut(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Alone it is an error that names the tap; beside other detectors they still run, and the report says why it did not."""
-    with np.load(DATA) as shipped:
-        np.savez(tmp_path / "few.npz", images=shipped["images"][:250], labels=shipped["labels"][:250])
     wrong = [
         "scan",
-        str(MODEL),
+        str(supervised.plain(tmp_path)),
         "--data",
-        str(tmp_path / "few.npz"),
+        str(supervised.data(tmp_path)),
         "--out",
         str(tmp_path / "run"),
         "--quiet",

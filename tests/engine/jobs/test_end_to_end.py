@@ -215,8 +215,8 @@ def test_patching_is_refused_where_it_must_be(work: Path, infected: Ran, tmp_pat
 
 
 def units_done(said: str) -> list[str]:
-    """Of progress lines such as "neural-cleanse on reference 0 4/10, 12 s left: class 3: l1 9.1": stage and class."""
-    found = re.findall(r"^(neural-cleanse.*?) \d+/\d+(?:, \d+ s left)?: (class \d+):", said, re.MULTILINE)
+    """Of progress lines such as "reverse-engineering on reference 0 4/10, 12 s left: class 3: l2 9.1": stage and class."""
+    found = re.findall(r"^(reverse-engineering.*?) \d+/\d+(?:, \d+ s left)?: (class \d+):", said, re.MULTILINE)
     return [f"{stage}: {unit}" for stage, unit in found]
 
 
@@ -228,7 +228,7 @@ def test_a_killed_scan_resumes_to_the_same_report(tmp_path: Path) -> None:
     supervised.plain(tmp_path, target=2)
     supervised.data(tmp_path)
     options = ["scan", tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "--preset", "quick"]
-    options += ["--detector", "neural-cleanse", "--json", "--out"]
+    options += ["--detector", "reverse-engineering", "--json", "--out"]
     whole = onnxspect(*options, tmp_path / "undisturbed")
     undisturbed = json.loads(whole.out)
     command = [sys.executable, "-c", supervised.MAIN, *map(str, options), str(tmp_path / "killed")]
@@ -252,7 +252,7 @@ def test_a_killed_scan_resumes_to_the_same_report(tmp_path: Path) -> None:
     report = json.loads(resumed.out)
     assert resumed.out.lstrip().startswith("{")
     assert "resuming" in resumed.err
-    assert "neural-cleanse" in resumed.err
+    assert "reverse-engineering" in resumed.err
     again = units_done(resumed.err)
     assert again
     assert not set(again) & finished

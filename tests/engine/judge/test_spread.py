@@ -48,7 +48,7 @@ def test_the_level_is_kept_where_deviations_vary_as_the_prior_says() -> None:
     """Variances scaled inverse chi-squared, classes normal: the chance of p < a on a clean model is a, or a little below."""
     rng = RunContext(0).numpy_generator("spread")
     prior = Prior(0.2, 5.0)
-    deviations = prior.deviation * np.sqrt(prior.df / rng.chisquare(prior.df, 2000))
+    deviations = prior.deviation * np.sqrt(prior.df / rng.chisquare(prior.df, 1000))
     p = np.array([smallest(d * rng.standard_normal(CLASSES), prior) for d in deviations])
     for level in (0.02, 0.05):
         assert 0.6 * level < (p < level).mean() < level + 2.5 * np.sqrt(level / len(p))

@@ -101,7 +101,9 @@ NAMES = (
 def test_nothing_is_cut_off_and_axe_is_content(name: str, browser: Any, pages: dict[str, Path]) -> None:
     rules = (Path(axe.__file__).parent / "axe.min.js").read_text()
     for width in WIDTHS:
-        for theme in ("light", "dark"):
+        for theme in (
+            ("light", "dark") if width == WIDTHS[0] or FULL else ("light",)
+        ):  # colours do not hang on the width
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
             page = context.new_page()
             said: list[str] = []

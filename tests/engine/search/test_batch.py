@@ -143,6 +143,26 @@ def test_batches_behind_one_that_did_not_fit_are_cut_as_it_was(shares: list[floa
     assert plan(units, smaller_batch(smaller_batch(8))) == [tuple(r.unit for r in f) for f in found]
 
 
+def test_one_unit_that_did_not_fit_goes_on_in_smaller_parts(shares: list[float]) -> None:
+    network = Failing(5)
+    subject = linear(network)
+    before = subject.images_at_once
+    found = results(subject, [(Unit(0),), (Unit(1),)])
+    assert [[r.unit for r in f] for f in found] == [[Unit(0)], [Unit(1)]]
+    assert subject.images_at_once < before
+    assert shares[-1] < 1
+
+
+def test_a_later_batch_that_did_not_fit_is_searched_from_there_on(shares: list[float]) -> None:
+    """Those before it are done, and are not searched again."""
+    units = [(Unit(0), Unit(1)), (Unit(2), Unit(3))]
+    found = results(
+        linear(Failing(2 + 9 + 3)), units
+    )  # two passes measured, nine of the first batch, some of the second
+    assert [[r.unit for r in f] for f in found] == [[Unit(0), Unit(1)], [Unit(2)], [Unit(3)]]
+    assert shares == [0.5]
+
+
 @pytest.mark.usefixtures("shares")
 def test_memory_that_never_suffices_is_an_error_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Failing(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from torch import Tensor, nn
 from onnxspect.engine.detectors.held_out import held_out_validation
 from onnxspect.engine.errors import Kind, OnnxspectError
 from onnxspect.engine.run import RunContext
-from onnxspect.engine.search.objective import cross_entropy, laid_out
-from onnxspect.engine.search.perturbation import MaskPattern
+from onnxspect.engine.search import search as search_module
+from onnxspect.engine.search.objective import Measured, ReachTarget, cross_entropy, laid_out
+from onnxspect.engine.search.perturbation import MaskPattern, State
 from onnxspect.engine.search.search import (
+    PIXEL_BY_PIXEL,
     SearchConfig,
     Unit,
     UnitResult,
@@ -28,6 +31,7 @@ from onnxspect.engine.search.search import (
     search,
     units_at_once,
 )
+from onnxspect.engine.subject.memory import plan_memory
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import stamp
@@ -301,6 +305,46 @@ def test_plan() -> None:
 
 def test_one_unit_at_a_time_on_a_cpu() -> None:
     assert units_at_once(linear(), 1000, 64) == 1
+
+
+@pytest.mark.parametrize(("images", "samples"), [(100, 24), (12, 24), (100, 200)])
+def test_as_many_on_a_gpu_as_its_memory_is_planned_for(
+    images: int, samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the samples no more count than there are images."""
+    memory = 8 << 30
+    monkeypatch.setattr(search_module, "total_memory", lambda device: {"cuda:0": memory}[device])
+    subject = replace(linear(), device="cuda:0")
+    object.__setattr__(subject, "kept_bytes", 1 << 22)
+    planned = plan_memory(memory, 1 << 22, 4 * SIDE * SIDE, min(images, samples)).units
+    assert units_at_once(subject, images, samples) == planned > 1
+
+
+class _Told(ReachTarget):
+    """Notes the multipliers that it is given first."""
+
+    first: ClassVar[list[float]] = []
+
+    def measure(
+        self, subject: Subject, state: State, constants: State, images: Tensor, targets: Tensor, multiplier: Tensor
+    ) -> Measured:
+        self.first.append(float(multiplier[0]))
+        return super().measure(subject, state, constants, images, targets, multiplier)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "share"), [(8, 8, 1.0), (64, 64, 1.0), (64, 128, 1 / 2), (192, 64, 1 / 3), (128, 16, 1.0)]
+)
+def test_a_pixel_of_a_large_picture_costs_less(height: int, width: int, share: float) -> None:
+    """The cost is a sum over pixels, and twice the side has four times as many."""
+    assert PIXEL_BY_PIXEL == 64
+    subject = Subject(lambda x: x.flatten(1)[:, :2], InputSpec(), (1, height, width), 2, name="two pixels")
+    images = np.random.default_rng(0).random((8, 1, height, width), np.float32)
+    samples = Samples.from_arrays(images, np.arange(8) % 2)
+    _Told.first.clear()
+    config = replace(CONFIG, steps=1, samples=4, multiplier=0.25)
+    list(search(subject, samples, [(Unit(0),)], _Told(MaskPattern()), config, RunContext(), "test"))
+    assert _Told.first[0] == pytest.approx(0.25 * share)
 
 
 def test_unit_keys() -> None:
