@@ -60,6 +60,7 @@ def channels_of(node: fx.Node, x: Tensor) -> Tensor:
 
 
 def by_channel(node: fx.Node, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(the least, the most) of each channel."""
     rows = channels_of(node, x)
     return rows.amin(1), rows.amax(1)
 
