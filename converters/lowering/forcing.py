@@ -114,20 +114,18 @@ class _Trial:
         return {t: e for t, e in effects.items() if e is not None}
 
     def beside(self, chosen: Sequence[int]) -> dict[int, list[float]]:
-        """The shares that each control of some tries leads to a class."""
+        """The shares that the controls of some tries lead to a class; one that several tries have is run once."""
         plain: list[Tensor] = []
-        answers: dict[tuple[int, int], list[Tensor]] = {}
+        answers: dict[tuple[fx.Node, Make], list[Tensor]] = {}
+        wanted = {(self.tries[t].node, make): t for t in chosen for make in self.tries[t].controls}
         for batch in self.images if chosen else ():
             env = self.program.run(batch, unchanged, keep=True)
             plain.append(answers_of(env[self.logits]))
-            for t in chosen:
-                for which, make in enumerate(self.tries[t].controls):
-                    answers.setdefault((t, which), []).append(self._after(t, make, env, plain[-1], control=True))
-        shares: dict[int, list[float]] = {}
-        for (t, _), after in answers.items():
-            effect = _most(torch.cat(plain), torch.cat(after))
-            shares.setdefault(t, []).append(0.0 if effect is None else effect.share)
-        return shares
+            for (node, make), t in wanted.items():
+                answers.setdefault((node, make), []).append(self._after(t, make, env, plain[-1], control=True))
+        effects = {key: _most(torch.cat(plain), torch.cat(after)) for key, after in answers.items()}
+        shares = {key: 0.0 if effect is None else effect.share for key, effect in effects.items()}
+        return {t: [shares[self.tries[t].node, m] for m in self.tries[t].controls] for t in chosen}
 
     def _after(self, t: int, make: Make, env: Mapping[fx.Node, Any], plain: Tensor, control: bool = False) -> Tensor:
         """The answers where a try is made; where it cannot be, the usual ones."""

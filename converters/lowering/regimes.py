@@ -280,16 +280,15 @@ def _ranked(
         scored = dead + [c for c in scored if not known.silent(c[1])][:_OF_NODE]
         awake = _awake_beside(node, position, known, exact, slopes[node])
         loudest = awake[0][0] if awake else 0.0
-        for score, channel, sign in scored:
-            for single in (False, True):
-                if single and (slopes[node].ndim != 4 or by_element(node, exact[operand_of(node, position)])):
-                    continue
+        singles = [False]
+        if slopes[node].ndim == 4 and not by_element(node, exact[operand_of(node, position)]):
+            singles.append(True)
+        for single in singles:
+            # The same for all of them, so that they are run once.
+            beside = tuple(_maker(node, position, known, c, s, single, False, slopes[node]) for _, c, s in awake)
+            for score, channel, sign in scored:
                 make = _maker(node, position, known, channel, sign, single, True, slopes[node])
-                controls = tuple(
-                    _maker(node, position, known, c, s, single, False, slopes[node])
-                    for _, c, s in awake
-                    if score <= _LOUDER * loudest
-                )
+                controls = beside if score <= _LOUDER * loudest else ()
                 ranked.append((score, Forced(node, make, controls, (position, channel, sign))))
     ranked.sort(key=lambda s: -s[0])
     return ranked
