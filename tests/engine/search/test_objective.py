@@ -131,6 +131,32 @@ def test_a_class_that_few_can_be_led_to_is_no_destination() -> None:
     assert shares == [0.0, 1.0]
 
 
+def one_image(free: list[float], logits: Tensor) -> Measured:
+    subject = Subject(lambda x: x.flatten(1), InputSpec(), (1, 1, len(free)), len(free), name="what it is given")
+    constants = {"free": torch.tensor([[free]])}
+    images = logits.view(1, 1, 1, 1, -1)
+    return ReachTogether(_Unchanged()).measure(
+        subject, {"number": torch.ones(1)}, constants, images, NOTHING[:1], torch.ones(1)
+    )
+
+
+def test_one_image_goes_alone() -> None:
+    assert float(one_image([1.0, 1.0, 0.0], torch.tensor([0.0, 2.0, 1.0])).success) == 1.0
+
+
+def test_where_no_class_is_left_nothing_is_reached() -> None:
+    assert float(one_image([0.0, 0.0, 0.0], torch.tensor([0.0, 2.0, 1.0])).success) == 0.0
+
+
+def test_a_class_that_none_can_be_led_to_has_no_slope() -> None:
+    """Its mean is over no image, and must not make the others' gradient no number."""
+    logits = torch.tensor([0.0, 2.0, 1.0], requires_grad=True)
+    found = one_image([1.0, 1.0, 0.0], logits)
+    (slope,) = torch.autograd.grad(found.loss.sum(), logits)
+    assert bool(slope.isfinite().all())
+    assert bool(slope.any())
+
+
 def test_going_together_starts_from_nothing() -> None:
     assert ReachTogether(_Unchanged()).at_target(SHOWN, IMAGES, NOTHING).tolist() == [0.0, 0.0]
 

@@ -312,12 +312,15 @@ def test_as_many_on_a_gpu_as_its_memory_is_planned_for(
     images: int, samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the samples no more count than there are images."""
-    memory = 8 << 30
-    monkeypatch.setattr(search_module, "total_memory", lambda device: {"cuda:0": memory}[device])
-    subject = replace(linear(), device="cuda:0")
-    object.__setattr__(subject, "kept_bytes", 1 << 22)
-    planned = plan_memory(memory, 1 << 22, 4 * SIDE * SIDE, min(images, samples)).units
-    assert units_at_once(subject, images, samples) == planned > 1
+    subject, kept = replace(linear(), device="cuda:0"), 64
+    object.__setattr__(subject, "kept_bytes", kept)
+    found = set()
+    for memory in map(int, np.geomspace(1e5, 1e9, 80)):
+        monkeypatch.setattr(search_module, "total_memory", lambda device, memory=memory: {"cuda:0": memory}[device])
+        planned = plan_memory(memory, kept, 4 * SIDE * SIDE, min(images, samples)).units
+        assert units_at_once(subject, images, samples) == planned
+        found.add(planned)
+    assert len(found) > 2
 
 
 class _Told(ReachTarget):

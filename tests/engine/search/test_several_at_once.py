@@ -100,6 +100,9 @@ def test_where_a_cpu_searches(subject: Subject, cores: int) -> None:
     assert places(large) == (1, 0)
     vars(large)["kept_bytes"] = CPU_BUDGET // 24 // 2 - 2**16
     assert places(large) == (2, 1)
+    torch.set_num_threads(6)  # what is over goes to each
+    assert places(subject, batches=2) == (2, 3)
+    assert places(subject, batches=4) == (4, 1)
 
 
 def test_a_reference_is_shared_but_not_under_a_hook(subject: Subject, cores: int) -> None:
