@@ -65,7 +65,7 @@ def parts(subject: Subject, samples: Samples, seed: int = SEED) -> list[dict[str
     """The units and ways of a subject that few clean images leave asleep, each with its shares."""
     assert subject.lowered is not None
     count = unreached._counts(subject, samples)[0]
-    clean, altered, _ = unreached._images(subject, samples, np.random.default_rng(seed))
+    clean, altered, *_ = unreached._images(subject, samples, np.random.default_rng(seed))
     order = np.random.default_rng(seed).permutation(len(samples))[count:]  # as _images draws, which sorts them
     further = unreached._batches(subject, samples.images[order], 1)
     program, logits = Program(subject.lowered.module), results(subject.lowered)[0]

@@ -4,12 +4,14 @@ From the least and the largest pixel on, every node is computed on intervals: wh
 and the radius under the magnitudes of its weights, comparisons as true, false, or either. Bounds are widened by rounding at every step.
 A node of any other kind ends them: nothing is said of what is made from it.
 
-Bounds grow loose with depth, for they know nothing of how values hang together. Of a comparison near the image they are a proof.
+Bounds grow loose with depth, for they know nothing of how values hang together. Of a comparison near the image they are a proof. Verdicts rest
+on that: so what might not rise after all (a negative slope, a place or a size by the image, a whole number that could leave its type, a test for
+zero) has no bounds either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +20,10 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.program import Program, leading_to, operands
 
-#: Rounding of one step, as a share of the magnitude.
-_ROUNDING = 1e-5
+#: Rounding of one step, as a share of the magnitude; of types of fewer digits, so many of their own steps.
+_ROUNDING, _STEPS = 1e-5, 8.0
+#: Whole numbers up to this magnitude are added and multiplied in 64 bits without leaving them, as many as a tensor has.
+_WHOLE = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,39 +47,73 @@ def bounds(program: Program, end: fx.Node, low: Tensor, high: Tensor) -> Interva
         end: the value.
         low, high: the least and the largest input, as the model takes it.
     """
-    wanted = leading_to(end)
+    return all_bounds(program, [end], low, high).get(end)
+
+
+def all_bounds(program: Program, ends: Collection[fx.Node], low: Tensor, high: Tensor) -> dict[fx.Node, Interval]:
+    """The bounds of several values, of those that have any (see `bounds`)."""
+    wanted: set[fx.Node] = set().union(*(leading_to(e) for e in ends))
     env: dict[fx.Node, Any] = dict(program.constants)
+    found: dict[fx.Node, Interval] = {}
     for node in program.placeholders:
         env[node] = Interval(low, high)
     with torch.no_grad():
         for node in program.steps:
-            if node not in wanted:
-                continue
-            if any(i not in env for i in node.all_input_nodes):
-                return None
-            args, kwargs = operands(node, env)
-            try:
-                found = _step(node.target, args, kwargs)
-            except Exception:  # shapes or types that the rule does not know
-                found = None
-            if found is None:
-                return None
-            env[node] = found
-            if node is end:
-                break
-    result = env[end]
-    return result if isinstance(result, Interval) else None
+            if node in wanted and all(i in env for i in node.all_input_nodes):
+                args, kwargs = operands(node, env)
+                try:
+                    interval = _step(node.target, args, kwargs)
+                except Exception:  # shapes or types that the rule does not know
+                    interval = None
+                if interval is not None:
+                    env[node] = interval
+                if node in ends and isinstance(interval, Interval):
+                    found[node] = interval
+            for source in program.spent.get(node, ()):
+                env.pop(source, None)
+    return found
 
 
 def _step(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     if not _holds_interval([*args, *kwargs.values()]):
         return target(*args, **kwargs)
     name = getattr(target, "__name__", "")
+    if name in _MOVING and _holds_interval([*args[1:], *kwargs.values()]):
+        return None
+    if name in _SLOPED and not all(isinstance(v, (int, float)) and v >= 0 for v in [*args[1:2], *kwargs.values()]):
+        return None
+    if name in _CAST and not _fits(args[0], args[1]):
+        return None
+    if name in _COUNTING and not all(map(_small, _intervals([*args, *kwargs.values()]))):
+        return None
     if name in _RISING:
         low, high = (target(*_ends(args, which), **_ends(kwargs, which)) for which in ("low", "high"))
         return _widened(low, high)
     rule = _RULES.get(name)
     return None if rule is None else rule(target, *args, **kwargs)
+
+
+def _intervals(value: Any) -> list[Interval]:
+    if isinstance(value, (list, tuple)):
+        return [i for v in value for i in _intervals(v)]
+    return [value] if isinstance(value, Interval) else []
+
+
+def _small(x: Interval) -> bool:
+    """Whether arithmetic of a value is that of real numbers, about: floating point, or far from the ends of 64 bits."""
+    if x.low.is_floating_point():
+        return True
+    return x.low.dtype == torch.int64 and bool((torch.maximum(x.low.abs(), x.high.abs()) < _WHOLE).all())
+
+
+def _fits(x: Any, dtype: Any) -> bool:
+    """Whether a cast of a value rises: it stays within the type."""
+    if not isinstance(x, Interval) or not isinstance(dtype, torch.dtype):
+        return False
+    if dtype == torch.bool or dtype.is_floating_point:
+        return dtype == x.low.dtype or dtype.is_floating_point
+    span = torch.iinfo(dtype)
+    return bool((x.low.double() > span.min).all() and (x.high.double() < span.max).all())
 
 
 def _holds_interval(value: Any) -> bool:
@@ -99,8 +137,12 @@ def _widened(low: Any, high: Any) -> Any:
         return None
     if not low.is_floating_point():
         return Interval(torch.minimum(low, high), torch.maximum(low, high))
-    slack = _ROUNDING * torch.maximum(low.abs(), high.abs())
+    slack = _rounding(low) * torch.maximum(low.abs(), high.abs())
     return Interval(low - slack, high + slack)
+
+
+def _rounding(x: Tensor) -> float:
+    return max(_ROUNDING, _STEPS * torch.finfo(x.dtype).eps)
 
 
 def _both(value: Any) -> tuple[Any, Any]:
@@ -120,6 +162,8 @@ def _mul(_: Any, a: Any, b: Any) -> Any:
 
 def _div(_: Any, a: Any, b: Any) -> Any:
     if isinstance(b, Interval) or bool((torch.as_tensor(b) == 0).any()):
+        return None
+    if isinstance(a, Interval) and not a.low.is_floating_point():  # whole numbers are rounded towards zero
         return None
     return _mul(_, a, 1.0 / b)
 
@@ -141,7 +185,7 @@ def _linear(target: Any, x: Any, weight: Any, bias: Any = None, *rest: Any) -> A
     middle, radius = (x.low + x.high) / 2, (x.high - x.low) / 2
     centre, spread = target(middle, weight, bias, *rest), target(radius, weight.abs(), None, *rest)
     # The sum of magnitudes bounds what rounding of a long sum can do.
-    slack = _ROUNDING * target(middle.abs() + radius, weight.abs(), None, *rest)
+    slack = _rounding(middle) * target(middle.abs() + radius, weight.abs(), None, *rest)
     return Interval(centre - spread - slack, centre + spread + slack)
 
 
@@ -157,13 +201,13 @@ def _gemm(target: Any, a: Any, b: Any, c: Any, *rest: Any) -> Any:
 
 def _greater(_: Any, a: Any, b: Any, strictly: bool = True) -> Interval:
     (a0, a1), (b0, b1) = _both(a), _both(b)
-    sure, possible = (a0 > b1, a1 > b0) if strictly else (a0 >= b1, a1 >= b0)
-    return Interval(torch.as_tensor(sure), torch.as_tensor(possible))
+    sure, never = (a0 > b1, a1 <= b0) if strictly else (a0 >= b1, a1 < b0)  # of what is no number neither
+    return Interval(torch.as_tensor(sure), ~torch.as_tensor(never))
 
 
 def _equal(_: Any, a: Any, b: Any) -> Interval:
     (a0, a1), (b0, b1) = (tuple(map(torch.as_tensor, _both(x))) for x in (a, b))
-    return Interval((a0 == a1) & (b0 == b1) & (a0 == b0), (a0 <= b1) & (b0 <= a1))
+    return Interval((a0 == a1) & (b0 == b1) & (a0 == b0), ~((a0 > b1) | (b0 > a1)))
 
 
 def _where(target: Any, condition: Any, a: Any, b: Any) -> Any:
@@ -232,6 +276,55 @@ _RISING = frozenset(
         "gather",
     )
     + ("split", "split_equally", "getitem", "expand", "tile", "pad")
+)
+#: Of these the ones that move elements, or sum and compare neighbours: the first operand alone is a value.
+_MOVING = frozenset(
+    (
+        "reshape",
+        "reshape_rows",
+        "flatten",
+        "permute",
+        "transpose",
+        "squeeze",
+        "unsqueeze",
+        "cat",
+        "slice_axes",
+        "gather_one",
+        "gather",
+    )
+    + (
+        "split",
+        "split_equally",
+        "getitem",
+        "expand",
+        "tile",
+        "pad",
+        "amin",
+        "amax",
+        "reduce_min",
+        "reduce_max",
+        "reduce_sum",
+    )
+    + ("reduce_mean", "mean", "sum", "max_pool2d", "avg_pool2d", "max_pool", "average_pool")
+)
+#: ... those that rise where their first number is not negative; casts; those that count, which whole numbers must be small for.
+_SLOPED, _CAST = frozenset(("leaky_relu", "elu")), frozenset(("to_type",))
+_COUNTING = frozenset(
+    (
+        "add",
+        "sub",
+        "mul",
+        "total",
+        "average",
+        "sum",
+        "mean",
+        "reduce_sum",
+        "reduce_mean",
+        "neg",
+        "abs",
+        "matmul",
+        "gemm",
+    )
 )
 _RULES: Mapping[str, Callable[..., Any]] = {
     "sub": _sub,

@@ -43,6 +43,8 @@ class Disguise:
     def __init__(self, between: Mapping[fx.Node, int]) -> None:
         self.between = between
         self.values: dict[fx.Node, list[Tensor]] = {}
+        #: Nodes of such values that led nowhere; but what follows does not run everywhere.
+        self.not_run: list[fx.Node] = []
 
     def observe(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep one value."""
@@ -87,7 +89,9 @@ class Disguise:
         if not tries:
             return []
         found = []
-        for index, effect in led(program, logits, tries, clean).items():
+        forcing = led(program, logits, tries, clean)
+        self.not_run = [tries[t].node for t in forcing.not_run]
+        for index, effect in forcing.led.items():
             node, (k, usual) = tries[index].node, tries[index].note
             if effect.leads_to == k:
                 found.append(

@@ -24,7 +24,8 @@ network of signs decide as much each. A decision that a step along its own gradi
 upon (``Where(norm > 0, x / norm, 0)``): harmless, where it is made of the very value that is chosen.
 
 Interventions run what is behind the value alone. There are as many as so many runs of the whole graph take; what is left over is
-named as untried, so that no crowd of decoys hides one.
+named as untried, so that no crowd of decoys hides one. Where what is behind a value does not run with what it was made to be (an index out
+of range, a shape), smaller values are tried in its place (replaced.py); where none moves an answer, the value is named too.
 
 What this cannot see: a unit that sleeps beside one that is awake and does as much; a test for NaN or infinity.
 """
@@ -53,6 +54,9 @@ from onnxspect.converters.lowering.regimes import Regimes
 from onnxspect.converters.lowering.roots import rooted
 from onnxspect.converters.lowering.taps import lying_between, results
 from onnxspect.converters.lowering.trial import LISTENED, Tried, influence
+
+#: How much is run to look for clean images that take a way, beyond the further ones, in runs of the whole graph.
+_MOST_RUNS = 24.0
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,13 @@ class Sleeping:
     Attributes:
         dormant: in the graph's order; empty for ordinary networks.
         untried: names of the nodes that are asleep and were not woken, for want of time.
+        not_run: names of the nodes that were forced to be what no clean image makes them, moved no answer where what follows runs, and
+            were tried where it does not: what they do there is not known.
     """
 
     dormant: tuple[Dormant, ...] = ()
     untried: tuple[str, ...] = ()
+    not_run: tuple[str, ...] = ()
 
 
 def dormant(
@@ -100,6 +107,8 @@ def dormant(
     clean: Sequence[Tensor],
     altered: Sequence[Tensor],
     further: Sequence[Tensor] = (),
+    rest: Sequence[Tensor] = (),
+    ends: tuple[Tensor, Tensor] | None = None,
 ) -> Sleeping:
     """Find the dormant parts between the image and the class scores.
 
@@ -109,6 +118,8 @@ def dormant(
         clean: batches as the model takes them, each of one image (or one group, of a file made for a fixed batch); at least two.
         altered: the same of images that were shifted and mixed.
         further: more clean ones, on which only what was found to sleep is looked at again.
+        rest: more than those, on which what goes one way only is looked at for a while.
+        ends: a batch of the least values that an input has, and one of the largest; None where nothing is known of them.
     """
     logits = results(lowered)[0]
     between = lying_between(lowered.module.graph, logits)
@@ -127,7 +138,9 @@ def dormant(
         harmless = guards(program, [n for n in suspects if n in seen.often], between, clean[:FIRST])
         suspects = {n: asleep for n, asleep in suspects.items() if n not in harmless}
         chosen, left = affordable(program, suspects)
-        effects = Woken(program, logits, seen, chosen).effects(clean[:JUDGED])
+        woken = Woken(program, logits, seen, chosen)
+        effects = woken.effects(clean[:JUDGED])
+        not_run = list(woken.not_run)
         more: list[tuple[fx.Node, str, Led, Place | None, Place | None]] = []
         if seen.tells_apart:
             regimes, indices, disguise = Regimes(between), Indices(between), Disguise(between)
@@ -137,18 +150,16 @@ def dormant(
                 answers.append(int(answers_of(env[logits])[0]))
             for batch in [*clean, *altered]:
                 program.run(batch, lambda *given: indices.observe(given[0], regimes.observe(*given)))
-            more = [
-                (w.node, "way", w.led, w.place, w.frozen)
-                for w in untaken(program, logits, regimes.ways(program, logits, clean), further)
-            ]
-            more += [
-                (r.node, "root", r.led, r.place, r.place)
-                for r in rooted(program, logits, seen, [*effects, *harmless], clean)
-            ]
+            ways = untaken(program, logits, regimes.ways(program, logits, clean, ends), further)
+            ways = untaken(program, logits, ways, rest, _MOST_RUNS)
+            more = [(w.node, "way", w.led, w.place, w.frozen) for w in ways]
+            roots, stuck = rooted(program, logits, seen, [*effects, *harmless], clean)
+            more += [(r.node, "root", r.led, r.place, r.place) for r in roots]
             more += [
                 (d.node, "disguise", d.led, d.place, None) for d in disguise.disguised(program, logits, answers, clean)
             ]
             more += [(p.node, "index", p.led, p.place, None) for p in indices.pointers(program, logits, clean)]
+            not_run += [*regimes.not_run, *stuck, *disguise.not_run, *indices.not_run]
     found = []
     for node, effect in effects.items():
         what = "decision" if node in seen.often else "value" if suspects[node].all() else "units"
@@ -161,4 +172,4 @@ def dormant(
         for node, kind, effect, place, frozen in more
         if node not in effects
     ]
-    return Sleeping(tuple(found), tuple(dict.fromkeys(names.of(n)[0] for n in left)))
+    return Sleeping(tuple(found), names.once(left), names.once(not_run))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,8 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.intervention import FIRST, JUDGED
 from onnxspect.converters.lowering.observation import answers_of
-from onnxspect.converters.lowering.program import Program, operands, unchanged
+from onnxspect.converters.lowering.program import Program, unchanged
+from onnxspect.converters.lowering.replaced import DoesNotRun, Smaller, answers_with
 
 #: A value leads to a class where, forced, it brings at least this share of the clean images of other classes there.
 LEADS = 0.5
@@ -53,8 +53,21 @@ class Led:
     leads_to: int
 
 
-def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> dict[int, Led]:
-    """Index of a try -> what it did, of those that lead to a class, and do so more than what lies beside them.
+@dataclass(frozen=True)
+class Forcing:
+    """What forcing values did.
+
+    Attributes:
+        led: index of a try -> what it did, of those that lead to a class, and do so more than what lies beside them.
+        not_run: index of a try that did not -> the node that raised, of those where what follows the value does not run.
+    """
+
+    led: Mapping[int, Led] = field(default_factory=dict)
+    not_run: Mapping[int, fx.Node] = field(default_factory=dict)
+
+
+def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> Forcing:
+    """What forcing values does. Where what follows one does not run, smaller ones are tried in its place.
 
     Args:
         program: of the graph.
@@ -62,52 +75,78 @@ def led(program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequ
         tries: what is forced.
         images: clean batches, those first that are answered differently.
     """
-    behind = {t.node: program.behind(t.node) for t in tries}
-    answers: dict[tuple[int, int], list[Tensor]] = {}
-    plain: list[Tensor] = []
-    alive = list(range(len(tries)))
-    for i, batch in enumerate(images[:JUDGED]):
-        if i == FIRST:
-            alive = [t for t in alive if _most(torch.cat(plain), torch.cat(answers[t, -1])) is not None]
-        if not alive:
-            return {}
-        env = program.run(batch, unchanged, keep=True)
-        plain.append(answers_of(env[logits]))
-        for t in alive:
-            for which, make in enumerate((tries[t].make, *tries[t].controls), -1):
-                try:
-                    value = make(env)
-                    after = (
-                        plain[-1]
-                        if value is None
-                        else _answers_with(tries[t].node, value, behind[tries[t].node], env, logits)
-                    )
-                except Exception:  # an index out of range, a shape: what does not run leads nowhere
-                    after = plain[-1]
-                answers.setdefault((t, which), []).append(after)
-    before, found = torch.cat(plain), {}
-    for t in alive:
-        best = _most(before, torch.cat(answers[t, -1]))
-        if best is None or best.share < LEADS:
-            continue
-        others = sorted(
-            0.0 if (o := _most(before, torch.cat(answers[t, c]))) is None else o.share
-            for c in range(len(tries[t].controls))
-        )
-        if not others or best.share >= BESIDE * others[len(others) // 2]:
+    trial = _Trial(program, logits, tries, images[:JUDGED])
+    found: dict[int, Led] = {}
+    for t, best in trial.most().items():
+        if best.share >= LEADS:
             found[t] = best
-    return found
+    for t, beside in trial.beside([t for t in found if tries[t].controls]).items():
+        if found[t].share < BESIDE * sorted(beside)[len(beside) // 2]:
+            del found[t]
+    return Forcing(found, {t: at for t, at in trial.raised.items() if t not in found})
 
 
-def _answers_with(
-    node: fx.Node, value: Tensor, behind: Sequence[fx.Node], env: Mapping[fx.Node, Any], logits: fx.Node
-) -> Tensor:
-    """The answers where the node has another value: what is behind it runs again."""
-    changed: ChainMap[fx.Node, Any] = ChainMap({node: value}, env)  # type: ignore[arg-type]
-    for step in behind:
-        args, kwargs = operands(step, changed)
-        changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
-    return answers_of(changed[logits])
+class _Trial:
+    """Runs what is behind forced values again."""
+
+    def __init__(self, program: Program, logits: fx.Node, tries: Sequence[Forced], images: Sequence[Tensor]) -> None:
+        self.program, self.logits, self.tries, self.images = program, logits, tries, images
+        self.behind = {t.node: program.behind(t.node) for t in tries}
+        self.smaller = Smaller(logits, len(program.steps))
+        #: Index of a try -> the node that did not run.
+        self.raised: dict[int, fx.Node] = {}
+
+    def most(self) -> dict[int, Led]:
+        """What the tries do, of those that move answers of the first images, and may still lead most of all to a class."""
+        plain: list[Tensor] = []
+        answers: dict[int, list[Tensor]] = {t: [] for t in range(len(self.tries))}
+        for i, batch in enumerate(self.images):
+            if i >= FIRST:
+                seen, left = torch.cat(plain), sum(len(b) for b in self.images[i:])
+                answers = {t: a for t, a in answers.items() if _may_lead(seen, torch.cat(a), left)}
+            if not answers:
+                break
+            env = self.program.run(batch, unchanged, keep=True)
+            plain.append(answers_of(env[self.logits]))
+            for t, after in answers.items():
+                after.append(self._after(t, self.tries[t].make, env, plain[-1]))
+        effects = {t: _most(torch.cat(plain), torch.cat(after)) for t, after in answers.items()}
+        return {t: e for t, e in effects.items() if e is not None}
+
+    def beside(self, chosen: Sequence[int]) -> dict[int, list[float]]:
+        """The shares that the controls of some tries lead to a class; one that several tries have is run once."""
+        plain: list[Tensor] = []
+        answers: dict[tuple[fx.Node, Make], list[Tensor]] = {}
+        wanted = {(self.tries[t].node, make): t for t in chosen for make in self.tries[t].controls}
+        for batch in self.images if chosen else ():
+            env = self.program.run(batch, unchanged, keep=True)
+            plain.append(answers_of(env[self.logits]))
+            for (node, make), t in wanted.items():
+                answers.setdefault((node, make), []).append(self._after(t, make, env, plain[-1], control=True))
+        effects = {key: _most(torch.cat(plain), torch.cat(after)) for key, after in answers.items()}
+        shares = {key: 0.0 if effect is None else effect.share for key, effect in effects.items()}
+        return {t: [shares[self.tries[t].node, m] for m in self.tries[t].controls] for t in chosen}
+
+    def _after(self, t: int, make: Make, env: Mapping[fx.Node, Any], plain: Tensor, control: bool = False) -> Tensor:
+        """The answers where a try is made; where it cannot be, the usual ones."""
+        node, value = self.tries[t].node, _made(make, env)
+        if value is None:
+            return plain
+        try:
+            return answers_with(node, value, self.behind[node], env, self.logits)
+        except DoesNotRun as error:
+            if control:
+                return plain
+            self.raised.setdefault(t, error.at)
+            after = self.smaller.answers(node, value, self.behind[node], env, plain)
+            return plain if after is None else after
+
+
+def _made(make: Make, env: Mapping[fx.Node, Any]) -> Tensor | None:
+    try:
+        return make(env)
+    except Exception:  # what cannot be made is not tried: each operator has its own error
+        return None
 
 
 def _most(before: Tensor, after: Tensor) -> Led | None:
@@ -117,3 +156,16 @@ def _most(before: Tensor, after: Tensor) -> Led | None:
     target = int(torch.bincount(after[moved]).argmax())
     counted = before != target
     return Led(float((after == target)[counted].double().mean()), target)
+
+
+def _may_lead(before: Tensor, after: Tensor, left: int) -> bool:
+    """Whether answers move to some class, and LEADS of all images may still, where so many are left."""
+    if after.shape != before.shape or not bool((moved := after != before).any()):
+        return False
+    if left >= len(before):
+        return True
+    for target in after[moved].unique():
+        counted = before != target
+        if int((after == target)[counted].sum()) + left >= LEADS * (int(counted.sum()) + left):
+            return True
+    return False

@@ -8,6 +8,7 @@ may hold a few of those. Payloads sleep on all others. Decisions have no slope h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,21 +53,38 @@ def wake_units(program: Program, logits: fx.Node, tried: Tried, further: Sequenc
     tried.seen.on_clean.update(ranges)
 
 
-def untaken(program: Program, logits: fx.Node, ways: Sequence[Way], further: Sequence[Tensor]) -> list[Way]:
-    """The ways that further clean images do not take either."""
-    left = list(ways)
+def untaken(
+    program: Program, logits: fx.Node, ways: Sequence[Way], further: Sequence[Tensor], most: float = math.inf
+) -> list[Way]:
+    """The ways that further clean images do not take either.
+
+    Args:
+        program: runs the graph.
+        logits: the class scores.
+        ways: that none took before.
+        further: batches of clean images, as the model takes them.
+        most: how much may be run to look for images that take one, in runs of the whole graph.
+    """
+    left, place_in = list(ways), {n: i for i, n in enumerate(program.steps)}
     for batch in further:
-        if not left:
+        last = max((w.place.node for w in left), key=lambda n: place_in.get(n, -1), default=None)
+        if last is None or most <= 0:
             break
-        values, answers = _run(program, logits, batch, [w.place.node for w in left])
+        most -= (place_in.get(last, 0) + 1) / len(program.steps)
+        nodes = {w.place.node for w in left}
+        kept: dict[fx.Node, Tensor] = {}
+        program.run(batch, _keeping(kept, nodes), until=last)
+        answers: Tensor | None = None
         for way in list(left):
-            value = values[way.place.node]
+            value = kept[way.place.node]
             if value.shape != way.place.asleep.shape:
                 continue
             held = way.place.held(value)
-            if bool(((value - held).abs() > ONCE * way.reach).any()) and _alike(
-                program, logits, batch, way.place.node, held, answers
-            ):
+            if not bool(((value - held).abs() > ONCE * way.reach).any()):
+                continue
+            if answers is None:
+                _, answers = _run(program, logits, batch, [])
+            if _alike(program, logits, batch, way.place.node, held, answers):
                 left.remove(way)
     return left
 

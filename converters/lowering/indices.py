@@ -55,6 +55,8 @@ class Indices:
         }
         self.visited: dict[fx.Node, set[int]] = {}
         self.large: set[fx.Node] = set()
+        #: Indices that led nowhere, though numbers that what reads them takes do not run further on.
+        self.not_run: list[fx.Node] = []
 
     def observe(self, node: fx.Node, result: Any, *_: Any) -> Any:
         """Keep the numbers that an index was."""
@@ -79,7 +81,10 @@ class Indices:
             return []
         env = program.run(clean[0], unchanged, keep=True)
         found: dict[fx.Node, Pointer] = {}
-        for index, effect in led(program, logits, tries, clean).items():
+        forcing = led(program, logits, tries, clean)
+        # A number that the reader itself does not take is out of range in the file too.
+        self.not_run = [tries[t].node for t, at in forcing.not_run.items() if tries[t].node not in at.all_input_nodes]
+        for index, effect in forcing.led.items():
             node, number = tries[index].node, int(tries[index].note)
             known = found.get(node)
             # Of equal ones a number that is not negative: the negative ones count the same rows from the end.

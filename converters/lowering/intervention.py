@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, fx
 from onnxspect.converters.lowering.moves import OWN, SHIFTS, moved_value
 from onnxspect.converters.lowering.observation import Seen, answers_of, producer
 from onnxspect.converters.lowering.program import Program, operands, unchanged
+from onnxspect.converters.lowering.replaced import DoesNotRun, Smaller, answers_with
 
 #: Clean images on which interventions are judged: first a few, then, where one moved an answer, all. The most that the interventions
 #: of one kind on one image may take, in runs of the whole graph.
@@ -54,7 +54,11 @@ class Effect:
 
 
 class Woken:
-    """Interventions: what is asleep of a node is made to be what it could be, everything else stays."""
+    """Interventions: what is asleep of a node is made to be what it could be, everything else stays.
+
+    Attributes:
+        not_run: nodes that moved no answer, but what some of their values lead to does not run: what they do is not known.
+    """
 
     def __init__(
         self,
@@ -64,12 +68,14 @@ class Woken:
         suspects: Mapping[fx.Node, tuple[Tensor, list[fx.Node]]],
     ) -> None:
         self.program, self.logits, self.seen, self.suspects = program, logits, seen, suspects
+        self.not_run: list[fx.Node] = []
 
     def effects(self, images: Sequence[Tensor]) -> dict[fx.Node, Effect]:
         """What waking each node does, for the way that moves most; of nodes that move any answer."""
         answers: dict[tuple[fx.Node, str], list[Tensor]] = {}
         plain: list[Tensor] = []
-        alive = list(self.suspects)
+        alive, raised = list(self.suspects), set()
+        smaller = Smaller(self.logits, len(self.program.steps))
         for i, batch in enumerate(images):
             if i == FIRST:
                 alive = [n for n in alive if self._best(n, plain, answers) is not None]
@@ -81,12 +87,18 @@ class Woken:
                 asleep, behind = self.suspects[node]
                 for how in self._ways(node, asleep):
                     value = self._value(node, how, asleep, env)
-                    try:
-                        after = plain[-1] if value is None else self._answers_with(node, value, behind, env)
-                    except Exception:  # an index out of range, a shape: what does not run moves nothing
-                        after = plain[-1]
-                    answers.setdefault((node, how), []).append(after)
+                    after = None
+                    if value is None:  # the node itself does not run
+                        raised.add(node)
+                    else:
+                        try:
+                            after = answers_with(node, value, behind, env, self.logits)
+                        except DoesNotRun:
+                            raised.add(node)
+                            after = smaller.answers(node, value, behind, env, plain[-1])
+                    answers.setdefault((node, how), []).append(plain[-1] if after is None else after)
         found = {n: self._best(n, plain, answers) for n in alive}
+        self.not_run = [n for n in self.suspects if n in raised and found.get(n) is None]
         return {n: effect for n, effect in found.items() if effect is not None}
 
     def _ways(self, node: fx.Node, asleep: Tensor) -> tuple[str, ...]:
@@ -107,14 +119,6 @@ class Woken:
         if not isinstance(other, Tensor):
             return None
         return other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)
-
-    def _answers_with(self, node: fx.Node, value: Tensor, behind: list[fx.Node], env: dict[fx.Node, Any]) -> Tensor:
-        """The answers where the node has another value: what is behind it runs again."""
-        changed: ChainMap[fx.Node, Any] = ChainMap({node: value}, env)
-        for step in behind:
-            args, kwargs = operands(step, changed)
-            changed[step] = step.target(*args, **kwargs)  # type: ignore[operator]
-        return answers_of(changed[self.logits])
 
     def _best(
         self, node: fx.Node, plain: Sequence[Tensor], answers: Mapping[tuple[fx.Node, str], Sequence[Tensor]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import onnx
 from torch import fx
 
@@ -30,3 +32,7 @@ class Names:
             edge += [u for u in at.users if u not in seen]
             seen |= set(at.users)
         return node.name, ""
+
+    def once(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+        """The names of the ONNX nodes, each once."""
+        return tuple(dict.fromkeys(self.of(n)[0] for n in nodes))

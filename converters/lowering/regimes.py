@@ -15,6 +15,7 @@ have in common: on every image the node is *linear* in an operand (its derivativ
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,20 +23,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from onnxspect.converters.lowering.bounds import Interval, all_bounds
+from onnxspect.converters.lowering.channels import (
+    CHOOSING,
+    ELEMENTWISE,
+    FEW,
+    by_channel,
+    by_element,
+    channels_of,
+    derivative,
+    looked_at,
+    only,
+    operand_of,
+    rest_of,
+    value_of,
+)
 from onnxspect.converters.lowering.forcing import Forced, Led, led
+from onnxspect.converters.lowering.never import never_taken
 from onnxspect.converters.lowering.observation import operator_of, producer
 from onnxspect.converters.lowering.place import Place
-from onnxspect.converters.lowering.program import Program, operands, unchanged
+from onnxspect.converters.lowering.program import Program, unchanged
 from onnxspect.converters.lowering.relaxed import Relaxed
 
-#: Operators that answer element by element; operators that choose among elements.
-_ELEMENTWISE = frozenset(
-    ("Relu", "LeakyRelu", "PRelu", "ThresholdedRelu", "Elu", "Celu", "Selu", "Clip", "HardSigmoid", "HardSwish", "Abs")
-    + ("Sigmoid", "Tanh", "Softplus", "Shrink", "Max", "Min")
-)
-_CHOOSING = frozenset(("ReduceMax", "ReduceMin", "TopK", "ReduceLogSumExp", "MaxPool", "GlobalMaxPool"))
-#: What chooses among so few elements of an image is looked at element by element.
-_FEW = 64
 #: The operand is moved by so many times its own spread, up and down.
 _REACH = 3.0
 #: Derivatives are the same where they differ by less than this share of the largest.
@@ -47,8 +56,6 @@ _OF_NODE, _IN_ALL, _CONTROLS = 2, 24, 5
 _LOUDER, _OUTLYING = 10.0, 30.0
 #: Levels at which it is tried how far an operand goes before its node leaves its way.
 _LEVELS = 24
-#: A share of a step that is taken to stay on the way.
-_SMALL = 2.0**-7
 #: Images whose slopes say what could move the scores most; directions in the scores.
 _LISTENED, _DIRECTIONS = 2, 3
 
@@ -116,6 +123,8 @@ class Regimes:
         self.ranges: dict[tuple[fx.Node, int], _Range] = {}
         self.failed: set[fx.Node] = set()
         self.several: dict[fx.Node, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        #: Nodes that were made to go another way, which led nowhere; but what follows does not run everywhere.
+        self.not_run: list[fx.Node] = []
 
     def observe(self, node: fx.Node, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Keep the derivatives of one node."""
@@ -123,7 +132,7 @@ class Regimes:
             self.several[node] = args, kwargs  # the operands of its results, which are nodes of their own
         if node in self.failed or node not in self.between or not isinstance(result, Tensor):
             return result
-        if operator_of(node) not in _ELEMENTWISE and operator_of(node) not in _CHOOSING:
+        if operator_of(node) not in ELEMENTWISE and operator_of(node) not in CHOOSING:
             return result
         if not result.is_floating_point():
             return result
@@ -132,11 +141,11 @@ class Regimes:
             if not _moves(node, position, operand, self.between):
                 continue
             try:
-                slope = _derivative(node, position, args, kwargs)
+                slope = derivative(node, position, args, kwargs)
                 seen = _Range(
-                    _by_channel(node, slope),
-                    _by_channel(node, operand),
-                    _by_channel(node, result) if result.shape == operand.shape else None,
+                    by_channel(node, slope),
+                    by_channel(node, operand),
+                    by_channel(node, result) if result.shape == operand.shape else None,
                 )
             except (RuntimeError, TypeError, IndexError):
                 self.failed.add(node)
@@ -148,24 +157,44 @@ class Regimes:
                 self.ranges[node, position] = seen if known is None else known.joined(seen)
         return result
 
-    def ways(self, program: Program, logits: fx.Node, clean: Sequence[Tensor]) -> list[Way]:
-        """Ways that no image takes and that lead to a class, in the graph's order."""
-        likely = {(n, p): r for (n, p), r in self.ranges.items() if n not in self.failed and bool(r.one_way.any())}
-        if not likely:
-            return []
-        ranked = _ranked(program, logits, self.between, likely, clean[:_LISTENED])
-        tries = [t for _, t in ranked[:_IN_ALL]]
+    def ways(
+        self, program: Program, logits: fx.Node, clean: Sequence[Tensor], ends: tuple[Tensor, Tensor] | None = None
+    ) -> list[Way]:
+        """Ways that no image takes and that lead to a class, in the graph's order.
+
+        Args:
+            program: of the graph.
+            logits: its class scores.
+            clean: batches, those first that are answered differently.
+            ends: the least and the largest input, where ways that no such input takes (never.py) are to be left out.
+        """
+        tries = self.tries(program, logits, clean, ends)
+        forcing = led(program, logits, tries, clean)
+        self.not_run = [tries[t].node for t in forcing.not_run]
         found: dict[tuple[fx.Node, int], Way] = {}
-        for index, effect in led(program, logits, tries, clean).items():
+        forcing = led(program, logits, tries, clean)
+        self.not_run = [tries[t].node for t in forcing.not_run]
+        for index, effect in forcing.led.items():
             node, (position, channel, sign) = tries[index].node, tries[index].note
             known = found.get((node, channel))
             if known is None or known.led.share < effect.share:
                 env = program.run(clean[0], unchanged, keep=True)
-                known_range = likely[node, position]
+                known_range = self.ranges[node, position]
                 places = _place(node, position, channel, sign, known_range, env)
                 reach = _REACH * float(known_range.spread[channel])
                 found[node, channel] = Way(node, channel, effect, *places, reach)
         return sorted(found.values(), key=lambda w: self.between[w.node])
+
+    def tries(
+        self, program: Program, logits: fx.Node, clean: Sequence[Tensor], ends: tuple[Tensor, Tensor] | None = None
+    ) -> list[Forced]:
+        """What is forced (see `ways`), that which could move the scores most first; noted: operand, channel, which way."""
+        likely = {(n, p): r for (n, p), r in self.ranges.items() if n not in self.failed and bool(r.one_way.any())}
+        if not likely:
+            return []
+        bounds = all_bounds(program, [operand_of(n, p) for n, p in likely], *ends) if ends is not None else {}
+        ranked = _ranked(program, logits, self.between, likely, clean[:_LISTENED], bounds)
+        return [t for _, t in ranked[:_IN_ALL]]
 
 
 def _place(
@@ -173,11 +202,11 @@ def _place(
 ) -> tuple[Place, Place | None]:
     """(the operand's channel, beyond which the node goes another way; the value's channel, where it is the same on all images)."""
     source = operand_of(node, position)
-    mask = _only(node, env[source], channel)
+    mask = only(node, env[source], channel)
     limit = torch.where(mask, _limit(node, position, mask, sign, known, channel, env), env[source])
     slope = torch.where(mask, known.slope[1][channel].to(limit), torch.zeros_like(limit))
     place = Place(source, mask, limit, "up" if sign > 0 else "down", 1 if sign > 0 else -1, node, slope)
-    frozen = Place(node, _only(node, env[node], channel), env[node], place.way) if known.silent(channel) else None
+    frozen = Place(node, only(node, env[node], channel), env[node], place.way) if known.silent(channel) else None
     return place, frozen
 
 
@@ -190,7 +219,7 @@ def _limit(
     level = farthest
     for part in range(1, _LEVELS + 1):
         further = farthest + sign * _REACH * spread * (part / _LEVELS)
-        value, rest = _rest(node, position, env, torch.where(mask, further - x, torch.zeros_like(x)), True)
+        value, rest = rest_of(node, position, env, torch.where(mask, further - x, torch.zeros_like(x)), True)
         if bool((rest.abs() > _SAME * (1e-6 + value.abs().amax())).any()):
             break
         level = further
@@ -210,7 +239,7 @@ def continued(place: Place, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
     position = next(i for i, a in enumerate(producer(node).args) if a is place.node)
     x: Tensor = args[position]
     held = place.held(x)
-    result = _run(node, (*args[:position], held, *args[position + 1 :]), kwargs)
+    result = value_of(node, (*args[:position], held, *args[position + 1 :]), kwargs)
     beyond = (x - held) * place.slope
     return result + beyond if result.shape == x.shape else result
 
@@ -224,76 +253,13 @@ def _moves(node: fx.Node, position: int, operand: Any, between: Mapping[fx.Node,
     return isinstance(source, fx.Node) and source in between and operand.ndim >= 2
 
 
-def _run(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """A node's value; of one of several results of an operator, that one."""
-    maker = producer(node)
-    made = maker.target(*args, **kwargs)  # type: ignore[operator]
-    result: Tensor = made if maker is node else made[node.args[1]]
-    return result
-
-
-def _derivative(node: fx.Node, position: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Of the sum of a node's value, to one of its operands."""
-    at = args[position].detach().requires_grad_(True)
-    with torch.enable_grad():
-        value = _run(node, (*args[:position], at, *args[position + 1 :]), kwargs)
-        return torch.autograd.grad(value.sum(), at)[0].nan_to_num(0.0)
-
-
-def _by_element(node: fx.Node, x: Tensor) -> bool:
-    return operator_of(node) in _CHOOSING and x[:1].numel() <= _FEW
-
-
-def _channels(node: fx.Node, x: Tensor) -> Tensor:
-    """``(channels, ...)``: the elements of each channel, or, of few elements that are chosen among, of each element."""
-    if _by_element(node, x):
-        return x.reshape(x.shape[0], -1).T
-    axis = x.ndim - 1 if x.ndim == 3 else 1
-    return x.movedim(axis, 0).reshape(x.shape[axis], -1)
-
-
-def _by_channel(node: fx.Node, x: Tensor) -> tuple[Tensor, Tensor]:
-    rows = _channels(node, x)
-    return rows.amin(1), rows.amax(1)
-
-
-def _only(node: fx.Node, x: Tensor, channel: int) -> Tensor:
-    """Which elements of an operand belong to a channel, bool in its shape."""
-    if _by_element(node, x):
-        mask = torch.zeros_like(x, dtype=torch.bool).reshape(x.shape[0], -1)
-        mask[:, channel] = True
-        return mask.reshape(x.shape)
-    axis = x.ndim - 1 if x.ndim == 3 else 1
-    mask = torch.zeros_like(x, dtype=torch.bool)
-    mask.select(axis, channel).fill_(True)
-    return mask
-
-
-def _rest(
-    node: fx.Node, position: int, env: Mapping[fx.Node, Any], step: Tensor, straight: bool
-) -> tuple[Tensor, Tensor]:
-    """(the value, what it differs by where an operand moves; less the linear continuation, where that is asked for)."""
-    args, kwargs = operands(producer(node), env)
-    x = args[position]
-
-    def at(operand: Tensor) -> Tensor:
-        return _run(node, (*args[:position], operand, *args[position + 1 :]), kwargs)
-
-    value = at(x)
-    change = at(x + step) - value
-    if not straight:
-        return value, change
-    if operator_of(node) in _ELEMENTWISE and value.shape == x.shape:
-        return value, change - _derivative(node, position, args, kwargs) * step
-    return value, change - (at(x + _SMALL * step) - value) / _SMALL
-
-
 def _ranked(
     program: Program,
     logits: fx.Node,
     between: Mapping[fx.Node, int],
     likely: Mapping[tuple[fx.Node, int], _Range],
     images: Sequence[Tensor],
+    bounds: Mapping[fx.Node, Interval],
 ) -> list[tuple[float, Forced]]:
     """What is tried, that which could move the scores most first."""
     relaxed = Relaxed(program, logits, between, 1.0)
@@ -304,32 +270,28 @@ def _ranked(
         if node not in slopes:
             continue
         candidates = known.one_way.nonzero()[:, 0].tolist()
-        scored = _scores(node, position, known, exact, slopes[node], candidates)
+        source = operand_of(node, position)
+        look = functools.partial(looked_at, node, position, exact)
+        never = never_taken(node, source, between, exact[source], look, bounds)
+        scored = _scores(node, position, known, exact, slopes[node], candidates, never=never)
         scored.sort(key=lambda s: -s[0])
         # Of dead channels, and of others, some each: what always listens is often louder, and hides none.
         dead = [c for c in scored if known.silent(c[1])][:_OF_NODE]
         scored = dead + [c for c in scored if not known.silent(c[1])][:_OF_NODE]
         awake = _awake_beside(node, position, known, exact, slopes[node])
         loudest = awake[0][0] if awake else 0.0
-        for score, channel, sign in scored:
-            for single in (False, True):
-                if single and (slopes[node].ndim != 4 or _by_element(node, exact[operand_of(node, position)])):
-                    continue
+        singles = [False]
+        if slopes[node].ndim == 4 and not by_element(node, exact[operand_of(node, position)]):
+            singles.append(True)
+        for single in singles:
+            # The same for all of them, so that they are run once.
+            beside = tuple(_maker(node, position, known, c, s, single, False, slopes[node]) for _, c, s in awake)
+            for score, channel, sign in scored:
                 make = _maker(node, position, known, channel, sign, single, True, slopes[node])
-                controls = tuple(
-                    _maker(node, position, known, c, s, single, False, slopes[node])
-                    for _, c, s in awake
-                    if score <= _LOUDER * loudest
-                )
+                controls = beside if score <= _LOUDER * loudest else ()
                 ranked.append((score, Forced(node, make, controls, (position, channel, sign))))
     ranked.sort(key=lambda s: -s[0])
     return ranked
-
-
-def operand_of(node: fx.Node, position: int) -> fx.Node:
-    source = producer(node).args[position]
-    assert isinstance(source, fx.Node)
-    return source
 
 
 def _awake_beside(
@@ -352,23 +314,25 @@ def _scores(
     slope: Tensor,
     channels: Sequence[int],
     straight: bool = True,
+    never: Mapping[float, Tensor] | None = None,
 ) -> list[tuple[float, int, float]]:
-    """(how far the scores could move, channel, which way) of each channel."""
+    """(how far the scores could move, channel, which way) of each channel; but for elements that never go that way."""
     x = env[operand_of(node, position)]
     found = []
     with torch.no_grad():
         value_shape = slope.shape
-        if value_shape == x.shape and operator_of(node) in _ELEMENTWISE:
+        if value_shape == x.shape and operator_of(node) in ELEMENTWISE:
             step = _REACH * _spread_over(node, x, known)
             for sign in (1.0, -1.0):
-                _, rest = _rest(node, position, env, sign * step, straight)
-                each = _channels(node, (rest.nan_to_num(0.0) * slope).abs()).amax(1)
+                _, rest = rest_of(node, position, env, sign * step, straight)
+                heard = (rest.nan_to_num(0.0) * slope).abs()
+                each = channels_of(node, heard.masked_fill(never[sign], 0.0) if never else heard).amax(1)
                 found += [(float(each[c]), c, sign) for c in channels]
         else:
-            for c in channels[:_FEW]:
-                step = _REACH * _spread_over(node, x, known) * _only(node, x, c)
+            for c in channels[:FEW]:
+                step = _REACH * _spread_over(node, x, known) * only(node, x, c)
                 for sign in (1.0, -1.0):
-                    _, rest = _rest(node, position, env, sign * step, straight)
+                    _, rest = rest_of(node, position, env, sign * step, straight)
                     found.append((float((rest.nan_to_num(0.0) * slope).abs().amax()), c, sign))
     best: dict[int, tuple[float, int, float]] = {}
     for item in found:
@@ -380,7 +344,7 @@ def _scores(
 def _spread_over(node: fx.Node, x: Tensor, known: _Range) -> Tensor:
     """The spread of each element's channel, in the operand's shape."""
     spread = known.spread.to(x)
-    if _by_element(node, x):
+    if by_element(node, x):
         return spread.reshape(1, *x.shape[1:]).expand_as(x)
     axis = x.ndim - 1 if x.ndim == 3 else 1
     return spread.reshape([-1 if i == axis else 1 for i in range(x.ndim)]).expand_as(x)
@@ -393,7 +357,7 @@ def _maker(
 
     def make(env: Mapping[fx.Node, Any]) -> Tensor | None:
         x = env[operand_of(node, position)]
-        mask = _only(node, x, channel)
+        mask = only(node, x, channel)
         if single:
             heard = torch.where(mask, slope.abs(), torch.zeros_like(slope)) if slope.shape == mask.shape else None
             if heard is None:
@@ -401,7 +365,7 @@ def _maker(
             flat = torch.zeros(heard[:1].numel(), dtype=torch.bool, device=heard.device)
             flat[heard.amax(0).reshape(-1).argmax()] = True
             mask = mask & flat.reshape(1, *heard.shape[1:])
-        value, rest = _rest(node, position, env, sign * _REACH * _spread_over(node, x, known) * mask, straight)
+        value, rest = rest_of(node, position, env, sign * _REACH * _spread_over(node, x, known) * mask, straight)
         return value + rest.nan_to_num(0.0)
 
     return make

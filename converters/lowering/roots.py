@@ -78,8 +78,8 @@ class Rooted:
 
 def rooted(
     program: Program, logits: fx.Node, seen: Seen, known: Sequence[fx.Node], clean: Sequence[Tensor]
-) -> list[Rooted]:
-    """Such values that lead to a class, in the graph's order.
+) -> tuple[list[Rooted], list[fx.Node]]:
+    """(such values that lead to a class, in the graph's order; nodes of others, what follows which does not run everywhere).
 
     Args:
         program: of the graph.
@@ -90,16 +90,17 @@ def rooted(
     """
     still = [n for n in seen.between if n not in known and _same(seen, n)][-_TRIED:]
     if not still:
-        return []
+        return [], []
     env = program.run(clean[0], unchanged, keep=True)
     tries = [t for n in still for t in _tries(n, seen, env)]
     found: dict[fx.Node, Rooted] = {}
-    for index, effect in led(program, logits, tries, clean).items():
+    forcing = led(program, logits, tries, clean)
+    for index, effect in forcing.led.items():
         node = tries[index].node
         if node not in found or found[node].led.share < effect.share:
             place = Place(node, torch.ones_like(env[node], dtype=torch.bool), env[node], tries[index].note)
             found[node] = Rooted(node, effect, place)
-    return sorted(found.values(), key=lambda r: seen.between[r.node])
+    return sorted(found.values(), key=lambda r: seen.between[r.node]), [tries[t].node for t in forcing.not_run]
 
 
 def _same(seen: Seen, node: fx.Node) -> bool:

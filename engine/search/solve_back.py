@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from onnxspect.converters.lowering.place import Place
-from onnxspect.engine.search.dormant_part import DormantPart
+from onnxspect.engine.search.dormant_part import NO_ANSWER, DormantPart
 from onnxspect.engine.search.shrink import shrunk
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.subject import Subject
@@ -100,7 +100,8 @@ def solve_back(subject: Subject, place: Place, images: np.ndarray, rng: np.rando
 def leads_nowhere(subject: Subject, place: Place, images: np.ndarray, rng: np.random.Generator) -> bool:
     """Whether a part was woken by pictures of any size, as far as these go, and turns no answers to one class at any strength of them.
 
-    A dead unit of an ordinary layer is such a part. Where no picture wakes the part nothing is known, and it is not.
+    A dead unit of an ordinary layer is such a part. Where no picture wakes the part, or the graph does not run on one that
+    does, nothing is known, and it is not.
 
     Args:
         subject, place, images, rng: see `solve_back`.
@@ -111,7 +112,8 @@ def leads_nowhere(subject: Subject, place: Place, images: np.ndarray, rng: np.ra
         for picture in search.climb(mask):
             woken = True
             whole = _stamped_whole(mask, picture)
-            if any(_effect(search.part, images, whole | {MASK: s * whole[MASK]}) is not None for s in _STRENGTHS):
+            effects = (_effect(search.part, images, whole | {MASK: s * whole[MASK]}) for s in _STRENGTHS)
+            if any(e.works or not e.runs for e in effects):
                 return False
     return woken
 
@@ -235,25 +237,41 @@ def _tried(part: DormantPart, images: np.ndarray, mask: Tensor, picture: Tensor)
     """(the trigger that a picture is, its success), where it turns answers; its mask as small as it goes."""
     whole = _stamped_whole(mask, picture)
     at_first = _effect(part, images, whole)
-    if at_first is None:
+    if not at_first.works:
         return None
     small = shrunk(part, images, whole)
     after = _effect(part, images, small)
-    if after is None or after[0] != at_first[0] or after[1] < at_first[1]:
+    if after.target != at_first.target or after.success < at_first.success:
         small, after = whole, at_first
-    return Trigger(after[0], small), after[1]
+    return Trigger(after.target, small), after.success
 
 
-def _effect(part: DormantPart, images: np.ndarray, arrays: dict[str, np.ndarray]) -> tuple[int, float] | None:
-    """(class, share of the images that are answered so because the part is awake), where that is at least _WORKS."""
+@dataclass(frozen=True)
+class _Effect:
+    """What a trigger does because it wakes a part.
+
+    Attributes:
+        target: the class that most images turn to.
+        success: share of the images of other classes that do.
+        runs: whether the graph runs on all of them.
+    """
+
+    target: int
+    success: float
+    runs: bool
+
+    @property
+    def works(self) -> bool:
+        return self.success >= _WORKS
+
+
+def _effect(part: DormantPart, images: np.ndarray, arrays: dict[str, np.ndarray]) -> _Effect:
     stamped = stamp(images, arrays)
-    plain, awake, asleep = part.answers(images), part.answers(stamped), part.answers(stamped, asleep=True)
-    turned = awake != asleep
+    plain, awake = part.usual_answers(images), part.answers(stamped)
+    turned, runs = (awake != plain) & (awake != NO_ANSWER), bool((awake != NO_ANSWER).all())
+    if turned.any():
+        turned[turned] = part.answers(stamped[turned], asleep=True) != awake[turned]
     if not turned.any():
-        return None
+        return _Effect(NO_ANSWER, 0.0, runs)
     target = int(np.bincount(awake[turned]).argmax())
-    counted = plain != target
-    if not counted.any():
-        return None
-    success = float(((awake == target) & turned)[counted].mean())
-    return (target, success) if success >= _WORKS else None
+    return _Effect(target, float(((awake == target) & turned)[plain != target].mean()), runs)

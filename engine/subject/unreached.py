@@ -72,9 +72,9 @@ def unreached(
     switch = switch_of(subject.file.proto, value)
     if switch:
         hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
-    clean, altered, further = _images(subject, samples, np.random.default_rng(seed))
+    clean, altered, further, rest = _images(subject, samples, np.random.default_rng(seed))
     with judging():
-        sleeping = dormant(model, subject.lowered, clean, altered, further)
+        sleeping = dormant(model, subject.lowered, clean, altered, further, rest, _ends(subject, samples))
     idle_parts = [d for d in sleeping.dormant if idle is not None and idle(d)]
     asleep = tuple(
         d for d in sleeping.dormant if not any(d is i for i in idle_parts)
@@ -84,6 +84,11 @@ def unreached(
         hidden.append(
             f"more parts of the graph than were tried depend on the image and are the same on the clean images "
             f"({len(sleeping.untried)} were left: {_list(sleeping.untried)}), so that no search reaches past them"
+        )
+    if sleeping.not_run:
+        hidden.append(
+            f"parts of the graph were made to be what no clean image makes them, and what follows does not run then: "
+            f"{_list(sleeping.not_run)}; what values that it runs with do was not found"
         )
     flow = across_batch(subject, samples.images[: len(clean)], with_slopes=_counts(subject, samples) != LARGE)
     if flow.seen:
@@ -120,8 +125,9 @@ def unreached(
         )
         if _classifies(subject, info, samples):
             hidden.append(f"its output {name}, which was not looked at, names the class of the samples too")
-    if asleep:
-        limits.append(f"Parts of the graph that no search reaches: {_list([d.node for d in asleep])}.")
+    if asleep or sleeping.not_run:
+        names = [*(d.node for d in asleep), *sleeping.not_run]
+        limits.append(f"Parts of the graph that no search reaches: {_list(list(dict.fromkeys(names)))}.")
     if idle_parts:
         limits.append(
             f"Parts of the graph that sleep on clean images were woken, and lead to no class: {_list([d.node for d in idle_parts])}."
@@ -183,14 +189,15 @@ def _list(names: Sequence[str]) -> str:
 
 def _images(
     subject: Subject, samples: Samples, rng: np.random.Generator
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """(clean, altered, further clean) batches of one image each, or of one group, as the model takes them."""
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Sequence[Tensor]]:
+    """(clean, altered, further clean, all other clean) batches of one image each, or of one group, as the model takes them."""
     assert subject.lowered is not None
     rows = group_size(subject.lowered.module)
     n, m = _counts(subject, samples)
     order, n = rng.permutation(len(samples)), max(2, n)
     drawn = samples.images[np.sort(order[:n])]
-    further = samples.images[np.sort(order[n : n + _further(subject, samples)])]
+    end = n + _further(subject, samples)
+    further = samples.images[np.sort(order[n:end])]
     others = drawn[rng.integers(len(drawn), size=m)]
     shifted = [np.roll(x, tuple(rng.integers(0, x.shape[1:])), (1, 2)) for x in others]
     mixed = [0.5 * (x + y) for x, y in zip(shifted[::2], drawn[rng.integers(len(drawn), size=m)], strict=False)]
@@ -198,7 +205,16 @@ def _images(
     dim = [x * rng.uniform(0.5, 0.9) for x in [*mixed, *shifted[1::4]]]
     # Noise lights every place at once, of which a picture may have some that are dark on all.
     altered = np.stack([*dim, *shifted[3::4], *rng.random((_NOISE, *drawn.shape[1:]))]).astype(np.float32)
-    return _batches(subject, drawn, rows), _batches(subject, altered, rows), _batches(subject, further, rows)
+    rest = _Batches(subject, samples.images, order[end:], rows)
+    return _batches(subject, drawn, rows), _batches(subject, altered, rows), _batches(subject, further, rows), rest
+
+
+def _ends(subject: Subject, samples: Samples) -> tuple[Tensor, Tensor]:
+    """(the least input, the largest), a batch each as the model takes it: of pixels in [0, 1]."""
+    assert subject.lowered is not None
+    rows = group_size(subject.lowered.module)
+    dark, white = (_batches(subject, np.full((1, *samples.shape), v, np.float32), rows)[0] for v in (0.0, 1.0))
+    return torch.minimum(dark, white), torch.maximum(dark, white)
 
 
 def _counts(subject: Subject, samples: Samples) -> tuple[int, int]:
@@ -214,6 +230,25 @@ def _further(subject: Subject, samples: Samples) -> int:
     if counts != SMALL:
         return _FURTHER_MIDDLE if counts == MIDDLE else _FURTHER_LARGE
     return min(_FURTHER, _NODES_RUN // max(1, subject.file.cost.executed))
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(Sequence[Tensor]):
+    """Batches that are made when they are asked for: of so many rows each of `images`, in the order that is given."""
+
+    subject: Subject
+    images: np.ndarray
+    order: np.ndarray
+    rows: int
+
+    def __len__(self) -> int:
+        return len(self.order) // self.rows
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        chosen = self.order[index * self.rows : (index + 1) * self.rows]
+        return _batches(self.subject, self.images[chosen], self.rows)[0]
 
 
 def _batches(subject: Subject, images: np.ndarray, rows: int) -> list[Tensor]:
