@@ -60,6 +60,7 @@ COVERED = {
         "tests/engine/judge/test_verdict.py",
         "tests/engine/judge/test_spacing.py",
         "tests/engine/judge/test_calibration.py",
+        "tests/engine/judge/test_few_classes.py",
     ),
     "engine/search/objective.py": _SEARCH,
     "engine/search/search.py": _SEARCH,

@@ -11,6 +11,7 @@ from tolerances import REORDERED_64
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, beside_references, least_seen
 from onnxspect.engine.judge.measurement import Measurement
+from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.verdict import ALPHA, decide
 
 REFERENCES = 8
@@ -116,3 +117,10 @@ def test_verdicts(classes: int) -> None:
         verdict = decide([replace(found, units=units)], classes)
         assert (verdict.verdict, verdict.targets) == ("inconclusive", ())
         assert any(f"{classes} classes are too few" in r for r in verdict.reasons)
+
+
+@pytest.mark.parametrize("classes", [FEWEST_CLASSES, 10])
+def test_classes_that_are_compared_with_each_other_need_no_such_word(classes: int) -> None:
+    cleared = decide([evidence(*model(np.random.default_rng(4), classes, "normal"))], classes)
+    assert cleared.verdict == "clean"
+    assert not any("than the class usually does" in r for r in cleared.reasons)
