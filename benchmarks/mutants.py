@@ -61,6 +61,7 @@ COVERED = {
         "tests/engine/judge/test_spacing.py",
         "tests/engine/judge/test_calibration.py",
         "tests/engine/judge/test_few_classes.py",
+        "tests/engine/judge/test_spread.py",
     ),
     "engine/search/objective.py": _SEARCH,
     "engine/search/search.py": _SEARCH,

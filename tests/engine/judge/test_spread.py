@@ -13,6 +13,7 @@ from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import Measurement
 from onnxspect.engine.judge.null_model import NO_PRIOR, Prior, against_reference, leave_one_out
 from onnxspect.engine.judge.spread import FACTOR_DF, PRIOR_DF, SEEN_DF, spreads
+from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.run import RunContext
 
 CLASSES = 10
@@ -101,6 +102,18 @@ def test_a_network_whose_classes_differ_is_known_by_its_other_detectors() -> Non
     )
     assert seen.prior("c", view(typical=0.0)) == NO_PRIOR
     assert spreads([wide[0]]).prior("a", view()).deviation == 0.2  # itself is no witness
+
+
+def test_the_verdict_knows_a_network_by_its_other_detectors_too() -> None:
+    """But for those that test a finding by itself, and compare no classes."""
+    normal = RunContext(2).numpy_generator("spread").standard_normal(CLASSES)
+    one, other = (evidence(n, view(), np.exp(0.6 * normal)) for n in ("a", "b"))
+    alone, beside, tested = (
+        [c.p_values["a"] for c in decide(found, CLASSES).classes]
+        for found in ([one], [one, other], [one, replace(other, traits=replace(other.traits, tested=True))])
+    )
+    assert min(beside) > min(alone)  # a network whose classes differ more than is usual
+    assert tested == alone
 
 
 def test_shares_have_what_is_usual_and_say_nothing_of_sizes() -> None:

@@ -62,6 +62,7 @@ def test_clean() -> None:
     verdict = decide([evidence(CLEAN)], 10)
     assert (verdict.verdict, verdict.targets) == ("clean", ())
     assert verdict.p_value >= ALPHA
+    assert verdict.score == max(-c.log10_p for c in verdict.classes) < 1
     assert len(verdict.classes) == 10
     assert [c.index for c in verdict.classes] == list(range(10))
     assert "no class stands out" in verdict.reasons[0]
