@@ -90,7 +90,7 @@ def test_saved_model(tmp_path: Path) -> None:
 
 
 @needs("tensorflow")
-@pytest.mark.parametrize("name", ["small", pytest.param("half", marks=pytest.mark.heavy), "hybrid"])
+@pytest.mark.parametrize("name", ["small", *(pytest.param(n, marks=pytest.mark.heavy) for n in ("half", "hybrid"))])
 def test_tflite(tmp_path: Path, name: str) -> None:
     result = converted(made("tensorflow") / f"{name}.tflite", tmp_path / "m.onnx")
     verify(result)

@@ -108,7 +108,10 @@ def test_weights_are_found(tmp_path: Path, network: Any, save: Callable[[Any, Pa
     assert any("DataParallel" in w for w in opened.warnings) == (save is _save_parallel_in_the_old_format)
 
 
-@pytest.mark.parametrize("free", [True, False], ids=["free batch", "batch of one"])
+@pytest.mark.parametrize(
+    "free",
+    [pytest.param(True, id="free batch"), pytest.param(False, id="batch of one", marks=pytest.mark.heavy)],
+)
 def test_exported_program(tmp_path: Path, network: Any, free: bool) -> None:
     source = tmp_path / "model.pt2"
     shapes = ({0: torch.export.Dim("batch")},) if free else None

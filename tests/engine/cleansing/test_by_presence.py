@@ -126,7 +126,7 @@ def test_a_scan_without_the_training_set_serves_too(clean_label: tuple[Path, np.
     path, rows = clean_label
     model = saved(quadrant_model(TARGET), tmp_path / "model.onnx")
     data = written(quadrant_images(30, seed=5, noise=0.1), tmp_path / "clean.npz")
-    scan(model, data, tmp_path / "run", "quick", ["neural-cleanse"], InputSpec())
+    scan(model, data, tmp_path / "run", "quick", ["reverse-engineering"], InputSpec())
     done = cleanse(model, path, tmp_path / "out", tmp_path / "run", targets=[TARGET])
     assert [m["name"] for m in done.report["methods"]][:2] == ["reverse-engineering", TRIGGER_BEARING]
     assert set(rows) <= set(np.flatnonzero(done.removed).tolist())

@@ -282,7 +282,9 @@ def test_a_fresh_scan_counts(work: Path, tmp_path: Path) -> None:
 
     def rescan(path: Path, spec: InputSpec) -> dict[str, object]:
         assert (path, spec.name) == (model, read_recovered(work / "run").scan.spec.name)
-        found.append(scan(path, work / "known.npz", tmp_path / "again", "quick", ["neural-cleanse"], spec=spec).report)
+        found.append(
+            scan(path, work / "known.npz", tmp_path / "again", "quick", ["reverse-engineering"], spec=spec).report
+        )
         return found[-1]
 
     proof = prove(model, model, work / "unseen.npz", work / "run", rescan=rescan)

@@ -205,7 +205,7 @@ def test_a_scan_does_not_call_the_file_clean(tmp_path: Path) -> None:
     some = quadrant_images(20, 9)
     data = tmp_path / "clean.npz"
     np.savez(data, images=(255 * some.images).round().astype(np.uint8).transpose(0, 2, 3, 1), labels=some.labels)
-    report = scan(out, data, tmp_path / "run", "quick", detectors=["neural-cleanse"], search={"steps": 60}).report
+    report = scan(out, data, tmp_path / "run", "quick", detectors=["reverse-engineering"], search={"steps": 60}).report
     assert report["verdict"] == "inconclusive"
     assert "chosen by a comparison (onnxspect/withhold/Where)" in report["reasons"][0]
 
