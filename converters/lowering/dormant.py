@@ -8,7 +8,8 @@ It is found without gradients, in three steps:
    a thousandth of what it could do (or a decision falls the same way), though what it is computed from moves.
 2. What it could do is tried out on the node alone: its operands are moved by a few times their own spread. A value that
    stays the same then cannot wake at all (a weight of zero, a softmax over one element): harmless. One that answers a small move
-   as it answers a large one has a slope, which searches follow: it is not asleep.
+   as it answers a large one has a slope, which searches follow: it is not asleep. Where operands sleep themselves they are moved as
+   far as they could, all together: of a product of two that sleep neither does anything alone.
 3. *Intervention*: the value is made to be what it could be, everything else stays. Where no answer moves, it is harmless
    too (a guard, a dead branch that nothing listens to).
 

@@ -115,7 +115,7 @@ class Woken:
             return result ^ asleep
         if how == "others":
             return result ^ _as_many(~asleep, int(asleep.sum()))
-        other = moved_value(node, *operands(producer(node), env), self.seen, how)
+        other = moved_value(node, *operands(producer(node), env), self.seen, how, self.seen.joint.get(node, ()))
         if not isinstance(other, Tensor):
             return None
         return other if asleep.all() or other.shape != asleep.shape else torch.where(asleep, other, result)

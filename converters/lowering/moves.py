@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -20,8 +21,25 @@ SLIGHTLY, SLOPES = 1e-2, ("slightly up", "slightly down")
 FAR = 30.0
 
 
-def moved_value(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], seen: Seen, how: str) -> Any:
-    """The value of a node whose operands are moved by several times their spread; None where it does not run."""
+def moved_value(
+    node: fx.Node,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    seen: Seen,
+    how: str,
+    woken: Collection[fx.Node] = (),
+    only: fx.Node | None = None,
+) -> Any:
+    """The value of a node whose operands are moved by several times their spread; None where it does not run.
+
+    Args:
+        node: whose value it is.
+        args, kwargs: what it is computed from.
+        seen: how far each value moves.
+        how: one of the ways above.
+        woken: operands that sleep and are moved as far as they could (Seen.could).
+        only: the one operand that is moved; all by default.
+    """
     generator, shape = torch.Generator().manual_seed(0), seen.shapes.get(node)
 
     def move(source: Any, value: Any) -> Any:
@@ -29,7 +47,9 @@ def moved_value(node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], se
             return type(value)(move(s, v) for s, v in zip(source, value, strict=True))
         if not isinstance(source, fx.Node) or source not in seen.first or not isinstance(value, Tensor):
             return value
-        reach = REACH * seen.spread(source)
+        if only is not None and source is not only:
+            return value
+        reach = seen.could[source] if source in woken else REACH * seen.spread(source)
         if value.dtype == torch.bool:
             return ~value if reach else value
         if not reach:

@@ -50,6 +50,8 @@ class Seen:
         shapes: on the first image.
         on_clean, everywhere: of values of not too many elements: the least and the largest that each was, on clean images and on all.
         often: of decisions: how many clean images each element is true on.
+        could: of values that sleep: how far they move where what they are made of is woken (trial.py).
+        joint: of values that wake only where several of their operands do: those of them that sleep.
     """
 
     between: Mapping[fx.Node, int]
@@ -67,6 +69,8 @@ class Seen:
     everywhere: dict[fx.Node, tuple[Tensor, Tensor]] = field(default_factory=dict)
     often: dict[fx.Node, Tensor] = field(default_factory=dict)
     images: dict[fx.Node, int] = field(default_factory=dict)
+    could: dict[fx.Node, float] = field(default_factory=dict)
+    joint: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
 
     def run(self, program: Program, clean: Sequence[Tensor], altered: Sequence[Tensor]) -> None:
         """Look at the images, and once more at large values that do not move where they were sampled."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,14 +62,16 @@ class Tried:
         reach = seen.reach(node)
         if not reach:
             # All that it is made of sleeps as well: of two decisions that must both be true, turning one alone does nothing.
-            if node in seen.often and any(n in self.suspects for n in producer(node).all_input_nodes):
-                self.suspects[node] = seen.rare(node)
+            if node in seen.often and any(n in seen.could for n in producer(node).all_input_nodes):
+                self._suspect(node, seen.rare(node), 1.0)
+            else:
+                self._together(node, result, self.several.get(producer(node), (args, kwargs)))
             return result
         given = self.several.get(producer(node), (args, kwargs))
         if node in seen.often:
             rare = seen.rare(node)
             if rare.any() and not _writes_activation(node, seen):
-                self.suspects[node] = rare
+                self._suspect(node, rare, 1.0)
             return result
         if seen.asleep(node, reach):
             little, near, far = (
@@ -79,10 +81,53 @@ class Tried:
             could = max(near, far / FAR**2)  # a square or a product of two does so much more by itself
             sloping = little / SLIGHTLY > _SLOPE * max(near, far / FAR)
             if not sloping and could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
-                self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
+                self._suspect(node, torch.ones_like(result, dtype=torch.bool), could)
+                return result
+            if self._together(node, result, given):
                 return result
         self._units(node, result, given, reach)
         return result
+
+    def _suspect(self, node: fx.Node, asleep: Tensor, could: float) -> None:
+        self.suspects[node] = asleep
+        if asleep.all():
+            self.seen.could[node] = could
+
+    def _together(self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+        """Try a value with its sleeping operands woken, each alone and all together; whether it is tried further on.
+
+        Of a product of two ReLUs that both sleep neither does anything alone. So is a value woken that is made of several which
+        sleep, or that moves only where what is awake beside one moves as well. How far it moves is kept, for whatever is made of it.
+        """
+        seen = self.seen
+        sources = tuple(n for n in producer(node).all_input_nodes if n in seen.could)
+        if not sources:
+            return False
+        alone = max(self._farthest(node, result, given, sources, only=s) for s in sources)
+        together = self._farthest(node, result, given, sources)
+        could = max(alone, together)
+        if could <= 10 * seen.rounding[node] or not seen.asleep(node, could):
+            return False
+        seen.could[node] = could
+        if alone > 10 * seen.rounding[node] and len(sources) == 1:
+            return False  # woken where its operand is
+        seen.joint[node] = sources
+        self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
+        return True
+
+    def _farthest(
+        self,
+        node: fx.Node,
+        result: Tensor,
+        given: tuple[tuple[Any, ...], dict[str, Any]],
+        woken: Collection[fx.Node],
+        only: fx.Node | None = None,
+    ) -> float:
+        args, kwargs = given
+        moved = (moved_value(node, args, kwargs, self.seen, how, woken, only) for how in (*NEAR, *DISTANT))
+        return max(
+            (distance(m, result) for m in moved if isinstance(m, Tensor) and m.shape == result.shape), default=0.0
+        )
 
     def _moved(
         self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], ways: Sequence[str]
