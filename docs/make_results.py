@@ -416,7 +416,7 @@ def _many_classes(r: dict[str, Any]) -> str:
         f"`python benchmarks/many_classes.py --pictures ...` on {r['hardware']}, torch {r['versions']['torch']}. The smallest mask is "
         "the one that leads the search's pictures to one class, as a share of the picture; beside it, how many unseen ones it leads "
         "there, and how much larger the mask to the next class is. The clean networks are published ones (EfficientNet-Lite), given as "
-        "live torch modules: as a file Lite0 is kept from a verdict by its graph ([detectors.md](detectors.md)).\n",
+        "live torch modules, whose graph is not looked at; as a file Lite0's is, and names nothing ([detectors.md](detectors.md)).\n",
         "| model | preset | verdict | classes named | p | smallest mask | to class | of unseen pictures | next class | passes | seconds | peak GiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
