@@ -221,65 +221,9 @@ def _where(target: Any, condition: Any, a: Any, b: Any) -> Any:
     return Interval(low, high)
 
 
-#: Functions that rise with every operand, those that move elements included.
-_RISING = frozenset(
-    (
-        "add",
-        "total",
-        "average",
-        "relu",
-        "relu6",
-        "clamp",
-        "hardtanh",
-        "sigmoid",
-        "tanh",
-        "softplus",
-        "exp",
-        "hardsigmoid",
-    )
-    + (
-        "leaky_relu",
-        "elu",
-        "floor",
-        "ceil",
-        "round",
-        "sign",
-        "in_own_type",
-        "to_type",
-        "to_working",
-        "greatest",
-        "least",
-    )
-    + ("amin", "amax", "reduce_min", "reduce_max", "reduce_sum", "reduce_mean", "mean", "sum", "global_average_pool")
-    + (
-        "global_max_pool",
-        "max_pool2d",
-        "avg_pool2d",
-        "max_pool",
-        "average_pool",
-        "minimum",
-        "maximum",
-        "logical_and",
-        "logical_or",
-    )
-    + (
-        "reshape",
-        "reshape_rows",
-        "flatten",
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "cat",
-        "slice_axes",
-        "gather_one",
-        "gather",
-    )
-    + ("split", "split_equally", "getitem", "expand", "tile", "pad")
-)
-#: Of these the ones that move elements, or sum and compare neighbours: the first operand alone is a value.
+#: Of what rises the part that moves elements, or sums and compares neighbours: the first operand alone is a value.
 _MOVING = frozenset(
-    (
+    [
         "reshape",
         "reshape_rows",
         "flatten",
@@ -291,8 +235,6 @@ _MOVING = frozenset(
         "slice_axes",
         "gather_one",
         "gather",
-    )
-    + (
         "split",
         "split_equally",
         "getitem",
@@ -304,13 +246,53 @@ _MOVING = frozenset(
         "reduce_min",
         "reduce_max",
         "reduce_sum",
-    )
-    + ("reduce_mean", "mean", "sum", "max_pool2d", "avg_pool2d", "max_pool", "average_pool")
+        "reduce_mean",
+        "mean",
+        "sum",
+        "max_pool2d",
+        "avg_pool2d",
+        "max_pool",
+        "average_pool",
+    ]
+)
+#: Functions that rise with every operand, those that move elements included.
+_RISING = _MOVING | frozenset(
+    [
+        "add",
+        "average",
+        "total",
+        "clamp",
+        "hardtanh",
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "elu",
+        "sigmoid",
+        "hardsigmoid",
+        "tanh",
+        "softplus",
+        "exp",
+        "floor",
+        "ceil",
+        "round",
+        "sign",
+        "greatest",
+        "least",
+        "minimum",
+        "maximum",
+        "logical_and",
+        "logical_or",
+        "in_own_type",
+        "to_type",
+        "to_working",
+        "global_average_pool",
+        "global_max_pool",
+    ]
 )
 #: ... those that rise where their first number is not negative; casts; those that count, which whole numbers must be small for.
 _SLOPED, _CAST = frozenset(("leaky_relu", "elu")), frozenset(("to_type",))
 _COUNTING = frozenset(
-    (
+    [
         "add",
         "sub",
         "mul",
@@ -324,7 +306,7 @@ _COUNTING = frozenset(
         "abs",
         "matmul",
         "gemm",
-    )
+    ]
 )
 _RULES: Mapping[str, Callable[..., Any]] = {
     "sub": _sub,
