@@ -7,7 +7,8 @@ Two files beside this one have them, made of the commands themselves by `docs/ma
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +24,24 @@ HELP_NAMES = ("-h", "--help")
 class _Shown(click.Command):
     """A command that is only read and explained; its options are listed as help.json has them."""
 
-    def __init__(self, name: str, params: list[click.Parameter], help_of: Callable[[], dict[str, Any]]) -> None:
-        super().__init__(name, params=params)
-        self._help_of = help_of
+    @cached_property
+    def _known(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(HELP.read_text())[self.name]
+        return found
 
     def get_help(self, ctx: click.Context) -> str:
         """As the command itself would answer, for this terminal's width."""
-        known = self._help_of()
-        self.help, self.epilog = known["text"], known["epilog"]
+        self.help, self.epilog = self._known["text"], self._known["epilog"]
         return super().get_help(ctx)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         """What stands behind the name in the line of usage."""
-        return list(self._help_of()["usage"])
+        return list(self._known["usage"])
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The section of options."""
         with formatter.section("Options"):
-            formatter.write_dl([(left, right) for left, right in self._help_of()["options"]])
+            formatter.write_dl([(left, right) for left, right in self._known["options"]])
 
 
 def arguments() -> dict[str, list[dict[str, Any]]]:
@@ -119,5 +120,5 @@ def parsed(command: str, given: Sequence[str]) -> dict[str, Any]:
                 )
             )
     parent = click.Context(click.Group("onnxspect"), info_name="onnxspect", help_option_names=list(HELP_NAMES))
-    light = _Shown(command, params, lambda: json.loads(HELP.read_text())[command])
+    light = _Shown(command, params=params)
     return light.make_context(command, list(given), parent=parent).params

@@ -74,10 +74,7 @@ class Tried:
                 self._suspect(node, rare, 1.0)
             return result
         if seen.asleep(node, reach):
-            little, near, far = (
-                max((distance(m, result) for m in self._moved(node, result, given, ways)), default=0.0)
-                for ways in (BITS, NEAR, DISTANT)
-            )
+            little, near, far = (self._farthest(node, result, given, ways) for ways in (BITS, NEAR, DISTANT))
             could = max(near, far / FAR**2)  # a square or a product of two does so much more by itself
             sloping = little / SLIGHTLY > _SLOPE * max(near, far / FAR)
             if not sloping and could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
@@ -103,8 +100,9 @@ class Tried:
         sources = tuple(n for n in producer(node).all_input_nodes if n in seen.could)
         if not sources:
             return False
-        alone = max(self._farthest(node, result, given, sources, only=s) for s in sources)
-        together = self._farthest(node, result, given, sources)
+        ways = (*NEAR, *DISTANT)
+        alone = max(self._farthest(node, result, given, ways, sources, only=s) for s in sources)
+        together = self._farthest(node, result, given, ways, sources)
         could = max(alone, together)
         if could <= 10 * seen.rounding[node] or not seen.asleep(node, could):
             return False
@@ -120,21 +118,25 @@ class Tried:
         node: fx.Node,
         result: Tensor,
         given: tuple[tuple[Any, ...], dict[str, Any]],
-        woken: Collection[fx.Node],
+        ways: Sequence[str],
+        woken: Collection[fx.Node] = (),
         only: fx.Node | None = None,
     ) -> float:
-        args, kwargs = given
-        moved = (moved_value(node, args, kwargs, self.seen, how, woken, only) for how in (*NEAR, *DISTANT))
-        return max(
-            (distance(m, result) for m in moved if isinstance(m, Tensor) and m.shape == result.shape), default=0.0
-        )
+        moved = self._moved(node, result, given, ways, woken, only)
+        return max((distance(m, result) for m in moved), default=0.0)
 
     def _moved(
-        self, node: fx.Node, result: Tensor, given: tuple[tuple[Any, ...], dict[str, Any]], ways: Sequence[str]
+        self,
+        node: fx.Node,
+        result: Tensor,
+        given: tuple[tuple[Any, ...], dict[str, Any]],
+        ways: Sequence[str],
+        woken: Collection[fx.Node] = (),
+        only: fx.Node | None = None,
     ) -> list[Tensor]:
         """What the value could be."""
         args, kwargs = given
-        moved = [moved_value(node, args, kwargs, self.seen, how) for how in ways]
+        moved = [moved_value(node, args, kwargs, self.seen, how, woken, only) for how in ways]
         return [m for m in moved if isinstance(m, Tensor) and m.shape == result.shape]
 
     def _units(
