@@ -16,7 +16,6 @@ produce an accepted model that computes something else than what the framework s
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +32,14 @@ from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
 from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
 from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, guarded
-from onnxspect.converters.sources.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
+from onnxspect.converters.sources.conversion import (
+    Conversion,
+    ConvertLimits,
+    Parity,
+    sidecar,
+    sidecar_path,
+    sidecar_text,
+)
 from onnxspect.converters.sources.formats import FORMATS, Format, brought_in, detect
 from onnxspect.converters.sources.source_digest import source_digest
 from onnxspect.converters.text import printable
@@ -190,8 +196,6 @@ def _accept(
             f"the framework's outputs hardly vary over the inputs that were compared (by {parity.spread:.2g}), "
             "so their equality proves little"
         )
-    if not run.sandbox.complete:
-        warnings.append(f"the child process was not locked in completely: {run.sandbox}")
     made = Conversion(
         out=out,
         sidecar=sidecar_path(out),
@@ -209,8 +213,7 @@ def _accept(
         batch=found["batch"],
         warnings=tuple(warnings),
     )
-    _write(made, data, source, file)
-    return made
+    return _written(made, data, source, file)
 
 
 def _copy_onnx(
@@ -255,8 +258,7 @@ def _copy_onnx(
         batch=declared[0] if declared and isinstance(declared[0], int) else 0,
         warnings=report.warnings,
     )
-    _write(made, data, source, file)
-    return made, None
+    return _written(made, data, source, file), None
 
 
 def compare(
@@ -385,11 +387,9 @@ def _require_place(out: Path, source: Path) -> None:
         raise OnnxspectError(f"{shown}: is the source itself", "give another name with -o")
 
 
-def _write(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> None:
-    """Put the model and its sidecar in place, each at once or not at all."""
+def _written(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> Conversion:
+    """Put the model and its sidecar in place, each at once or not at all; the conversion with its facts."""
     facts = sidecar(made, printable(source.name, 200), file.opset)
-    for path, content in (
-        (made.out, data),
-        (made.sidecar, (json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()),
-    ):
-        write_whole(path, content)
+    write_whole(made.out, data)
+    write_whole(made.sidecar, sidecar_text(facts).encode())
+    return replace(made, facts=facts)

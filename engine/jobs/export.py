@@ -108,11 +108,14 @@ def check_writable(file: OnnxFile, out: Path) -> None:
         raise unwritable(out, error) from error
 
 
-def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> None:
+def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> str:
     """Write `model` to `out`, whole or not at all; tensors that are external in the original lie beside it again.
+
+    Returns:
+        the SHA-256 of the file, in hexadecimal: a locked-in worker cannot read it once it has its name.
 
     Raises:
         OnnxspectError: `out` is the original, or cannot be written; nothing is left behind.
     """
     check_writable(file, out)
-    write_like(model, file, out)
+    return write_like(model, file, out).sha256

@@ -88,6 +88,7 @@ def prove(
         opened=(subject.origin.file, open_file(patched, dict(subject.origin.file.bound))),
         logits=subject.origin.logits,
     )
+    proof = replace(proof, notes=gathered.notes)
     if rescan is None:
         return proof
     try:
@@ -123,11 +124,13 @@ def prove_deployed(
 
 @dataclass(frozen=True)
 class _Gathered:
-    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name."""
+    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name; and what was
+    changed or guessed on the way."""
 
     subject: Subject
     samples: Samples
     triggers: Mapping[str, Aimed]
+    notes: tuple[str, ...] = ()
 
 
 def _gathered(
@@ -167,10 +170,11 @@ def _gathered(
         triggers[name] = own
     if spec is None and recovered is not None:
         settled = subject.with_spec(replace(recovered.scan.spec, layout=subject.spec.layout))
-        check_order(settled, samples, run)
+        said = check_order(settled, samples, run)
     else:
-        settled = preflight(subject, samples, run, spec, samples.order_given).subject
-    return _Gathered(settled, samples, triggers)
+        checked = preflight(subject, samples, run, spec, samples.order_given)
+        settled, said = checked.subject, checked.notes
+    return _Gathered(settled, samples, triggers, (*case.notes, *said))
 
 
 def document_of(

@@ -84,6 +84,7 @@ class TrainingSet:
         Raises:
             OnnxspectError: a file is damaged, or an image does not fit the first one.
         """
+        self._seen.again()
         start = 0
         for batch in self._batched(None, size, self._seen):
             yield start, batch

@@ -33,7 +33,7 @@ from onnxspect.converters.sources.others import OtherFormatError
 from onnxspect.engine.errors import OnnxspectError, writing
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
-from onnxspect.engine.subject.file_facts import class_list
+from onnxspect.engine.subject.file_facts import class_list, conversion_notes
 from onnxspect.engine.subject.heads import at, likeliest
 from onnxspect.engine.subject.onnx_model import OpenedModel, open_file, open_onnx
 from onnxspect.engine.subject.samples import Samples
@@ -64,6 +64,10 @@ class Opened(Protocol):
     def class_names(self) -> ClassList | None:
         """Its classes in order, where its file names them."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed, guessed or left out in opening it, in sentences."""
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
 
@@ -87,6 +91,10 @@ class _File:
     def class_names(self) -> ClassList | None:
         return class_list(self.opened.file)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*_of_file(self.opened.file), *self.opened.said)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
 
@@ -109,6 +117,10 @@ class _Live:
     @property
     def class_names(self) -> None:
         return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         if image_shape is None:
@@ -137,11 +149,20 @@ class _Made:
     def class_names(self) -> ClassList | None:
         return None if self.made.file is None else class_list(self.made.file)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.made.file is None else _of_file(self.made.file)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made
 
     def fitting(self, samples: Samples) -> Opened:
         return self
+
+
+def _of_file(file: OnnxFile) -> tuple[str, ...]:
+    """What was repaired in a file, or guessed where it was converted."""
+    return (*conversion_notes(file), *file.warnings)
 
 
 def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu") -> Opened:
