@@ -52,7 +52,10 @@ def command(
         try:
             shape = [int(part) for part in input_shape.split(",")]
         except ValueError:
-            raise OnnxspectError(f"--input-shape {input_shape!r}: not a comma-separated list of sizes") from None
+            raise OnnxspectError(
+                f"--input-shape {input_shape!r}: not a comma-separated list of sizes",
+                "the sizes of one sample, such as --input-shape 3,224,224",
+            ) from None
     made = convert(
         source,
         output,

@@ -113,7 +113,7 @@ def convert(
         if refusal is None:
             raise
         also = error.message.removeprefix(f"{shown}: ")
-        raise caused_by(error, f"{refusal.message}; and {also}", refusal.hint) from None
+        raise caused_by(error, f"{refusal.message}; and {also}", error.hint) from None
     except _Legacy as legacy:
         kind = FORMATS["keras2-h5"]
         request = {**request, "format": kind.name, "title": kind.title, "module": kind.module}
@@ -282,7 +282,8 @@ def compare(
     for reference, found in zip(references, outputs, strict=True):
         if reference.shape != found.shape:
             raise OnnxspectError(
-                f"the exported model gives shape {list(found.shape)}, the framework {list(reference.shape)}"
+                f"the exported model gives shape {list(found.shape)}, the framework {list(reference.shape)}",
+                "export it with the framework's own tools",
             )
         gap = np.abs(reference.astype(np.float64) - found.astype(np.float64))
         difference = math.inf if np.isnan(gap).any() else max(difference, float(gap.max(initial=0.0)))
@@ -340,7 +341,10 @@ def _facts(run: GuardedRun) -> dict[str, Any]:
             "warnings": [printable(str(w), 400) for w in found["warnings"][:20]],
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise OnnxspectError(f"{run.shown}: the child left no readable result ({type(error).__name__})") from None
+        raise OnnxspectError(
+            f"{run.shown}: the child left no readable result ({type(error).__name__})",
+            "this is a fault of onnxspect; please report it",
+        ) from None
 
 
 def _image_input(file: OnnxFile, shown: str) -> str:
@@ -362,7 +366,7 @@ def _format(source: Path, framework: str | None, shown: str) -> Format:
     if framework not in FORMATS and framework not in brought:
         raise OnnxspectError(f"{printable(framework)} is not a format", f"one of {', '.join((*FORMATS, *brought))}")
     if not source.exists():
-        raise OnnxspectError(f"{shown}: no such file")
+        raise OnnxspectError(f"{shown}: no such file", "give the path of a model file, or of a SavedModel's folder")
     return FORMATS[framework] if framework in FORMATS else brought_in(framework)
 
 
@@ -382,7 +386,7 @@ def _require_place(out: Path, source: Path) -> None:
     if not out.parent.is_dir():
         raise OnnxspectError(f"{shown}: its folder does not exist", "make the folder first")
     if out.exists() and not out.is_file():
-        raise OnnxspectError(f"{shown}: exists and is not a file")
+        raise OnnxspectError(f"{shown}: exists and is not a file", "give the name of a file with -o")
     if out.exists() and source.exists() and out.samefile(source):
         raise OnnxspectError(f"{shown}: is the source itself", "give another name with -o")
 

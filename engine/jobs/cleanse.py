@@ -379,9 +379,14 @@ def _truth(path: Path, n: int) -> np.ndarray:
     """Indices of the poisoned samples; `rates` checks them."""
     indices = npz.arrays(path, str(path), ("indices",)).get("indices")
     if indices is None:
-        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples")
+        raise OnnxspectError(
+            f"{path}: not an npz with `indices` of the poisoned samples", "save them so: np.savez(path, indices=rows)"
+        )
     if indices.ndim != 1 or indices.dtype.kind not in "ui":
-        raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
+        raise OnnxspectError(
+            f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)",
+            "the rows of the poisoned samples in the training set, counted from 0",
+        )
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
     return indices.astype(np.int64)
 

@@ -155,7 +155,10 @@ def patch(
     wanted = goals or Goals()
     for trigger in recovered.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
-            raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
+            raise InconclusiveError(
+                f"{where}: no samples of any class but {trigger.target} to try its trigger on",
+                "clean samples of at least two classes, a few of each",
+            )
     triggers = recovered.triggers
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     speed = measure_speed(subject, fit, run, with_references=False, side_by_side=False)  # training is one piece of work

@@ -128,7 +128,10 @@ def preflight(
     """
     where = samples.path or "the samples"
     if samples.shape != subject.image_shape:
-        raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}")
+        raise OnnxspectError(
+            f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}",
+            "--resize brings images to the model's size",
+        )
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
     stage("finding the preprocessing")
