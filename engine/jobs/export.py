@@ -55,8 +55,8 @@ def patched_model(
     file = subject.origin.file
     if file.faced:
         raise OnnxspectError(
-            f"{file.path}: its input is no batch of images as the file has it, and a patch keeps a file's own inputs",
-            "export it with a batch axis and a shape, and scan and patch that file",
+            f"{file.path}: its input, or a choice by the number of images, was read otherwise than the file has it, and a patch keeps both",
+            "export it with a batch axis, a shape and no such choice, and scan and patch that file",
         )
     patched, changes = write_back(file.proto, subject.origin.lowered.weights, values)
     if not changes and not additions:

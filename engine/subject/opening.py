@@ -267,7 +267,8 @@ def _converted(path: Path, out: Path) -> None:
         asked = _ASKED_FOR.search(error.hint)
         if asked is None:
             raise
-        way = f"onnxspect convert {path} -o model.onnx {asked[0]}, and give model.onnx ({error.hint})"
+        what = error.hint.split(":")[0]
+        way = f"{what} to convert, and its result here: onnxspect convert {path} -o model.onnx {asked[0]}"
         raise caused_by(error, error.message, way) from error
 
 

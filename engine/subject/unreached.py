@@ -72,6 +72,10 @@ def unreached(
     switch = switch_of(subject.file.proto, value)
     if switch:
         hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
+    if subject.file.chooses:
+        hidden.append(
+            f"it chooses by how many images it is given ({_list(subject.file.chooses)}), and was only looked at as it answers one image"
+        )
     clean, altered, further, rest = _images(subject, samples, np.random.default_rng(seed))
     with judging():
         sleeping = dormant(model, subject.lowered, clean, altered, further, rest, _ends(subject, samples))

@@ -137,7 +137,10 @@ def test_what_only_convert_can_be_given_is_a_matter_of_convert(tmp_path: Path, m
     )
     with pytest.raises(OnnxspectError, match="takes images of any size") as caught:
         open_model(path)
-    assert caught.value.hint.startswith(f"onnxspect convert {path} -o model.onnx --input-shape 224,224,3, and give")
+    assert caught.value.hint == (
+        "give the shape of one sample to convert, and its result here: "
+        f"onnxspect convert {path} -o model.onnx --input-shape 224,224,3"
+    )
     assert caught.value.kind is asked.kind
 
 
