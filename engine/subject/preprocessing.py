@@ -312,6 +312,7 @@ def _state_order(order: Order, samples: Samples, subject: Subject) -> str:
 def _tried(subject: Subject, options: Sequence[InputSpec], images: np.ndarray) -> list[np.ndarray]:
     """Logits ``(n, classes)`` float32 of the images under every option."""
     if not _in_one_pass(subject.device):
+        _ = subject.kept_bytes  # measured once for all of them
         return [subject.with_spec(option).predict(images) for option in options]
     return _tried_together(subject, options, images)
 

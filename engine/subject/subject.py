@@ -203,7 +203,10 @@ class Subject:
 
     def with_spec(self, spec: InputSpec) -> Subject:
         """The same classifier, read with another InputSpec."""
-        return replace(self, spec=spec)
+        found = replace(self, spec=spec)
+        if spec.layout == self.spec.layout and (kept := vars(self).get("kept_bytes")) is not None:
+            vars(found)["kept_bytes"] = kept  # measured already, and pixels of another range keep as much
+        return found
 
     @property
     def origin(self) -> Origin:
