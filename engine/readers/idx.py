@@ -14,6 +14,7 @@ from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
 from onnxspect.engine.readers.file_bytes import digest_of, exactly
 from onnxspect.engine.readers.limits import limits, unpacked
+from onnxspect.engine.readers.neighbours import inside
 from onnxspect.engine.readers.reader import Asked
 
 #: Beginnings of the file names of each part (EMNIST's carry its name in front), by what is asked for.
@@ -41,7 +42,7 @@ def open_file(path: Path, asked: Asked) -> ArrayReader | None:
 
 def _listdir(place: Path) -> list[Path]:
     try:
-        return sorted(p for p in place.iterdir() if p.is_file())
+        return [p for p in inside(place) if p.is_file()]
     except OSError:
         return []
 

@@ -16,6 +16,7 @@ from onnxspect.engine.readers.encoded import columns_of
 from onnxspect.engine.readers.labels import Labelled, listed, of_numbers, of_words
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.listing import Listing, listing
+from onnxspect.engine.readers.neighbours import inside
 from onnxspect.engine.readers.pixels import SUFFIXES
 from onnxspect.engine.readers.reader import Asked
 
@@ -137,7 +138,7 @@ class _Places:
 
     def __init__(self, root: Path, path: Path) -> None:
         self._root, self._path = root, path
-        self._folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self._folders = [p for p in inside(root) if p.is_dir() and not p.name.startswith(".")]
         self._in, self._ending, self._turned = "", "", False
 
     def of(self, name: str, number: int) -> str:
