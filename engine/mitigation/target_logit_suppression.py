@@ -56,6 +56,7 @@ class TargetLogitSuppression:
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
     mends: ClassVar[bool] = False
+    training: ClassVar[None] = None  # it fits a discriminant, in one pass
     layers: tuple[int, ...] = (LAYERS, LAYERS + 2)
     ridge: float = RIDGE
 

@@ -155,6 +155,7 @@ class Verification:
         latency: of both files; empty where it was not asked for.
         strip: what STRIP would do; None where it was not asked for.
         rescan: what a fresh scan said; None where it was not asked for.
+        notes: what was changed, guessed or left out in opening the original and reading the samples, in sentences.
     """
 
     accuracy_before: float
@@ -175,6 +176,7 @@ class Verification:
     latency: tuple[Latency, ...] = ()
     strip: StripEffect | None = None
     rescan: Rescan | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -236,6 +238,7 @@ class Verification:
             "other_differences": list(self.differences),
             "goals": vars(self.goals),
             "measured_in": "onnxruntime",
+            "notes": list(self.notes),
         }
 
 

@@ -86,7 +86,9 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
     try:
         rows = list(_spaced(path) if kind in _SPACED else _csv(path) if kind in (".csv", ".tsv") else _json_lines(path))
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise caused_by(error, f"{path}: not a readable list ({printable(str(error), 100)})") from error
+        raise caused_by(
+            error, f"{path}: not a readable list ({printable(str(error), 100)})", "save it as CSV in UTF-8"
+        ) from error
     if not rows:
         raise OnnxspectError(f"{path}: no rows in it", "a column of files and one of labels")
     columns = [str(c) for c in rows[0]]
@@ -97,7 +99,10 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
     places = _Places(root, path)
     for number, row in enumerate(rows, 2 if kind in (".csv", ".tsv") else 1):
         if row.get(file) in (None, "") or row.get(label) in (None, ""):
-            raise OnnxspectError(f"{path}: row {number} has no {'file' if not row.get(file) else 'label'}")
+            raise OnnxspectError(
+                f"{path}: row {number} has no {'file' if not row.get(file) else 'label'}",
+                "every row names a file and its label",
+            )
         names.append(places.of(str(row[file]), number))
         words.append(row[label])
     digest = hashlib.sha256()

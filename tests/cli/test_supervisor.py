@@ -218,8 +218,9 @@ def test_a_worker_that_was_taken_over(work: Path, tmp_path: Path) -> None:
 
 def test_outputs_are_whole_and_alone(work: Path, tmp_path: Path) -> None:
     """The worker may not write in an output's folder; the supervisor renames what it made. Nothing else is there afterwards."""
-    ended = supervised.command("convert", work / "model.onnx", "-o", tmp_path / "copy.onnx")
+    ended = supervised.command("convert", work / "model.onnx", "-o", tmp_path / "copy.onnx", "--json")
     assert ended.status == 0, ended.err
+    assert ended.out == (tmp_path / "copy.onnx.json").read_text()  # said from memory: what has its name, it cannot read
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.onnx", "copy.onnx.json"]
     assert (tmp_path / "copy.onnx").read_bytes() == (work / "model.onnx").read_bytes()
     assert (tmp_path / "copy.onnx").stat().st_mode & 0o777 == 0o666 & ~_umask()
