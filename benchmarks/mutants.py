@@ -52,7 +52,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 _SHARED = (hypothesis, onnx, onnxruntime, scipy.stats, torch)
 
-_SEARCH = tuple(f"tests/engine/search/test_{name}.py" for name in ("objective", "batch", "search", "several_at_once"))
+_SEARCH = tuple(
+    f"tests/engine/search/test_{name}.py" for name in ("objective", "loop", "batch", "search", "several_at_once")
+)
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
