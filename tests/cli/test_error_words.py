@@ -28,6 +28,7 @@ ROOMS = {
     "converters/sources": ("convert", "scan"),
     "converters/file/bound_inputs.py": ("scan",),
     "converters/file/input_face.py": ("scan",),
+    "engine/cleansing": ("cleanse",),
     "engine/jobs": ("scan", "patch", "verify", "cleanse", "certify", "convert"),
 }
 CALLS = {"caused_by": 2} | dict.fromkeys(ERRORS, 1)
