@@ -472,12 +472,14 @@ def _graph_logic(r: dict[str, Any]) -> str:
             name = f"{least >> 20} to {most >> 20} MiB" if most < 1 << 40 else f"{least >> 20} MiB and more"
             sizes.append(f"| {name} | {len(seconds)} | {statistics.median(seconds):.1f} | {seconds[-1]:.1f} |")
     found, woken = sum(m["found"] for m in payloads), sum(m["trigger"] for m in payloads)
+    of_a_batch = sum(m["kind"] in ("by_the_size", "by_the_seventeenth") for m in payloads)
     return (
         f"## Logic in the graph\n\n`benchmarks/graph_logic.py`, {r['date']}, code {r['code']}, seed {r['seed']}: {r['processor']}, one thread; torch "
         f"{r['torch']}, onnx {r['onnx']}, onnxruntime {r['onnxruntime']}. Detector graph-logic alone, with up to 1,000 clean images, then the judge. "
         f"Of {len(payloads)} payloads ({len({m['kind'] for m in payloads})} kinds, {len({m['carrier'] for m in payloads})} trained carriers) "
         f"{found} ({found / max(1, len(payloads)):.1%}) are found, {woken} ({woken / max(1, len(payloads)):.1%}) with a trigger that turns 90 % of "
-        f"unseen images in onnxruntime; {len(unfit)} more do not do on their carrier what they are made for (or cannot be put on it) and are not "
+        f"unseen images in onnxruntime ({of_a_batch} hang on the batch, where no picture is a trigger); {len(unfit)} more do not do on their carrier what "
+        "they are made for (or cannot be put on it) and are not "
         f"counted. Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {sum(bool(m['targets']) for m in files)} raise an alarm; "
         f"{len(refused)} could not be made or are refused before (no classifier, an operator that is not supported). Constants were read from "
         f"other models (benchmarks/graph_tuning.py).\n\n{table('carrier', 'carrier')}\n\n{table('payload', 'kind')}\n\n"
