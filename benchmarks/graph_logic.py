@@ -3,8 +3,8 @@
     python benchmarks/graph_logic.py --data-root DIR --work DIR [--part payloads|ordinary] [--zoo FOLDER ...] [--files FOLDER_OR_ONNX ...
                                      --images NPZ_OR_FOLDER ...] [--carriers N] [--only NAME ...] [--kinds NAME ...]
 
-payloads: every payload of tests/hidden_logic.py and tests/hidden_ways.py on clean models: those of the zoos (--zoo, and the shipped one) and the
-networks of tests/lowering_networks.py, trained on CIFAR-10's subset; each with up to 1,000 clean images.
+payloads: every payload of tests/hidden_logic.py, hidden_ways.py and hidden_pairs.py on clean models: those of the zoos (--zoo, and the
+shipped one) and the networks of tests/lowering_networks.py, trained on CIFAR-10's subset; each with up to 1,000 clean images.
 ordinary: the same networks in every form of graph_subjects.py, all models of the zoos (those with a backdoor in the weights too), and
 --files with the first of --images that the file answers rightly (or with made ones).
 
@@ -29,10 +29,10 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -70,6 +70,9 @@ from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject, as_scores
 from onnxspect.engine.subject.unreached import unreached
 from onnxspect.models import zoo
+
+if TYPE_CHECKING:
+    from hidden_logic import Payload
 
 RESULTS = ROOT / "benchmarks" / "results" / "graph_logic.json"
 SEED = 0
@@ -216,8 +219,7 @@ def _runs(subject: Subject, samples: Samples) -> bool:
 
 def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every payload on every carrier, carrier by carrier."""
-    from hidden_logic import PAYLOADS
-    from hidden_ways import OF_A_BATCH, WAYS
+    kinds = _kinds()
 
     def carriers() -> Iterator[Ordinary]:
         trained = [m for f in zoos(options) for m in of_zoo(f, options.data_root, SEED) if not m.infected]
@@ -233,27 +235,42 @@ def payloads(options: argparse.Namespace, matrix: Matrix) -> Iterator[tuple[str,
 
     for carrier in itertools.islice(carriers(), options.carriers):
         base = for_payloads(carrier)
-        for kind in [k for k in (*PAYLOADS, *WAYS, *OF_A_BATCH) if not options.kinds or k in options.kinds]:
+        for kind in [k for k in kinds if not options.kinds or k in options.kinds]:
             name = f"{kind} on {carrier.name}, {carrier.form}"
             if not (yield from held(options, name)):
                 facts = {"part": "payloads", "kind": kind, "carrier": carrier.name, "family": carrier.family}
                 yield name, facts | planted(kind, base, carrier, options.folder)
 
 
-def planted(kind: str, base: onnx.ModelProto, carrier: Ordinary, folder: Path) -> dict[str, Any]:
-    """A payload on a carrier: does it work, and what is said of it."""
-    from hidden_logic import PAYLOADS, Payload, stamped
+def _kinds() -> dict[str, tuple[Callable[[Payload], onnx.ModelProto], Callable[[np.ndarray, str], np.ndarray]]]:
+    """Name of a payload -> (what puts it on a model, what stamps its trigger)."""
+    from hidden_logic import PAYLOADS, stamped
+    from hidden_pairs import TOGETHER, stamped_both
     from hidden_ways import OF_A_BATCH, WAYS, stamped_for
 
+    stamps = (
+        (PAYLOADS, stamped),
+        (WAYS, stamped_for),
+        (TOGETHER, lambda images, _: stamped_both(images)),
+        (OF_A_BATCH, stamped_for),
+    )
+    return {kind: (put, stamp) for kinds, stamp in stamps for kind, put in kinds.items()}
+
+
+def planted(kind: str, base: onnx.ModelProto, carrier: Ordinary, folder: Path) -> dict[str, Any]:
+    """A payload on a carrier: does it work, and what is said of it."""
+    from hidden_logic import Payload
+    from hidden_ways import OF_A_BATCH
+
+    put, stamp = _kinds()[kind]
     path, plain, samples = folder / "payload.onnx", folder / "carrier.onnx", carrier.samples
     assert samples is not None
     try:
         onnx.save(base, plain)
         subject = opened(plain)
-        infected = {**PAYLOADS, **WAYS, **OF_A_BATCH}[kind](Payload(base, subject.classes, samples.shape[0]))
+        infected = put(Payload(base, subject.classes, samples.shape[0]))
         onnx.save(infected, path)
         image, some = infected.graph.input[0].name, samples.images[:TRIED]
-        stamp = stamped if kind in PAYLOADS else stamped_for
         before, clean = (_answers(p, image, some, SMALL_BATCH) for p in (plain, path))
         woken = _answers(path, image, stamp(some, kind), TRIED)
         target = int(np.bincount(woken).argmax())
@@ -350,7 +367,7 @@ def brief(row: dict[str, Any]) -> str:
 def digest() -> str:
     """Of the code that is measured: all of converters/, engine/ and the payloads."""
     files = sorted(p for room in ("converters", "engine") for p in (ROOT / room).rglob("*.py"))
-    files += [ROOT / "tests" / f"hidden_{name}.py" for name in ("logic", "ways")]
+    files += [ROOT / "tests" / f"hidden_{name}.py" for name in ("logic", "ways", "pairs")]
     return hashlib.sha256(b"".join(p.read_bytes() for p in files)).hexdigest()[:12]
 
 

@@ -187,14 +187,21 @@ def _xor(_: _Slopes, __: Any, a: Tensor, b: Tensor) -> Tensor:
     return _through((low ^ high).float(), torch.where(high, -a, a) + torch.where(low, -b, b))
 
 
-def _choose(_: _Slopes, __: Any, condition: Tensor, a: Any = None, b: Any = None) -> Any:
+def _choose(mode: _Slopes, __: Any, condition: Tensor, a: Any = None, b: Any = None) -> Any:
+    """The chosen one, and what the choice would change; where both are the same, small slopes of all three, as if the other were larger."""
     if a is None or b is None:
         return NotImplemented
-    chosen = torch.where(condition.detach().bool(), a, b)
+    first = condition.detach().bool()
+    chosen = torch.where(first, a, b)
     if not condition.requires_grad:
         return chosen
-    change = _constant(a) - _constant(b)
-    return chosen + (condition - condition.detach()) * torch.nan_to_num(change, 0.0, 0.0, 0.0)
+    change = torch.nan_to_num(_constant(a) - _constant(b), 0.0, 0.0, 0.0)
+    other = torch.where(first, -mode.leak, mode.leak)
+    y = chosen + (condition - condition.detach()) * torch.where(change == 0, other, change)
+    for value, passed_over in ((a, ~first), (b, first)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            y = y + mode.leak * (value - value.detach()) * (passed_over & (change == 0))
+    return y
 
 
 def _leaky(mode: _Slopes, func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
