@@ -8,6 +8,7 @@ else, and named where its numbers differ though its shape does not.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,7 +26,20 @@ _BY_NUMBER = ("slice_axes", "gather", "gather_one")
 _LARGEST = 130
 
 
-def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mapping[fx.Node, Any]) -> fx.Node | None:
+@dataclass(frozen=True)
+class Sized:
+    """A value that hangs on how many images a batch has.
+
+    Attributes:
+        node: the first one that becomes data.
+        sizes: the least size of the batch at which it is what it is at no smaller one, in increasing order; one image's is left out.
+    """
+
+    node: fx.Node
+    sizes: tuple[int, ...]
+
+
+def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mapping[fx.Node, Any]) -> Sized | None:
     """The first value that becomes data and hangs on the size of the batch, of those that lead to `end`; None for none.
 
     Args:
@@ -63,8 +77,8 @@ def sized(program: Program, end: fx.Node, one: Mapping[fx.Node, Any], two: Mappi
         except Exception:  # no such batch
             continue
         computed[node] = values
-        if node.target is to_device and _differ(values):
-            return node
+        if node.target is to_device and (sizes := _news(values)):
+            return Sized(node, sizes)
     return None
 
 
@@ -126,10 +140,14 @@ def _shape(one: torch.Size, two: torch.Size, images: int) -> tuple[int, ...]:
     return tuple(a + (b - a) * (images - 1) for a, b in zip(one, two, strict=True))
 
 
-def _differ(values: list[Any]) -> bool:
-    tensors = [v for v in values if isinstance(v, Tensor)]
-    return (
-        len(tensors) == len(values)
-        and all(t.shape == tensors[0].shape for t in tensors)
-        and any(not torch.equal(t, tensors[0]) for t in tensors)
-    )
+def _news(values: list[Any]) -> tuple[int, ...]:
+    """The sizes at which a value of one shape is what it was at none before; none where its shape differs."""
+    if not all(isinstance(v, Tensor) and v.shape == values[0].shape for v in values):
+        return ()
+    seen: list[Tensor] = []
+    found = []
+    for size, value in zip(_SIZES, values, strict=True):
+        if not any(torch.equal(value, s) for s in seen):
+            seen.append(value)
+            found.append(size)
+    return tuple(found[1:])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.batch_size import large_enough, sized
+from onnxspect.converters.lowering.batch_size import Sized, large_enough, sized
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
 from onnxspect.converters.lowering.program import Program, unchanged
 from onnxspect.converters.lowering.relaxed import Relaxed
@@ -26,8 +26,27 @@ from onnxspect.engine.subject.subject import Subject
 #: Other images that the first one is run with; sizes of batches that it is run in. Where a run takes long: fewer.
 _OTHERS, _SIZES = 6, (3, 8)
 _FEW_OTHERS, _FEW_SIZES = 1, (3,)
+#: Batches that are run because the scores hang on their size: so many, the smallest first, and none larger.
+_TRIED, _LARGEST = 6, 130
 #: Rounding of sums that are taken in another order in a larger batch, as a share of the largest score.
 _ROUNDING = 10 * TOLERANCES["float32"]
+
+
+@dataclass(frozen=True)
+class BySize:
+    """What the size of a batch does.
+
+    Attributes:
+        node: the first value that hangs on it.
+        images: how many there were in the batch that changed the most answers; 0 where none that was run changed any.
+        moved: share of the answers that it changes.
+        leads_to: the class that most of these change to.
+    """
+
+    node: fx.Node
+    images: int = 0
+    moved: float = 0.0
+    leads_to: int = -1
 
 
 @dataclass(frozen=True)
@@ -37,13 +56,13 @@ class AcrossBatch:
     Attributes:
         seen: on clean images an image's scores move with the others of its batch, or with their number.
         through: the first value by which something flows from one image to another though no clean image shows it; None for none.
-        size: the first value that hangs on how many images the batch has, though no batch that was run shows it; None for none.
+        size: what hangs on how many images the batch has, though no usual batch shows it; None for none.
         looked: whether these were looked for.
     """
 
     seen: bool = False
     through: fx.Node | None = None
-    size: fx.Node | None = None
+    size: BySize | None = None
     looked: bool = False
 
 
@@ -74,7 +93,8 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
     program = Program(module)
     with torch.no_grad():
         one, two = (program.run(subject.spec.encode(pixels[:n]), unchanged, keep=True) for n in (1, 2))
-        size = sized(program, logits, one, two)
+        found = sized(program, logits, one, two)
+        size = None if found is None else _by_size(subject, pixels, found)
     if not with_slopes:
         return AcrossBatch(size=size)
     rows = pixels[torch.arange(large_enough(between, program), device=pixels.device) % len(pixels)]
@@ -84,6 +104,20 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
             (n for n in between if n.op != "placeholder" and _flows(subject, program, between, n, rows)), logits
         )
     return AcrossBatch(through=through, size=size, looked=True)
+
+
+def _by_size(subject: Subject, pixels: Tensor, found: Sized) -> BySize:
+    """Run batches of the sizes at which the value is another one, of the same images over and over."""
+    alone = torch.cat([subject.in_one_pass(p) for p in pixels.split(1)]).argmax(1)
+    most = BySize(found.node)
+    for images in [n for n in found.sizes if n <= min(_LARGEST, subject.images_at_once)][:_TRIED]:
+        rows = torch.arange(images, device=pixels.device) % len(pixels)
+        answers = subject.in_one_pass(pixels[rows]).argmax(1)
+        turned = answers[answers != alone[rows]]
+        moved = len(turned) / images
+        if moved > most.moved:
+            most = BySize(found.node, images, moved, int(turned.mode().values))
+    return most
 
 
 def _batches(count: int, sizes: Sequence[int]) -> list[list[int]]:

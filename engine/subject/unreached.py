@@ -19,7 +19,7 @@ from onnxspect.converters.lowering.node_names import Names
 from onnxspect.converters.lowering.other_outputs import embeddings, other_outputs, switch_of
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.subject.across_batch import across_batch
+from onnxspect.engine.subject.across_batch import BySize, across_batch
 from onnxspect.engine.subject.class_scores import class_scores
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import accuracy_floor
@@ -100,11 +100,7 @@ def unreached(
             "no clean image shows: what wakes it need not be in the image that it changes"
         )
     if flow.size is not None:
-        name, operator = Names(subject.lowered, model).of(flow.size)
-        hidden.append(
-            f"the class scores hang on how many images a batch has, first through {printable(name)} ({printable(operator)}), which no batch "
-            "that was run shows"
-        )
+        hidden.append(_said_of_size(flow.size, *Names(subject.lowered, model).of(flow.size.node)))
     for output in other_outputs(model, value):
         name = printable(output.name)
         if output.answers:
@@ -179,6 +175,16 @@ def _said(found: Dormant) -> str:
     return (
         f"{printable(found.node)} ({found.operator}) depends on the image and {what} on the clean images, so that no search "
         f"reaches past it; made to differ, it changes {100 * found.moved:.0f} % of the answers, most to class {found.leads_to}"
+    )
+
+
+def _said_of_size(found: BySize, node: str, operator: str) -> str:
+    what = f"the class scores hang on how many images a batch has, first through {printable(node)} ({printable(operator)}), "
+    if not found.images:
+        return what + "which no batch that was run shows"
+    return what + (
+        f"which no usual batch shows; {found.images} images in one batch change {100 * found.moved:.0f} % of their answers, most to class "
+        f"{found.leads_to}"
     )
 
 

@@ -94,6 +94,8 @@ def test_what_hangs_on_the_batch_is_named(
     """Of sizes of the batch that are not tried, and of rows beyond those."""
     _, found = looked_at(saved(OF_A_BATCH[name](Payload(network)), tmp_path / "payload.onnx"), name, some, answers)
     assert any("how many images a batch has" in h or "other images of its batch" in h for h in found.hidden)
+    if name == "by_the_size":  # and what it does is measured
+        assert any("; 16 images in one batch change" in h and f"most to class {TARGET}" in h for h in found.hidden)
     assert any("hidden_" in h for h in found.hidden)
 
 
