@@ -52,7 +52,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "mutants.json"
 _SHARED = (hypothesis, onnx, onnxruntime, scipy.stats, torch)
 
-_SEARCH = tuple(f"tests/engine/search/test_{name}.py" for name in ("objective", "batch", "search", "several_at_once"))
+
+def _of_search(*names: str) -> tuple[str, ...]:
+    return tuple(f"tests/engine/search/test_{name}.py" for name in names)
+
+
+_SEARCH = _of_search("objective", "loop", "batch", "search", "several_at_once")
 #: File -> the tests that cover it, the quickest first.
 COVERED = {
     "engine/judge/null_model.py": ("tests/engine/judge/test_null_model.py", "tests/engine/judge/test_gamma_order.py"),
@@ -65,7 +70,7 @@ COVERED = {
     ),
     "engine/search/objective.py": _SEARCH,
     "engine/search/search.py": _SEARCH,
-    "engine/search/batch.py": _SEARCH,
+    "engine/search/batch.py": _of_search("loop", "batch", "objective", "search", "several_at_once"),
     "converters/proof/writeback.py": (
         "tests/converters/proof/test_writeback.py",
         "tests/converters/proof/test_writeback_external.py",

@@ -104,7 +104,9 @@ def _fractions(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise OnnxspectError(f"--epsilon {text!r}: not a comma-separated list of numbers") from None
+        raise OnnxspectError(
+            f"--epsilon {text!r}: not a comma-separated list of numbers", "such as --epsilon 0,0.05,0.1"
+        ) from None
 
 
 def _table(report: dict[str, Any]) -> Group:

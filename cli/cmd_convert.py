@@ -10,6 +10,7 @@ import click
 from onnxspect.cli import exit_status
 from onnxspect.cli.console import err, show_raw
 from onnxspect.cli.path_option import path_option
+from onnxspect.converters.sources.conversion import sidecar_text
 from onnxspect.converters.sources.convert import Conversion, convert
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
@@ -51,7 +52,10 @@ def command(
         try:
             shape = [int(part) for part in input_shape.split(",")]
         except ValueError:
-            raise OnnxspectError(f"--input-shape {input_shape!r}: not a comma-separated list of sizes") from None
+            raise OnnxspectError(
+                f"--input-shape {input_shape!r}: not a comma-separated list of sizes",
+                "the sizes of one sample, such as --input-shape 3,224,224",
+            ) from None
     made = convert(
         source,
         output,
@@ -63,8 +67,10 @@ def command(
     )
     for warning in made.warnings:
         err.print(printable(warning, 400), style="dim", markup=False)
+    if not made.sandbox.complete:
+        err.print(f"the conversion was not locked in completely: {made.sandbox}", style="dim", markup=False)
     if as_json:
-        show_raw(made.sidecar.read_text())
+        show_raw(sidecar_text(made.facts))
     else:
         show_raw("\n".join(_said(made)))
     return exit_status.CLEAN

@@ -85,7 +85,10 @@ def command(
 def _patch(source: Path, of: str, form: str | None, outputs: tuple[Path, ...], sign: Path | None) -> int:
     """The page, or the document, of a patch or a verification."""
     if form not in (None, "html", "json") or sign is not None:
-        raise OnnxspectError(f"--of {of} is html or json, without a signature")
+        raise OnnxspectError(
+            f"--of {of} is html or json, without a signature",
+            "leave --sign away, or sign the run's report without --of",
+        )
     made = patch_document.read(source, of)
     if made is None:
         raise OnnxspectError(

@@ -169,7 +169,7 @@ def command(
       onnxspect scan models/ more/*.onnx --data clean.npz --out runs
     """
     if exit_zero and fail_on not in (None, policy.NEVER):
-        raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other")
+        raise OnnxspectError(f"--exit-zero and --fail-on {fail_on} contradict each other", "give one of the two")
     rules = found_policy(policy_file)
     form = "json" if as_json else form or formats.TEXT
     files = check(outputs, None)

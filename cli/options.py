@@ -229,9 +229,15 @@ def _numbers(option: str, text: str | None, default: float) -> tuple[float, ...]
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise OnnxspectError(f"{option} {text!r:.80}: not a number or a comma-separated list of numbers") from None
+        raise OnnxspectError(
+            f"{option} {text!r:.80}: not a number or a comma-separated list of numbers",
+            "one number for all channels, or three with commas: red, green, blue",
+        ) from None
     if len(values) not in (1, 3):
-        raise OnnxspectError(f"{option} {text!r:.80}: {len(values)} values, not 1 or 3")
+        raise OnnxspectError(
+            f"{option} {text!r:.80}: {len(values)} values, not 1 or 3",
+            "one number for all channels, or three with commas: red, green, blue",
+        )
     return values
 
 

@@ -107,5 +107,5 @@ def patch_format(path: Path) -> str:
     """
     kind = formats.by_name(path)
     if kind not in ("html", "json"):
-        raise OnnxspectError(f"{path}: a patch is reported as .html or .json")
+        raise OnnxspectError(f"{path}: a patch is reported as .html or .json", "name the file so")
     return kind

@@ -44,7 +44,7 @@ _PIECE = 1 << 16
 _MOST_CONTROL = 1 << 20
 _KEEPS = {
     "scan": "; a scan goes on where it stopped when the same command is run again",
-    "patch": "; a patch begins anew when the same command is run again: nothing was written",
+    "patch": "; a patch begins anew when the same command is run again: no model was written",
 }
 _HARMFUL = "the file is damaged or made to do harm; it was only opened in a locked-in process"
 

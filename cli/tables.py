@@ -52,6 +52,7 @@ def verification(proof: Verification, title: str) -> RenderableType:
     lines.append(
         Text(f"ONNX checker: {proof.checker or 'pass'}; {len(proof.changed)} initializers changed, {same}", "dim")
     )
+    lines += [Text(f"note: {note}", "dim") for note in proof.notes]
     return Group(*lines)
 
 

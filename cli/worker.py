@@ -29,6 +29,7 @@ from onnxspect.converters import stages, whole
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sandbox import guard, linux, lock
 from onnxspect.converters.sandbox.starter import Starter
+from onnxspect.engine.readers import neighbours
 
 #: The longest file that a command may write: a model with its external data is tens of GiB at most.
 _OUTPUT_BYTES = 1 << 40
@@ -81,6 +82,7 @@ def _done(request: Mapping[str, Any], control: socket.socket, loaded: Collection
     starter = Starter(lambda: _lock_starter(request), loaded)
     level = lock.Level()
     lock.files(level, request["readable"], request["writable"], request["devices"])
+    neighbours.know(request["readable"])
     budget = guard.Budget(
         time.monotonic() + float(request["seconds"]), int(request["memory_bytes"]), bool(request["require_sandbox"])
     )

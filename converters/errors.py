@@ -219,5 +219,5 @@ def _way_out(error: OSError) -> str:
     if error.errno in _FULL:
         return "make room, or choose a place on another disk"
     if error.errno in _NOT_ALLOWED | {errno.EROFS}:
-        return "choose a place where you may write"
+        return "change its permissions, or choose a place that you may read and write"
     return ""

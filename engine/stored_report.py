@@ -167,6 +167,7 @@ class _Report(msgspec.Struct):
     # Reports of version 0.1.0 have none of these.
     found: list[_Found] = []
     hidden: list[str] = []
+    notes: list[str] = []
     finished: Annotated[str, Meta(pattern=r"\A[0-9]{4}(-[0-9]{2}){2}T([0-9]{2}:){2}[0-9]{2}Z\Z")] | None = None
 
 

@@ -99,7 +99,10 @@ class Trigger(Aimed):
         """
         names = (MASK, PATTERN) if {MASK, PATTERN} <= set(arrays) else (DELTA,)
         if not in_pixels(arrays):
-            raise OnnxspectError(f"no trigger in pixels among {', '.join(sorted(arrays)) or 'no arrays'}")
+            raise OnnxspectError(
+                f"no trigger in pixels among {', '.join(sorted(arrays)) or 'no arrays'}",
+                "arrays mask and pattern, or delta",
+            )
         return cls(target, {n: np.asarray(arrays[n]) for n in names}, source)
 
     @property

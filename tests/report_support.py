@@ -39,7 +39,8 @@ FOUND = {
 
 def report_of(verdict: str, hostile: bool = False, **changes: Any) -> Report:
     """A whole report of four classes, with all that this version writes; with `hostile` names everywhere."""
-    report = whole_report("ab" * 32, verdict, finished="2026-01-31T12:00:00Z", hidden=[], found=[])
+    report = whole_report("ab" * 32, verdict, finished="2026-01-31T12:00:00Z", hidden=[], found=[], notes=[])
+    report["notes"] = [HOSTILE[2] if hostile else "3 images have an alpha channel: it is dropped"]
     if report["targets"]:
         report["found"] = [copy.deepcopy(FOUND)]
         report["classes"][2]["kind"] = "a local patch"
@@ -140,6 +141,7 @@ RESULT: dict[str, Any] = {
     "other_differences": [],
     "goals": {"success": 0.02, "accuracy_lost": 0.01, "errors": 0.0, "rejected": 0.05},
     "measured_in": "onnxruntime",
+    "notes": [f"read as {HOSTILE[0]}"],
 }
 EPOCHS = [{"epoch": i, "accuracy": 0.9, "success": 0.9 / (i + 1), "stronger": 0.95 / (i + 1)} for i in range(5)]
 CURVES: dict[str, dict[str, Any]] = {

@@ -58,7 +58,9 @@ def bound(file: OnnxFile, values: Mapping[str, float] | None = None) -> OnnxFile
             )
     left = [i for i in free if i.name not in given]
     if not left:
-        raise OnnxspectError(f"{file.path}: every input is bound, and none is left for the image")
+        raise OnnxspectError(
+            f"{file.path}: every input is bound, and none is left for the image", "leave --bind of the image away"
+        )
     notes = []
     if len(left) > 1:
         for info in left:
@@ -119,7 +121,8 @@ def _sizes(info: onnx.ValueInfoProto) -> list[int]:
 def _tensor(info: onnx.ValueInfoProto, value: float, file: OnnxFile) -> onnx.TensorProto:
     if _elements(info) == 0:
         raise OnnxspectError(
-            f"{file.path}: the shape of its input {printable(info.name)} is not known, so it cannot be bound"
+            f"{file.path}: the shape of its input {printable(info.name)} is not known, so it cannot be bound",
+            "export it with the shapes of its inputs",
         )
     kind = np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
     return numpy_helper.from_array(np.full(_sizes(info), value).astype(kind), info.name)

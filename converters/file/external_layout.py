@@ -11,6 +11,7 @@ and the model takes its own last.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -54,6 +55,19 @@ class Placement:
     length: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """A model on disk.
+
+    Attributes:
+        paths: the files, the model last.
+        sha256: of the model's own file, in hexadecimal. Whoever may write a file need not be allowed to read it afterwards.
+    """
+
+    paths: tuple[Path, ...]
+    sha256: str
+
+
 def is_kept(tensor: TensorProto) -> bool:
     """Whether a copy of a model left this tensor's data with the original."""
     return any(e.key == "location" and e.value == KEPT for e in tensor.external_data)
@@ -89,7 +103,7 @@ def _targets(out: Path, pieces: Sequence[ExternalFile]) -> tuple[tuple[Path, ...
     return tuple(out.with_name(n) for n in data_file_names(out.name, pieces, first)), tuple(there.values())
 
 
-def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[Path, ...]:
+def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> Written:
     """Write `model` to `out`; tensors that are external in `original` go to data files beside it.
 
     Args:
@@ -98,7 +112,7 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
         out: replaced if it exists, whole: its data files get names that are free, and the old ones are removed behind it.
 
     Returns:
-        what was written, `out` last.
+        what was written.
 
     Raises:
         OnnxspectError: a file cannot be written or is one of the original's, or the model without its external tensors
@@ -128,10 +142,11 @@ def write_like(model: onnx.ModelProto, original: OnnxFile, out: Path) -> tuple[P
         files[place.file][place.offset] = inside[name]
     data = [(target, _content(file)) for target, file in zip(targets, files, strict=True) if file]
     _refuse_taken(replaced, original)
-    _write_all([*data, (out, iter([(0, light.SerializeToString())]))])
+    content = light.SerializeToString()
+    _write_all([*data, (out, iter([(0, content)]))])
     for path in replaced:
         remove(path)
-    return (*(target for target, _ in data), out)
+    return Written((*(target for target, _ in data), out), hashlib.sha256(content).hexdigest())
 
 
 def _refuse_taken(targets: Sequence[Path], original: OnnxFile) -> None:

@@ -15,6 +15,7 @@ from onnx import helper, numpy_helper
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.bound_inputs import free_inputs
+from onnxspect.converters.file.one_image import as_for_one
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.text import printable
 
@@ -24,11 +25,16 @@ _ELEMENTWISE = frozenset(("Cast", "Identity", "Sub", "Add", "Mul", "Div", "Clip"
 
 
 def with_face(file: OnnxFile) -> OnnxFile:
-    """The file with an input that is a batch of images, where its own is none; else the file itself.
+    """The file with an input that is a batch of images, where its own is none, and with choices by the number of images as they are for
+    one (one_image.py); else the file itself.
 
     Raises:
         OnnxspectError: the input has no shape, and nothing in the graph tells which.
     """
+    return as_for_one(_of_images(file))
+
+
+def _of_images(file: OnnxFile) -> OnnxFile:
     free = free_inputs(file.proto)
     if len(free) != 1 or not free[0].type.HasField("tensor_type"):
         return file

@@ -75,7 +75,8 @@ class OnnxFile:
         warnings: one line for each thing that was repaired or is odd.
         bound: inputs beside the image that got a value (bound_inputs.py), by name; they are initializers of `proto`, and none of the
             file on disk.
-        faced: `proto` has another input than the file on disk: a batch axis, or a shape (input_face.py).
+        faced: `proto` has another input than the file on disk: a batch axis, or a shape (input_face.py); or it `chooses`.
+        chooses: nodes that choose by the number of images, and are decided in `proto` as for one (one_image.py).
     """
 
     path: Path
@@ -88,6 +89,7 @@ class OnnxFile:
     warnings: tuple[str, ...] = ()
     bound: tuple[tuple[str, float], ...] = ()
     faced: bool = False
+    chooses: tuple[str, ...] = ()
 
     @property
     def identity(self) -> str:

@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from onnxspect.converters.lowering.ops.quantization import dynamic_quantize
 from onnxspect.converters.lowering.program import Program, leading_to, operands, unchanged
 
 #: Temperature of soft minima, as a share of the range of what is reduced.
@@ -42,10 +43,18 @@ class Relaxed:
         end: the value.
         between: nodes that depend on the image's data; those of them that lead to `end` are run.
         leak: the least slope of what saturates.
+        ranges_held: the range that a dynamic quantisation takes from its whole batch has no slope.
     """
 
-    def __init__(self, program: Program, end: fx.Node, between: Mapping[fx.Node, int], leak: float) -> None:
-        self._program, self.end, self._mode = program, end, _Slopes(leak)
+    def __init__(
+        self,
+        program: Program,
+        end: fx.Node,
+        between: Mapping[fx.Node, int],
+        leak: float,
+        ranges_held: bool = False,
+    ) -> None:
+        self._program, self.end, self._mode, self._ranges_held = program, end, _Slopes(leak), ranges_held
         self._needed = leading_to(end)
         self._sloping = {n for n in self._needed if n in between}
 
@@ -85,6 +94,9 @@ class Relaxed:
         """A node's exact value, with the gradient of the relaxed one."""
         known = {n: env.get(n, exact[n]) for n in node.all_input_nodes}
         args, kwargs = operands(node, known)
+        if self._ranges_held and node.target is dynamic_quantize:
+            integers, scale, zero = (_as_float(v) for v in exact[node])
+            return _tied(args[0] / scale, integers), scale, zero
         try:
             with self._mode:
                 relaxed = node.target(*args, **kwargs)  # type: ignore[operator]

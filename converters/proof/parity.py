@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,6 +31,7 @@ from onnxspect.converters.lowering.functions import inline_functions
 from onnxspect.converters.lowering.knowledge import Knowledge, learn
 from onnxspect.converters.lowering.lower import LoweredModel
 from onnxspect.converters.lowering.taps import cuts, with_outputs
+from onnxspect.converters.proof.grids import reaches
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.tolerances import ABSOLUTE, TOLERANCES
 from onnxspect.converters.text import printable
@@ -55,7 +56,7 @@ class TensorParity:
         name: ONNX value name.
         batch: number of samples.
         difference: largest |torch - onnxruntime|.
-        scale: largest |onnxruntime|.
+        scale: largest |onnxruntime|; of a value on a quantiser's grid what the grid reaches, where that is more (grids.py).
         smallest: differences up to this are none (`parity_table.ABSOLUTE`).
     """
 
@@ -183,6 +184,7 @@ class Comparison:
                 for row in _compare(
                     self._oracle, self._instrumented, name, batch, self._instrumented.outputs, outputs, smallest
                 ):
+                    row = replace(row, scale=max(row.scale, self._reaches.get(row.name, 0.0)))
                     found.append(row)
                     if not row.relative <= tolerance:  # also where it is not a number
                         raise InternalError(
@@ -209,6 +211,10 @@ class Comparison:
     def precision(self) -> str:
         """The row of `TOLERANCES` for the file."""
         return precision_of(self._proto, self._knowledge)
+
+    @cached_property
+    def _reaches(self) -> dict[str, float]:
+        return reaches(self._proto) if self.precision == "quantized" else {}
 
     @cached_property
     def _instrumented(self) -> LoweredModel:

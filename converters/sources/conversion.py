@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,7 @@ class Conversion:
         sample_shape: of one input, without the batch.
         batch: the only batch size the file works for, or 0 for any.
         warnings: one line each, for the user.
+        facts: what the sidecar holds.
     """
 
     out: Path
@@ -94,6 +96,12 @@ class Conversion:
     sample_shape: tuple[int, ...]
     batch: int
     warnings: tuple[str, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def sidecar_text(facts: Mapping[str, Any]) -> str:
+    """The content of a sidecar."""
+    return json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
 def sidecar_path(model: Path) -> Path:

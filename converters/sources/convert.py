@@ -16,7 +16,6 @@ produce an accepted model that computes something else than what the framework s
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,7 +32,14 @@ from onnxspect.converters.file.onnx_file import OnnxFile, check_onnx, read_onnx
 from onnxspect.converters.file.probe import probe, read_array, run_on
 from onnxspect.converters.proof.tolerances import TOLERANCES, allowed_difference
 from onnxspect.converters.sandbox.guard import GuardedRun, GuardLimits, guarded
-from onnxspect.converters.sources.conversion import Conversion, ConvertLimits, Parity, sidecar, sidecar_path
+from onnxspect.converters.sources.conversion import (
+    Conversion,
+    ConvertLimits,
+    Parity,
+    sidecar,
+    sidecar_path,
+    sidecar_text,
+)
 from onnxspect.converters.sources.formats import FORMATS, Format, brought_in, detect
 from onnxspect.converters.sources.source_digest import source_digest
 from onnxspect.converters.text import printable
@@ -107,7 +113,7 @@ def convert(
         if refusal is None:
             raise
         also = error.message.removeprefix(f"{shown}: ")
-        raise caused_by(error, f"{refusal.message}; and {also}", refusal.hint) from None
+        raise caused_by(error, f"{refusal.message}; and {also}", error.hint) from None
     except _Legacy as legacy:
         kind = FORMATS["keras2-h5"]
         request = {**request, "format": kind.name, "title": kind.title, "module": kind.module}
@@ -190,8 +196,6 @@ def _accept(
             f"the framework's outputs hardly vary over the inputs that were compared (by {parity.spread:.2g}), "
             "so their equality proves little"
         )
-    if not run.sandbox.complete:
-        warnings.append(f"the child process was not locked in completely: {run.sandbox}")
     made = Conversion(
         out=out,
         sidecar=sidecar_path(out),
@@ -209,8 +213,7 @@ def _accept(
         batch=found["batch"],
         warnings=tuple(warnings),
     )
-    _write(made, data, source, file)
-    return made
+    return _written(made, data, source, file)
 
 
 def _copy_onnx(
@@ -255,8 +258,7 @@ def _copy_onnx(
         batch=declared[0] if declared and isinstance(declared[0], int) else 0,
         warnings=report.warnings,
     )
-    _write(made, data, source, file)
-    return made, None
+    return _written(made, data, source, file), None
 
 
 def compare(
@@ -280,7 +282,8 @@ def compare(
     for reference, found in zip(references, outputs, strict=True):
         if reference.shape != found.shape:
             raise OnnxspectError(
-                f"the exported model gives shape {list(found.shape)}, the framework {list(reference.shape)}"
+                f"the exported model gives shape {list(found.shape)}, the framework {list(reference.shape)}",
+                "export it with the framework's own tools",
             )
         gap = np.abs(reference.astype(np.float64) - found.astype(np.float64))
         difference = math.inf if np.isnan(gap).any() else max(difference, float(gap.max(initial=0.0)))
@@ -338,7 +341,10 @@ def _facts(run: GuardedRun) -> dict[str, Any]:
             "warnings": [printable(str(w), 400) for w in found["warnings"][:20]],
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise OnnxspectError(f"{run.shown}: the child left no readable result ({type(error).__name__})") from None
+        raise OnnxspectError(
+            f"{run.shown}: the child left no readable result ({type(error).__name__})",
+            "this is a fault of onnxspect; please report it",
+        ) from None
 
 
 def _image_input(file: OnnxFile, shown: str) -> str:
@@ -360,7 +366,7 @@ def _format(source: Path, framework: str | None, shown: str) -> Format:
     if framework not in FORMATS and framework not in brought:
         raise OnnxspectError(f"{printable(framework)} is not a format", f"one of {', '.join((*FORMATS, *brought))}")
     if not source.exists():
-        raise OnnxspectError(f"{shown}: no such file")
+        raise OnnxspectError(f"{shown}: no such file", "give the path of a model file, or of a SavedModel's folder")
     return FORMATS[framework] if framework in FORMATS else brought_in(framework)
 
 
@@ -380,16 +386,14 @@ def _require_place(out: Path, source: Path) -> None:
     if not out.parent.is_dir():
         raise OnnxspectError(f"{shown}: its folder does not exist", "make the folder first")
     if out.exists() and not out.is_file():
-        raise OnnxspectError(f"{shown}: exists and is not a file")
+        raise OnnxspectError(f"{shown}: exists and is not a file", "give the name of a file with -o")
     if out.exists() and source.exists() and out.samefile(source):
         raise OnnxspectError(f"{shown}: is the source itself", "give another name with -o")
 
 
-def _write(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> None:
-    """Put the model and its sidecar in place, each at once or not at all."""
+def _written(made: Conversion, data: bytes, source: Path, file: OnnxFile) -> Conversion:
+    """Put the model and its sidecar in place, each at once or not at all; the conversion with its facts."""
     facts = sidecar(made, printable(source.name, 200), file.opset)
-    for path, content in (
-        (made.out, data),
-        (made.sidecar, (json.dumps(facts, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()),
-    ):
-        write_whole(path, content)
+    write_whole(made.out, data)
+    write_whole(made.sidecar, sidecar_text(facts).encode())
+    return replace(made, facts=facts)

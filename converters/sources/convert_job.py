@@ -149,12 +149,18 @@ def _difference(model: onnx.ModelProto, exported: Exported, pairs: list[tuple[np
     inputs = session.get_inputs()
     if len(inputs) != 1:
         names = ", ".join(printable(i.name, 40) for i in inputs[:5])
-        raise OnnxspectError(f"the exported graph has {len(inputs)} inputs ({names})")
+        raise OnnxspectError(
+            f"the exported graph has {len(inputs)} inputs ({names})",
+            "an image classifier takes one image: save a model of the image alone",
+        )
     worst = 0.0
     for images, logits in pairs:
         found = session.run(None, {inputs[0].name: images})[0]
         if np.shape(found) != logits.shape:
-            raise OnnxspectError(f"gives shape {list(np.shape(found))} where the framework gives {list(logits.shape)}")
+            raise OnnxspectError(
+                f"gives shape {list(np.shape(found))} where the framework gives {list(logits.shape)}",
+                "export it with the framework's own tools",
+            )
         allowed = exported.tolerance or allowed_difference(logits, exported.precision)
         ratio = float(np.abs(found.astype(np.float64) - logits).max(initial=0.0)) / allowed
         worst = max(worst, math.inf if math.isnan(ratio) else ratio)

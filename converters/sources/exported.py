@@ -151,7 +151,8 @@ def call_factory(source: Source, *arguments: Any) -> Any:
         raise
     except Exception as error:
         raise OnnxspectError(
-            f"factory {source.factory} failed: {type(error).__name__}: {printable(str(error), 300)}"
+            f"factory {source.factory} failed: {type(error).__name__}: {printable(str(error), 300)}",
+            "call the function yourself, without arguments: it must return the network",
         ) from None
 
 

@@ -138,7 +138,9 @@ def _folder(path: Path, shown: str) -> Format:
     try:
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
-        raise caused_by(error, f"{shown}: cannot be opened: {error.strerror}") from None
+        raise caused_by(
+            error, f"{shown}: cannot be opened: {error.strerror}", "make it readable for the user who runs onnxspect"
+        ) from None
     if "saved_model.pb" in names:
         return FORMATS["saved-model"]
     if names & {"_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt"}:
@@ -206,7 +208,9 @@ def _zip(path: Path) -> str | None:
             with zipfile.ZipFile(file) as archive:
                 names = archive.namelist()
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-            raise caused_by(error, f"{shown}: a damaged zip archive: {printable(str(error), 200)}") from None
+            raise caused_by(
+                error, f"{shown}: a damaged zip archive: {printable(str(error), 200)}", "copy or fetch it again"
+            ) from None
     last = {n.rsplit("/", 1)[-1] for n in names}
     top = set(names)
     if "config.json" in top and "model.weights.h5" in top:

@@ -128,7 +128,10 @@ def read_params(source: Source) -> Any:
     except OnnxspectError:
         raise
     except Exception as error:
-        raise OnnxspectError(f"cannot be read as a tree of arrays: {_line(error)}") from None
+        raise OnnxspectError(
+            f"cannot be read as a tree of arrays: {_line(error)}",
+            "save it with flax.serialization, orbax or safetensors",
+        ) from None
 
 
 def _orbax(source: Source) -> Any:
@@ -150,7 +153,9 @@ def nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
         for part in path:
             here = here.setdefault(part, {})
             if not isinstance(here, dict):
-                raise OnnxspectError(f"{printable(name)} lies under a name that is an array itself")
+                raise OnnxspectError(
+                    f"{printable(name)} lies under a name that is an array itself", "save the tree of parameters anew"
+                )
         here[leaf] = array
     return tree
 

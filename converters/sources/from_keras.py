@@ -74,7 +74,10 @@ def export(source: Source) -> Exported:
         try:
             model = keras.saving.load_model(str(source.path), compile=False, safe_mode=True)
         except Exception as error:
-            raise OnnxspectError(f"Keras {keras.__version__} cannot load it: {_line(error)}") from None
+            raise OnnxspectError(
+                f"Keras {keras.__version__} cannot load it: {_line(error)}",
+                "load it where it was saved, and save it as .keras, or export it there: model.export('model.onnx', format='onnx')",
+            ) from None
     return _exported(model, source, keras)
 
 
@@ -99,11 +102,17 @@ def _from_factory(source: Source, keras: Any) -> Any:
         )
     model = call_factory(source)
     if not isinstance(model, keras.Model):
-        raise OnnxspectError(f"factory {source.factory} returned {type(model).__name__}, not a keras.Model")
+        raise OnnxspectError(
+            f"factory {source.factory} returned {type(model).__name__}, not a keras.Model",
+            "it must take nothing and return the model",
+        )
     try:
         model.load_weights(str(source.path))
     except Exception as error:
-        raise OnnxspectError(f"the weights do not fit {source.factory}: {_line(error)}") from None
+        raise OnnxspectError(
+            f"the weights do not fit {source.factory}: {_line(error)}",
+            "the factory must return the network that the weights were saved from",
+        ) from None
     return model
 
 
@@ -117,7 +126,7 @@ def read_config(path: Path, kind: str) -> dict[str, Any] | None:
         if kind == "keras":
             with zipfile.ZipFile(path) as archive:
                 if archive.getinfo("config.json").file_size > _CONFIG_LIMIT:
-                    raise OnnxspectError("its config.json is larger than any network's")
+                    raise OnnxspectError("its config.json is larger than any network's", "save the model anew")
                 text: Any = archive.read("config.json")
         else:
             with h5py.File(path, "r") as file:
@@ -127,9 +136,9 @@ def read_config(path: Path, kind: str) -> dict[str, Any] | None:
             return None
         config = json.loads(text)
     except (OSError, KeyError, ValueError, RuntimeError, RecursionError, zipfile.BadZipFile) as error:
-        raise OnnxspectError(f"is damaged: {_line(error)}") from None
+        raise OnnxspectError(f"is damaged: {_line(error)}", "copy or download it again") from None
     if not isinstance(config, dict):
-        raise OnnxspectError("is damaged: its model description is not an object")
+        raise OnnxspectError("is damaged: its model description is not an object", "copy or download it again")
     return config
 
 
@@ -264,7 +273,7 @@ def _exported(model: Any, source: Source, keras: Any) -> Exported:
     if len(shape) != len(declared):
         raise OnnxspectError(
             f"the model takes images of any size (shape {list(declared)})",
-            "give the shape of one sample with --input-shape, such as 224,224,3",
+            "give the shape of one sample: --input-shape 224,224,3",
         )
     model.eval()
 

@@ -39,7 +39,9 @@ def export(source: Source) -> Exported:
     initializers = {t.name for t in model.graph.initializer}
     inputs = [i for i in model.graph.input if i.name not in initializers]
     if len(inputs) != 1:
-        raise OnnxspectError(f"the graph has {len(inputs)} inputs; one image is expected")
+        raise OnnxspectError(
+            f"the graph has {len(inputs)} inputs; one image is expected", "export it with one image as its only input"
+        )
     declared = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
     shape = source.input_shape or tuple(declared[1:])
     if not shape or any(d < 1 for d in shape):

@@ -51,7 +51,9 @@ def export(source: Source) -> Exported:
         )
     features = int(getattr(estimator, "n_features_in_", 0))
     if features < 1:
-        raise OnnxspectError(f"its {name} does not say how many features it takes")
+        raise OnnxspectError(
+            f"its {name} does not say how many features it takes", "give the shape of one sample: --input-shape 784"
+        )
     shape = _image_shape(source.input_shape, features)
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -85,7 +87,10 @@ def _image_shape(given: tuple[int, ...], features: int) -> tuple[int, ...]:
     if not given:
         return (features,)
     if math.prod(given) != features:
-        raise OnnxspectError(f"it takes {features} numbers, but the input shape {list(given)} has {math.prod(given)}")
+        raise OnnxspectError(
+            f"it takes {features} numbers, but the input shape {list(given)} has {math.prod(given)}",
+            "give the shape of its images: --input-shape 1,28,28 has 784 numbers",
+        )
     return (1, *given) if len(given) == 2 else given
 
 
@@ -116,7 +121,10 @@ def _skops(source: Source) -> Any:
     except OnnxspectError:
         raise
     except Exception as error:
-        raise OnnxspectError(f"skops cannot load it: {_line(error)}") from None
+        raise OnnxspectError(
+            f"skops cannot load it: {_line(error)}",
+            "save it anew with skops.io.dump, by the version that is installed here",
+        ) from None
 
 
 def keep_probabilities(model: onnx.ModelProto, name: str) -> None:

@@ -77,12 +77,18 @@ def _saved_model(source: Source) -> Exported:
     try:
         loaded = tf.saved_model.load(str(source.path))
     except Exception as error:
-        raise OnnxspectError(f"TensorFlow cannot load it: {_line(error)}") from None
+        raise OnnxspectError(
+            f"TensorFlow cannot load it: {_line(error)}",
+            "save it anew with model.export(), by the version that is installed here",
+        ) from None
     name = _signature(loaded.signatures)
     function = loaded.signatures[name]
     specs = function.structured_input_signature[1]
     if len(specs) != 1:
-        raise OnnxspectError(f"its signature {printable(name)} takes {len(specs)} inputs, not one image")
+        raise OnnxspectError(
+            f"its signature {printable(name)} takes {len(specs)} inputs, not one image",
+            "save a model of the image alone, its other inputs held at a value",
+        )
     ((argument, spec),) = specs.items()
     at, heads = chosen_head(sorted(map(str, function.structured_outputs)), source.head)
     shape = _sample_shape(source, spec)
@@ -134,7 +140,7 @@ def _sample_shape(source: Source, spec: Any) -> tuple[int, ...]:
     if spec.shape.rank is None or any(d is None for d in spec.shape[1:]):
         raise OnnxspectError(
             f"takes images of any size (shape {spec.shape})",
-            "give the shape of one sample with --input-shape, such as 224,224,3",
+            "give the shape of one sample: --input-shape 224,224,3",
         )
     return tuple(int(d) for d in spec.shape[1:])
 
@@ -151,7 +157,7 @@ def refuse_operations(folder: Path) -> None:
     try:
         saved.ParseFromString((folder / "saved_model.pb").read_bytes())
     except Exception as error:
-        raise OnnxspectError(f"its saved_model.pb is damaged: {_line(error)}") from None
+        raise OnnxspectError(f"its saved_model.pb is damaged: {_line(error)}", "copy or download it again") from None
     found: set[str] = set()
     for meta in saved.meta_graphs:
         nodes = [*meta.graph_def.node, *(n for f in meta.graph_def.library.function for n in f.node_def)]
@@ -178,9 +184,15 @@ def _keras2(source: Source) -> Exported:
     try:
         model = tf_keras.models.load_model(str(source.path), compile=False, safe_mode=True)
     except Exception as error:
-        raise OnnxspectError(f"tf_keras {tf_keras.__version__} cannot load it: {_line(error)}") from None
+        raise OnnxspectError(
+            f"tf_keras {tf_keras.__version__} cannot load it: {_line(error)}",
+            "load it where it was saved, and save it as .keras",
+        ) from None
     if len(model.inputs) != 1:
-        raise OnnxspectError(f"the model has {len(model.inputs)} inputs; one image is expected")
+        raise OnnxspectError(
+            f"the model has {len(model.inputs)} inputs; one image is expected",
+            "save a model of the image alone, its other inputs held at a value",
+        )
     shape = _sample_shape(source, model.inputs[0])
     spec = (tf.TensorSpec((None, *shape), tf.float32, name="input"),)
 

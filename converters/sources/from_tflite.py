@@ -61,7 +61,10 @@ def export(source: Source) -> Exported:
         interpreter = _interpreter(source.path)
     inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
     if len(inputs) != 1:
-        raise OnnxspectError(f"takes {len(inputs)} inputs, not one image")
+        raise OnnxspectError(
+            f"takes {len(inputs)} inputs, not one image",
+            "convert a model of the image alone, its other inputs held at a value",
+        )
     at, heads = chosen_head([str(o["name"]) for o in outputs], source.head)
     given, result = inputs[0], outputs[at]
     shape = source.input_shape or tuple(int(d) for d in given["shape"][1:])

@@ -73,7 +73,10 @@ def _exported_program(source: Source) -> Exported:
         raise _unreadable("torch.export cannot load it", error) from None
     tensors = [a for a in (program.example_inputs or ((), {}))[0] if isinstance(a, torch.Tensor)]
     if len(tensors) != 1 and not source.input_shape:
-        raise OnnxspectError(f"the program takes {len(tensors)} tensors, not one image")
+        raise OnnxspectError(
+            f"the program takes {len(tensors)} tensors, not one image",
+            "export the program of one image: torch.export.export(model, (image,))",
+        )
     shape = source.input_shape or tuple(int(d) for d in tensors[0].shape[1:])
     module = program.module()
     batch = _fixed_batch(program)
@@ -185,7 +188,8 @@ def _with_weights(source: Source, candidates: list[Candidate]) -> Exported:
         module.load_state_dict(dict(found.tensors))
     except RuntimeError as error:
         raise OnnxspectError(
-            f"the weights do not fit {source.factory}: {printable(' '.join(str(error).split()), 400)}"
+            f"the weights do not fit {source.factory}: {printable(' '.join(str(error).split()), 400)}",
+            "the factory must return the network that the weights were saved from",
         ) from None
     made = _from_module(module.eval().float(), shape, head=source.head)
     return replace(made, warnings=(*made.warnings, *found.notes))
@@ -323,7 +327,7 @@ def _from_module(
             raise OnnxspectError(
                 f"the network does not run on an input of shape {[batch or 2, *shape]}: "
                 f"{type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
-                "give the shape of one sample with --input-shape, such as 3,224,224",
+                "give the shape of one sample: --input-shape 3,224,224",
             ) from None
     net: nn.Module = module
     notes: tuple[str, ...] = ()
@@ -386,7 +390,10 @@ def _shape_needed(what: str) -> OnnxspectError:
 
 
 def _unreadable(what: str, error: Exception) -> OnnxspectError:
-    return OnnxspectError(f"{what}: {type(error).__name__}: {printable(' '.join(str(error).split()), 300)}")
+    return OnnxspectError(
+        f"{what}: {type(error).__name__}: {printable(' '.join(str(error).split()), 300)}",
+        "load it where it was saved, and export it there with torch.onnx.export",
+    )
 
 
 def _some(names: list[str]) -> str:

@@ -52,7 +52,10 @@ def _timm(name: str) -> Callable[..., Any]:
     except ImportError:
         raise _missing("timm") from None
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
-        raise OnnxspectError(f"timm {timm.__version__} has no network {printable(name, 60)}")
+        raise OnnxspectError(
+            f"timm {timm.__version__} has no network {printable(name, 60)}",
+            "the names are those that the library itself lists",
+        )
     return lambda **options: timm.create_model(name, pretrained=False, **options)
 
 
@@ -62,7 +65,9 @@ def _torchvision(name: str) -> Callable[..., Any]:
     except ImportError:
         raise _missing("torchvision") from None
     if name not in models.list_models():
-        raise OnnxspectError(f"torchvision has no network {printable(name, 60)}")
+        raise OnnxspectError(
+            f"torchvision has no network {printable(name, 60)}", "the names are those that the library itself lists"
+        )
     return lambda **options: models.get_model(
         name, weights=None, **{k: v for k, v in options.items() if k != "in_chans"}
     )

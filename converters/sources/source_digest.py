@@ -38,7 +38,11 @@ def _tree(folder: Path) -> list[Path]:
         try:
             entries = sorted(os.scandir(folders.pop()), key=lambda e: e.name)
         except OSError as error:
-            raise caused_by(error, f"{printable(str(folder), 200)}: cannot be read: {error.strerror}") from None
+            raise caused_by(
+                error,
+                f"{printable(str(folder), 200)}: cannot be read: {error.strerror}",
+                "make it readable for the user who runs onnxspect",
+            ) from None
         for entry in entries:
             mode = entry.stat(follow_symlinks=False).st_mode
             path = Path(entry.path)
@@ -48,9 +52,15 @@ def _tree(folder: Path) -> list[Path]:
                 files.append(path)
             else:
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a file"
-                raise OnnxspectError(f"{printable(str(path), 200)}: is {kind}, inside a model's folder")
+                raise OnnxspectError(
+                    f"{printable(str(path), 200)}: is {kind}, inside a model's folder",
+                    "a model's folder holds plain files: copy it without links",
+                )
             if len(files) > _MAX_FILES:
-                raise OnnxspectError(f"{printable(str(folder), 200)}: more than {_MAX_FILES} files")
+                raise OnnxspectError(
+                    f"{printable(str(folder), 200)}: more than {_MAX_FILES} files",
+                    "give the model's own folder, not one around it",
+                )
     return sorted(files)
 
 

@@ -139,14 +139,16 @@ def fit(features: np.ndarray, signs: np.ndarray, kind: str, keep: float, integri
         known = SETS if kind not in SETS else INTEGRITY
         raise OnnxspectError(f"unknown {'set' if kind not in SETS else 'integrity constraint'}", ", ".join(known))
     if not 0 < keep <= 1:
-        raise OnnxspectError(f"keep is {keep}, not a share above 0 and at most 1")
+        raise OnnxspectError(
+            f"keep is {keep}, not a share above 0 and at most 1", "0.95 keeps all but the farthest twentieth"
+        )
     if kind == "slab" and integrity != "box":
         raise OnnxspectError(
             "a slab alone does not bound the features, so it certifies nothing",
             "add the sphere (both), or a box where features lie in [0, 1]",
         )
     if any(not (signs == sign).any() for sign in (-1, 1)):
-        raise OnnxspectError("one of the two classes has no samples")
+        raise OnnxspectError("one of the two classes has no samples", "give samples of both")
     low, high = {"none": (-np.inf, np.inf), "box": (0.0, 1.0), "counts": (0.0, np.inf)}[integrity]
     if features.min() < low - SLACK or features.max() > high + SLACK:
         raise OnnxspectError(

@@ -67,9 +67,12 @@ class PriorKnowledge:
         if self.count is not None and self.count < 1:
             raise OnnxspectError(f"a count of {self.count} removes nothing", "one sample at least")
         if not 0 < self.expected < 0.5:
-            raise OnnxspectError(f"the expected share of poison is {self.expected}, not between 0 and 0.5")
+            raise OnnxspectError(
+                f"the expected share of poison is {self.expected}, not between 0 and 0.5",
+                "0.33 is what the paper takes",
+            )
         if self.components < 2:
-            raise OnnxspectError("cluster impurity needs at least 2 components to compare")
+            raise OnnxspectError("cluster impurity needs at least 2 components to compare", "2 or more")
 
 
 def spectral_signatures(values: np.ndarray, labels: np.ndarray, known: PriorKnowledge) -> Scores:
@@ -258,5 +261,7 @@ def known_targets(text: Sequence[int], classes: int) -> tuple[int, ...] | None:
     """
     for target in text:
         if not 0 <= target < classes:
-            raise OnnxspectError(f"target class {target}, but the model has {classes} classes")
+            raise OnnxspectError(
+                f"target class {target}, but the model has {classes} classes", f"indices from 0 to {classes - 1}"
+            )
     return tuple(sorted(set(text))) or None

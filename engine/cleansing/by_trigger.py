@@ -161,7 +161,10 @@ def by_trigger(
         raise OnnxspectError("no trigger to look for", "scan the model first, and give its run folder with --run")
     beyond = [f.trigger.target for f in found if not 0 <= f.trigger.target < logits.shape[1]]
     if beyond:
-        raise OnnxspectError(f"a trigger leads to class {beyond[0]}, but the model has {logits.shape[1]} classes")
+        raise OnnxspectError(
+            f"a trigger leads to class {beyond[0]}, but the model has {logits.shape[1]} classes",
+            "give the run folder of a scan of this model",
+        )
     needs_background = not superimpose and any(f.trigger.masked for f in found)
     background = _mean(batches) if needs_background else np.zeros(1, np.float32)
     n = len(labels)

@@ -78,7 +78,9 @@ def estimate_patterns(
         if targets is None:
             evidence = detector.run(at_hand)
             if not isinstance(evidence, Evidence):
-                raise InconclusiveError(f"{REMOVE}: {evidence.reason}")
+                raise InconclusiveError(
+                    f"{REMOVE}: {evidence.reason}", "name other detectors of poisoned samples, or --target"
+                )
             judged = infer(evidence, subject.classes)
             if not judged.judgement.paper_flag or judged.target is None:
                 return []

@@ -55,11 +55,17 @@ def rates(removed: np.ndarray, labels: np.ndarray, poisoned: np.ndarray) -> Rate
         OnnxspectError: the truth names no sample, one twice, or one that is not there.
     """
     if not len(poisoned):
-        raise OnnxspectError("the truth names no poisoned sample, so there is no rate to measure")
+        raise OnnxspectError(
+            "the truth names no poisoned sample, so there is no rate to measure",
+            "leave the truth away where it is not known",
+        )
     if len(np.unique(poisoned)) != len(poisoned):
         raise OnnxspectError("the truth names a sample twice", "each poisoned index once")
     if poisoned.min() < 0 or poisoned.max() >= len(labels):
-        raise OnnxspectError(f"the truth names sample {poisoned.max()}, but there are {len(labels)}")
+        raise OnnxspectError(
+            f"the truth names sample {poisoned.max()}, but there are {len(labels)}",
+            "indices count from 0, in the order of the training set",
+        )
     truth = np.zeros(len(labels), bool)
     truth[poisoned] = True
     of_targets = ~truth & np.isin(labels, np.unique(labels[truth]))

@@ -213,10 +213,10 @@ class DTInspector(Detector):
         if len(judged) < FEWEST_CLASSES:
             return Skipped(NAME, self._too_few(predicted, confidence, subject.classes))
         size = min(self.search.samples, min(int((predicted == z).sum()) for z in judged) // 3)
+        notes: tuple[str, ...] = ()
         if size < self.search.samples:
-            run.observer.notice(
-                f"{NAME}: groups of {size} instead of {self.search.samples}: a class has no more samples"
-            )
+            notes = (f"groups of {size} instead of {self.search.samples}: a class has no more samples",)
+            run.observer.notice(f"{NAME}: {notes[0]}")
         groups = _Groups(self, at_hand, samples, predicted, confidence, size)
         config = replace(self.search, samples=size)
         objective = LeaveClass(self.perturbation, self.loss, config.success)
@@ -251,6 +251,7 @@ class DTInspector(Detector):
             extended,
             views,
             replace(self.traits, convicts=at_hand.training is not None),
+            notes=notes,
         )
 
     def _validate(self, result: UnitResult, groups: _Groups, at_hand: AtHand) -> UnitEvidence:

@@ -17,7 +17,10 @@ def check_training_set(training: Samples, subject: Subject) -> None:
         OnnxspectError: another size, or a class that the model does not have.
     """
     if training.shape != subject.image_shape:
-        raise OnnxspectError(f"the training images are {training.shape}, the model takes {subject.image_shape}")
+        raise OnnxspectError(
+            f"the training images are {training.shape}, the model takes {subject.image_shape}",
+            "bring them to the model's size first, as the model was trained on them",
+        )
     check_labels(training, subject)
 
 

@@ -147,7 +147,10 @@ def _beneath(folder: Path) -> Iterator[tuple[str, Path]]:
                 continue
             found += 1
             if found > _MOST_FILES:
-                raise OnnxspectError(f"{printable(str(folder), 200)}: more than {_MOST_FILES} files in it")
+                raise OnnxspectError(
+                    f"{printable(str(folder), 200)}: more than {_MOST_FILES} files in it",
+                    "pack them into a zip or an npz",
+                )
             yield path.relative_to(folder).as_posix(), path
 
 

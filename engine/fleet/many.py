@@ -56,7 +56,10 @@ class Scanned:
         from onnxspect.engine.report.result import Report
 
         if not self.result.digest:
-            raise OnnxspectError(f"{self.path}: there is no report: {self.cause}")
+            raise OnnxspectError(
+                f"{self.path}: there is no report: {self.cause}",
+                "mend that, and give the same command again: what is done is not done twice",
+            )
         return Report.open(self.folder)
 
 
@@ -128,7 +131,9 @@ def _check_paths(wanted: Sequence[of_models.Wanted], common: Options) -> None:
     for name in sorted(of_models.PATHS):
         (given,) = common.get(name) or ("",)
         if given and not (name == "classes" and "," in given) and not Path(given).exists():
-            raise OnnxspectError(f"--{name} {printable(given, 200)}: no such file or folder")
+            raise OnnxspectError(
+                f"--{name} {printable(given, 200)}: no such file or folder", "a path from where the command is run"
+            )
     if not common.get("data") and not any(dict(w.options).get("data") for w in wanted):
         raise OnnxspectError("no clean samples are given", "--data PATH, or data in the list")
 

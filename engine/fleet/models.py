@@ -101,7 +101,9 @@ def _of_path(text: str) -> list[Path]:
     matching = [Path(p) for p in sorted(glob.glob(text, recursive=True))]  # noqa: PTH207  # of any folder
     inside = [m for p in matching for m in (_in_folder(p) if p.is_dir() else [p])]
     if not inside:
-        raise OnnxspectError(f"{printable(text, 200)}: nothing matches this pattern")
+        raise OnnxspectError(
+            f"{printable(text, 200)}: nothing matches this pattern", "** stands for folders of any depth, * for a name"
+        )
     return inside
 
 

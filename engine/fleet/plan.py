@@ -73,7 +73,10 @@ def planned(models: Sequence[Wanted], common: Options, threads: int) -> Iterator
             if not options.get("data"):
                 raise OnnxspectError("no clean samples are given", "--data PATH, or data in the list")
             if not wanted.path.exists():
-                raise OnnxspectError(f"{wanted.path}: no such file or folder")
+                raise OnnxspectError(
+                    f"{wanted.path}: no such file or folder",
+                    "a path from where the command is run, or from the folder of the list that names it",
+                )
             data = of_text(of_data(options, "data"), of_data(options, "train"))
             own = model_digest(wanted.path)
             classes = _names(options)

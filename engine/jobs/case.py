@@ -49,6 +49,7 @@ class Case(Generic[Set]):
         spec: the model's preprocessing where the caller knows it; None where it is to be found out.
         training: the training set beside clean samples, perhaps poisoned; None where there is none.
         reading: how the samples were read.
+        notes: what was changed, guessed or left out in opening the model and reading the samples, in sentences.
     """
 
     subject: Subject
@@ -56,6 +57,7 @@ class Case(Generic[Set]):
     spec: InputSpec | None
     training: Samples | None = None
     reading: Reading = Reading()
+    notes: tuple[str, ...] = ()
 
 
 def open_case(
@@ -82,13 +84,15 @@ def open_case(
     run = run or RunContext()
     opened = open_model(model, spec, run.device)
     stage("reading the samples")
-    way, said = chosen_way(opened, data, resize, run)
+    way, said = chosen_way(opened, data, resize)
     samples = samples_from(data, opened.size, way, opened.class_names)
     samples = replace(samples, notes=(*samples.notes, *said))
     reading = Reading(opened.size, way, opened.class_names)
     opened = opened.fitting(samples)
     training = samples_from(train, opened.size, way, opened.class_names, training=True) if train is not None else None
-    return Case(opened.subject(samples.shape), samples, opened.known_spec, training, reading)
+    of_training = () if training is None else tuple(f"training set: {note}" for note in training.notes)
+    notes = (*opened.notes, *samples.notes, *of_training)
+    return Case(opened.subject(samples.shape), samples, opened.known_spec, training, reading, notes)
 
 
 def open_training_case(
@@ -109,4 +113,4 @@ def open_training_case(
     stage("reading the training set")
     source = train if isinstance(train, Source) else Source(Path(train))
     training = open_training_set(source.path, opened.size, source.classes or opened.class_names)
-    return Case(opened.subject(training.shape), training, opened.known_spec)
+    return Case(opened.subject(training.shape), training, opened.known_spec, notes=opened.notes)

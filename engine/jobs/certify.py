@@ -130,7 +130,7 @@ def certify(
     if not fractions or any(not 0 <= f <= 1 for f in fractions):
         raise OnnxspectError("poison fractions must lie in 0..1", "for example 0,0.05,0.1,0.3")
     if radius is not None and not radius > 0:
-        raise OnnxspectError(f"the radius of the parameters is {radius}, not above 0")
+        raise OnnxspectError(f"the radius of the parameters is {radius}, not above 0", "a number above 0")
     if centroids == "data" and integrity != "none":
         raise OnnxspectError("an integrity constraint is certified with oracle centroids only", "--integrity none")
     if tap and model is None:
@@ -166,7 +166,10 @@ def certify(
     if suspect is not None:
         other = read_features(Path(suspect), classes, model, tap, spec, folder, run)
         if other.rows.shape[1] != feasible.centres.shape[1]:
-            raise OnnxspectError(f"{suspect}: {other.rows.shape[1]} features, not {feasible.centres.shape[1]}")
+            raise OnnxspectError(
+                f"{suspect}: {other.rows.shape[1]} features, not {feasible.centres.shape[1]}",
+                "both sets must hold the same features",
+            )
         report["sanitised"] = _sanitise(other, feasible, centroids, classes, Path(suspect), folder)
     _write_arrays(folder / "attack.npz", features=largest.features, labels=_labels(largest.signs, classes))
     write_atomically(folder / "certificate.json", as_json(report).encode())
@@ -227,10 +230,10 @@ def read_features(
     signs = np.where(labels[index] == classes[1], 1, -1)
     for sign, label in zip((-1, 1), classes, strict=True):
         if not (signs == sign).any():
-            raise OnnxspectError(f"{path}: no samples of class {label}")
+            raise OnnxspectError(f"{path}: no samples of class {label}", "--classes names two classes that the set has")
     rows = rows.reshape(len(rows), -1)
     if not np.isfinite(rows).all():
-        raise OnnxspectError(f"{path}: features hold NaN or infinity")
+        raise OnnxspectError(f"{path}: features hold NaN or infinity", "clean them first: np.isfinite(features).all()")
     known = hashlib.sha256(repr(rows.shape).encode() + np.ascontiguousarray(rows).tobytes() + signs.tobytes())
     return Features(rows, signs, index, source, known.hexdigest())
 
@@ -249,12 +252,20 @@ def _own_features(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     if "features" not in found:
         return None
     if "labels" not in found:
-        raise OnnxspectError(f"{path}: has `features` but no `labels`")
+        raise OnnxspectError(
+            f"{path}: has `features` but no `labels`", "save both into it: np.savez(path, features=x, labels=y)"
+        )
     rows, labels = found["features"], found["labels"]
     if rows.ndim != 2 or rows.dtype.kind not in "uif":
-        raise OnnxspectError(f"{path}: features are {rows.dtype} of shape {rows.shape}, not numbers (n, d)")
+        raise OnnxspectError(
+            f"{path}: features are {rows.dtype} of shape {rows.shape}, not numbers (n, d)",
+            "one row a sample: an array (samples, features) of numbers",
+        )
     if labels.shape != (len(rows),) or labels.dtype.kind not in "ui":
-        raise OnnxspectError(f"{path}: labels are {labels.dtype} of shape {labels.shape}, not integers ({len(rows)},)")
+        raise OnnxspectError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}, not integers ({len(rows)},)",
+            "one class index a sample, from 0",
+        )
     return rows, labels
 
 

@@ -7,6 +7,7 @@ at a time), so a training set may be larger than memory. `retrain` is the except
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.cleansing.by_activation import (
     CLUSTERING,
     IMPURITY,
@@ -53,7 +55,6 @@ from onnxspect.engine.subject.activations import TrainingSet, activations, file_
 from onnxspect.engine.subject.class_scores import scores_array
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.finished_scan import FinishedScan
-from onnxspect.engine.subject.onnx_model import open_file
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
@@ -165,12 +166,14 @@ def cleanse(
     subject, training, chosen = case.subject, case.samples, case.spec
     check_labels(training, subject)
     sizes = np.bincount(training.labels, minlength=subject.classes)
-    notes = [f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0)]
+    notes = [*case.notes, *(f"class {c} has no training samples" for c in np.flatnonzero(sizes == 0))]
     part = _part(training, run)
     if scan is not None:
         scan.check(subject, folder_of(run_folder or ""))
     else:
-        subject = preflight(subject, part, run, chosen, part.order_given).subject
+        checked = preflight(subject, part, run, chosen, part.order_given)
+        subject = checked.subject
+        notes += checked.notes
     poisoned = _truth(Path(truth), len(training)) if truth is not None else None
 
     known = replace(known or PriorKnowledge(), targets=known_targets(targets, subject.classes))
@@ -376,9 +379,14 @@ def _truth(path: Path, n: int) -> np.ndarray:
     """Indices of the poisoned samples; `rates` checks them."""
     indices = npz.arrays(path, str(path), ("indices",)).get("indices")
     if indices is None:
-        raise OnnxspectError(f"{path}: not an npz with `indices` of the poisoned samples")
+        raise OnnxspectError(
+            f"{path}: not an npz with `indices` of the poisoned samples", "save them so: np.savez(path, indices=rows)"
+        )
     if indices.ndim != 1 or indices.dtype.kind not in "ui":
-        raise OnnxspectError(f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)")
+        raise OnnxspectError(
+            f"{path}: `indices` are {indices.dtype} of shape {indices.shape}, not integers (k,)",
+            "the rows of the poisoned samples in the training set, counted from 0",
+        )
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
     return indices.astype(np.int64)
 
@@ -414,19 +422,23 @@ def _retrained(
     file = subject.origin.file
     values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
     proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
-    write_model(proto, file, out)
     to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
-    return verify(
-        out,
-        file.path,
-        apart,
-        subject.spec,
-        named(to_all),
-        Goals(),
-        run.device,
-        opened=(file, open_file(out, dict(file.bound))),
-        logits=subject.origin.logits,
-    )
+    with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:  # a locked-in worker cannot read `out` again
+        trial = Path(scratch) / "retrained.onnx"
+        write_model(proto, file, trial)
+        proof = verify(
+            trial,
+            file.path,
+            apart,
+            subject.spec,
+            named(to_all),
+            Goals(),
+            run.device,
+            opened=(file, read_onnx(trial)),  # made of a file that was checked; nothing to guard against
+            logits=subject.origin.logits,
+        )
+    write_model(proto, file, out)
+    return proof
 
 
 def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:

@@ -53,7 +53,7 @@ def describe(model: Model, second: bool = False, logic: bool = False, data: Data
         "parameters": sum(p.numel() for p in lowered.module.parameters()),
         "operators": ", ".join(f"{printable(name)} {n}" for name, n in operators.most_common()),
         "warnings": [
-            *map(printable, file.warnings),
+            *(printable(w, 400) for w in file.warnings),
             *(f"weights {printable(w)} hold infinite values" for w in infinite(lowered)[:10]),
         ],
         "taps": [

@@ -55,12 +55,14 @@ def patched_model(
     file = subject.origin.file
     if file.faced:
         raise OnnxspectError(
-            f"{file.path}: its input is no batch of images as the file has it, and a patch keeps a file's own inputs",
-            "export it with a batch axis and a shape, and scan and patch that file",
+            f"{file.path}: its input, or a choice by the number of images, was read otherwise than the file has it, and a patch keeps both",
+            "export it with a batch axis, a shape and no such choice, and scan and patch that file",
         )
     patched, changes = write_back(file.proto, subject.origin.lowered.weights, values)
     if not changes and not additions:
-        raise InconclusiveError(f"{file.path}: the patch changed nothing")
+        raise InconclusiveError(
+            f"{file.path}: the patch changed nothing", "another --method may; `onnxspect patch --help` lists them"
+        )
     _refuse_settable(file, changes)
     for addition in additions:
         addition.apply(patched)
@@ -97,9 +99,9 @@ def check_writable(file: OnnxFile, out: Path) -> None:
     if out.exists() and file.path.exists() and out.samefile(file.path):
         raise OnnxspectError(f"{out}: would overwrite the original", "choose another -o")
     if not out.parent.is_dir():
-        raise OnnxspectError(f"{out.parent}: no such folder")
+        raise OnnxspectError(f"{out.parent}: no such folder", "make the folder first")
     if out.is_dir():
-        raise OnnxspectError(f"{out}: is a folder")
+        raise OnnxspectError(f"{out}: is a folder", "name a file with -o")
     if out.exists() and not os.access(out, os.W_OK):
         raise MachineError(f"{out}: is read-only", "choose another -o, or make it writable")
     try:
@@ -108,11 +110,14 @@ def check_writable(file: OnnxFile, out: Path) -> None:
         raise unwritable(out, error) from error
 
 
-def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> None:
+def write_model(model: onnx.ModelProto, file: OnnxFile, out: Path) -> str:
     """Write `model` to `out`, whole or not at all; tensors that are external in the original lie beside it again.
+
+    Returns:
+        the SHA-256 of the file, in hexadecimal: a locked-in worker cannot read it once it has its name.
 
     Raises:
         OnnxspectError: `out` is the original, or cannot be written; nothing is left behind.
     """
     check_writable(file, out)
-    write_like(model, file, out)
+    return write_like(model, file, out).sha256

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import scipy  # its `stats` takes a second to import: it is loaded where it is first used
 
-from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.datasets import Data, Source
 from onnxspect.engine.subject.input_range import TIE_LEVEL
 from onnxspect.engine.subject.opening import Opened
@@ -20,7 +19,7 @@ from onnxspect.engine.subject.samples import Samples
 TRIAL = 128
 
 
-def chosen_way(opened: Opened, data: Data, resize: Resizing, run: RunContext) -> tuple[Resizing, tuple[str, ...]]:
+def chosen_way(opened: Opened, data: Data, resize: Resizing) -> tuple[Resizing, tuple[str, ...]]:
     """The way to resize the images of a path to what a model takes, and what is to be said of the choice.
 
     The plainest is taken unless another classifies more of the same images correctly than chance would have it.
@@ -29,7 +28,6 @@ def chosen_way(opened: Opened, data: Data, resize: Resizing, run: RunContext) ->
         opened: the model.
         data: samples.
         resize: what the caller wants; anything but "try" stands, and so does a model that takes images of any size.
-        run: the observer is told.
     """
     way = way_of(resize)
     if way is None or way.how != "try" or opened.size is None or not isinstance(data, str | Path | Source):
@@ -53,5 +51,4 @@ def chosen_way(opened: Opened, data: Data, resize: Resizing, run: RunContext) ->
     size = opened.size[1:]
     tried = "; ".join(f"{c.text(*size)}: {float(np.mean(r)):.1%}" for c, r in zip(choices, right, strict=True))
     note = f"ways to resize were tried on {len(right[0])} images ({tried}): {choices[chosen].text(*size)} was taken"
-    run.observer.notice(note)
     return choices[chosen], (note,)

@@ -29,10 +29,11 @@ import onnx
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.proof.writeback import Change
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
+from onnxspect.engine.jobs.attempt import Attempt
 from onnxspect.engine.jobs.budget import measure_speed
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.export import Provenance, check_writable, patched_model, write_model
-from onnxspect.engine.jobs.patch_time import Clock, Timed, announced
+from onnxspect.engine.jobs.patch_time import BudgetSpentError, Clock, Timed, announced
 from onnxspect.engine.mitigation.cut import Cut
 from onnxspect.engine.mitigation.input_filter import NAME as INPUT_FILTER
 from onnxspect.engine.mitigation.method import Method, PatchInput
@@ -57,119 +58,7 @@ METHODS = CHOICES
 FIT_SHARE = 0.8
 #: A patch is judged on at least so many samples: even none of twenty leaves one in seven possible (95 %).
 FEWEST_JUDGES = 20
-#: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
-#: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).
-LOST_OF_CHANGED = 0.25
 _NEW_SEARCH = Searches()
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What one method gave.
-
-    Attributes:
-        method: its name.
-        proof: of its file; None where it made none.
-        problem: why it made none, or "".
-        left: size of the smallest trigger to the same targets that a new search found on its file, as a multiple of
-            the first one's size; None where nothing was searched, infinite where nothing was found.
-        withstands: none of those found is small enough to be the backdoor's; None where nothing was searched.
-        facts: what the method says of itself.
-        seconds: wall time.
-        judged_apart: its proof is of samples that had no part in making it.
-        mends: it takes the backdoor out, and does not only stand guard.
-    """
-
-    method: str
-    proof: Verification | None
-    problem: str
-    left: float | None = None
-    withstands: bool | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    judged_apart: bool = True
-    mends: bool = True
-
-    @property
-    def lost(self) -> float:
-        """The clean accuracy that was most likely lost; infinite where there is no file.
-
-        A hundred samples show a point of accuracy less well than what share of their answers has changed, of which
-        LOST_OF_CHANGED is lost, give or take as much again. This is what both say together, each weighted by the inverse of
-        its variance; of samples that the method itself was chosen by, the changed answers alone.
-        """
-        if self.proof is None:
-            return float("inf")
-        changed = 1 - self.proof.agreement
-        expected = LOST_OF_CHANGED * changed
-        if not self.judged_apart or changed == 0:
-            return expected
-        by_changes, by_labels = expected**-2, self.proof.samples / changed
-        measured = self.proof.accuracy_before - self.proof.accuracy_after
-        return (by_changes * expected + by_labels * measured) / (by_changes + by_labels)
-
-    @property
-    def worst(self) -> float:
-        """Success of the trigger that still works best, on its file."""
-        return max((t.after for t in self.proof.triggers), default=0.0) if self.proof else 1.0
-
-    @property
-    def stops_triggers(self) -> bool:
-        """Whether the triggers' success meets its goal as measured, and the rest within the measurement's error."""
-        if self.proof is None or not self.proof.holds:
-            return False
-        return replace(self.proof, goals=replace(self.proof.goals, accuracy_lost=1.0, errors=0.0)).holds
-
-    @property
-    def good(self) -> bool:
-        """Whether there is nothing left to wish for: the goals met, and no small trigger found."""
-        if self.proof is None or not self.stops_triggers or self.withstands is False:
-            return False
-        goal = self.proof.goals.accuracy_lost
-        if not self.judged_apart and 1 - self.proof.agreement + self.worst > goal:
-            return False
-        return self.lost <= goal + 0.5 / self.proof.samples  # half a sample of slack, as in Verification.failures
-
-    @property
-    def rank(self) -> tuple[bool, bool, bool, bool, float]:
-        """Of two that meet the goals within the measurement's error, the greater is the better one to keep.
-
-        First the one that leaves nothing to wish for, then the one that withstands a new search, then the one that takes the
-        backdoor out, then the one that stops the triggers, then the one that does less harm: accuracy most likely lost, and
-        success of the trigger that still works best. Both have a file.
-        """
-        return self.good, self.withstands is not False, self.mends, self.stops_triggers, -self.lost - self.worst
-
-    @property
-    def outcome(self) -> str:
-        """One line for people."""
-        if self.proof is None:
-            return f"{self.method}: {self.problem}"
-        lost = self.proof.accuracy_before - self.proof.accuracy_after
-        text = f"{self.method}: triggers at most {self.worst:.1%}, clean accuracy {-lost:+.1%}"
-        if self.proof.rejected is not None:
-            text += f", {self.proof.rejected:.1%} of clean images rejected"
-        if self.withstands is False:
-            text += f"; a new search still finds a trigger {self.left:.1f} times the first one's size"
-        if not self.proof.holds:
-            return f"{text}; misses its goals"
-        if self.withstands is not False and not self.good:
-            text += f"; changes {1 - self.proof.agreement:.1%} of all answers"
-        return text if self.judged_apart else f"{text}; judged on the samples that it was chosen by"
-
-    def describe(self) -> dict[str, Any]:
-        """As JSON."""
-        proof = None if self.proof is None else self.proof.describe()
-        left = None if self.left is None or not np.isfinite(self.left) else round(self.left, 3)
-        return {
-            "method": self.method,
-            "outcome": self.outcome,
-            "new_search_relative_size": left,
-            "withstands_new_search": self.withstands,
-            "facts": dict(self.facts),
-            "proof": proof,
-            "seconds": round(self.seconds, 1),
-        }
 
 
 @dataclass(frozen=True)
@@ -226,7 +115,7 @@ def patch(
         proactive: patch every class, whatever the scan said (Neural Cleanse, Wang et al., 2019, sec. VII-D).
         settings: of the methods, by the names of their fields, or as "method.key" (mitigation/settings.py).
         budget: seconds that the whole may take; methods that do not fit are left out, and a training is stopped between two epochs. An
-            interrupted patch does not resume: it begins anew.
+            interrupted patch does not resume: it begins anew. Time alone never makes a patch fail that a method has finished.
 
     Raises:
         OnnxspectError: nothing to patch, the run belongs to another model, or the goals are missed.
@@ -253,7 +142,9 @@ def patch(
         methods = [Cut(), *methods]
     check_writable(file, Path(out))
     check_labels(samples, subject)
-    check_order(subject, samples, run)
+    notes = (*opened.notes, *check_order(subject, samples, run))
+    for note in notes:
+        run.observer.notice(note)
     where = samples.path or "the samples"
     fit, guard = samples.split(FIT_SHARE, run.numpy_generator("patch"))
     if len(guard) < FEWEST_JUDGES:
@@ -264,32 +155,42 @@ def patch(
     wanted = goals or Goals()
     for trigger in recovered.triggers:
         if not all(trigger.counts_on(part.labels).any() for part in (fit, guard)):
-            raise InconclusiveError(f"{where}: no samples of any class but {trigger.target} to try its trigger on")
+            raise InconclusiveError(
+                f"{where}: no samples of any class but {trigger.target} to try its trigger on",
+                "clean samples of at least two classes, a few of each",
+            )
     triggers = recovered.triggers
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     speed = measure_speed(subject, fit, run, with_references=False, side_by_side=False)  # training is one piece of work
     run.observer.notice(announced(methods, given, speed, _NEW_SEARCH))
-    clock = None if budget is None else Clock(budget, speed, _NEW_SEARCH, started)
+    clock = None if budget is None else Clock(budget, speed, _NEW_SEARCH, started, time.monotonic() - started)
     if clock is not None:
         run = replace(run, observer=Timed(run.observer, clock))
-    if [m.name for m in methods] != [Cut.name]:  # which trains nothing and is not searched again
+    # Only a new search asks how large a trigger may be; the cut is not searched again.
+    if [m.name for m in methods] != [Cut.name] and (clock is None or clock.holds_size_limits(methods, given)):
         triggers = with_size_limits(subject, fit, triggers, run)
     given = PatchInput(subject, fit, guard, triggers, run, wanted.success / 2, wanted.accuracy_lost)
     best, attempts = try_methods(methods, given, recovered.evidence, wanted, folder, clock)
     if best is None:
         missed = "; ".join(a.outcome for a in attempts)
-        hint = "more clean samples give a better patch"
-        if method != INPUT_FILTER:
-            hint += f"; --method {INPUT_FILTER} leaves the weights alone and rejects stamped images"
+        if any(a.problem and a.late for a in attempts) and clock is not None:
+            hint = f"nothing was written; --budget {clock.enough(methods, given)} holds all of them"
+        else:
+            hint = "more clean samples give a better patch"
+            if method != INPUT_FILTER:
+                hint += f"; --method {INPUT_FILTER} leaves the weights alone and rejects stamped images"
         raise InconclusiveError(f"the patch misses its goals and is not written: {missed}", hint)
     attempt, proto, changes = best
-    write_model(proto, file, Path(out))
+    digest = write_model(proto, file, Path(out))
     assert attempt.proof is not None
+    proof = replace(attempt.proof, notes=notes)
+    attempt = replace(attempt, proof=proof)
+    attempts = tuple(attempt if a.method == attempt.method else a for a in attempts)
     document = patch_document.build(
         patch_document.PATCH,
-        attempt.proof.describe(),
+        proof.describe(),
         (subject.name, file.sha256),
-        (str(out), read_onnx(Path(out)).sha256),
+        (str(out), digest),
         (samples.path, samples.sha256, len(samples)),
         str(folder),
         attempt.method,
@@ -301,7 +202,7 @@ def patch(
         OnnxspectError
     ) as error:  # the patch is written and proven: a run on read-only media is no reason to call it failed
         run.observer.notice(f"the run folder keeps no document of the patch: {error.message}")
-    return Patched(Path(out), attempt.method, changes, attempt.proof, attempts, document)
+    return Patched(Path(out), attempt.method, changes, proof, attempts, document)
 
 
 Result = tuple[Attempt, onnx.ModelProto, tuple[Change, ...]]
@@ -334,14 +235,11 @@ def try_methods(
         # A search of what only stands guard would find the backdoor, which is still there.
         late = "" if clock is None else clock.left_out(method, given)
         if late:
-            attempts.append(Attempt(method.name, None, late, judged_apart=method.trains))
+            attempts.append(Attempt(method.name, None, late, judged_apart=method.trains, late=True))
             given.run.observer.notice(attempts[-1].outcome)
             continue
         searched = len(methods) > 1 and method.mends
-        if searched and clock is not None and not clock.holds_search(given):
-            searched = False
-            given.run.observer.notice(f"{method.name}: the budget does not hold a new search of what it leaves")
-        attempt, proto, changes = _try(method, given, evidence, goals, folder, searched, alone=len(methods) == 1)
+        attempt, proto, changes = _try(method, given, evidence, goals, folder, searched, len(methods) == 1, clock)
         attempts.append(attempt)
         given.run.observer.notice(attempt.outcome)
         if proto is None or attempt.proof is None or not attempt.proof.holds:
@@ -354,7 +252,14 @@ def try_methods(
 
 
 def _try(
-    method: Method, given: PatchInput, evidence: str, goals: Goals, folder: Path | None, searched: bool, alone: bool
+    method: Method,
+    given: PatchInput,
+    evidence: str,
+    goals: Goals,
+    folder: Path | None,
+    searched: bool,
+    alone: bool,
+    clock: Clock | None,
 ) -> tuple[Attempt, onnx.ModelProto | None, tuple[Change, ...]]:
     """One method: its edit, the file made of it, and what is measured on that file."""
     started = time.perf_counter()
@@ -364,6 +269,13 @@ def _try(
     try:
         edit = method.edit(given)
         proto, changes = patched_model(subject, edit.values, provenance, edit.additions)
+    except BudgetSpentError as error:
+        seconds = time.perf_counter() - started
+        return (
+            Attempt(method.name, None, error.message, seconds=seconds, judged_apart=method.trains, late=True),
+            None,
+            (),
+        )
     except OnnxspectError as error:
         if alone or error.kind in (Kind.MACHINE, Kind.INTERNAL):  # the next method would meet the same
             raise
@@ -389,7 +301,7 @@ def _try(
             opened=opened,
             logits=given.subject.origin.logits,
         )
-        left, withstands = _left(trial, given) if searched and proof.holds else (None, None)
+        left, withstands, unsearched = _left(trial, given, clock) if searched and proof.holds else (None, None, "")
     attempt = Attempt(
         method.name,
         proof,
@@ -400,15 +312,22 @@ def _try(
         time.perf_counter() - started,
         method.trains,
         method.mends,
+        unsearched,
+        bool(unsearched),
     )
     return attempt, proto, tuple(changes)
 
 
-def _left(patched: Path, given: PatchInput) -> tuple[float, bool]:
-    """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small."""
+def _left(patched: Path, given: PatchInput, clock: Clock | None) -> tuple[float | None, bool | None, str]:
+    """The relative size of the smallest trigger that a new search finds on the patched file; whether none is small; why there was no search."""
+    if clock is not None and not clock.holds_search(given):
+        return None, None, "the budget does not hold it"
     subject = Subject.from_onnx(patched, given.subject.spec, given.run.device, given.subject.image_shape)
-    found = search_again(subject, given.fit, given.triggers, given.run, "patch: new search", _NEW_SEARCH)
-    return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found)
+    try:
+        found = search_again(subject, given.fit, given.triggers, given.run, "patch: new search", _NEW_SEARCH)
+    except BudgetSpentError as error:
+        return None, None, error.message
+    return min((f.relative for f in found), default=np.inf), not any(f.remains for f in found), ""
 
 
 def _reachable(report: Mapping[str, Any]) -> list[int]:

@@ -88,6 +88,7 @@ def prove(
         opened=(subject.origin.file, open_file(patched, dict(subject.origin.file.bound))),
         logits=subject.origin.logits,
     )
+    proof = replace(proof, notes=gathered.notes)
     if rescan is None:
         return proof
     try:
@@ -123,11 +124,13 @@ def prove_deployed(
 
 @dataclass(frozen=True)
 class _Gathered:
-    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name."""
+    """What files are measured on: the classifier with its preprocessing settled, clean samples, and triggers by name; and what was
+    changed or guessed on the way."""
 
     subject: Subject
     samples: Samples
     triggers: Mapping[str, Aimed]
+    notes: tuple[str, ...] = ()
 
 
 def _gathered(
@@ -160,17 +163,21 @@ def _gathered(
     for path in map(Path, given):
         own = load_trigger(path, samples.shape)
         if own.target >= subject.classes:
-            raise OnnxspectError(f"{path}: target {own.target}, but the model has {subject.classes} classes")
+            raise OnnxspectError(
+                f"{path}: target {own.target}, but the model has {subject.classes} classes",
+                "class indices count from 0",
+            )
         name = path.stem
         while name in triggers:
             name += "'"
         triggers[name] = own
     if spec is None and recovered is not None:
         settled = subject.with_spec(replace(recovered.scan.spec, layout=subject.spec.layout))
-        check_order(settled, samples, run)
+        said = check_order(settled, samples, run)
     else:
-        settled = preflight(subject, samples, run, spec, samples.order_given).subject
-    return _Gathered(settled, samples, triggers)
+        checked = preflight(subject, samples, run, spec, samples.order_given)
+        settled, said = checked.subject, checked.notes
+    return _Gathered(settled, samples, triggers, (*case.notes, *said))
 
 
 def document_of(
@@ -208,21 +215,31 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
     """
     arrays = npz.arrays(path, str(path))
     if "target" not in arrays or not in_pixels(arrays):
-        raise OnnxspectError(f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`")
+        raise OnnxspectError(
+            f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`",
+            "save it so: np.savez(path, target=7, mask=mask, pattern=pattern)",
+        )
     names = ("mask", "pattern") if "mask" in arrays else ("delta",)
     kept = {}
     for name in names:
         if arrays[name].dtype.kind not in "biuf":
-            raise OnnxspectError(f"{path}: {name} holds no numbers ({arrays[name].dtype})")
+            raise OnnxspectError(
+                f"{path}: {name} holds no numbers ({arrays[name].dtype})", "an array of floats in [0, 1]"
+            )
         array = arrays[name].astype(np.float32)
         if array.ndim == 2:
             array = array[None]
         expected = (1, *shape[1:]) if name == "mask" and array.shape[:1] == (1,) else shape
         if array.shape != expected:
-            raise OnnxspectError(f"{path}: {name} has shape {array.shape}, the images {shape}")
+            raise OnnxspectError(
+                f"{path}: {name} has shape {array.shape}, the images {shape}",
+                "make it for images of the model's size, (channels, height, width)",
+            )
         low = -1 if name == "delta" else 0
         if not np.isfinite(array).all() or array.min() < low or array.max() > 1:
-            raise OnnxspectError(f"{path}: {name} has values outside [{low}, 1]")
+            raise OnnxspectError(
+                f"{path}: {name} has values outside [{low}, 1]", "pixels are floats in [0, 1]; a delta lies in [-1, 1]"
+            )
         kept[name] = array
     target = arrays["target"]
     if target.size != 1 or target.dtype.kind not in "ui" or int(target.reshape(())) < UNTARGETED:

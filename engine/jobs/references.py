@@ -113,7 +113,8 @@ class Request:
             found = msgspec.json.decode(read_regular(path, MOST_REQUEST).data, type=_Document)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise OnnxspectError(
-                f"{printable(str(path), 200)}: no request for references ({printable(str(error), 200)})"
+                f"{printable(str(path), 200)}: no request for references ({printable(str(error), 200)})",
+                "a scan leaves it in its run folder",
             ) from error
         way = Resize(found.way.how, found.way.shorter, found.way.crop) if isinstance(found.way, _Way) else found.way
         names = None if found.names is None else ClassList(tuple(found.names), "the model", certain=False)
@@ -240,7 +241,10 @@ def search_references(
     if train is not None:
         training = samples_from(train, reading.size, reading.way, reading.classes, training=True)
     if samples.shape != request.shape:
-        raise OnnxspectError(f"samples of {samples.shape}, but references for {request.shape} are wanted")
+        raise OnnxspectError(
+            f"samples of {samples.shape}, but references for {request.shape} are wanted",
+            "give samples of the size that the request names",
+        )
     able = wanted_detectors(preset, detectors, train is not None, None, request.classes, taps, perturb_at)
     fingerprint = reference_fingerprint(samples, training, preset, able, resize, run, request.shape, request.classes)
     if (folder / FILE).exists() and not _belongs(folder, fingerprint):

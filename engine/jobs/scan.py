@@ -149,7 +149,8 @@ def scan(
             )
             if any(d.traits.references for d in able) and can_train(subject, samples):
                 Shelf(Path(shelf)).fetch(wanted, expected, folder)
-        for said in subject.file.warnings if subject.file is not None else ():
+        notes = list(case.notes)
+        for said in notes:
             run.observer.notice(said)
         checked = preflight(subject, samples, run, spec, samples.order_given)
         _keep_model(subject, folder)
@@ -176,6 +177,8 @@ def scan(
                 left, preset, able, None if detectors else easier, checked.subject, search_samples, ledger, run
             )
             able = [d for d in fitting if d.name in made.kept or d.name in logic]
+            if made.preset != preset:
+                notes.append(f"the budget does not hold the preset {preset}: {made.preset} was taken")
             preset, left_out = made.preset, made.skipped()
         resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
@@ -187,6 +190,11 @@ def scan(
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
             compared = any(d.traits.references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
+            if compared and not clean:
+                notes.append(
+                    f"no reference network learned these classes from {len(search_samples)} samples: classes were compared with "
+                    "each other only"
+                )
             at_hand = AtHand(
                 checked.subject,
                 search_samples,
@@ -226,7 +234,18 @@ def scan(
         seconds = searching if resumed else time.perf_counter() - started
         stage("writing the report")
         report = document.build(
-            checked.subject, samples, checked, evidence, verdict, run, preset, seconds, beyond, searched, ledger.devices
+            checked.subject,
+            samples,
+            checked,
+            evidence,
+            verdict,
+            run,
+            preset,
+            seconds,
+            beyond,
+            searched,
+            ledger.devices,
+            notes,
         )
         pictures.draw(report, evidence, samples, folder)
         text = document.as_json(report)

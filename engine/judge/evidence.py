@@ -182,6 +182,7 @@ class Evidence:
         traits: what the detector is.
         silence: why finding nothing proves nothing, where the detector itself can tell: "" where it does prove something; None leaves it
             to the rule for searches of every class.
+        notes: what it did otherwise than it was set to, in sentences; no part of what is judged.
     """
 
     detector: str
@@ -193,6 +194,7 @@ class Evidence:
     views: tuple[View, ...] = ()
     traits: Traits = field(default_factory=Traits)
     silence: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def judged(self) -> tuple[View, ...]:

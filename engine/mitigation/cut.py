@@ -86,10 +86,16 @@ class Cut:
             if worst <= given.success:
                 break
         if not frozen:
-            raise OnnxspectError("no dormant part has a value of its own in the file's graph that could be frozen")
+            raise OnnxspectError(
+                "no dormant part has a value of its own in the file's graph that could be frozen",
+                "another method, such as --method unlearn, or the file before the part was put in",
+            )
         after = file_scores(subject, images, _with(subject, frozen))
         if (before.argmax(1) != after.argmax(1)).any():
-            raise OnnxspectError("a dormant part is awake on some clean samples: frozen, it changes their answers")
+            raise OnnxspectError(
+                "a dormant part is awake on some clean samples: frozen, it changes their answers",
+                "take the samples that carry its trigger out of the clean ones",
+            )
         facts = {
             "frozen": [printable(f.value) for f in frozen],
             "samples": len(images),

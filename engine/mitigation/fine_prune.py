@@ -64,7 +64,10 @@ class FinePrune:
         student, parameters = trainable_copy(given.subject)
         exact = [layer for layer in layers(given.subject) if layer.exact]
         if not exact:
-            raise OnnxspectError(f"{given.subject.name}: no layer's neurons can be switched off by weights alone")
+            raise OnnxspectError(
+                f"{given.subject.name}: no layer's neurons can be switched off by weights alone",
+                "another method, such as --method unlearn",
+            )
         layer = last_convolutional(exact)
         off = self._silent(given, layer)
         zeros = zeroed(given.subject, layer, off)

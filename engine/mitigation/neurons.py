@@ -113,7 +113,10 @@ def last_convolutional(candidates: Sequence[Layer]) -> Layer:
         OnnxspectError: there are no layers.
     """
     if not candidates:
-        raise OnnxspectError("no inner layer of this model is a cut whose neurons can be distinguished")
+        raise OnnxspectError(
+            "no inner layer of this model is a cut whose neurons can be distinguished",
+            "a method that needs no layer, such as --method unlearn",
+        )
     return next((layer for layer in reversed(candidates) if layer.rank == 4), candidates[-1])
 
 

@@ -49,7 +49,10 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
     wanted = list(scan.targets if targets is None else targets)
     unknown = [t for t in wanted if t >= len(classes)]
     if unknown:
-        raise OnnxspectError(f"{folder}: class {unknown[0]}, but the model has {len(classes)} classes")
+        raise OnnxspectError(
+            f"{folder}: class {unknown[0]}, but the model has {len(classes)} classes",
+            f"indices from 0 to {len(classes) - 1}",
+        )
     triggers: list[Trigger] = []
     ids = []
     by_logic = False
@@ -68,7 +71,10 @@ def read_recovered(folder: Path, targets: Sequence[int] | None = None) -> Recove
         triggers += [replace(t, smallest=traits.smallest) for t in found]
     missing = sorted(set(wanted) - {t.target for t in triggers})
     if targets is not None and missing:
-        raise OnnxspectError(f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}")
+        raise OnnxspectError(
+            f"{folder}: the scan found no trigger to class {', '.join(map(str, missing))}",
+            "name classes that it has triggers to (triggers.npz), or scan with another preset",
+        )
     return RecoveredTriggers(scan, tuple(triggers), "+".join(ids), by_logic)
 
 

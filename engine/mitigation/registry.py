@@ -129,7 +129,10 @@ def _own(settings: Mapping[str, Any], entries: Mapping[str, Registered]) -> dict
         method = method_name(method)
         setting = find(method, key, MAKERS, full)
         if method not in own:
-            raise OnnxspectError(f"{full}: {method} is not among the methods to try ({', '.join(entries)})")
+            raise OnnxspectError(
+                f"{full}: {method} is not among the methods to try ({', '.join(entries)})",
+                "leave it away, or name the method with --method",
+            )
         own[method][setting.path] = value
     return own
 

@@ -42,6 +42,8 @@ class Searches:
 
 #: A trigger counts as small up to this share of what other classes need.
 SMALL = 0.5
+#: The name under which the randomness of the searches for size limits is drawn.
+_LIMITS = "room"
 #: At most so many of the other classes are searched.
 _OTHERS = 4
 
@@ -62,15 +64,11 @@ def with_size_limits(
         how: as the later searches that this is compared with.
     """
     how = how or Searches()
-    suspected = {t.target for t in triggers}
-    measured = []
-    for trigger in triggers:
-        free = [c for c in range(subject.classes) if c not in suspected and c != trigger.source]
-        measured.append((_family(trigger), trigger.source, tuple(free[:: max(1, len(free) // _OTHERS)][:_OTHERS])))
+    measured = _compared_with(triggers, subject.classes)
     typical = {}
     for family, source, others in dict.fromkeys(measured):
         units = [Unit(c, source) for c in others]
-        found = [t.size for _, t in _searched(subject, samples, units, family, how, run, "room")]
+        found = [t.size for _, t in _searched(subject, samples, units, family, how, run, _LIMITS)]
         typical[family, source, others] = float(np.median(found)) if found else np.inf
     return tuple(
         replace(
@@ -80,6 +78,21 @@ def with_size_limits(
         else t
         for t, key in zip(triggers, measured, strict=True)
     )
+
+
+def compared(triggers: Sequence[Trigger], classes: int) -> int:
+    """How many searches `with_size_limits` makes."""
+    return sum(len(others) for _, _, others in dict.fromkeys(_compared_with(triggers, classes)))
+
+
+def _compared_with(triggers: Sequence[Trigger], classes: int) -> list[tuple[str, int | None, tuple[int, ...]]]:
+    """For each trigger its family, its source, and the classes without an attack that are searched in the same way."""
+    suspected = {t.target for t in triggers}
+    found = []
+    for trigger in triggers:
+        free = [c for c in range(classes) if c not in suspected and c != trigger.source]
+        found.append((_family(trigger), trigger.source, tuple(free[:: max(1, len(free) // _OTHERS)][:_OTHERS])))
+    return found
 
 
 @dataclass(frozen=True)
@@ -137,11 +150,17 @@ def _searched(
     """What one search finds for each unit; nothing for those that it finds nothing for."""
     perturbation, config = (MaskPattern(), how.masks) if family == MASK else (Additive(), how.added)
     found: list[tuple[Unit, Trigger]] = []
+    if not units:
+        return found
+    task = "classes without an attack" if which == _LIMITS else "new search"
+    run.observer.start(task, len(units))
     for untargeted in (False, True):
         some = [u for u in units if (u.target == UNTARGETED) is untargeted]
         aim = ReachTarget(perturbation, untargeted=untargeted)
         results = search(subject, samples, plan(some, 1), aim, config, run, which)
-        found += [
-            (r.unit, Trigger.kept(r.unit.target, r.trigger, r.unit.source)) for rs in results for r in rs if r.found
-        ]
+        for batch in results:
+            found += [(r.unit, Trigger.kept(r.unit.target, r.trigger, r.unit.source)) for r in batch if r.found]
+            for r in batch:
+                run.observer.advance(task, f"class {r.unit.target}" if r.unit.target != UNTARGETED else "")
+    run.observer.finish(task)
     return found

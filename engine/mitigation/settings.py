@@ -109,7 +109,7 @@ def parsed(texts: Sequence[str], methods: Mapping[str, Any]) -> dict[str, Any]:
         setting = find(method_name(method), key, methods, f"--set {name.strip()}")
         full = f"{method_name(method)}.{setting.key}"
         if full in found:
-            raise OnnxspectError(f"--set {full}: given twice")
+            raise OnnxspectError(f"--set {full}: given twice", "give it once")
         found[full] = setting.parse(value, f"--set {full}")
     return found
 

@@ -56,6 +56,7 @@ class TargetLogitSuppression:
     name: ClassVar[str] = NAME
     trains: ClassVar[bool] = True
     mends: ClassVar[bool] = False
+    training: ClassVar[None] = None  # it fits a discriminant, in one pass
     layers: tuple[int, ...] = (LAYERS, LAYERS + 2)
     ridge: float = RIDGE
 
@@ -72,14 +73,21 @@ class TargetLogitSuppression:
         """
         taps = inner_layers(given, NAME)
         if any(t.target == UNTARGETED for t in given.triggers):
-            raise OnnxspectError(f"{NAME}: a trigger that leads every class to another has no single logit to suppress")
+            raise OnnxspectError(
+                f"{NAME}: a trigger that leads every class to another has no single logit to suppress",
+                "another method, such as --method unlearn",
+            )
         info, file = given.subject.origin.logits, given.subject.origin.file
         if info.chosen or info.how == "one_logit" or _numbers(given.subject) != given.subject.classes:
             raise OnnxspectError(
-                f"{given.subject.name}: its class scores are not one value of the file for each class: {NAME} cannot suppress one"
+                f"{given.subject.name}: its class scores are not one value of the file for each class: {NAME} cannot suppress one",
+                "another method, such as --method unlearn",
             )
         if not any(info.value in n.output for n in file.proto.graph.node):
-            raise OnnxspectError(f"{given.subject.name}: its class scores are no value of the file")
+            raise OnnxspectError(
+                f"{given.subject.name}: its class scores are no value of the file",
+                "another method, such as --method unlearn",
+            )
         tried = [_Tried.of(given, trigger_score(given, taps, self.layers[0], self.ridge))]
         for layers in self.layers[1:]:
             if tried[-1].led > given.success:

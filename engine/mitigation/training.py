@@ -314,7 +314,10 @@ def trainable_copy(subject: Subject) -> tuple[Subject, dict[str, torch.nn.Parame
     found = roles(origin.file.proto, origin.lowered)
     parameters = {n: p for n, p in module.named_parameters() if found.get(n) in TRAINABLE}
     if not parameters:
-        raise OnnxspectError(f"{subject.name}: no weight in it can be trained and written back")
+        raise OnnxspectError(
+            f"{subject.name}: no weight in it can be trained and written back",
+            "a method that trains nothing, such as --method input-filter",
+        )
     if subject.module is origin.lowered.module:
         return replace(subject, module=module), parameters
     wrapped = copy.copy(subject.module)  # the logarithm of a model that answers probabilities (subject.py)

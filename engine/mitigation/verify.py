@@ -155,6 +155,7 @@ class Verification:
         latency: of both files; empty where it was not asked for.
         strip: what STRIP would do; None where it was not asked for.
         rescan: what a fresh scan said; None where it was not asked for.
+        notes: what was changed, guessed or left out in opening the original and reading the samples, in sentences.
     """
 
     accuracy_before: float
@@ -175,6 +176,7 @@ class Verification:
     latency: tuple[Latency, ...] = ()
     strip: StripEffect | None = None
     rescan: Rescan | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -236,6 +238,7 @@ class Verification:
             "other_differences": list(self.differences),
             "goals": vars(self.goals),
             "measured_in": "onnxruntime",
+            "notes": list(self.notes),
         }
 
 
@@ -278,7 +281,9 @@ def verify(
     differences = compare(before.proto, plain)
     interface = [d.text for d in differences if d.kind == "interface"]
     if interface:
-        raise OnnxspectError(f"{patched}: not a patch of {original}: {interface[0]}")
+        raise OnnxspectError(
+            f"{patched}: not a patch of {original}: {interface[0]}", "--against names the file that was patched"
+        )
     filter_outputs = added_outputs(before.proto, after.proto)
     logits = logits or logits_of(inline_functions(before.proto))
     old = _Judged(before, spec, device, logits)
@@ -293,7 +298,10 @@ def verify(
             raise InconclusiveError(f"no samples of any class but {target} to measure trigger {name} on")
         stamped = trigger.apply(samples.images[rows])
         if stamped.shape != samples.images[rows].shape:
-            raise OnnxspectError(f"trigger {name} does not fit images of shape {samples.shape}")
+            raise OnnxspectError(
+                f"trigger {name} does not fit images of shape {samples.shape}",
+                "its mask and pattern are arrays (channels, height, width) of the model's size",
+            )
         stamped_images[name] = stamped
         (hit_old, _), (hit_new, caught) = old(stamped), new(stamped)
         at_first, labels = trigger.leads(hit_old, samples.labels[rows]), samples.labels[rows]

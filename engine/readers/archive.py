@@ -70,7 +70,7 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
         raise
     except _ERRORS as error:
         line = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise caused_by(error, f"{path}: not a readable archive ({line})") from error
+        raise caused_by(error, f"{path}: not a readable archive ({line})", "copy or fetch it again") from error
 
 
 def _of_zip(path: Path, asked: Asked) -> Listing | None:
@@ -109,7 +109,10 @@ def _of_tar(path: Path, asked: Asked) -> Listing:
         with _named(path, name):
             stream = archive.extractfile(members[name])
             if stream is None:
-                raise OnnxspectError(f"{path}: {printable(name)} is no plain file")
+                raise OnnxspectError(
+                    f"{path}: {printable(name)} is no plain file",
+                    "archives of plain files alone are read: unpack it yourself, and give the folder",
+                )
             return _whole(stream, path, name)
 
     return _listed(path, list(members), asked, store, said)
@@ -143,12 +146,17 @@ def _named(path: Path, name: str) -> Iterator[None]:
         raise
     except (*_ERRORS, RuntimeError) as error:  # RuntimeError: an encrypted member
         line = printable((str(error).splitlines() or [type(error).__name__])[0], 120)
-        raise caused_by(error, f"{path}: {printable(name)} cannot be read ({line})") from error
+        raise caused_by(
+            error, f"{path}: {printable(name)} cannot be read ({line})", "unpack it yourself, and give the folder"
+        ) from error
 
 
 def _whole(stream: IO[bytes], path: Path, name: str) -> IO[bytes]:
     """A member in memory: as much as a picture may have, whatever its header says."""
     data = stream.read(MEMBER + 1)
     if len(data) > MEMBER:
-        raise OnnxspectError(f"{path}: {printable(name)} is larger than {MEMBER:,} bytes")
+        raise OnnxspectError(
+            f"{path}: {printable(name)} is larger than {MEMBER:,} bytes",
+            "no picture is so large: unpack it yourself, and give the folder",
+        )
     return io.BytesIO(data)

@@ -56,7 +56,10 @@ class ArrayReader:
             if row is None:
                 break
         if row is not None:
-            raise OnnxspectError(f"{self.root}: holds {start} images but {len(self.labels)} labels")
+            raise OnnxspectError(
+                f"{self.root}: holds {start} images but {len(self.labels)} labels",
+                "one label an image: copy the set again, or make it anew",
+            )
 
     def fingerprint(self) -> str:
         """As `Reader` has it."""
@@ -92,7 +95,7 @@ def array_reader(
             f"{where}{count} images but {len(numbers)} labels", "one label an image: the two are not of the same set"
         )
     if count == 0:
-        raise OnnxspectError(f"{where}no images in it")
+        raise OnnxspectError(f"{where}no images in it", "clean images with their labels are needed, a hundred at least")
     labelled = of_numbers(numbers, names, classes, str(root))
     return ArrayReader(form, str(root), labelled.labels, labelled.names, batches, digest, (*said, *labelled.notes))
 
@@ -106,14 +109,22 @@ def as_pixels(images: np.ndarray, where: str) -> np.ndarray:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:
-        raise OnnxspectError(f"{where}images have {images.ndim} axes, not 4 (n, height, width, channels)")
+        raise OnnxspectError(
+            f"{where}images have {images.ndim} axes, not 4 (n, height, width, channels)",
+            "an array (n, height, width, channels), or (n, height, width) of grey images",
+        )
     if images.dtype.kind not in "uif":
-        raise OnnxspectError(f"{where}images are of type {images.dtype}, not uint8 or float")
+        raise OnnxspectError(
+            f"{where}images are of type {images.dtype}, not uint8 or float", "uint8 to 255, or floats in [0, 1]"
+        )
     channels_last = images.shape[-1] in (1, 3)
     if not channels_last and images.shape[1] not in (1, 3):
         if images.shape[-1] == 4:
             raise OnnxspectError(f"{where}images have an alpha channel", "drop it: 1 or 3 channels are expected")
-        raise OnnxspectError(f"{where}images of shape {images.shape[1:]} have neither 1 nor 3 channels")
+        raise OnnxspectError(
+            f"{where}images of shape {images.shape[1:]} have neither 1 nor 3 channels",
+            "grey or RGB images: (n, height, width, channels)",
+        )
     if not channels_last:
         images = images.transpose(0, 2, 3, 1)
     if images.dtype.kind in "ui":
@@ -124,7 +135,7 @@ def as_pixels(images: np.ndarray, where: str) -> np.ndarray:
             )
         return images.astype(np.uint8)
     if not np.isfinite(images).all():
-        raise OnnxspectError(f"{where}images hold NaN or infinity")
+        raise OnnxspectError(f"{where}images hold NaN or infinity", "take those images out of the set")
     if images.size and (images.min() < 0 or images.max() > 1):
         raise OnnxspectError(
             f"{where}float pixels span {images.min():.3g}..{images.max():.3g}, not [0, 1]",

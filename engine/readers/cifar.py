@@ -79,7 +79,10 @@ def _load(file: Path, kind: _Kind) -> tuple[np.ndarray, np.ndarray]:
     if kind.label_bytes:
         record = kind.label_bytes + _PIXELS
         if len(data) % record:
-            raise OnnxspectError(f"{file}: {len(data):,} bytes are no whole number of records of {record}")
+            raise OnnxspectError(
+                f"{file}: {len(data):,} bytes are no whole number of records of {record}",
+                "the download did not finish: fetch it again",
+            )
         rows = np.frombuffer(data, np.uint8).reshape(-1, record)
         labels, pixels = rows[:, kind.label_bytes - 1].astype(np.int64), rows[:, kind.label_bytes :]
     else:
@@ -88,7 +91,9 @@ def _load(file: Path, kind: _Kind) -> tuple[np.ndarray, np.ndarray]:
         stored = found.get("data")
         pixels = stored if isinstance(stored, np.ndarray) else np.empty(0, np.uint8)
         if not isinstance(stored, np.ndarray) or pixels.ndim != 2 or pixels.shape[1] != _PIXELS:
-            raise OnnxspectError(f"{file}: no `data` of {_PIXELS} bytes an image in it")
+            raise OnnxspectError(
+                f"{file}: no `data` of {_PIXELS} bytes an image in it", "the download did not finish: fetch it again"
+            )
     return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels
 
 
@@ -107,4 +112,6 @@ def _bytes(file: Path) -> bytes:
         limits().check_bytes(file.stat().st_size, str(file), "it")
         return file.read_bytes()
     except OSError as error:
-        raise caused_by(error, f"{file}: cannot be read ({error.strerror or error})") from error
+        raise caused_by(
+            error, f"{file}: cannot be read ({error.strerror or error})", "copy or fetch it again"
+        ) from error

@@ -72,19 +72,26 @@ class Columns(EncodedPictures):
             return bytes(data)
         if isinstance(stored, Mapping) and stored.get("path"):
             raise OnnxspectError(f"{where}: names a file and holds no picture", "save the set with its images embedded")
-        raise OnnxspectError(f"{where}: holds no encoded picture")
+        raise OnnxspectError(
+            f"{where}: holds no encoded picture", "save the set with its images embedded, as PNG or JPEG"
+        )
 
 
 def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) -> Columns:
     if not paths:
-        raise OnnxspectError(f"{root}: no Arrow or parquet files in it")
+        raise OnnxspectError(
+            f"{root}: no Arrow or parquet files in it",
+            "give the folder that save_to_disk wrote, or one of parquet files",
+        )
     columns, metadata = _schema(paths[0])
     image, label = columns_of(columns, IMAGE_COLUMNS, LABEL_COLUMNS, str(root))
     values: list[object] = [v for p in paths for batch in _batches(p, [label]) for v in batch[label]]
     if not values:
-        raise OnnxspectError(f"{root}: no rows in it")
+        raise OnnxspectError(f"{root}: no rows in it", "the set is empty: give another part of it")
     if any(v is None for v in values):
-        raise OnnxspectError(f"{root}: row {values.index(None)} has no label")
+        raise OnnxspectError(
+            f"{root}: row {values.index(None)} has no label", "take such rows out of the set, or give the labelled part"
+        )
     names = _names(metadata, label) or _names(_beside(paths[0]), label)
     labelled: Labelled = labelled_column(values, asked, str(root))
     if names and all(isinstance(v, int) for v in values):
@@ -144,7 +151,9 @@ def _schema(path: Path) -> tuple[list[str], Mapping[str, Any]]:
         else:
             schema = arrow.parquet.read_schema(path)
     except (OSError, ValueError, arrow.ArrowException) as error:
-        raise caused_by(error, f"{path}: cannot be read ({printable(str(error), 100)})") from error
+        raise caused_by(
+            error, f"{path}: cannot be read ({printable(str(error), 100)})", "copy or fetch it again"
+        ) from error
     return list(schema.names), _parsed((schema.metadata or {}).get(b"huggingface", b""))
 
 
@@ -177,7 +186,9 @@ def _batches(path: Path, columns: list[str]) -> Iterator[Mapping[str, list[Any]]
                 for batch in file.iter_batches(_ROWS, columns=columns):
                     yield {c: batch.column(c).to_pylist() for c in columns}
     except (OSError, ValueError, KeyError, arrow.ArrowException) as error:
-        raise caused_by(error, f"{path}: cannot be read ({printable(str(error), 100)})") from error
+        raise caused_by(
+            error, f"{path}: cannot be read ({printable(str(error), 100)})", "copy or fetch it again"
+        ) from error
 
 
 def _beside(path: Path) -> Mapping[str, Any]:

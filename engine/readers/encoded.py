@@ -53,6 +53,7 @@ class EncodedPictures(ABC):
 
     def images(self, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """As `Reader` has it."""
+        self._seen.again()
         wanted = iter(checked_rows(rows, len(self.labels)))
         row, depth = next(wanted, None), None
         for index, stored in enumerate(self.stored()):

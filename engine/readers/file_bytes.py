@@ -18,7 +18,7 @@ def exactly(stream: IO[bytes], count: int, shorter: str) -> bytes:
     """
     data = stream.read(count)
     if len(data) != count:
-        raise OnnxspectError(shorter)
+        raise OnnxspectError(shorter, "the download or copy did not finish: fetch it again")
     return data
 
 

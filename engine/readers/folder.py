@@ -28,7 +28,9 @@ def open_folder(path: Path, asked: Asked) -> Listing:
             raise without_folders(path, [p.name for p in path.iterdir()])
         files = list(_files(path))
     except OSError as error:
-        raise OnnxspectError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise OnnxspectError(
+            f"{path}: cannot be read ({error.strerror or error})", "make it readable for the user who runs onnxspect"
+        ) from error
     if not any(Path(f).suffix.lower() in SUFFIXES and "/" in f for f in files):
         raise without_images(path, files, len(classes))
     found = by_folder(files, asked.training, str(path))

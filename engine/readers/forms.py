@@ -50,7 +50,7 @@ def open_reader(path: str | Path, asked: Asked | None = None) -> Reader:
     if not _exists(path):
         raise OnnxspectError(f"{path}: no such file or folder", f"give {FORMS}")
     if not (path.is_dir() or path.is_file()):
-        raise OnnxspectError(f"{path}: neither a regular file nor a folder")
+        raise OnnxspectError(f"{path}: neither a regular file nor a folder", "give a file or a folder")
     if path.is_file():
         refuse_named(path)
     for opener in FOLDERS if path.is_dir() else FILES:

@@ -14,6 +14,7 @@ from onnxspect.engine.errors import OnnxspectError, caused_by
 from onnxspect.engine.readers.arrays import BATCH, ArrayReader, array_reader
 from onnxspect.engine.readers.file_bytes import digest_of, exactly
 from onnxspect.engine.readers.limits import limits, unpacked
+from onnxspect.engine.readers.neighbours import inside
 from onnxspect.engine.readers.reader import Asked
 
 #: Beginnings of the file names of each part (EMNIST's carry its name in front), by what is asked for.
@@ -41,7 +42,7 @@ def open_file(path: Path, asked: Asked) -> ArrayReader | None:
 
 def _listdir(place: Path) -> list[Path]:
     try:
-        return sorted(p for p in place.iterdir() if p.is_file())
+        return [p for p in inside(place) if p.is_file()]
     except OSError:
         return []
 
@@ -60,7 +61,9 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
             limits().check_bytes(8 * count, str(labels), f"{count} labels")
             values = np.frombuffer(_exactly(file, count, labels), np.uint8)
     except _ERRORS as error:
-        raise caused_by(error, f"{images}: not a readable IDX file ({str(error)[:80]})") from error
+        raise caused_by(
+            error, f"{images}: not a readable IDX file ({str(error)[:80]})", "copy or fetch it again"
+        ) from error
     limits().check_image(shape[2], shape[1], str(images))
 
     def batches() -> Iterator[np.ndarray]:
@@ -73,7 +76,9 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
                         n, *shape[1:]
                     )
         except _ERRORS as error:
-            raise caused_by(error, f"{images}: not a readable IDX file ({str(error)[:80]})") from error
+            raise caused_by(
+                error, f"{images}: not a readable IDX file ({str(error)[:80]})", "copy or fetch it again"
+            ) from error
 
     return array_reader(
         "IDX files", images, shape[0], values, (), asked.classes, batches, lambda: digest_of(images), said
@@ -83,7 +88,10 @@ def _open(images: Path, asked: Asked, said: list[str]) -> ArrayReader:
 def _header(file: IO[bytes], path: Path, axes: int) -> tuple[int, ...]:
     zero, kind, found = struct.unpack(">HBB", _exactly(file, 4, path))
     if zero != 0 or kind != _BYTES or found != axes:
-        raise OnnxspectError(f"{path}: not an IDX file of {axes} axes of bytes")
+        raise OnnxspectError(
+            f"{path}: not an IDX file of {axes} axes of bytes",
+            "MNIST's own files are meant, with images and labels side by side: fetch them again",
+        )
     return struct.unpack(f">{axes}I", _exactly(file, 4 * axes, path))
 
 

@@ -225,7 +225,10 @@ def _inline(text: str) -> tuple[str, ...]:
         return names
     by_index = {int(index): name for name, _, index in pairs}
     if len(by_index) < len(pairs):
-        raise OnnxspectError(f"the given list of classes: an index is in it twice ({printable(text, 80)})")
+        raise OnnxspectError(
+            f"the given list of classes: an index is in it twice ({printable(text, 80)})",
+            "each class once: --classes cat=3,dog=17",
+        )
     return tuple(by_index.get(i, f"class-{i}") for i in range(max(by_index) + 1))
 
 
@@ -242,7 +245,7 @@ def _read(path: Path) -> tuple[str, ...]:
         if not path.is_file():  # a device has no end, and a FIFO perhaps no beginning
             raise OnnxspectError(f"{path}: not a regular file with class names", "one name a line")
         if size > _LIST_BYTES:
-            raise OnnxspectError(f"{path}: no list of class names ({size:,} bytes)")
+            raise OnnxspectError(f"{path}: no list of class names ({size:,} bytes)", "one name a line")
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise caused_by(error, f"{path}: not a readable list of class names", "one name a line") from error

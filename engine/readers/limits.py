@@ -85,7 +85,9 @@ def _limits(given: tuple[tuple[str, str], ...]) -> DataLimits:
     values: dict[str, int] = {"array_bytes": _half_of_memory()}
     for name, text in given:
         if not text.isdecimal() or int(text) < 1:
-            raise OnnxspectError(f"{VARIABLES[name]}={text!r:.40}: not a whole number above 0")
+            raise OnnxspectError(
+                f"{VARIABLES[name]}={text!r:.40}: not a whole number above 0", "such as 1000000, or leave it unset"
+            )
         values[name] = int(text)
     return DataLimits(**values)
 

@@ -54,6 +54,7 @@ class Listing:
 
     def images(self, rows: Sequence[int] | None = None) -> Iterator[np.ndarray]:
         """As `Reader` has it."""
+        self._seen.again()
         depth: int | None = None
         for row in checked_rows(rows, len(self.files)):
             name = self.files[row]

@@ -16,6 +16,7 @@ from onnxspect.engine.readers.encoded import columns_of
 from onnxspect.engine.readers.labels import Labelled, listed, of_numbers, of_words
 from onnxspect.engine.readers.limits import limits
 from onnxspect.engine.readers.listing import Listing, listing
+from onnxspect.engine.readers.neighbours import inside
 from onnxspect.engine.readers.pixels import SUFFIXES
 from onnxspect.engine.readers.reader import Asked
 
@@ -86,7 +87,9 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
     try:
         rows = list(_spaced(path) if kind in _SPACED else _csv(path) if kind in (".csv", ".tsv") else _json_lines(path))
     except (OSError, ValueError, csv.Error, RecursionError) as error:
-        raise caused_by(error, f"{path}: not a readable list ({printable(str(error), 100)})") from error
+        raise caused_by(
+            error, f"{path}: not a readable list ({printable(str(error), 100)})", "save it as CSV in UTF-8"
+        ) from error
     if not rows:
         raise OnnxspectError(f"{path}: no rows in it", "a column of files and one of labels")
     columns = [str(c) for c in rows[0]]
@@ -97,7 +100,10 @@ def open_file(path: Path, asked: Asked) -> Listing | None:
     places = _Places(root, path)
     for number, row in enumerate(rows, 2 if kind in (".csv", ".tsv") else 1):
         if row.get(file) in (None, "") or row.get(label) in (None, ""):
-            raise OnnxspectError(f"{path}: row {number} has no {'file' if not row.get(file) else 'label'}")
+            raise OnnxspectError(
+                f"{path}: row {number} has no {'file' if not row.get(file) else 'label'}",
+                "every row names a file and its label",
+            )
         names.append(places.of(str(row[file]), number))
         words.append(row[label])
     digest = hashlib.sha256()
@@ -132,7 +138,7 @@ class _Places:
 
     def __init__(self, root: Path, path: Path) -> None:
         self._root, self._path = root, path
-        self._folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        self._folders = [p for p in inside(root) if p.is_dir() and not p.name.startswith(".")]
         self._in, self._ending, self._turned = "", "", False
 
     def of(self, name: str, number: int) -> str:

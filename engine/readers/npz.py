@@ -24,6 +24,8 @@ from onnxspect.engine.readers.reader import Asked
 
 #: Names of class-name arrays.
 _CLASSES = ("classes", "class_names", "label_names")
+#: What helps where a file cannot be read.
+_AGAIN = "save it anew: np.savez(path, images=x, labels=y)"
 _ERRORS = (
     ValueError,
     OSError,
@@ -67,7 +69,7 @@ def open_file(path: Path, asked: Asked) -> ArrayReader:
                 f"{path}: an .npy array, not an .npz with images and labels",
                 "put both into one file: np.savez('data.npz', images=x, labels=y)",
             ) from error
-        raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})") from error
+        raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})", _AGAIN) from error
     said = []
     others = sorted(inside - {images, labels, *_CLASSES})
     if any(x in inside and x != images for x, _ in asked.keys):
@@ -102,7 +104,7 @@ def arrays(source: Path | IO[bytes], where: str, names: Collection[str] | None =
     """
     found: dict[str, np.ndarray] = {}
     if isinstance(source, Path) and source.exists() and not source.is_file():
-        raise OnnxspectError(f"{where}: not a regular file")
+        raise OnnxspectError(f"{where}: not a regular file", "give the path of an .npz file")
     try:
         with zipfile.ZipFile(source) as archive:
             for member in archive.namelist():
@@ -113,7 +115,7 @@ def arrays(source: Path | IO[bytes], where: str, names: Collection[str] | None =
     except OnnxspectError:
         raise
     except _ERRORS as error:
-        raise caused_by(error, f"{where}: not a readable npz file ({_first_line(error)})") from error
+        raise caused_by(error, f"{where}: not a readable npz file ({_first_line(error)})", _AGAIN) from error
     return found
 
 
@@ -126,7 +128,10 @@ def _header_of(archive: zipfile.ZipFile, name: str, path: Path) -> npy.Header:
         header = npy.read_header(stream)
     shape = header.shape
     if len(shape) < 3:
-        raise OnnxspectError(f"{path}: images have {len(shape)} axes, not 4 (n, height, width, channels)")
+        raise OnnxspectError(
+            f"{path}: images have {len(shape)} axes, not 4 (n, height, width, channels)",
+            "an array (n, height, width, channels), or (n, height, width) of grey images",
+        )
     one = math.prod(shape[1:]) * header.dtype.itemsize
     most = one * (shape[0] if header.fortran else min(shape[0], BATCH))
     limits().check_bytes(most, str(path), f"{name} of shape {shape}")
@@ -159,7 +164,7 @@ def _batches(path: Path, name: str) -> Iterator[np.ndarray]:
     except OnnxspectError:
         raise
     except _ERRORS as error:
-        raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})") from error
+        raise caused_by(error, f"{path}: not a readable npz file ({_first_line(error)})", _AGAIN) from error
 
 
 def _exactly(stream: IO[bytes], count: int, path: Path) -> bytes:

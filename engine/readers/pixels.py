@@ -28,7 +28,7 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 #: Depths that a sensor's grey levels have inside 16-bit files.
 DEPTHS = (8, 10, 12, 14, 16)
-_GREY = ("1", "L", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_GREY = ("1", "L", "LA", "I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 _ORIENTATION = 0x0112
 #: The gamma that a PNG's pixels have where it states none: that of sRGB.
 _GAMMA = 1 / 2.2
@@ -52,10 +52,19 @@ _NOTES = {
 
 
 class Seen:
-    """What was changed in pictures, counted: the one mutable thing of a reader."""
+    """What was changed in pictures, counted: the one mutable thing of a reader.
+
+    A set may be read more than once; what is said of it is the most that one reading met.
+    """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._most: Counter[str] = Counter()
+
+    def again(self) -> None:
+        """The set is read from its beginning: no picture is counted twice."""
+        self._most |= self._counts
+        self._counts.clear()
 
     def add(self, what: str) -> None:
         """One more picture of which this holds."""
@@ -63,10 +72,11 @@ class Seen:
 
     def notes(self) -> tuple[str, ...]:
         """In sentences."""
+        most = self._most | self._counts
         return tuple(
-            text.format(n=f"{self._counts[what]} image{'s' if self._counts[what] > 1 else ''}")
+            text.format(n=f"{most[what]} image{'s' if most[what] > 1 else ''}")
             for what, text in _NOTES.items()
-            if self._counts[what]
+            if most[what]
         )
 
 

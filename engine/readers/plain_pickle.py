@@ -99,8 +99,11 @@ def read(data: bytes, where: str) -> dict[str, Any]:
             f"{where}: a pickle that is no plain data: {error}", "it was not run; do not unpickle it"
         ) from error
     except Exception as error:  # a damaged pickle raises anything
-        raise OnnxspectError(f"{where}: not a readable pickle ({printable(str(error), 80)})") from error
+        raise OnnxspectError(
+            f"{where}: not a readable pickle ({printable(str(error), 80)})",
+            "the published CIFAR files are meant: fetch them again",
+        ) from error
     if not isinstance(found, dict):
-        raise OnnxspectError(f"{where}: holds no dict")
+        raise OnnxspectError(f"{where}: holds no dict", "the published CIFAR files are meant: fetch them again")
     named = {k.decode("latin-1") if isinstance(k, bytes) else str(k): v for k, v in found.items()}
     return {k: v.value if isinstance(v, _Array) and hasattr(v, "value") else v for k, v in named.items()}

@@ -69,7 +69,10 @@ class Records(EncodedPictures):
         """The one picture of a record."""
         values = _example(cast(bytes, stored), where).get(self.column, [])
         if len(values) != 1 or not isinstance(values[0], bytes):
-            raise OnnxspectError(f"{where}: {self.column} is not one encoded picture")
+            raise OnnxspectError(
+                f"{where}: {self.column} is not one encoded picture",
+                "save the images as PNG or JPEG in one bytes feature",
+            )
         return values[0]
 
 
@@ -83,10 +86,13 @@ def _open(root: Path, paths: Sequence[Path], asked: Asked, said: Sequence[str]) 
             image, label = columns_of(sorted(example), IMAGE_FEATURES, LABEL_FEATURES, str(root))
         found = example.get(label, [])
         if len(found) != 1:
-            raise OnnxspectError(f"{root}: record {number} has {len(found)} labels, not one")
+            raise OnnxspectError(
+                f"{root}: record {number} has {len(found)} labels, not one",
+                "one whole number, or one text, as the label of a record",
+            )
         values.append(found[0].decode("utf-8", "replace") if isinstance(found[0], bytes) else found[0])
     if not values:
-        raise OnnxspectError(f"{root}: no records in it")
+        raise OnnxspectError(f"{root}: no records in it", "the set is empty: give another part of it")
     names = _names(paths[0].parent / f"{label}.labels.txt")
     whole = [v for v in values if isinstance(v, int)]
     if names and len(whole) == len(values):
@@ -125,7 +131,9 @@ def _records(path: Path) -> Iterator[bytes]:
                     raise EOFError("ends inside a record")
                 yield data[:length]
     except _ERRORS as error:
-        raise caused_by(error, f"{path}: not a readable TFRecord file ({printable(str(error), 80)})") from error
+        raise caused_by(
+            error, f"{path}: not a readable TFRecord file ({printable(str(error), 80)})", "copy or fetch it again"
+        ) from error
 
 
 def _example(data: bytes, where: str) -> dict[str, list[bytes | int | float]]:
@@ -138,7 +146,10 @@ def _example(data: bytes, where: str) -> dict[str, list[bytes | int | float]]:
                 found[name] = [v for feature in _fields(entry, 2) for v in _values(feature)]
         return found
     except (ValueError, IndexError, struct.error) as error:
-        raise OnnxspectError(f"{where}: not a tf.train.Example ({printable(str(error), 60)})") from error
+        raise OnnxspectError(
+            f"{where}: not a tf.train.Example ({printable(str(error), 60)})",
+            "records of tf.train.Example are read: write the set so, or as npz",
+        ) from error
 
 
 def _values(feature: bytes) -> Iterator[bytes | int | float]:

@@ -88,7 +88,9 @@ def _view(report: Report, folder: Path) -> dict[str, Any]:
         "inconclusive": "Why there is no verdict",
     }
     sections = [("found", "What was found")] if found else []
-    sections += [("why", why_title[report["verdict"]]), ("limits", "Not checked"), ("next", "What to do")]
+    sections += [("why", why_title[report["verdict"]]), ("limits", "Not checked")]
+    sections += [("notes", "Changed or guessed")] if report.get("notes") else []
+    sections += [("next", "What to do")]
     sections += [("classes", "Every class")] if rows else []
     ran = [d["name"] for d in report["detectors"]]
     terms = ["backdoor", "trigger", "target", "p", "reference", "anomaly", "unseen", "mad", "accuracy", "converged"]

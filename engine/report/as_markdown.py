@@ -50,6 +50,8 @@ def render(report: Mapping[str, Any], folder: Path | None = None, accepted: Mapp
         lines += [f"| {escaped(words.label(c))} | {c['p_value']:.2g} | {escaped(c['kind'])} |" for c in rows]
         lines += ["", "</details>", ""]
     lines += ["**Not checked**", "", *(f"- {escaped(limit)}" for limit in report["limits"]), ""]
+    if report.get("notes"):
+        lines += ["**Changed, guessed or left out**", "", *(f"- {escaped(note)}" for note in report["notes"]), ""]
     lines.append(f"Report digest {_code(report['digest'])}.")
     return "\n".join(lines) + "\n"
 

@@ -28,7 +28,9 @@ def _view(document: Document) -> dict[str, Any]:
     found_curve = curve(kept["facts"]) if kept is not None else None
     sections = [("effect", "Before and after")]
     sections += [("curve", "How it got there")] if found_curve else []
-    sections += [("proof", "The proof"), ("limits", "Not proven"), ("next", "What to do"), ("glossary", "Words")]
+    sections += [("proof", "The proof"), ("limits", "Not proven")]
+    sections += [("notes", "Changed or guessed")] if result.get("notes") else []
+    sections += [("next", "What to do"), ("glossary", "Words")]
     return {
         "title": f"{'Patch holds' if holds else 'Patch misses its goals'}",
         "mood": "good" if holds else "bad",

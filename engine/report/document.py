@@ -45,6 +45,7 @@ def build(
     beyond: Unreached,
     searched: Sequence[int] = (),
     devices: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The report of one scan, as plain JSON values.
 
@@ -53,6 +54,7 @@ def build(
         beyond: what no search could reach.
         searched: the classes that it was narrowed to; none stands for all.
         devices: those that an interrupted scan was moved over; none where it stayed on one.
+        notes: what was changed, guessed or left out in opening model and samples and in planning the searches, in sentences.
     """
     names = samples.names
     report: dict[str, Any] = {
@@ -100,7 +102,7 @@ def build(
             *beyond.limits,
             *limits(evidence),
         ],
-        "notes": [*samples.notes, *checked.notes],
+        "notes": list(dict.fromkeys([*notes, *checked.notes, *_of_detectors(evidence)])),
         "preset": preset,
         "device": device_name(run.device),
         "precision": asdict(precision_on(run.device)),
@@ -193,6 +195,11 @@ def _of_samples(samples: Samples, classes: int) -> list[str]:
             "One trigger that leads every class elsewhere (all-to-all) was not searched for: half have no sample."
         )
     return sentences
+
+
+def _of_detectors(evidence: Sequence[Evidence | Skipped]) -> list[str]:
+    """What detectors did otherwise than they were set to."""
+    return [f"{e.detector}: {note}" for e in evidence if isinstance(e, Evidence) for note in e.notes]
 
 
 def _moved(devices: Sequence[str]) -> list[str]:

@@ -191,6 +191,7 @@ class _Result(msgspec.Struct):
     changed_initializers: list[_Changed]
     other_differences: list[str]
     goals: _Goals
+    notes: list[str] = []
 
 
 class _Attempt(msgspec.Struct):

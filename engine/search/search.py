@@ -174,7 +174,7 @@ def places_for(subject: Subject, batches: int, images: int, bound: bool = False)
         image = 4 * int(np.prod(subject.image_shape))
         places = min(cores, searches_at_once(subject.kept_bytes, image, images))
         if places > 1:
-            return (subject,) * places, max(1, torch.get_num_threads() // places)
+            return (subject,) * places, torch.get_num_threads() // places
     return (subject,), 0
 
 
@@ -200,10 +200,7 @@ def _cut(subject: Subject, batch: Sequence[Unit], run: RunContext, detector: str
             f"{detector}: the memory of {subject.device} does not hold one image's pass through {subject.name}",
             "let other programs give memory free, or use --device cpu",
         ) from error
-    at_once = subject.images_at_once
-    share = shrink(subject.device)
-    while len(batch) == 1 and subject.images_at_once == at_once:
-        share = shrink(subject.device)
+    share = shrink(subject.device)  # and with it how many images go through the network at a time
     most = smaller_batch(len(batch))
     run.observer.notice(
         f"{detector}: out of memory on {subject.device}: {most} together from here on, of {share:.3g} of it"

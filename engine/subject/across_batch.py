@@ -3,7 +3,8 @@
 A payload need not be in the image that it changes: a maximum over the batch, a batch turned by one, a comparison of its size. Two images
 run together; the gradient of the first one's scores to the second one's pixels, in the graph with slopes everywhere
 (converters/lowering/relaxed.py), is zero where nothing flows from the one to the other. Where something does, the exact scores say whether
-it is seen on clean images (batch normalisation in training mode, quantisation by the batch's range) or sleeps there.
+it is seen on clean images (batch normalisation in training mode) or sleeps there. Dynamic quantisation takes its range from the whole batch; it
+is told apart by holding these ranges.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, fx
 
 from onnxspect.converters.lowering.batch_size import Sized, large_enough, sized
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
+from onnxspect.converters.lowering.ops.quantization import dynamic_quantize
 from onnxspect.converters.lowering.program import Program, unchanged
 from onnxspect.converters.lowering.relaxed import Relaxed
 from onnxspect.converters.lowering.taps import lying_between, results
@@ -55,12 +57,14 @@ class AcrossBatch:
 
     Attributes:
         seen: on clean images an image's scores move with the others of its batch, or with their number.
-        through: the first value by which something flows from one image to another though no clean image shows it; None for none.
+        ranges: they may, because dynamic quantisation takes its range from the whole batch, and through nothing else that was found.
+        through: the first value by which something flows from one image to another otherwise; None for none.
         size: what hangs on how many images the batch has, though no usual batch shows it; None for none.
         looked: whether these were looked for.
     """
 
     seen: bool = False
+    ranges: bool = False
     through: fx.Node | None = None
     size: BySize | None = None
     looked: bool = False
@@ -86,10 +90,12 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
             _moved(subject, alone, pixels, others)
             for others in _batches(len(pixels), _SIZES if with_slopes else _FEW_SIZES)
         )
-    if moved > _ROUNDING * max(1.0, float(alone.abs().max())):
-        return AcrossBatch(seen=True, looked=with_slopes)
+    seen = moved > _ROUNDING * max(1.0, float(alone.abs().max()))
     logits = results(subject.graph)[0]
     between = lying_between(module.graph, logits)
+    dynamic = any(n.target is dynamic_quantize for n in between)
+    if seen and not with_slopes:
+        return AcrossBatch(seen=True, ranges=dynamic)
     program = Program(module)
     with torch.no_grad():
         one, two = (program.run(subject.spec.encode(pixels[:n]), unchanged, keep=True) for n in (1, 2))
@@ -98,12 +104,15 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
     if not with_slopes:
         return AcrossBatch(size=size)
     rows = pixels[torch.arange(large_enough(between, program), device=pixels.device) % len(pixels)]
-    through = logits if _flows(subject, program, between, logits, rows) else None
-    if through is not None:
-        through = next(
-            (n for n in between if n.op != "placeholder" and _flows(subject, program, between, n, rows)), logits
-        )
-    return AcrossBatch(through=through, size=size, looked=True)
+
+    def flows(end: fx.Node, ranges_held: bool = True) -> bool:
+        return _flows(subject, Relaxed(program, end, between, 1.0, ranges_held), rows)
+
+    if not flows(logits):
+        ranges = dynamic and (seen or flows(logits, ranges_held=False))
+        return AcrossBatch(seen=seen, ranges=ranges, size=size, looked=True)
+    through = next((n for n in between if n.op != "placeholder" and flows(n)), logits)
+    return AcrossBatch(seen=seen, through=through, size=size, looked=True)
 
 
 def _by_size(subject: Subject, pixels: Tensor, found: Sized) -> BySize:
@@ -129,11 +138,11 @@ def _moved(subject: Subject, alone: Tensor, pixels: Tensor, places: Sequence[int
     return float((subject.in_one_pass(pixels[list(places)])[:1] - alone).abs().nan_to_num(0.0).max())
 
 
-def _flows(subject: Subject, program: Program, between: dict[fx.Node, int], end: fx.Node, rows: Tensor) -> bool:
+def _flows(subject: Subject, relaxed: Relaxed, rows: Tensor) -> bool:
     """Whether the first image's part of a value has a gradient to another image."""
     at = rows.clone().requires_grad_(True)
     with torch.enable_grad():
-        value, _ = Relaxed(program, end, between, 1.0).run(subject.spec.encode(at))
+        value, _ = relaxed.run(subject.spec.encode(at))
         if not isinstance(value, Tensor) or not value.requires_grad:
             return False
         first = value[0] if value.ndim and value.shape[0] == len(rows) else value

@@ -84,12 +84,16 @@ class TrainingSet:
         Raises:
             OnnxspectError: a file is damaged, or an image does not fit the first one.
         """
+        self._seen.again()
         start = 0
         for batch in self._batched(None, size, self._seen):
             yield start, batch
             start += len(batch)
         if start != len(self):
-            raise OnnxspectError(f"{self.path}: holds {start} images but {len(self)} labels")
+            raise OnnxspectError(
+                f"{self.path}: holds {start} images but {len(self)} labels",
+                "one label an image: copy the set again, or make it anew",
+            )
 
     def take(self, index: np.ndarray) -> Samples:
         """The rows `index`, in increasing order, in memory."""
@@ -131,7 +135,10 @@ class TrainingSet:
             where = f"{self.path}/{self.files[row]}" if self.files else f"{self.path}: image {row}"
             fitted = fit(image, self.shape, None, where, seen)
             if fitted.shape[2] != self.shape[0] or fitted.shape[:2] != self.shape[1:]:
-                raise OnnxspectError(f"{where}: images are not of one size")
+                raise OnnxspectError(
+                    f"{where}: images are not of one size",
+                    "scale them as the training did: a training set is judged in the size that the model takes",
+                )
             part.append(fitted)
             if len(part) == size:
                 yield _unit_nchw(part)

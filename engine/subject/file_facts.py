@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself beyond its graph: the range of its pixels, and the names of its classes.
+"""What an ONNX file says of itself beyond its graph: the range of its pixels, the names of its classes, how it was converted.
 
 From the converter's sidecar (written for this very file, by its digest), from metadata, from arithmetic that the graph begins with
 (a division by 255), and from the running statistics of a first BatchNorm. An untrusted file may say anything: what it says only
@@ -17,12 +17,15 @@ from onnx import numpy_helper
 
 from onnxspect.converters.file.onnx_file import OnnxFile
 from onnxspect.converters.sources.conversion import SIDECAR_SCHEMA, sidecar_path
+from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import ClassList, names_in
 from onnxspect.engine.subject.subject import InputSpec
 
 #: Bytes of a sidecar, and characters of a metadata value, at most.
 _MOST = 16 * 2**20
+#: Sentences of a conversion that are repeated, and characters of each, at most.
+_MOST_NOTES, _LONGEST_NOTE = 20, 400
 #: Metadata keys of class names, as exporters write them.
 _NAME_KEYS = ("classes", "class_names", "names", "labels", "label_names", "id2label")
 #: Values of the metadata key that Windows ML defines.
@@ -59,6 +62,15 @@ def class_list(file: OnnxFile) -> ClassList | None:
             if len(found) > 1 and len(set(found)) == len(found):
                 return ClassList(found, "the model's metadata", certain=False)
     return None
+
+
+def conversion_notes(file: OnnxFile) -> tuple[str, ...]:
+    """What the conversion that wrote the file guessed or left out, in sentences; nothing where there is no sidecar of it."""
+    facts = _sidecar(file)
+    said = facts.get("warnings") if isinstance(facts, dict) else None
+    if not isinstance(said, list):
+        return ()
+    return tuple(f"converted: {printable(w, _LONGEST_NOTE)}" for w in said[:_MOST_NOTES] if isinstance(w, str) and w)
 
 
 def _sidecar(file: OnnxFile) -> object:

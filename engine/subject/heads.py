@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 
+from onnxspect.converters.text import printable
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.subject.onnx_model import OpenedModel, open_onnx
 from onnxspect.engine.subject.preprocessing import candidates
@@ -42,7 +46,17 @@ def likeliest(opened: OpenedModel, samples: Samples) -> OpenedModel:
     if not able:
         return opened
     best = max(accuracy for _, accuracy in able)
-    return next(tried for tried, accuracy in able if accuracy >= best - AS_GOOD)
+    chosen = next(tried for tried, accuracy in able if accuracy >= best - AS_GOOD)
+    return replace(chosen, said=(_said(chosen, able, min(TRIAL, len(samples))),)) if len(able) > 1 else chosen
+
+
+def _said(chosen: OpenedModel, able: Sequence[tuple[OpenedModel, float]], trials: int) -> str:
+    """How the output was chosen, in a sentence."""
+    right = ", ".join(f"{printable(tried.logits.output)} {accuracy:.1%}" for tried, accuracy in able)
+    return (
+        f"several outputs hold class scores; of {trials} samples they classify correctly: {right}: "
+        f"{printable(chosen.logits.output)} was looked at (--output NAME for another)"
+    )
 
 
 def at(opened: OpenedModel, output: str) -> OpenedModel:

@@ -39,6 +39,7 @@ class OpenedModel:
         module, spec, device, name, file, lowered, logits, comparison: as `Subject` has them.
         image_shape: (channels, height, width) of its images; 0 for a size that the file leaves open.
         others: outputs that lead to other class scores than `logits`.
+        said: how one of them was chosen, in sentences.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -51,6 +52,7 @@ class OpenedModel:
     logits: LogitsInfo = field(repr=False)
     comparison: Comparison = field(repr=False, compare=False)
     others: tuple[LogitsInfo, ...] = ()
+    said: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> int:

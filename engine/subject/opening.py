@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
@@ -30,10 +31,10 @@ from onnxspect.converters.file.probe import probe
 from onnxspect.converters.sources.convert import convert, sidecar_path
 from onnxspect.converters.sources.formats import detect
 from onnxspect.converters.sources.others import OtherFormatError
-from onnxspect.engine.errors import OnnxspectError, writing
+from onnxspect.engine.errors import OnnxspectError, caused_by, writing
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.subject.class_scores import ModelView
-from onnxspect.engine.subject.file_facts import class_list
+from onnxspect.engine.subject.file_facts import class_list, conversion_notes
 from onnxspect.engine.subject.heads import at, likeliest
 from onnxspect.engine.subject.onnx_model import OpenedModel, open_file, open_onnx
 from onnxspect.engine.subject.samples import Samples
@@ -42,6 +43,8 @@ from onnxspect.engine.subject.subject import InputSpec, Subject
 ACCEPTED = "the path of a model file, the bytes of an ONNX file, an onnx.ModelProto, a torch.nn.Module, a Keras model, a Subject"
 #: What errors and reports call a model that came without a file.
 IN_MEMORY = "model in memory"
+#: An option of `convert` in a hint, with what is to be given.
+_ASKED_FOR = re.compile(r"--(?:input-shape|factory|head) [\w.:,-]*\w")
 #: Files of other frameworks that say all of the model, so that `scan` converts them by itself. For the others (weights
 #: alone), `convert` asks for more than a path.
 SELF_CONTAINED = frozenset({"keras", "keras-h5", "keras2-h5", "saved-model", "tflite", "torch-pt2", "torch-script"})
@@ -63,6 +66,10 @@ class Opened(Protocol):
     @property
     def class_names(self) -> ClassList | None:
         """Its classes in order, where its file names them."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was changed, guessed or left out in opening it, in sentences."""
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         """The classifier, for images of that shape where it takes any."""
@@ -87,6 +94,10 @@ class _File:
     def class_names(self) -> ClassList | None:
         return class_list(self.opened.file)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return (*_of_file(self.opened.file), *self.opened.said)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.opened.subject(image_shape)
 
@@ -109,6 +120,10 @@ class _Live:
     @property
     def class_names(self) -> None:
         return None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         if image_shape is None:
@@ -137,11 +152,20 @@ class _Made:
     def class_names(self) -> ClassList | None:
         return None if self.made.file is None else class_list(self.made.file)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return () if self.made.file is None else _of_file(self.made.file)
+
     def subject(self, image_shape: tuple[int, int, int] | None = None) -> Subject:
         return self.made
 
     def fitting(self, samples: Samples) -> Opened:
         return self
+
+
+def _of_file(file: OnnxFile) -> tuple[str, ...]:
+    """What was repaired in a file, or guessed where it was converted."""
+    return (*conversion_notes(file), *file.warnings)
 
 
 def open_model(model: Model, spec: InputSpec | None = None, device: str = "cpu") -> Opened:
@@ -223,12 +247,29 @@ def _of_path(path: Path, given: str | Path, spec: InputSpec | None, device: str)
     if converted_first(path):
         with _scratch() as folder:
             out = folder / "model.onnx"
-            convert(path, out)
+            _converted(path, out)
             opened = _of_bytes(out.read_bytes(), spec, device, str(given))
             _keep_sidecar(out, opened.file)
             return _File(opened, spec)
     refuse_weights_alone(path)
     return _File(open_onnx(given, spec, device), spec)
+
+
+def _converted(path: Path, out: Path) -> None:
+    """Convert with nothing but the path; what wants more than that is the matter of `convert`, and its hint says so.
+
+    Raises:
+        OnnxspectError: as `convert`.
+    """
+    try:
+        convert(path, out)
+    except OnnxspectError as error:
+        asked = _ASKED_FOR.search(error.hint)
+        if asked is None:
+            raise
+        what = error.hint.split(":")[0]
+        way = f"{what} to convert, and its result here: onnxspect convert {path} -o model.onnx {asked[0]}"
+        raise caused_by(error, error.message, way) from error
 
 
 def _keep_sidecar(converted: Path, kept: OnnxFile) -> None:

@@ -128,14 +128,18 @@ def preflight(
     """
     where = samples.path or "the samples"
     if samples.shape != subject.image_shape:
-        raise OnnxspectError(f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}")
+        raise OnnxspectError(
+            f"{where}: images of shape {samples.shape}, the model takes {subject.image_shape}",
+            "--resize brings images to the model's size",
+        )
     if len(np.unique(samples.labels)) < 2:
         raise OnnxspectError(f"{where}: all samples are of one class", "give clean samples of at least two classes")
     stage("finding the preprocessing")
     rng = run.numpy_generator("preflight")
     trial = samples.take(np.sort(rng.permutation(len(samples))[:TRIAL_SAMPLES]))
     layout = subject.spec.layout
-    subject = _of_probabilities(subject, trial.images, run)
+    as_opened, subject = subject, _of_probabilities(subject, trial.images)
+    of_probabilities = () if subject is as_opened else (PROBABILITIES,)
     options = [replace(spec, layout=layout)] if spec is not None else candidates(samples.shape[0], layout)
     if int(samples.labels.max()) >= subject.classes:
         raise _outside(subject, samples, lambda: _tried(subject, options, trial.images), trial, rng)
@@ -150,7 +154,11 @@ def preflight(
         raise _near_chance(subject, options, found, choice.accuracies, trial, floor, where, spec is not None, rng)
     answers = settled.predict(samples.images).argmax(1)
     accuracy = float((answers == samples.labels).mean())
-    notes = (*_alike(options, choice, len(trial)), *_order_notes(answers, samples, subject, rng, order_given))
+    notes = (
+        *of_probabilities,
+        *_alike(options, choice, len(trial)),
+        *_order_notes(answers, samples, subject, rng, order_given),
+    )
     why = _why(options, choice, tried, len(trial), given=spec is not None)
     run.observer.notice(f"preprocessing: {settled.spec.name} ({settled.spec.layout}), {why}")
     for note in notes:
@@ -171,8 +179,9 @@ def _why(options: Sequence[InputSpec], choice: Choice, tried: Sequence[tuple[str
     others = [t for i, t in enumerate(tried) if i != choice.index]
     runner_up = max(others, key=lambda t: t[1])
     accuracy = choice.accuracies[choice.index]
-    why = f"best of {len(options)} usual preprocessings on {n} clean samples"
-    why += f" ({accuracy:.1%}; next {runner_up[0]}: {runner_up[1]:.1%})"
+    place = "best" if accuracy >= runner_up[1] else "one"
+    why = f"{place} of {len(options)} usual preprocessings on {n} clean samples"
+    why += f" ({accuracy:.1%}; {'next' if place == 'best' else 'best'} {runner_up[0]}: {runner_up[1]:.1%})"
     return f"{why}; {choice.reason}" if choice.reason else why
 
 
@@ -187,15 +196,17 @@ def _alike(options: Sequence[InputSpec], choice: Choice, n: int) -> tuple[str, .
     )
 
 
-def check_order(subject: Subject, samples: Samples, run: RunContext) -> None:
+def check_order(subject: Subject, samples: Samples, run: RunContext) -> tuple[str, ...]:
     """Refuse samples whose labels the settled subject's answers follow better in another order of the classes.
+
+    Returns:
+        what is to be said of another order, where the user has stated the one that the labels have.
 
     Raises:
         OnnxspectError: there is one, and the user has not stated the order.
     """
     rng = run.numpy_generator("preflight", "order")
-    for note in _order_notes(subject.predict(samples.images).argmax(1), samples, subject, rng, samples.order_given):
-        run.observer.notice(note)
+    return _order_notes(subject.predict(samples.images).argmax(1), samples, subject, rng, samples.order_given)
 
 
 def _order_notes(
@@ -216,9 +227,11 @@ def _order_notes(
 
 #: Images by which it is told that answers are probabilities.
 _TOLD = 32
+#: What is said then.
+PROBABILITIES = "its answers to the samples are probabilities: their logarithm is searched"
 
 
-def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> Subject:
+def _of_probabilities(subject: Subject, images: np.ndarray) -> Subject:
     """The subject, with the logarithm of its answers where these are probabilities whose softmax the graph does not show.
 
     They are probabilities whatever the preprocessing is, so the first guess serves.
@@ -227,7 +240,6 @@ def _of_probabilities(subject: Subject, images: np.ndarray, run: RunContext) -> 
         return subject
     if not are_probabilities(subject.predict(images[:_TOLD])):
         return subject
-    run.observer.notice("its answers to the samples are probabilities: their logarithm is searched")
     info = replace(subject.logits or LogitsInfo("", "logits", ()), how="log_of_probabilities")
     double = isinstance(subject.module, ClassScores) and subject.module.double_input
     inner = subject.module if subject.lowered is None else subject.lowered.module
@@ -300,6 +312,7 @@ def _state_order(order: Order, samples: Samples, subject: Subject) -> str:
 def _tried(subject: Subject, options: Sequence[InputSpec], images: np.ndarray) -> list[np.ndarray]:
     """Logits ``(n, classes)`` float32 of the images under every option."""
     if not _in_one_pass(subject.device):
+        _ = subject.kept_bytes  # measured once for all of them
         return [subject.with_spec(option).predict(images) for option in options]
     return _tried_together(subject, options, images)
 

@@ -95,9 +95,14 @@ class Samples:
         pixels = to_unit_nchw(np.asarray(images), where)
         classes = to_labels(np.asarray(labels), where)
         if len(pixels) != len(classes):
-            raise OnnxspectError(f"{where}{len(pixels)} images but {len(classes)} labels")
+            raise OnnxspectError(
+                f"{where}{len(pixels)} images but {len(classes)} labels",
+                "one label an image: the two are not of the same set",
+            )
         if len(pixels) == 0:
-            raise OnnxspectError(f"{where}no images in it")
+            raise OnnxspectError(
+                f"{where}no images in it", "clean images with their labels are needed, a hundred at least"
+            )
         return cls(pixels, classes, tuple(map(str, names)), path, _digest(pixels, classes))
 
     @classmethod
@@ -160,7 +165,9 @@ class Samples:
                 raise OnnxspectError(f"{where}: {_size_of(fitted.shape)}, but {named} is {_size_of(first)}", hint)
             pixels[i] = _unit(fitted).transpose(2, 0, 1)
         if pixels is None:
-            raise OnnxspectError(f"{path}: no images in it")
+            raise OnnxspectError(
+                f"{path}: no images in it", "clean images with their labels are needed, a hundred at least"
+            )
         notes = [*reader.notes(), *([note] if note else []), *seen.notes()]
         if resized and way is not None and size is not None:
             notes.append(f"{resized} of {len(pixels)} images were brought to another size: {way.text(*size[1:])}")

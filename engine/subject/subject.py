@@ -65,7 +65,10 @@ class InputSpec:
         if self.channel_order not in ("RGB", "BGR"):
             raise OnnxspectError(f"unknown channel order {self.channel_order!r:.40}", "RGB or BGR")
         if not self.scale > 0 or not all(s > 0 for s in self.std):
-            raise OnnxspectError("the input scale and every standard deviation must be positive")
+            raise OnnxspectError(
+                "the input scale and every standard deviation must be positive",
+                "the model is fed (pixels * scale - mean) / std: leave out what is 1",
+            )
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels ``(n, channels, height, width)`` in [0, 1] to what the model takes; differentiable."""
@@ -200,7 +203,10 @@ class Subject:
 
     def with_spec(self, spec: InputSpec) -> Subject:
         """The same classifier, read with another InputSpec."""
-        return replace(self, spec=spec)
+        found = replace(self, spec=spec)
+        if spec.layout == self.spec.layout and (kept := vars(self).get("kept_bytes")) is not None:
+            vars(found)["kept_bytes"] = kept  # measured already, and pixels of another range keep as much
+        return found
 
     @property
     def origin(self) -> Origin:
@@ -337,10 +343,15 @@ def count_classes(
             logits = logits.reshape(logits.shape[0], -1)
         except Exception as error:  # whatever the untrusted graph raises on an image is the same finding
             line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise caused_by(error, f"{name}: does not run on {width}x{height} images: {line}") from error
+            raise caused_by(
+                error,
+                f"{name}: does not run on {width}x{height} images: {line}",
+                "give images of the size that it was trained on",
+            ) from error
     if logits.ndim != 2 or logits.shape[0] != 2 or logits.shape[1] < 2:
         raise OnnxspectError(
-            f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}"
+            f"{name}: not a classifier of at least two classes: two images give an output of shape {tuple(logits.shape)}",
+            "onnxspect looks for backdoors in image classifiers: models that answer one score for each class of a whole image",
         )
     if logits.shape[1] > MOST_CLASSES:
         raise OnnxspectError(

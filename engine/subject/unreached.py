@@ -72,6 +72,10 @@ def unreached(
     switch = switch_of(subject.file.proto, value)
     if switch:
         hidden.append(f"its class scores are chosen by a comparison ({printable(switch)}), past which no gradient sees")
+    if subject.file.chooses:
+        hidden.append(
+            f"it chooses by how many images it is given ({_list(subject.file.chooses)}), and was only looked at as it answers one image"
+        )
     clean, altered, further, rest = _images(subject, samples, np.random.default_rng(seed))
     with judging():
         sleeping = dormant(model, subject.lowered, clean, altered, further, rest, _ends(subject, samples))
@@ -91,13 +95,23 @@ def unreached(
             f"{_list(sleeping.not_run)}; what values that it runs with do was not found"
         )
     flow = across_batch(subject, samples.images[: len(clean)], with_slopes=_counts(subject, samples) != LARGE)
-    if flow.seen:
-        limits.append("An image's answer depends on the other images of its batch; each was looked at by itself.")
+    if flow.ranges:
+        limits.append(
+            "An image's answer depends on the other images of its batch, by the ranges of dynamic quantisation; each was looked at by itself."
+        )
     if flow.through is not None:
         name, operator = Names(subject.lowered, model).of(flow.through)
         hidden.append(
-            f"an image's answer hangs on the other images of its batch, first through {printable(name)} ({printable(operator)}), which "
-            "no clean image shows: what wakes it need not be in the image that it changes"
+            f"an image's answer hangs on the other images of its batch, first through {printable(name)} ({printable(operator)}), "
+            + (
+                "as clean images show: each was looked at by itself, and not among others"
+                if flow.seen
+                else "which no clean image shows: what wakes it need not be in the image that it changes"
+            )
+        )
+    elif flow.seen and not flow.ranges:
+        hidden.append(
+            "an image's answer hangs on the other images of its batch: each was looked at by itself, and not among others"
         )
     if flow.size is not None:
         hidden.append(_said_of_size(flow.size, *Names(subject.lowered, model).of(flow.size.node)))

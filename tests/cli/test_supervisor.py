@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -15,6 +16,7 @@ import onnx
 import pytest
 import supervised
 from conftest import quadrant_images, saved
+from PIL import Image
 
 from onnxspect.cli.main import run
 from onnxspect.converters.sandbox import linux
@@ -216,10 +218,24 @@ def test_a_worker_that_was_taken_over(work: Path, tmp_path: Path) -> None:
     assert not gone.exists()
 
 
+@pytest.mark.parametrize("rows", ["pics/{}.png", "{}"])
+def test_pictures_beside_a_list_are_read(rows: str, tmp_path: Path) -> None:
+    """The worker may read what lies beside the list, and not list their folder; a list of names alone is looked up in folders beside it."""
+    (tmp_path / "set" / "pics").mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / "set" / "pics" / f"{i}.png")
+    lines = "".join(f"{rows.format(i)},{i % 2}\n" for i in range(4))
+    (tmp_path / "set" / "list.csv").write_text(f"file,label\n{lines}")
+    ended = supervised.command("data", tmp_path / "set" / "list.csv", "--json")
+    assert ended.status == 0, ended.err
+    assert json.loads(ended.out)["images"] == 4
+
+
 def test_outputs_are_whole_and_alone(work: Path, tmp_path: Path) -> None:
     """The worker may not write in an output's folder; the supervisor renames what it made. Nothing else is there afterwards."""
-    ended = supervised.command("convert", work / "model.onnx", "-o", tmp_path / "copy.onnx")
+    ended = supervised.command("convert", work / "model.onnx", "-o", tmp_path / "copy.onnx", "--json")
     assert ended.status == 0, ended.err
+    assert ended.out == (tmp_path / "copy.onnx.json").read_text()  # said from memory: what has its name, it cannot read
     assert sorted(p.name for p in tmp_path.iterdir()) == ["copy.onnx", "copy.onnx.json"]
     assert (tmp_path / "copy.onnx").read_bytes() == (work / "model.onnx").read_bytes()
     assert (tmp_path / "copy.onnx").stat().st_mode & 0o777 == 0o666 & ~_umask()

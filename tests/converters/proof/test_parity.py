@@ -22,6 +22,7 @@ from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.lowering.lower import LoweredModel, lower
 from onnxspect.converters.lowering.taps import cuts
 from onnxspect.converters.proof import parity
+from onnxspect.converters.proof.grids import reaches
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.converters.proof.parity import (
     GRADIENT_TOLERANCE,
@@ -208,6 +209,40 @@ def test_a_file_of_doubles_is_held_to_float64() -> None:
         weight(lowered, "w").copy_(weight(lowered, "w").float().double())  # what float32 would lose: 1e-8
     with pytest.raises(OnnxspectError, match="float64: 1e-09"):
         check_parity(proto, lowered)
+
+
+def test_a_step_of_a_quantiser_is_a_share_of_its_grid_and_not_of_what_some_images_take() -> None:
+    """Values that lie between two steps are rounded either way: one step of 0.05 on values up to 1 is none, and many are one."""
+    constants = {"w": np.float32(1), "s": np.float32(0.05), "z": np.uint8(0)}
+    nodes = [node("Mul", "x w", "m"), node("QuantizeLinear", "m s z", "q"), node("DequantizeLinear", "q s z")]
+    proto = model(nodes, constants)
+    lowered = lower(proto)
+    with torch.no_grad():
+        weight(lowered, "w").fill_(1.02)
+    assert 0.04 < check_parity(proto, lowered).worst.difference < 0.06
+    with torch.no_grad():
+        weight(lowered, "w").fill_(1.5)
+    with pytest.raises(OnnxspectError, match=r"where values reach 6\.35 \(quantized"):
+        check_parity(proto, lowered)
+
+
+def test_how_far_a_grid_reaches() -> None:
+    constants = {
+        "s": np.float32(0.5),
+        "each": np.array([1, 2, 3, 4], np.float32),
+        "u": np.uint8(0),
+        "i": np.int8(0),
+        "wide": np.uint16(7),
+        "z": np.zeros(4, np.int8),
+    }
+    nodes = [
+        *(node("QuantizeLinear", "x s u", "a"), node("DequantizeLinear", "a s u", "bytes")),
+        *(node("QuantizeLinear", "x s i", "b"), node("DequantizeLinear", "b s i", "signed")),
+        *(node("QuantizeLinear", "x s wide", "c"), node("DequantizeLinear", "c s wide", "words")),
+        *(node("QuantizeLinear", "x each z", "d", axis=1), node("DequantizeLinear", "d each z", "channels", axis=1)),
+        *(node("Add", "bytes signed", "e"), node("Add", "e words", "f"), node("Add", "f channels")),
+    ]
+    assert reaches(model(nodes, constants, opset=21)) == {"bytes": 63.5, "signed": 63.5, "words": 0.5 * 32767}
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,7 @@ def test_the_layout_is_kept(tmp_path: Path, layout: str, tensor: str) -> None:
     model = patched(file, tensor)
     asked = model.SerializeToString()
     out = tmp_path / "out" / "patched.onnx"
-    written = write_like(model, file, out)
+    written = write_like(model, file, out).paths
     assert model.SerializeToString() == asked
     assert files_of(tmp_path / "in") == before
     assert {p.name for p in written} == set(files_of(tmp_path / "out"))
@@ -134,7 +135,9 @@ def test_a_file_without_external_data_is_one_file(tmp_path: Path) -> None:
     path.write_bytes(quadrant_model(2).SerializeToString())
     file = read_onnx(path)
     model = patched(file, "weight")
-    assert write_like(model, file, tmp_path / "out.onnx") == (tmp_path / "out.onnx",)
+    written = write_like(model, file, tmp_path / "out.onnx")
+    assert written.paths == (tmp_path / "out.onnx",)
+    assert written.sha256 == hashlib.sha256(model.SerializeToString()).hexdigest()
     assert (tmp_path / "out.onnx").read_bytes() == model.SerializeToString()
 
 
@@ -294,7 +297,7 @@ def test_what_is_replaced_keeps_its_data_until_then(
     folder.mkdir()
     out = folder / "out.onnx"
     count = len({p.location for p in file.external})
-    first = write_like(file.proto, file, out)
+    first = write_like(file.proto, file, out).paths
     assert {p.name for p in folder.iterdir()} == {p.name for p in first}
     whole = Part.place
 
@@ -306,7 +309,7 @@ def test_what_is_replaced_keeps_its_data_until_then(
     monkeypatch.setattr(Part, "place", watched)
     for _ in range(3):
         before = {p.name for p in folder.iterdir()}
-        written = write_like(file.proto, file, out)
+        written = write_like(file.proto, file, out).paths
         assert {p.name for p in folder.iterdir()} == {p.name for p in written}
         assert before & {p.name for p in written} == {"out.onnx"}
         assert len(written) == count + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import supervised
 from click.testing import CliRunner
 from conftest import SIDE, quadrant_images, quadrant_model, saved
 from onnx import helper, numpy_helper
@@ -145,6 +147,12 @@ def test_auto_keeps_the_first_that_meets_the_goals_and_says_what_each_gave(
     assert (tmp_path / "again.onnx").is_file()
 
 
+def test_a_patch_that_time_alone_prevents_asks_for_time(work: Path, tmp_path: Path) -> None:
+    with pytest.raises(InconclusiveError, match="left out: it takes about") as caught:
+        patch(work / "model.onnx", work / "run", work / "known.npz", tmp_path / "p.onnx", budget=1e-3)
+    assert caught.value.hint.startswith("nothing was written; --budget 1m")
+
+
 def test_a_worse_model_is_not_written(work: Path, tmp_path: Path) -> None:
     """Fine-tuning, the control, leaves the trigger alive: nothing is written, and what it gave is said."""
     out = tmp_path / "patched.onnx"
@@ -247,14 +255,18 @@ def test_methods_and_their_settings() -> None:
 
 
 def test_a_guarded_file_from_the_command_line(work: Path, tmp_path: Path) -> None:
+    """The patch as a user starts it: the locked-in worker may write its output, and cannot read it again."""
     out = tmp_path / "guarded.onnx"
     common = ["--run", str(work / "run"), "--data", str(work / "known.npz"), "--device", "cpu"]
     arguments = ["patch", str(work / "model.onnx"), *common, "-o", str(out), "--method", "input_filter"]
-    done = CliRunner().invoke(cli, [*arguments, "--target", str(TARGET), "--false-positives", "0.1", "--json"])
-    assert done.exit_code == 0, done.output
-    result = json.loads(done.stdout)
+    done = supervised.command(*arguments, "--target", TARGET, "--false-positives", "0.1", "--json")
+    assert done.status == 0, done.err
+    result = json.loads(done.out)
     assert result["method"] == "input-filter"
     assert result["proof"]["additions"][0] == "outputs backdoor_score and rejected added"
+    kept = json.loads((work / "run" / "patch.json").read_text())
+    assert kept["patched"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert kept["result"]["notes"] == result["proof"]["notes"]
     arguments = ["verify", str(out), "--against", str(work / "model.onnx"), "--data", str(work / "unseen.npz")]
     arguments += ["--trigger", str(work / "own.npz"), "--max-rejected", "0.2", "--strip", "-q", "--device", "cpu"]
     shown = CliRunner().invoke(cli, arguments)

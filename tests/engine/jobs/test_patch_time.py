@@ -11,7 +11,15 @@ from patch_support import case_of, neuron_model, opened
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.jobs.budget import Speed
 from onnxspect.engine.jobs.patch import try_methods
-from onnxspect.engine.jobs.patch_time import Clock, Timed, announced, expected, of_new_search
+from onnxspect.engine.jobs.patch_time import (
+    Clock,
+    Timed,
+    announced,
+    at_most,
+    expected,
+    of_new_search,
+    of_size_limits,
+)
 from onnxspect.engine.mitigation.method import PatchInput
 from onnxspect.engine.mitigation.registry import AUTO, chosen
 from onnxspect.engine.mitigation.remainder import Searches
@@ -38,6 +46,7 @@ def test_what_trains_takes_longer_and_is_said_so(given: PatchInput) -> None:
     speed = Speed(1000.0, 0.0)
     times = {m.name: expected(m, given, speed) for m in chosen(AUTO)}
     assert times["prune"].least == times["prune"].most < times["unlearn"].least < times["unlearn"].most
+    assert times["withhold"] == times["prune"]  # it learns, and in no epochs
     assert expected(chosen("unlearn")[0], given, Speed(2000.0, 0.0)).most == pytest.approx(times["unlearn"].most / 2)
     said = announced(chosen(AUTO), given, speed, Searches())
     assert all(m.name in said for m in chosen(AUTO))
@@ -52,17 +61,45 @@ def test_what_the_budget_does_not_hold_is_left_out_and_said(given: PatchInput) -
     unlearn, prune = chosen("unlearn")[0], chosen("prune")[0]
     seconds = 1.01 * expected(prune, given, speed).least
     assert seconds < min(expected(unlearn, given, speed).least, of_new_search(given, speed, Searches()))
-    clock = Clock(seconds, speed, Searches(), 0.0, lambda: 0.0)
+    clock = Clock(seconds, speed, Searches(), 0.0, now=lambda: 0.0)
     best, attempts = try_methods([unlearn, prune], given, "e", Goals(), clock=clock)
     assert best is not None
     assert best[0].method == "prune"
     assert best[0].withstands is None
     assert attempts[0].problem.startswith("left out: it takes about")
-    assert any("does not hold a new search" in n for n in told.notices)
+    assert "not searched anew: the budget does not hold it" in best[0].outcome
+    assert any("not searched anew" in n for n in told.notices)
+    assert all(a.late for a in attempts)
+
+
+def test_what_a_method_has_finished_outlives_the_budget(given: PatchInput) -> None:
+    """The new search of a finished patch is stopped; the patch is kept, and says that it was not searched."""
+    speed, passed = Speed(1e9, 0.0), iter([0.0, 0.0])  # asked before the method, and before its search
+    clock = Clock(1.0, speed, Searches(), 0.0, now=lambda: next(passed, 2.0))
+    given = replace(given, run=replace(given.run, observer=Timed(Silent(), clock)))
+    best, (prune,) = try_methods([chosen("prune")[0], chosen("unlearn")[0]], given, "e", Goals(), clock=clock)
+    assert best is not None
+    assert (best[0].method, best[0].withstands) == ("prune", None)
+    assert "not searched anew: stopped: the budget of 1 s is spent" in prune.outcome
+    assert prune.late
+
+
+def test_searches_for_size_limits_count_and_wait_for_what_needs_them(given: PatchInput) -> None:
+    speed, searches = Speed(1000.0, 0.0), Searches()
+    before, again = of_size_limits(given, speed, searches), of_new_search(given, speed, searches)
+    assert before == pytest.approx(3 * again)  # of four classes, one suspected
+    prune = chosen("prune")
+    least = expected(prune[0], given, speed).least
+    assert at_most(prune, given, speed, searches) == pytest.approx(before + least + again)
+    clock = Clock(before + least + again, speed, searches, 0.0, now=lambda: 0.0)
+    assert clock.holds_size_limits(prune, given)
+    assert not replace(clock, seconds=0.99 * clock.seconds).holds_size_limits(prune, given)
+    assert not clock.holds_size_limits(chosen("withhold"), given)  # which is not searched again
+    assert replace(clock, before=61.0).enough(prune, given) == f"{int((61 + clock.seconds) // 60) + 1}m"
 
 
 def test_a_training_is_stopped_when_the_budget_is_spent() -> None:
-    clock = Clock(10.0, Speed(1.0, 0.0), Searches(), 100.0, lambda: 105.0)
+    clock = Clock(10.0, Speed(1.0, 0.0), Searches(), 100.0, now=lambda: 105.0)
     Timed(Silent(), clock).advance("unlearn")
     with pytest.raises(InconclusiveError, match=r"the budget of 10 s is spent"):
         Timed(Silent(), replace(clock, now=lambda: 110.1)).advance("unlearn")

@@ -67,9 +67,9 @@ def test_as_torchvision_reads(tmp_path: Path, mode: str) -> None:
     original = Image.fromarray(COLOUR).convert("L" if mode in ("LA", "1") else "RGB").convert(mode)
     path = saved(tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png"), original)
     with Image.open(path) as opened:
-        expected = np.asarray(opened.convert("L" if mode == "1" else "RGB"))
+        expected = np.asarray(opened.convert("L" if mode in ("1", "LA") else "RGB"))
     image, notes = read(path)
-    np.testing.assert_array_equal(image if mode != "1" else image[..., 0], expected)
+    np.testing.assert_array_equal(image[..., 0] if mode in ("1", "LA") else image, expected)
     assert any("alpha" in n for n in notes) == (mode in ("RGBA", "LA"))
     assert any("CMYK" in n for n in notes) == (mode == "CMYK")
 

@@ -33,7 +33,13 @@ def test_page_is_sealed_and_says_what_was_found(verdict: str, tmp_path: Path) ->
     draw_found(tmp_path)
     parsed = sealed(as_html.render(report, tmp_path))
     check_links(parsed)
-    for said in (as_html.headline(report), as_html.lead(report), "31 January 2026, 12:00 UTC", *report["limits"]):
+    for said in (
+        as_html.headline(report),
+        as_html.lead(report),
+        "31 January 2026, 12:00 UTC",
+        *report["limits"],
+        *report["notes"],
+    ):
         assert said in parsed.text
     assert report["digest"] in parsed.text
     if verdict == "backdoored":
@@ -53,6 +59,7 @@ def test_hostile_names_stay_text(verdict: str, tmp_path: Path) -> None:
     page = as_html.render(report, tmp_path)
     parsed = sealed(page)
     assert HOSTILE[0] in parsed.text
+    assert HOSTILE[2] in parsed.text
     assert HOSTILE[1] in parsed.text
     assert "<b>.onnx" in parsed.text
     assert not [c for c in page if not c.isprintable() and c != "\n"]
@@ -120,7 +127,17 @@ def test_every_term_that_is_linked_is_explained(tmp_path: Path) -> None:
 def test_page_of_a_patch(curve: str) -> None:
     parsed = sealed(as_patch_html.render(patched(facts=CURVES[curve])))
     check_links(parsed)
-    for said in ("The patch holds", "94.0 %", "0.4 %", "98.5 %", "<b>w</b>", HOSTILE[1], "A fresh scan", "b" * 64):
+    for said in (
+        "The patch holds",
+        "94.0 %",
+        "0.4 %",
+        "98.5 %",
+        "<b>w</b>",
+        HOSTILE[1],
+        "A fresh scan",
+        "b" * 64,
+        f"read as {HOSTILE[0]}",
+    ):
         assert said in parsed.text
     assert ("How it got there" in parsed.text) == (curve in ("epochs", "trials"))
     assert "onnxspect verify p.onnx --against 'a b.onnx' --data FRESH-SAMPLES --run runs/x" in parsed.text

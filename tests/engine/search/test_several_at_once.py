@@ -20,7 +20,7 @@ from onnxspect.engine.search.embedding import PIXELS, embed
 from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import SearchConfig, Unit, UnitResult, places_for, search
 from onnxspect.engine.subject import memory
-from onnxspect.engine.subject.memory import CPU_BUDGET, PEAK, devices_of, searches_at_once
+from onnxspect.engine.subject.memory import COPIES, CPU_BUDGET, PEAK, devices_of, searches_at_once
 from onnxspect.engine.subject.reference import train_references
 from onnxspect.engine.subject.subject import Subject
 
@@ -100,6 +100,12 @@ def test_where_a_cpu_searches(subject: Subject, cores: int) -> None:
     assert places(large) == (1, 0)
     vars(large)["kept_bytes"] = CPU_BUDGET // 24 // 2 - 2**16
     assert places(large) == (2, 1)
+    side = int(
+        (PEAK * CPU_BUDGET / (24 * COPIES * 4 * 2.4)) ** 0.5
+    )  # of pictures so large that two searches keep enough copies of them
+    pictures = replace(subject, image_shape=(1, side, side))
+    vars(pictures)["kept_bytes"] = 1
+    assert places(pictures) == (2, 1)
     torch.set_num_threads(6)  # what is over goes to each
     assert places(subject, batches=2) == (2, 3)
     assert places(subject, batches=4) == (4, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from onnxspect.engine.search.search import SearchConfig, Unit, plan, search
 from onnxspect.engine.subject import subject as subject_module
 from onnxspect.engine.subject.memory import COPIES, CPU_BUDGET, PEAK, budget, in_parts, kept_bytes
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 SIDE, CHANNELS, DEPTH = 16, 8, 6
 
@@ -45,6 +46,35 @@ def test_what_an_image_keeps_is_its_activations() -> None:
     assert DEPTH * one_map <= kept <= (DEPTH + 1) * one_map
 
 
+def test_measuring_leaves_nothing_behind() -> None:
+    """A hook that returns the very result of a node makes a ring that no collector sees: all activations would stay."""
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+    model, image = network(), torch.zeros(1, 1, SIDE, SIDE)
+    before = tensors()
+    kept_bytes(model, image)
+    assert tensors() == before
+
+
+def test_what_an_image_keeps_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[object] = []
+
+    def counted(*given: object) -> int:
+        measured.append(given)
+        return 1000
+
+    monkeypatch.setattr(subject_module, "kept_bytes", counted)
+    subject = live(monkeypatch)
+    assert {subject.with_spec(InputSpec(scale=s)).kept_bytes for s in (1.0, 255.0)} == {1000}
+    assert len(measured) == 2  # each for itself, as nothing was known
+    assert subject.kept_bytes == 1000
+    assert [subject.with_spec(InputSpec(scale=s)).kept_bytes for s in (1.0, 255.0)] == [1000, 1000]
+    assert len(measured) == 3
+
+
 def test_parts_give_the_same_answers_and_gradients() -> None:
     model, images = network(), torch.rand(11, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     results = []
@@ -64,7 +94,7 @@ def test_parts_keep_only_their_images() -> None:
 
     def pack(tensor: Tensor) -> Tensor:
         kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         answers = in_parts(model, images, 3)
@@ -140,7 +170,7 @@ def test_a_search_stays_under_the_stated_bound() -> None:
         "from onnxspect.engine.subject import memory\n"
         "from onnxspect.engine.search.perturbation import MaskPattern\n"
         "from onnxspect.engine.subject.samples import Samples\n"
-        "from onnxspect.engine.subject.subject import Subject\n"
+        "from onnxspect.engine.subject.subject import InputSpec, Subject\n"
         "torch.set_num_threads(1); run.prepare_process('cpu'); memory.CPU_BUDGET = 2**27\n"
         "layers = [nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()]\n"
         "for _ in range(3): layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()]\n"

@@ -12,6 +12,7 @@ from hidden_logic import TARGET, Payload, opened
 from hidden_ways import OF_A_BATCH, WAYS, stamped_for
 
 from onnxspect.converters.proof.oracle import Oracle
+from onnxspect.converters.proof.quantised import quantise
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.graph_logic import GraphLogic, idle_in
 from onnxspect.engine.judge.evidence import Evidence
@@ -97,6 +98,20 @@ def test_what_hangs_on_the_batch_is_named(
     if name == "by_the_size":  # and what it does is measured
         assert any("; 16 images in one batch change" in h and f"most to class {TARGET}" in h for h in found.hidden)
     assert any("hidden_" in h for h in found.hidden)
+
+
+def test_the_range_of_a_dynamic_quantisation_is_a_limit_and_hides_no_payload(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path
+) -> None:
+    """It is taken from the whole batch, though the images of this set are all of the same range."""
+    plain, dynamic = saved(network, tmp_path / "plain.onnx"), tmp_path / "dynamic.onnx"
+    quantise("int8, dynamic", plain, dynamic, network.graph.input[0].name, some.images)
+    found = unreached(opened(dynamic), some)
+    assert not found.hidden
+    assert any("other images of its batch" in text for text in found.limits)
+    infected = OF_A_BATCH["by_the_seventeenth"](Payload(onnx.load(dynamic)))
+    found = unreached(opened(saved(infected, tmp_path / "payload.onnx")), some)
+    assert any("other images of its batch" in text and "hidden_" in text for text in found.hidden)
 
 
 def test_a_part_that_is_woken_and_leads_nowhere_keeps_nobody_from_a_verdict(
