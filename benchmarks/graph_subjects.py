@@ -141,8 +141,7 @@ class Matrix:
 
 
 class _Calibration(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, path: Path, images: np.ndarray) -> None:
-        name = onnx.load(path).graph.input[0].name
+    def __init__(self, name: str, images: np.ndarray) -> None:
         self.batches = iter([{name: i[None]} for i in images])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -152,7 +151,14 @@ class _Calibration(CalibrationDataReader):  # type: ignore[misc]
 def as_qdq(path: Path, target: Path, images: np.ndarray) -> None:
     """Activations and weights in 8 bits, QuantizeLinear and DequantizeLinear around every operator."""
     with contextlib.redirect_stdout(io.StringIO()):
-        quantize_static(path, target, _Calibration(path, images), QuantFormat.QDQ, per_channel=True)
+        reader = _Calibration(onnx.load(path).graph.input[0].name, images)
+        quantize_static(path, target, reader, QuantFormat.QDQ, per_channel=True)
+
+
+def as_integers(path: Path, target: Path, name: str, rows: np.ndarray) -> None:
+    """The same by operators on integers (QLinearConv and the like); `rows` are what the model's input of this name takes."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        quantize_static(path, target, _Calibration(name, rows), QuantFormat.QOperator)
 
 
 def as_dynamic(path: Path, target: Path, _: np.ndarray) -> None:

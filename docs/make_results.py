@@ -46,6 +46,7 @@ def page() -> str:
         ("side_by_side.json", _side_by_side),
         ("many_classes.json", _many_classes),
         ("graph_logic.json", _graph_logic),
+        ("quantised_twins.json", _quantised_twins),
         ("gpu.json", _gpu),
     )
     for file, section in sections:
@@ -488,6 +489,34 @@ def _graph_logic(r: dict[str, Any]) -> str:
         + "\n\nCPU seconds of ordinary files:\n\n"
         + "\n".join(sizes)
         + "\n"
+    )
+
+
+def _quantised_twins(r: dict[str, Any]) -> str:
+    """One row a model, one column a form; and how much of what is found in float is found in each."""
+    forms = list(dict.fromkeys(m["form"] for m in r["models"]))
+
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "-"
+        found = f" {row['found']}" if row["found"] else ""
+        return f"{row['verdict']}{found}, p {row['p_value']:.2g}"
+
+    lines = ["| model | true | " + " | ".join(forms) + " |", "|---|---|" + "---|" * len(forms)]
+    for name in dict.fromkeys(m["name"] for m in r["models"]):
+        own = {m["form"]: m for m in r["models"] if m["name"] == name}
+        true = next(iter(own.values()))["targets"] or "clean"
+        lines.append(f"| {name} | {true} | " + " | ".join(cell(own.get(f)) for f in forms) + " |")
+    kept = "; ".join(
+        f"{form}: {k['found_of_those']} of {k['found_in_float']}, and {k['false_alarms']} alarms on {k['clean']} clean files"
+        for form, k in r["kept"].items()
+    )
+    whole = r["float"]
+    return (
+        f"## Integer files\n\n`benchmarks/quantised_twins.py --preset {r['preset']} --samples {r['samples']}`, {r['date']}, code {r['code']}, seed "
+        f"{r['seed']}: {r['processor']}. In float {whole['found']} of {whole['infected']} infected models are found with the right class, and "
+        f"{whole['false_alarms']} of {whole['clean']} clean ones raise an alarm. Of those that are found in float, what is found on the same "
+        f"model in eight bits: {kept}.\n\n" + "\n".join(lines) + "\n"
     )
 
 
