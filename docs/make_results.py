@@ -479,9 +479,9 @@ def _graph_logic(r: dict[str, Any]) -> str:
         f"{r['torch']}, onnx {r['onnx']}, onnxruntime {r['onnxruntime']}. Detector graph-logic alone, with up to 1,000 clean images, then the judge. "
         f"Of {len(payloads)} payloads ({len({m['kind'] for m in payloads})} kinds, {len({m['carrier'] for m in payloads})} trained carriers) "
         f"{found} ({found / max(1, len(payloads)):.1%}) are found, {woken} ({woken / max(1, len(payloads)):.1%}) with a trigger that turns 90 % of "
-        f"unseen images in onnxruntime ({of_a_batch} hang on the batch, where no picture is a trigger); {len(unfit)} more do not do on their carrier what "
-        "they are made for (or cannot be put on it) and are not "
-        f"counted. Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {sum(bool(m['targets']) for m in files)} raise an alarm; "
+        f"unseen images in onnxruntime ({of_a_batch} hang on the batch, where no picture is a trigger); {len(unfit)} more do not do "
+        f"on their carrier what they are made for (or cannot be put on it) and are not counted. "
+        f"Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {sum(bool(m['targets']) for m in files)} raise an alarm; "
         f"{len(refused)} could not be made or are refused before (no classifier, an operator that is not supported). Constants were read from "
         f"other models (benchmarks/graph_tuning.py).\n\n{table('carrier', 'carrier')}\n\n{table('payload', 'kind')}\n\n"
         + "\n".join(forms)
@@ -512,11 +512,13 @@ def _quantised_twins(r: dict[str, Any]) -> str:
         for form, k in r["kept"].items()
     )
     whole = r["float"]
+    again = ", ".join(m["name"] for m in r["models"] if "code" in m)
+    later = f" Run again when the comparison of integer files with onnxruntime was mended: {again}." if again else ""
     return (
         f"## Integer files\n\n`benchmarks/quantised_twins.py --preset {r['preset']} --samples {r['samples']}`, {r['date']}, code {r['code']}, seed "
         f"{r['seed']}: {r['processor']}. In float {whole['found']} of {whole['infected']} infected models are found with the right class, and "
         f"{whole['false_alarms']} of {whole['clean']} clean ones raise an alarm. Of those that are found in float, what is found on the same "
-        f"model in eight bits: {kept}.\n\n" + "\n".join(lines) + "\n"
+        f"model in eight bits: {kept}.{later}\n\n" + "\n".join(lines) + "\n"
     )
 
 

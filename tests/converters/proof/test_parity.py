@@ -240,9 +240,22 @@ def test_how_far_a_grid_reaches() -> None:
         *(node("QuantizeLinear", "x s i", "b"), node("DequantizeLinear", "b s i", "signed")),
         *(node("QuantizeLinear", "x s wide", "c"), node("DequantizeLinear", "c s wide", "words")),
         *(node("QuantizeLinear", "x each z", "d", axis=1), node("DequantizeLinear", "d each z", "channels", axis=1)),
-        *(node("Add", "bytes signed", "e"), node("Add", "e words", "f"), node("Add", "f channels")),
+        *(node("Add", "bytes signed", "e"), node("Add", "e words", "f"), node("Add", "f channels", "g")),
+        *(node("Flatten", "words", "flat"), node("Mul", "g flat", "h"), node("QuantizeLinear", "h s u", "q")),
+        node("DequantizeLinear", "q s u"),
     ]
-    assert reaches(model(nodes, constants, opset=21)) == {"bytes": 63.5, "signed": 63.5, "words": 0.5 * 32767}
+    eight, sixteen = 0.5 * 127, 0.5 * 32767
+    found = reaches(model(nodes, constants, opset=21))
+    assert {k: found.pop(k) for k in "abcq"} == {"a": 127, "b": 127, "c": 32767, "q": 127}
+    assert found == {
+        "x": sixteen,
+        "bytes": eight,
+        "signed": eight,
+        "words": sixteen,
+        "flat": sixteen,
+        "h": eight,
+        "y": eight,
+    }
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
