@@ -151,7 +151,7 @@ def reference_subjects(folder: Path) -> list[dict[str, Any]]:
 
 def measure(subject: dict[str, Any], asked: argparse.Namespace, run: RunContext) -> dict[str, Any]:
     """One scan as a row; an error is a row too."""
-    row = {k: subject[k] for k in ("name", "dataset", "network", "infected", "targets", "attack", "asr")}
+    row = {k: subject[k] for k in kept.FACTS}
     data = clean_samples(subject["dataset"], asked)
     references = asked.runs / f"references-{subject['dataset']}-{asked.preset}-{asked.samples}"
     folder = asked.runs / f"{subject['name']}-{asked.preset}-{asked.samples}"

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import kept
 import numpy as np
 import onnx
 import torch
@@ -102,9 +103,7 @@ def subjects(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def measure(subject: dict[str, Any], form: str, samples: Samples, asked: argparse.Namespace) -> dict[str, Any]:
     """One form of one model, scanned; an error is a row too."""
-    row = {k: subject[k] for k in ("name", "dataset", "network", "infected", "targets", "attack", "asr")} | {
-        "form": form
-    }
+    row = {k: subject[k] for k in kept.FACTS} | {"form": form}
     name = "".join(c if c.isalnum() else "-" for c in f"{subject['name']}-{form}")
     try:
         path = file_of(subject, form, samples, asked.work / f"{name}.onnx", asked.seed)
@@ -150,12 +149,12 @@ def file_of(subject: dict[str, Any], form: str, samples: Samples, path: Path, se
 def write(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The file, with what the rows come to: of what is found in float, how much is in each form."""
     found = {r["name"] for r in rows if r["form"] == FLOAT and r["infected"] and right(r)}
-    kept = {}
+    shares = {}
     for form in [f for f in FORMS if f != FLOAT and any(r["form"] == f for r in rows)]:
         there = [r for r in rows if r["form"] == form]
         twins, clean = [r for r in there if r["name"] in found], [r for r in there if not r["infected"]]
         both = sum(map(right, twins))
-        kept[form] = {
+        shares[form] = {
             "infected": sum(r["infected"] for r in there),
             "found_in_float": len(twins),
             "found_of_those": both,
@@ -178,7 +177,7 @@ def write(asked: argparse.Namespace, rows: list[dict[str, Any]]) -> dict[str, An
             "clean": sum(not r["infected"] for r in rows if r["form"] == FLOAT),
             "false_alarms": sum(r["verdict"] == "backdoored" for r in rows if r["form"] == FLOAT and not r["infected"]),
         },
-        "kept": kept,
+        "kept": shares,
         "models": rows,
     }
     asked.results.parent.mkdir(parents=True, exist_ok=True)

@@ -22,8 +22,8 @@ from onnxspect.converters.lowering.program import Program, leading_to, operands
 _SIZES = (*range(1, 131), 192, 200, 255, 256, 257, 384, 500, 512, 513, 1000, 1024, 2048, 4096, 10_000)
 #: Operators that take rows by number.
 _BY_NUMBER = ("slice_axes", "gather", "gather_one")
-#: The largest batch that is run because of such a number.
-_LARGEST = 130
+#: The largest batch that is run because of such a number, or because of its size.
+LARGEST = 130
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ def large_enough(between: Mapping[fx.Node, int], program: Program) -> int:
         if getattr(node.target, "__name__", "") not in _BY_NUMBER or node.op != "call_function":
             continue
         for number in _numbers(node, program):
-            if 0 <= number < _LARGEST - 1:
+            if 0 <= number < LARGEST - 1:
                 most = max(most, number + 2)
-            elif -_LARGEST < number < 0:
+            elif -LARGEST < number < 0:
                 most = max(most, 1 - number)
     return most
 

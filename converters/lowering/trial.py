@@ -74,7 +74,9 @@ class Tried:
                 self._suspect(node, rare, 1.0)
             return result
         if seen.asleep(node, reach):
-            little, near, far = (self._farthest(node, result, given, ways) for ways in (BITS, NEAR, DISTANT))
+            little, near, far = (
+                _farthest(result, self._moved(node, result, given, ways)) for ways in (BITS, NEAR, DISTANT)
+            )
             could = max(near, far / FAR**2)  # a square or a product of two does so much more by itself
             sloping = little / SLIGHTLY > _SLOPE * max(near, far / FAR)
             if not sloping and could > 10 * seen.rounding[node] and seen.asleep(node, min(could, reach)):
@@ -101,8 +103,8 @@ class Tried:
         if not sources:
             return False
         ways = (*NEAR, *DISTANT)
-        alone = max(self._farthest(node, result, given, ways, sources, only=s) for s in sources)
-        together = self._farthest(node, result, given, ways, sources)
+        alone = max(_farthest(result, self._moved(node, result, given, ways, sources, only=s)) for s in sources)
+        together = _farthest(result, self._moved(node, result, given, ways, sources))
         could = max(alone, together)
         if could <= 10 * seen.rounding[node] or not seen.asleep(node, could):
             return False
@@ -112,18 +114,6 @@ class Tried:
         seen.joint[node] = sources
         self.suspects[node] = torch.ones_like(result, dtype=torch.bool)
         return True
-
-    def _farthest(
-        self,
-        node: fx.Node,
-        result: Tensor,
-        given: tuple[tuple[Any, ...], dict[str, Any]],
-        ways: Sequence[str],
-        woken: Collection[fx.Node] = (),
-        only: fx.Node | None = None,
-    ) -> float:
-        moved = self._moved(node, result, given, ways, woken, only)
-        return max((distance(m, result) for m in moved), default=0.0)
 
     def _moved(
         self,
@@ -171,6 +161,10 @@ class Tried:
                 self.suspects.pop(node, None)
                 if loud.any():
                     self.suspects[node] = loud
+
+
+def _farthest(result: Tensor, moved: Sequence[Tensor]) -> float:
+    return max((distance(m, result) for m in moved), default=0.0)
 
 
 def _change(moved: Sequence[Tensor], result: Tensor) -> Tensor:

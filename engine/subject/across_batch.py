@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from onnxspect.converters.lowering.batch_size import Sized, large_enough, sized
+from onnxspect.converters.lowering.batch_size import LARGEST, Sized, large_enough, sized
 from onnxspect.converters.lowering.fixed_batch import GroupedGraphModule
 from onnxspect.converters.lowering.ops.quantization import dynamic_quantize
 from onnxspect.converters.lowering.program import Program, unchanged
@@ -28,8 +28,8 @@ from onnxspect.engine.subject.subject import Subject
 #: Other images that the first one is run with; sizes of batches that it is run in. Where a run takes long: fewer.
 _OTHERS, _SIZES = 6, (3, 8)
 _FEW_OTHERS, _FEW_SIZES = 1, (3,)
-#: Batches that are run because the scores hang on their size: so many, the smallest first, and none larger.
-_TRIED, _LARGEST = 6, 130
+#: Batches that are run because the scores hang on their size, at most; the smallest first.
+_TRIED = 6
 #: Rounding of sums that are taken in another order in a larger batch, as a share of the largest score.
 _ROUNDING = 10 * TOLERANCES["float32"]
 
@@ -60,14 +60,12 @@ class AcrossBatch:
         ranges: they may, because dynamic quantisation takes its range from the whole batch, and through nothing else that was found.
         through: the first value by which something flows from one image to another otherwise; None for none.
         size: what hangs on how many images the batch has, though no usual batch shows it; None for none.
-        looked: whether these were looked for.
     """
 
     seen: bool = False
     ranges: bool = False
     through: fx.Node | None = None
     size: BySize | None = None
-    looked: bool = False
 
 
 def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> AcrossBatch:
@@ -110,16 +108,16 @@ def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> Acr
 
     if not flows(logits):
         ranges = dynamic and (seen or flows(logits, ranges_held=False))
-        return AcrossBatch(seen=seen, ranges=ranges, size=size, looked=True)
+        return AcrossBatch(seen=seen, ranges=ranges, size=size)
     through = next((n for n in between if n.op != "placeholder" and flows(n)), logits)
-    return AcrossBatch(seen=seen, through=through, size=size, looked=True)
+    return AcrossBatch(seen=seen, through=through, size=size)
 
 
 def _by_size(subject: Subject, pixels: Tensor, found: Sized) -> BySize:
     """Run batches of the sizes at which the value is another one, of the same images over and over."""
     alone = torch.cat([subject.in_one_pass(p) for p in pixels.split(1)]).argmax(1)
     most = BySize(found.node)
-    for images in [n for n in found.sizes if n <= min(_LARGEST, subject.images_at_once)][:_TRIED]:
+    for images in [n for n in found.sizes if n <= min(LARGEST, subject.images_at_once)][:_TRIED]:
         rows = torch.arange(images, device=pixels.device) % len(pixels)
         answers = subject.in_one_pass(pixels[rows]).argmax(1)
         turned = answers[answers != alone[rows]]

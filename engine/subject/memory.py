@@ -170,9 +170,8 @@ def _kept(function: Callable[[Tensor], Tensor], images: Tensor) -> int:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
-        return (
-            tensor.detach()
-        )  # what a hook returns is kept by the graph: the tensor itself, where it is a result, would keep the graph
+        # The graph keeps what a hook returns: of a result the tensor itself would keep the graph in turn.
+        return tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         answer = function(images.requires_grad_(True))  # alive until all is counted, so that no address is used twice
