@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 
 from onnxspect.engine.mitigation.verify import verify
-from onnxspect.engine.run import tool_version
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
 from onnxspect.engine.trigger import KnownChange
+from onnxspect.engine.version import tool_version
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 

@@ -29,7 +29,7 @@ from onnxspect.converters.file.onnx_file import Limits, check_onnx
 from onnxspect.converters.file.pickle_scan import scan
 from onnxspect.converters.file.wire_scan import outer_fields, parse_bound
 from onnxspect.engine.report import formats, signature
-from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.result import Report
 from onnxspect.engine.run_folder import FILE
 from onnxspect.engine.store import Ledger
@@ -81,7 +81,7 @@ def _report() -> dict[str, Any]:
 
 
 def _reports() -> list[bytes]:
-    return [json.dumps(_report()).encode(), as_json(_report() | {"reasons": ["ü\u202e"]}).encode()]
+    return [json.dumps(_report()).encode(), to_json(_report() | {"reasons": ["ü\u202e"]}).encode()]
 
 
 def _stored(data: bytes, folder: Path) -> str:

@@ -26,7 +26,7 @@ from onnxspect.engine.judge.few_classes import beside_references
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, Prior, against_reference
 from onnxspect.engine.judge.spread import PRIOR_DF
-from onnxspect.engine.judge.verdict import ALPHA
+from onnxspect.engine.judge.thresholds import ALPHA
 
 NATURE, BETWEEN, SLOPE = 0.5, 0.22, 0.35
 #: As many references as a scan trains of a model with few classes, and with more.

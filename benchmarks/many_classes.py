@@ -32,11 +32,12 @@ from PIL import Image
 
 from onnxspect.engine.detectors.attractor import ADDED, BEYOND, DESTINATION, MASKS, NAME, Attractor
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.run import RunContext, tool_version
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.opening import Model
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec
+from onnxspect.engine.version import tool_version
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "many_classes.json"

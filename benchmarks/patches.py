@@ -40,7 +40,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.export import write_model
 from onnxspect.engine.jobs.patch import FIT_SHARE, try_methods
 from onnxspect.engine.judge.evidence import Evidence, Unit
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
+from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.mitigation.method import PatchInput
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_size_limits

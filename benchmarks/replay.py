@@ -22,7 +22,8 @@ from kept import FOLDER, Kept, everything
 
 from onnxspect.engine.judge.calibration import PRIOR, Bank, shipped
 from onnxspect.engine.judge.evidence import Evidence
-from onnxspect.engine.judge.verdict import ALPHA, Verdict, decide
+from onnxspect.engine.judge.thresholds import ALPHA
+from onnxspect.engine.judge.verdict import Verdict, decide
 
 #: Levels at which the share of clean models with a smaller p-value is counted.
 LEVELS = (0.01, 0.02, 0.05, 0.1)

@@ -38,7 +38,7 @@ from onnxspect.engine.jobs.scan import SEARCH_SHARE
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.verdict import decide
-from onnxspect.engine.run import RunContext, tool_version
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import SearchConfig, plan, search
 from onnxspect.engine.subject.opening import open_model
@@ -46,6 +46,7 @@ from onnxspect.engine.subject.reference import train_references
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
+from onnxspect.engine.version import tool_version
 
 RESULTS = Path(__file__).resolve().parent / "results" / "restarts.json"
 SAMPLES, STARTS, TRIED = 2000, 4, 200

@@ -11,9 +11,9 @@ import click
 
 from onnxspect.engine.fleet.machine import usable_memory
 
-#: Seconds that a command may take where nothing is said Those that search or train may take days.
+#: Seconds that a command may take where nothing is said. Those that search, train or serve pages may take days.
 QUICK_SECONDS, LONG_SECONDS = 3600.0, 7 * 86400.0
-_LONG = frozenset({"scan", "patch", "verify", "cleanse", "certify", "demo", "references"})
+_LONG = frozenset({"scan", "patch", "verify", "cleanse", "certify", "demo", "references", "view"})
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _LEAST_BYTES = 64 << 20
 

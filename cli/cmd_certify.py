@@ -16,7 +16,7 @@ from onnxspect.cli.path_option import path_option
 from onnxspect.engine.certification.feasible import INTEGRITY, SETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.certify import CENTROIDS, FRACTIONS, certify
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 
 
 @click.command("certify", epilog="Exit status: 0 done, 2 usage error, 4 failure.")

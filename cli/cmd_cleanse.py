@@ -15,7 +15,7 @@ from onnxspect.cli.console import err, show, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.engine.cleansing.by_activation import PriorKnowledge
 from onnxspect.engine.jobs.cleanse import METHODS, cleanse
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.subject import InputSpec
 

@@ -12,7 +12,7 @@ from onnxspect.cli import exit_status, options
 from onnxspect.cli.console import show, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.engine.jobs.describe_data import describe_data
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.subject.datasets import Source
 
 #: Classes that the table lists.

@@ -24,7 +24,7 @@ from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, verify
 from onnxspect.engine.report import as_text
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.result import Report
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.store import made_folder

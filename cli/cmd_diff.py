@@ -10,7 +10,7 @@ from onnxspect.cli import exit_status
 from onnxspect.cli.console import show_raw
 from onnxspect.converters.proof.compare import Difference, compare
 from onnxspect.engine.mitigation.graph_edit import without_additions
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.subject.onnx_model import open_file
 
 

@@ -16,7 +16,7 @@ from onnxspect.cli.path_option import path_option
 from onnxspect.converters.text import visible
 from onnxspect.engine.jobs.describe import describe
 from onnxspect.engine.report import hostile
-from onnxspect.engine.report.document import as_json as to_json
+from onnxspect.engine.report.as_json import render as to_json
 
 
 @click.command("info", epilog="Exit status: 0 usable, 1 hostile file, 2 not usable (why is said), 4 failure.")

@@ -12,7 +12,7 @@ from onnxspect.cli.console import err, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, put_patch, report_options
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.report import as_patch_html, document, formats, patch_document, signature
+from onnxspect.engine.report import as_json, as_patch_html, formats, patch_document, signature
 from onnxspect.engine.store import Ledger
 
 
@@ -75,7 +75,7 @@ def command(
     files = check(outputs, None if form == formats.TEXT else form)
     report, folder = _read(source, verify_key)
     if sign is not None:
-        show_raw(document.as_json(signature.signed(report, sign)))
+        show_raw(as_json.render(signature.signed(report, sign)))
         return exit_status.CLEAN
     accepted, _ = accepted_findings(report, folder, found_policy(policy_file))
     put(report, folder, form, files, accepted, quiet=bool(outputs))
@@ -98,7 +98,7 @@ def _patch(source: Path, of: str, form: str | None, outputs: tuple[Path, ...], s
     for path in outputs:
         put_patch(made, path)
     if not outputs:
-        show_raw(document.as_json(made) if form == "json" else as_patch_html.render(made))
+        show_raw(as_json.render(made) if form == "json" else as_patch_html.render(made))
     return exit_status.CLEAN
 
 

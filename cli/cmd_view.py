@@ -7,13 +7,14 @@ from pathlib import Path
 
 import click
 
-from onnxspect.cli import exit_status
+from onnxspect.cli import exit_status, listening
 from onnxspect.cli.console import err
+from onnxspect.cli.places import DEFAULT_RUNS
 from onnxspect.engine.report.view import Server
 
 
 @click.command("view", epilog="Exit status: 0 ended by Ctrl-C, 2 usage error, 4 failure.")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), default=Path("runs"))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), default=Path(DEFAULT_RUNS["view"]))
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="To listen on.  [default: a free one]")
 @click.option("--browser", is_flag=True, help="Open it in the browser.")
 def command(folder: Path, port: int, browser: bool) -> int:
@@ -25,12 +26,11 @@ def command(folder: Path, port: int, browser: bool) -> int:
     Example:
       onnxspect view runs
     """
-    with Server(folder, port) as server:
+    inherited = listening.taken()
+    with Server(folder, inherited or listening.bound(port)) as server:
         err.print(f"{len(server.runs)} runs at {server.url} until Ctrl-C")
-        if browser:
-            import webbrowser
-
-            webbrowser.open(server.url)
+        if browser and inherited is None:  # a worker starts no program: its supervisor did
+            listening.show(server.url)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
     return exit_status.CLEAN

@@ -9,7 +9,7 @@ from typing import Any
 from onnxspect.cli.console import show_raw
 from onnxspect.engine.errors import HostileError
 from onnxspect.engine.report import hostile
-from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.store import write_atomically
 
 _OUT = ("-o", "--output", "--format")
@@ -27,10 +27,10 @@ def put(error: HostileError, arguments: Sequence[str]) -> None:
         if option == "--format":
             printed = value
         elif value.endswith(".sarif"):
-            write_atomically(Path(value), as_json(hostile.as_sarif(error)).encode())
+            write_atomically(Path(value), to_json(hostile.as_sarif(error)).encode())
     if printed in ("json", "sarif"):
         document: dict[str, Any] = hostile.as_sarif(error) if printed == "sarif" else hostile.as_document(error)
-        show_raw(as_json(document))
+        show_raw(to_json(document))
 
 
 def _given(arguments: Sequence[str]) -> list[tuple[str, str]]:

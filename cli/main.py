@@ -102,14 +102,10 @@ def escape_what_lacks() -> None:
 
 
 def _opens_files(given: list[str]) -> bool:
-    """Whether it is a command to be run, and by a worker: Windows has no processes that this one could lock in.
-
-    `view` listens on a port, which no worker may; of a run folder it reads what is checked (engine/run_folder.py).
-    """
+    """Whether it is a command to be run, and by a worker: Windows has no processes that this one could lock in."""
     return (
         bool(given)
         and given[0] in COMMANDS
-        and given[0] != "view"
         and not _asks_for_help(given)
         and sys.platform != "win32"
         and not _of_many(given)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxspect.cli import listening
 from onnxspect.converters.errors import OnnxspectError, unwritable
 
 #: What a parameter names: a model, or data, each with what lies beside it (weights; labels, and the images of a list); a file or
@@ -81,6 +83,8 @@ DEFAULT_FOLDERS = {
     "references": "references",
     "demo": "demo",
 }
+#: And where it reads runs.
+DEFAULT_RUNS = {"view": "runs"}
 #: Beside a model that holds so many things, data files are not looked for.
 _MOST_BESIDE = 20_000
 _CUDA = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset", "dxg")
@@ -125,6 +129,7 @@ class Places:
         device: that the command is to compute on, where there are `devices`.
         outputs: files to write.
         made: folders that were made for it, the innermost last; those left empty are removed at the end.
+        listening: the socket that it answers on; None for all but `view`.
     """
 
     readable: list[str] = field(default_factory=list)
@@ -133,6 +138,7 @@ class Places:
     device: str = "cuda"
     outputs: list[Output] = field(default_factory=list)
     made: list[Path] = field(default_factory=list)
+    listening: socket.socket | None = None
 
 
 def prepare(command: str, given: Mapping[str, Any]) -> Places:
@@ -146,8 +152,12 @@ def prepare(command: str, given: Mapping[str, Any]) -> Places:
         value = given.get(name)
         if value is None and role == FOLDER:
             value = DEFAULT_FOLDERS.get(command)
+        if value is None and role == RUN:
+            value = DEFAULT_RUNS.get(command)
         for text in value if isinstance(value, tuple) else (value,) if value is not None else ():
             _add(places, role, Path(text))
+    if command == "view":
+        places.listening = listening.bound(given.get("port") or 0)
     if given.get("factory"):
         places.readable.append(os.getcwd())  # noqa: PTH109  # the user's own code is looked for there
     if given.get("device", "cpu") != "cpu" and "device" in given:

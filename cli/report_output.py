@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from onnxspect.cli.console import err, show, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.report import as_patch_html, as_text, document, formats, patch_document, policy
+from onnxspect.engine.report import as_json, as_patch_html, as_text, formats, patch_document, policy
 from onnxspect.engine.report.findings import findings
 from onnxspect.engine.report.policy import Policy
 from onnxspect.engine.store import write_atomically
@@ -96,7 +96,7 @@ def put(
 def put_patch(made: dict[str, Any], path: Path) -> None:
     """Write the page, or the document, of a patch or verification to a file by its ending."""
     kind = patch_format(path)
-    write_atomically(path, (as_patch_html.render(made) if kind == "html" else document.as_json(made)).encode())
+    write_atomically(path, (as_patch_html.render(made) if kind == "html" else as_json.render(made)).encode())
 
 
 def patch_format(path: Path) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from onnxspect.cli import budget, command_table, exit_status, places
+from onnxspect.cli import budget, command_table, exit_status, listening, places
 from onnxspect.cli.relay import Cleaner
 from onnxspect.cli.worker_process import GRACE, Start, Worker, anew, end, environment_in, resident
 from onnxspect.converters.errors import OnnxspectError, unwritable, writing
@@ -46,6 +46,8 @@ _KEEPS = {
     "scan": "; a scan goes on where it stopped when the same command is run again",
     "patch": "; a patch begins anew when the same command is run again: no model was written",
 }
+#: A signal that is how a command ends.
+_ORDINARY_END = {"view": signal.SIGINT}
 _HARMFUL = "the file is damaged or made to do harm; it was only opened in a locked-in process"
 
 
@@ -62,6 +64,8 @@ def supervise(arguments: list[str], how: Start = anew) -> int:
             given = command_table.parsed(command, arguments[1:])
             limits = budget.limits(command, given)
             with _prepared(command, given) as ready:
+                if ready.touched.listening is not None and given.get("browser"):
+                    listening.show(listening.url_of(ready.touched.listening))
                 return _Run(command, arguments, limits, ready, signals, how).status()
     except click.ClickException as error:
         error.show(sys.stderr)
@@ -151,6 +155,8 @@ def _prepared(command: str, given: dict[str, Any]) -> Iterator[_Ready]:
         touched.writable.append(str(folder))
         yield ready
     finally:
+        if touched.listening is not None:
+            touched.listening.close()
         remove_tree(folder)
         for output in touched.outputs:
             if output.staging is not None:
@@ -222,6 +228,7 @@ class _Run:
         touched = self._ready.touched
         if sys.platform == "linux":
             linux.adopt_orphans()
+        served = None if touched.listening is None else touched.listening.fileno()
         request = {
             "arguments": self._arguments,
             "readable": touched.readable,
@@ -235,11 +242,13 @@ class _Run:
             "folder": str(self._ready.folder),
             "mark": self._ready.mark,
             "control": theirs.fileno(),
+            "listening": served,
             "memory_bytes": self._limits.memory_bytes,
             "seconds": self._limits.seconds,
             "require_sandbox": self._limits.require_sandbox,
         }
-        return self._how(request, environment_in(self._ready.folder), theirs.fileno())
+        handed = (theirs.fileno(),) if served is None else (theirs.fileno(), served)
+        return self._how(request, environment_in(self._ready.folder), handed)
 
     def _serve(self, worker: Worker, control: socket.socket) -> None:
         """Relay, answer and watch, until the worker's pipes are closed."""
@@ -363,6 +372,8 @@ class _Run:
             sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
         keeps = _KEEPS.get(self._command, "")
         if self._signals.came is not None:
+            if self._signals.came is _ORDINARY_END.get(self._command) and code == self._answer:
+                return code
             complain(f"interrupted by {self._signals.came.name} ({stage}){keeps}")
         elif isinstance(self._cause, OnnxspectError):
             complain(self._cause.message, self._cause.hint)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from onnxspect.cli import exit_status
+from onnxspect.cli import exit_status, listening
 from onnxspect.cli.places import Output
 from onnxspect.converters import stages, whole
 from onnxspect.converters.errors import OnnxspectError
@@ -59,6 +59,8 @@ def serve(request: Mapping[str, Any], loaded: Collection[str] = ()) -> int:
     """
     control = socket.socket(fileno=int(request["control"]))
     control.set_inheritable(False)
+    if request.get("listening") is not None:
+        listening.inherit(int(request["listening"]))
     try:
         _on_signals()
         status = _done(request, control, loaded)
@@ -151,7 +153,9 @@ def _lock_starter(request: Mapping[str, Any]) -> None:
     nowhere = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):  # the worker's pipes are not its own
         os.dup2(nowhere, number)
-    os.close(int(request["control"]))
+    for name in ("control", "listening"):
+        if request.get(name) is not None:
+            os.close(int(request[name]))
     level = lock.Level()
     lock.files(level, request["readable"], [request["folder"]], proc=("/proc",))
     lock.calls(level, starts_children=True)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -42,11 +42,11 @@ class Worker(Protocol):
         """Its status, when it has ended."""
 
 
-#: From its request, its environment and the file descriptor of its control socket.
-Start = Callable[[Mapping[str, Any], Mapping[str, str], int], Worker]
+#: From its request, its environment and the file descriptors that it is given: its control socket first.
+Start = Callable[[Mapping[str, Any], Mapping[str, str], Sequence[int]], Worker]
 
 
-def anew(request: Mapping[str, Any], environment: Mapping[str, str], control: int) -> Worker:
+def anew(request: Mapping[str, Any], environment: Mapping[str, str], handed: Sequence[int]) -> Worker:
     """A Python of its own."""
     worker = subprocess.Popen(
         [sys.executable, "-P", "-m", "onnxspect.cli.worker"],
@@ -54,7 +54,7 @@ def anew(request: Mapping[str, Any], environment: Mapping[str, str], control: in
         stdout=PIPE,
         stderr=PIPE,
         env=environment,
-        pass_fds=(control,),
+        pass_fds=handed,
         process_group=0,  # a Ctrl-C in the terminal comes to its parent alone
     )
     if worker.stdin is not None:
@@ -64,7 +64,7 @@ def anew(request: Mapping[str, Any], environment: Mapping[str, str], control: in
     return worker
 
 
-def copied(request: Mapping[str, Any], environment: Mapping[str, str], control: int) -> Worker:
+def copied(request: Mapping[str, Any], environment: Mapping[str, str], handed: Sequence[int]) -> Worker:
     """A copy of this process, which has the libraries loaded."""
     from onnxspect.cli.worker import LOADED, serve
 
@@ -75,7 +75,7 @@ def copied(request: Mapping[str, Any], environment: Mapping[str, str], control: 
         stdout=PIPE,
         stderr=PIPE,
         environment=environment,
-        keep=(control,),
+        keep=handed,
     )
 
 

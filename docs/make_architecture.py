@@ -63,6 +63,7 @@ ROOMS = (
         (
             "engine/__init__.py",
             "engine/run.py",
+            "engine/version.py",
             "engine/trigger.py",
             "engine/errors.py",
             "engine/ahead.py",

@@ -13,7 +13,6 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from importlib import metadata
 from typing import Protocol
 
 import numpy as np
@@ -138,8 +137,3 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return f"{device}: {torch.cuda.get_device_name(torch.device(device))}"
     return f"cpu: {torch.get_num_threads()} threads"
-
-
-def tool_version() -> str:
-    """The installed version of onnxspect."""
-    return metadata.version("onnxspect")

@@ -14,12 +14,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast, overload
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 import numpy as np
-from torch import Tensor
 
 from onnxspect.engine.errors import OnnxspectError
+
+if TYPE_CHECKING:  # a report that is shown again needs no torch, which takes seconds to load
+    from torch import Tensor
 
 #: The target of a trigger that leads images anywhere but to their own class.
 UNTARGETED = -1
@@ -27,7 +29,7 @@ UNTARGETED = -1
 LARGEST_SIZE_LIMIT = 2.5
 MASK, PATTERN, DELTA = "mask", "pattern", "delta"
 
-Array = TypeVar("Array", np.ndarray, Tensor)
+Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 class Aimed(ABC):
@@ -197,9 +199,9 @@ def stamp(images: np.ndarray | Tensor, arrays: Mapping[str, np.ndarray] | Mappin
     Returns:
         float32 for numpy; the tensors' own type for torch.
     """
-    if isinstance(images, Tensor):
-        return _stamped(images, cast(Mapping[str, Tensor], arrays)).clamp(0, 1)
-    return np.clip(_stamped(images, cast(Mapping[str, np.ndarray], arrays)), 0, 1).astype(np.float32)
+    if isinstance(images, np.ndarray):
+        return np.clip(_stamped(images, cast("Mapping[str, np.ndarray]", arrays)), 0, 1).astype(np.float32)
+    return _stamped(images, cast("Mapping[str, Tensor]", arrays)).clamp(0, 1)
 
 
 def _stamped(images: Array, arrays: Mapping[str, Array]) -> Array:

@@ -15,13 +15,14 @@ from onnxspect.engine.detectors.base import AtHand, search_units
 from onnxspect.engine.detectors.reverse_engineering import Climb, ReverseEngineering, infer, labelled_images
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
-from onnxspect.engine.run import RunContext, tool_version
+from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import search
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.activations import TrainingSet, file_classifier
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
+from onnxspect.engine.version import tool_version
 
 #: Samples of a target class on which its patterns are compared.
 JUDGED = 1000

@@ -14,7 +14,7 @@ import numpy as np
 
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
 from onnxspect.engine.judge.measurement import Measurement
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS
+from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.search.search import UnitResult
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject

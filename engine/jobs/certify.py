@@ -28,7 +28,7 @@ from onnxspect.engine.certification.hinge import hinge, train, with_bias
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.readers import npz
-from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.pictures import png
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.run import RunContext
@@ -172,7 +172,7 @@ def certify(
             )
         report["sanitised"] = _sanitise(other, feasible, centroids, classes, Path(suspect), folder)
     _write_arrays(folder / "attack.npz", features=largest.features, labels=_labels(largest.signs, classes))
-    write_atomically(folder / "certificate.json", as_json(report).encode())
+    write_atomically(folder / "certificate.json", to_json(report).encode())
     write_atomically(folder / "certificate.png", png(plot(report)))
     return Certified(report, folder)
 

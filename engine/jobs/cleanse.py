@@ -45,11 +45,11 @@ from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import trainable_copy
 from onnxspect.engine.mitigation.verify import Goals, Verification, verify
 from onnxspect.engine.readers import npz
-from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.pictures import plain_text, png
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
-from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.store import made_folder, write_atomically
 from onnxspect.engine.subject.activations import TrainingSet, activations, file_classifier, penultimate
 from onnxspect.engine.subject.class_scores import scores_array
@@ -61,6 +61,7 @@ from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.trigger import Trigger
+from onnxspect.engine.version import tool_version
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that need nothing but the training set's activations, taken once: they always run.
@@ -242,7 +243,7 @@ def cleanse(
             "trigger_success": [[t.before, t.after] for t in proof.triggers],
             "failures": list(proof.failures),
         }
-    write_atomically(folder / "cleansing.json", as_json(report).encode())
+    write_atomically(folder / "cleansing.json", to_json(report).encode())
     return Cleansed(report, folder, scores, removed, proof)
 
 

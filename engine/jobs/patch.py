@@ -44,7 +44,7 @@ from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verificatio
 from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of
-from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.datasets import Data
 from onnxspect.engine.subject.opening import Model
@@ -52,6 +52,7 @@ from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, check_order
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.version import tool_version
 
 METHODS = CHOICES
 #: Share of the clean samples that the patch learns from; the rest chooses the epoch and gives the proof.

@@ -35,7 +35,7 @@ from onnxspect.engine.jobs.case import Reading
 from onnxspect.engine.jobs.choice import SEARCH_SHARE, settings_of, wanted_detectors
 from onnxspect.engine.readers.labels import ClassList
 from onnxspect.engine.report.progress import watched
-from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.run_folder import ARRAYS, FILE, MOST_ARRAY, MOST_LEDGER, REFERENCES, REQUEST, Snapshot
 from onnxspect.engine.store import Ledger, write_atomically
 from onnxspect.engine.subject.datasets import Data, samples_from
@@ -44,6 +44,7 @@ from onnxspect.engine.subject.reference import train_references
 from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.version import tool_version
 
 #: A request, in bytes at most: a million class names.
 MOST_REQUEST = 64 << 20

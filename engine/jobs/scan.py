@@ -28,13 +28,14 @@ from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.verdict import Verdict, decide
 from onnxspect.engine.readers.forms import open_reader
-from onnxspect.engine.report import document, pictures
+from onnxspect.engine.report import as_json, document, pictures
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report
-from onnxspect.engine.run import RunContext, prepare_process, tool_version
+from onnxspect.engine.run import RunContext, prepare_process
 from onnxspect.engine.run_folder import REFERENCES
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger, write_atomically
+from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.datasets import Data, Source
 from onnxspect.engine.subject.memory import memory_share
@@ -47,6 +48,7 @@ from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfall
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.subject.unreached import unreached
+from onnxspect.engine.version import tool_version
 
 #: The ledger's name for the share of the device's memory that the searches were planned with.
 _MEMORY_SHARE = "memory share"
@@ -248,7 +250,7 @@ def scan(
             notes,
         )
         pictures.draw(report, evidence, samples, folder)
-        text = document.as_json(report)
+        text = as_json.render(report)
         write_atomically(folder / "report.json", text.encode())
         ledger.set_fact("report", text)
         return Report(ledger.report(), folder, resumed)  # as every later reader gets it: JSON has no tuples
@@ -395,4 +397,4 @@ def _identity(subject: Subject) -> str:
 
 def _short(fingerprint: dict[str, Any]) -> str:
     """Part of the run folder's name; where the files lie does not count."""
-    return document.digest({k: v for k, v in fingerprint.items() if not k.endswith(" path")})[:8]
+    return digest({k: v for k, v in fingerprint.items() if not k.endswith(" path")})[:8]

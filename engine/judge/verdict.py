@@ -1,4 +1,4 @@
-"""`decide`: from evidence to a verdict. The only threshold in the code, and the only place that names a class."""
+"""`decide`: from evidence to a verdict, by the limits of thresholds.py. The only place that names a class."""
 
 from __future__ import annotations
 
@@ -16,29 +16,7 @@ from onnxspect.engine.judge.kind import suggest_kind
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
 from onnxspect.engine.judge.spread import spreads
-
-#: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
-ALPHA = 0.02
-#: Held-out validation: a trigger that works on a smaller share of the clean samples that its search never saw is
-#: overfitted and proves nothing. History: docs/decisions.md.
-HELD_OUT_SUCCESS = 0.5
-#: Share of searches that must have converged before "clean" may be said.
-CONVERGED_ENOUGH = 0.7
-
-
-def fewest_trials(share: float, level: float) -> int:
-    """The least number of trials that can show a chance of success above `share` at `level`: the exact binomial bound.
-
-    n successes in n trials have the probability share^n where the chance is `share` (Clopper and Pearson, 1934), and nothing
-    that n trials can show is stronger. By symmetry n failures are needed to show a chance below 1 - share.
-    """
-    if not 0 < share < 1 or not 0 < level < 1:
-        raise ValueError(f"share {share} and level {level} lie between 0 and 1")
-    return max(1, math.ceil(math.log(level) / math.log(share)))
-
-
-#: Fewer clean samples that the search never saw can neither validate a trigger nor refute it.
-FEWEST_HELD_OUT = fewest_trials(HELD_OUT_SUCCESS, ALPHA)
+from onnxspect.engine.judge.thresholds import ALPHA, CONVERGED_ENOUGH, FEWEST_HELD_OUT, HELD_OUT_SUCCESS
 
 
 @dataclass(frozen=True)

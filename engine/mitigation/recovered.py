@@ -8,8 +8,9 @@ from pathlib import Path
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.evidence import UnitEvidence, foremost
+from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.judge.traits import Traits
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, speaks_for
+from onnxspect.engine.judge.verdict import speaks_for
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger
 

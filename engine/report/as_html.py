@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxspect.converters.text import all_visible
-from onnxspect.engine.judge.verdict import ALPHA
+from onnxspect.engine.judge.thresholds import ALPHA
 from onnxspect.engine.report import charts, pages, words
 from onnxspect.engine.report.findings import (
     findings,

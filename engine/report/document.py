@@ -6,9 +6,6 @@ SHA-256 of the report without them (stored_report.py): two runs agree bit for bi
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,8 +16,9 @@ from onnxspect.converters.text import well_formed
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.traits import Family
 from onnxspect.engine.judge.verdict import Verdict
+from onnxspect.engine.report.as_json import now
 from onnxspect.engine.report.measured import measured
-from onnxspect.engine.run import RunContext, device_name, tool_version
+from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.precision import precision_on
 from onnxspect.engine.subject.preprocessing import Preflight
@@ -28,9 +26,9 @@ from onnxspect.engine.subject.sample_size import SampleCounts
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
+from onnxspect.engine.version import tool_version
 
 SCHEMA = "onnxspect-report/1"
-_UNSEEN = re.compile(r"[^\x00-\x7e]+")
 
 
 def build(
@@ -115,11 +113,6 @@ def build(
     return report
 
 
-def now() -> str:
-    """The time in UTC, to the second, as reports write it: 2026-01-31T12:00:00Z."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _view(subject: Subject) -> dict[str, Any]:
     """Which output was looked at and which inputs were bound, where the file has several."""
     if subject.file is None or subject.logits is None or not subject.logits.output:
@@ -128,17 +121,6 @@ def _view(subject: Subject) -> dict[str, Any]:
     if not several and not subject.file.bound:
         return {}
     return {"view": {"output": subject.logits.output, "bind": dict(subject.file.bound)}}
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """A document as it is stored and printed: whatever a terminal would obey, or UTF-8 cannot hold, is escaped as JSON does it."""
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-    text = text.replace("\x7f", "\\u007f")  # the one character of ASCII that json leaves and that is none to be read
-    return text if text.isascii() else _UNSEEN.sub(_escaped, text)
-
-
-def _escaped(match: re.Match[str]) -> str:
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in match.group())
 
 
 def _calibration(verdict: Verdict) -> dict[str, Any] | None:

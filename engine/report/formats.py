@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.report import as_cyclonedx, as_html, as_junit, as_markdown, as_sarif, as_text, document
+from onnxspect.engine.report import as_cyclonedx, as_html, as_json, as_junit, as_markdown, as_sarif, as_text
 
 TEXT = "text"
 FORMATS = (TEXT, "json", "html", "sarif", "cyclonedx", "junit", "markdown")
@@ -43,11 +43,11 @@ def render(
         patched: the patch of the model, where there is one, for a CycloneDX document's pedigree.
     """
     if form == "json":
-        return document.as_json(report)
+        return as_json.render(report)
     if form == "html":
         return as_html.render(report, folder)
     if form == "sarif":
-        return document.as_json(as_sarif.render(report, folder, accepted))
+        return as_json.render(as_sarif.render(report, folder, accepted))
     if form == "cyclonedx":
         return as_cyclonedx.render(report, folder, accepted, patched)
     if form == "junit":

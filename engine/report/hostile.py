@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from onnxspect.converters.text import sarif_text, visible
 from onnxspect.engine.errors import HostileError
-from onnxspect.engine.run import tool_version
+from onnxspect.engine.version import tool_version
 
 #: The rule's id, which never changes. CWE-502: deserialization of untrusted data; CWE-506: embedded malicious code.
 RULE = "OSX901"

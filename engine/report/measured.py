@@ -10,7 +10,8 @@ import numpy as np
 from onnxspect.engine.detectors.held_out import TRANSFER
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, foremost
 from onnxspect.engine.judge.kind import strength, strongest_box
-from onnxspect.engine.judge.verdict import HELD_OUT_SUCCESS, Verdict, speaks_for
+from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
+from onnxspect.engine.judge.verdict import Verdict, speaks_for
 from onnxspect.engine.trigger import DELTA, MASK
 
 #: A pixel counts as changed where the mask, or the change itself, is at least this share of its maximum.

@@ -21,9 +21,10 @@ from msgspec import Meta
 from onnxspect.converters.sandbox.safe_open import read_beneath
 from onnxspect.converters.text import printable
 from onnxspect.engine.errors import MachineError, OnnxspectError
-from onnxspect.engine.report.document import as_json, now
-from onnxspect.engine.run import tool_version
+from onnxspect.engine.report.as_json import now
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.store import write_atomically
+from onnxspect.engine.version import tool_version
 
 SCHEMA = "onnxspect-patch/1"
 PATCH, VERIFY = "patch", "verify"
@@ -89,7 +90,7 @@ def keep(document: Mapping[str, Any], folder: Path) -> Path:
         OnnxspectError: it cannot be written.
     """
     path = folder / f"{document['kind']}.json"
-    write_atomically(path, as_json(dict(document)).encode())
+    write_atomically(path, to_json(dict(document)).encode())
     return path
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from onnxspect.converters.text import visible
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
-from onnxspect.engine.judge.verdict import ALPHA
+from onnxspect.engine.judge.thresholds import ALPHA
 from onnxspect.engine.report.measured import difference
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.samples import Samples

@@ -8,11 +8,13 @@ rebinding); every answer forbids frames and everything from outside.
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -172,26 +174,28 @@ def _ran(report: dict[str, Any]) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """The server of a folder of runs, on the loopback address; `serve_forever` runs it, `server_close` frees the port.
+    """The server of a folder of runs; `serve_forever` runs it, `server_close` frees the port.
 
     Args:
         folder: with runs.
-        port: to listen on; 0 takes a free one.
+        listening: on the loopback address; it is the server's from here on.
 
     Raises:
-        OnnxspectError: there is no run, or the port is taken.
+        OnnxspectError: there is no run.
     """
 
     daemon_threads = True
-    allow_reuse_address = True
 
-    def __init__(self, folder: Path, port: int = 0) -> None:
-        self.runs = listed(folder)
-        self.folder = folder
+    def __init__(self, folder: Path, listening: socket.socket) -> None:
+        # The process may be one that can make no socket, as the constructors of TCPServer and HTTPServer do.
+        BaseServer.__init__(self, listening.getsockname(), _Handler)
+        self.socket = listening
+        self.server_name, self.server_port = ADDRESS, self.server_address[1]
         try:
-            super().__init__((ADDRESS, port), _Handler)
-        except (OSError, OverflowError) as error:
-            raise OnnxspectError(f"port {port} cannot be listened on ({error})", "another --port, or none") from error
+            self.runs = listed(folder)
+        except OnnxspectError:
+            listening.close()
+            raise
 
     @property
     def url(self) -> str:

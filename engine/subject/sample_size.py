@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxspect.engine.judge.verdict import FEWEST_HELD_OUT
+from onnxspect.engine.judge.thresholds import FEWEST_HELD_OUT
 from onnxspect.engine.subject.samples import Samples
 
 #: Samples a class, of ten classes, that tell the shipped pair apart: "least" in benchmarks/results/sample_size.json, which has one

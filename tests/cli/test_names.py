@@ -22,7 +22,7 @@ from onnxspect.cli import console
 from onnxspect.cli.main import run
 from onnxspect.converters.text import visible, well_formed
 from onnxspect.engine.report import as_html, as_sarif, pictures
-from onnxspect.engine.report.document import as_json
+from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.result import Report
 from onnxspect.engine.stored_report import digest
 
@@ -225,7 +225,7 @@ def test_an_error_is_a_line_whatever_it_names(tmp_path: Path, capsys: pytest.Cap
 
 def test_json_escapes_what_a_terminal_obeys_and_says_the_same() -> None:
     for name in NAMES.values():
-        text = as_json({"a": name, "b": "ü猫\U0001f600"})
+        text = to_json({"a": name, "b": "ü猫\U0001f600"})
         assert [c for c in text if not c.isprintable() and c != "\n"] == []
         assert json.loads(text) == {"a": name, "b": "ü猫\U0001f600"}
         assert "ü猫\U0001f600" in text

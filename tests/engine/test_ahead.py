@@ -28,6 +28,18 @@ def test_the_scan_command_is_there_before_what_it_needs_late() -> None:
     assert done.stdout.splitlines() == ["[]", "[]"]
 
 
+@pytest.mark.parametrize("command", ["report", "view"])
+def test_a_report_that_is_shown_again_needs_no_torch(command: str) -> None:
+    program = f"""
+import sys
+from onnxspect.cli import main
+main.load({command!r})
+print(sorted(sys.modules.keys() & {{"torch", "onnx", "onnxruntime", "scipy", "matplotlib", "PIL"}}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_what_cannot_be_loaded_ahead_is_no_failure_yet() -> None:
     load_ahead("cuda:99", ["onnxspect.no_such_module", "json"]).join()
 

@@ -12,7 +12,8 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, Bank, LikelihoodRatio, Scored, beyond, shipped
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.judge.measurement import measured
-from onnxspect.engine.judge.verdict import ALPHA, decide
+from onnxspect.engine.judge.thresholds import ALPHA
+from onnxspect.engine.judge.verdict import decide
 
 DETECTORS = ("nc",)
 LAWS = {

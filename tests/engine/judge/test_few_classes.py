@@ -12,7 +12,8 @@ from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence, View
 from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, beside_references, least_seen
 from onnxspect.engine.judge.measurement import Measurement
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
-from onnxspect.engine.judge.verdict import ALPHA, decide
+from onnxspect.engine.judge.thresholds import ALPHA
+from onnxspect.engine.judge.verdict import decide
 
 REFERENCES = 8
 LAWS = {

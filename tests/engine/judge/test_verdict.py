@@ -13,16 +13,9 @@ from tolerances import REORDERED_64, SOLVED_COARSELY_64
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View, foremost
 from onnxspect.engine.judge.measurement import Measurement, Search, measured
 from onnxspect.engine.judge.null_model import leave_one_out
+from onnxspect.engine.judge.thresholds import ALPHA, FEWEST_HELD_OUT, HELD_OUT_SUCCESS, fewest_trials
 from onnxspect.engine.judge.traits import Family, Traits
-from onnxspect.engine.judge.verdict import (
-    ALPHA,
-    FEWEST_HELD_OUT,
-    HELD_OUT_SUCCESS,
-    Verdict,
-    decide,
-    fewest_trials,
-    speaks_for,
-)
+from onnxspect.engine.judge.verdict import Verdict, decide, speaks_for
 from onnxspect.engine.search.search import Unit
 
 #: Of a detector that compares training samples.

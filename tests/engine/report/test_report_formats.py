@@ -23,10 +23,12 @@ from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.verdict import decide
 from onnxspect.engine.report import as_html, as_sarif, as_text, document
-from onnxspect.engine.report.document import as_json, build, digest
+from onnxspect.engine.report.as_json import render as as_json
+from onnxspect.engine.report.document import build
 from onnxspect.engine.report.pictures import draw
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig, Unit
+from onnxspect.engine.stored_report import digest
 from onnxspect.engine.subject.preprocessing import preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject

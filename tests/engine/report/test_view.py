@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import re
+import signal
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import supervised
 from report_support import draw_found, patched, report_of
 from run_folder_support import finished as write_run
 
+from onnxspect.cli import listening
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.report import patch_document, view
 
@@ -31,7 +37,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[view.Server]:
-    with view.Server(runs) as made:
+    with view.Server(runs, listening.bound(0)) as made:
         thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         thread.start()
         yield made
@@ -144,9 +150,34 @@ def test_it_writes_nothing(server: view.Server, runs: Path) -> None:
 
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(OnnxspectError, match="no run in this folder"):
-        view.Server(tmp_path)
+        view.Server(tmp_path, listening.bound(0))
 
 
-def test_a_port_that_is_taken(server: view.Server, runs: Path) -> None:
+def test_a_port_that_is_taken(server: view.Server) -> None:
     with pytest.raises(OnnxspectError, match="cannot be listened on"):
-        view.Server(runs, server.server_address[1])
+        listening.bound(server.server_address[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no process is locked in elsewhere")
+def test_the_command_serves_from_a_worker_that_is_locked_in(runs: Path, tmp_path: Path) -> None:
+    process = supervised.started("view", runs, temporary=tmp_path)
+    assert process.stderr is not None
+    url = next(re.search(r"http://127\.0\.0\.1:\d+/", line) for line in process.stderr)
+    assert url is not None
+    with urllib.request.urlopen(f"{url[0]}run/0", timeout=20) as page:
+        assert page.status == 200
+        assert b"<title>" in page.read()
+    (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    status = Path(f"/proc/{worker}/status").read_text()
+    assert re.search(r"^Seccomp:\s+2$", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_on_a_folder_without_runs(tmp_path: Path) -> None:
+    ended = supervised.command("view", tmp_path)
+    assert ended.status == 2
+    assert "no run in this folder" in ended.said[0]

@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from onnxspect.cli.main import run
 from onnxspect.engine.jobs.scan import SEARCH_SHARE, scan
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
-from onnxspect.engine.judge.verdict import FEWEST_HELD_OUT
+from onnxspect.engine.judge.thresholds import FEWEST_HELD_OUT
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.sample_size import (
     LEAST,
