@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,10 @@ import pytest
 import torch
 from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
+from warm import WarmLauncher
 
+from onnxspect.converters.sandbox import guard
+from onnxspect.converters.sandbox.child import Here
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.models import zoo
@@ -101,6 +104,16 @@ def saved(model: onnx.ModelProto, path: Path) -> Path:
     """`model` written to `path`."""
     path.write_bytes(model.SerializeToString())
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _files_are_opened_by_warm_children() -> Iterator[None]:
+    """Those that tests open in their own process (warm.py)."""
+    launcher = WarmLauncher()
+    guard.set_up(guard.Budget(), launcher)
+    yield
+    guard.set_up(guard.Budget(), Here())
+    launcher.close()
 
 
 @pytest.fixture(scope="session")

@@ -117,10 +117,14 @@ def test_a_worker_that_was_killed_and_the_scan_after_it(work: Path, tmp_path: Pa
     )
     assert len(said) == 2
     assert list((tmp_path / "tmp").iterdir()) == []
-    ended = supervised.command(*asked)
-    assert ended.status == 1, ended.err
-    assert "neural-cleanse on reference 0: 4 to do, " in ended.err
-    assert "done before" in ended.err
+    # To the end and to the same report goes test_end_to_end.py.
+    again = supervised.started(*asked, temporary=tmp_path / "tmp")
+    assert again.stderr is not None
+    begun = next(line for line in again.stderr if line.startswith("neural-cleanse on reference 0: 4 to do, "))
+    assert "done before" in begun
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 4
 
 
 @locked

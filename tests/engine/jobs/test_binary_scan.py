@@ -41,8 +41,14 @@ def two_classes() -> Samples:
     return samples.take(np.flatnonzero(samples.labels < 2))
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the references of both scans are kept: they are trained and searched once."""
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.mark.parametrize("infected", [False, True])
-def test_a_binary_classifier_gets_a_verdict(infected: bool, tmp_path: Path) -> None:
+def test_a_binary_classifier_gets_a_verdict(infected: bool, shared: Path, tmp_path: Path) -> None:
     report = scan(
         binary(infected, tmp_path / "m.onnx"),
         two_classes(),
@@ -51,6 +57,7 @@ def test_a_binary_classifier_gets_a_verdict(infected: bool, tmp_path: Path) -> N
         ["neural-cleanse"],
         InputSpec(),
         search={"steps": 300, "samples": 16},
+        references=shared,
     ).report
     assert report["detectors"][0]["settings"]["references"] == COUNT_OF_FEW
     assert report["targets"] == ([TARGET] if infected else []), report["reasons"]
