@@ -1,0 +1,438 @@
+"""Every command on hostile inputs, kind by kind: what it takes of memory and time, and whether a promise of docs/threat-model.md breaks.
+
+    python benchmarks/hostile_inputs.py [--only KIND ...] [--named TEXT] [--quick] [--max-memory 1G] [--max-seconds 60] [--out FILE]
+
+Each input of the corpus (hostile_models.py, hostile_foreign.py, hostile_data.py, hostile_runs.py) is made in a folder of its own and given to the
+commands that take such an input, each as a process `python -m onnxspect ...` with --max-memory and --max-seconds. A secret of 64
+hexadecimal digits lies in files beside it, in another's run folder, and in the environment (TOKEN). A run is a problem where
+
+- it ends with a status that is none of 0 to 4, or none of those that the input allows (a pickle that calls posix.system is status
+  1), or says "unexpected failure", or shows a traceback;
+- one of its processes took more than the limit and what libraries take (`_LIBRARIES` of cli/supervisor.py, 1 GiB) of memory, or all
+  of them together did: `tree` is the sum of the resident memory of the command and all its descendants, looked at every 20 ms, with shared
+  pages counted once for each process; `process` is the kernel's own peak (VmHWM) of the largest of them;
+- it took longer than --max-seconds and 15 s for starting and ending;
+- the secret is in anything that it wrote: as it stands, as bytes, in hexadecimal, base64, UTF-16 (pixels of pictures are not
+  looked at);
+- an escape or a byte of a control sequence reaches an output that people read, or a name makes a line or an element of a page of its own;
+- anything was run (each payload makes a file; programs that decoders would start lie first on PATH and do the same);
+- something is left in its temporary folder, or beside its outputs, or a process; or the input was changed.
+
+Exits with 1 where there is a problem. --quick gives each input to its first command alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import hostile_data
+import hostile_foreign
+import hostile_models
+import hostile_runs
+import hostile_watch
+import numpy as np
+from hostile_case import COMMANDS, ELEMENT, FORGED, RAN, Canary, Case
+from of_tests import module_of_tests
+from PIL import Image, PngImagePlugin
+
+from onnxspect.cli import budget
+from onnxspect.cli.supervisor import _LIBRARIES
+
+_KEPT_RUN = ("patch with a run",)  # what is found is written into the run that it belongs to
+_SLACK_SECONDS = 15.0
+#: What people read: there is no control character in it but line ends and tabs. (Pictures, models and arrays are bytes.)
+_TEXTS = ("stdout", "stderr", ".html", ".json", ".sarif", ".txt", ".md", ".xml", ".csv")
+_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_PROGRAMS = (
+    "gs",
+    "gswin64c",
+    "latex",
+    "pdflatex",
+    "xelatex",
+    "dvipng",
+    "kpsewhich",
+    "touch",
+    "git",
+    "identify",
+    "convert",
+    "ffmpeg",
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all runs share: ordinary inputs, the secret, programs that tell when they are started."""
+
+    folder: Path
+    canary: Canary
+    ordinary: dict[str, str]
+    limit: int
+    seconds: float
+
+    @property
+    def programs(self) -> Path:
+        """First on PATH."""
+        return self.folder / "programs"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="KIND", help="kinds that have this in their name"
+    )
+    parser.add_argument("--named", default="", metavar="TEXT", help="inputs that have this in their name")
+    parser.add_argument("--quick", action="store_true", help="one command an input")
+    parser.add_argument("--max-memory", default="1G", help="of each command")
+    parser.add_argument("--max-seconds", type=float, default=60.0, help="of each command")
+    parser.add_argument("--seed", type=int, default=0, help="draws the order of the inputs")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    asked = parser.parse_args(arguments)
+    hostile_watch.adopt()
+    started, load = time.monotonic(), os.getloadavg()[0]
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="onnxspect-hostile-") as scratch:
+        place = _place(Path(scratch), budget.Size().convert(asked.max_memory, None, None), asked.max_seconds)
+        cases = [c for c in _cases(place) if not asked.only or any(o in c.kind for o in asked.only)]
+        cases = [c for c in cases if asked.named in c.name]
+        for number in np.random.default_rng(asked.seed).permutation(len(cases)):
+            case = cases[int(number)]
+            for command in case.commands[: 1 if asked.quick else None]:
+                rows.append(row := _row(place, case, command))
+                memory = f"{row['tree_mib']} MiB, {row['process_mib']} in one"
+                print(
+                    f"{case.kind}: {case.name}: {command}: {row['status']}, {memory}, {row['seconds']} s: {row['said']}",
+                    flush=True,
+                )
+                for problem in row["problems"]:
+                    print(f"  PROBLEM: {problem}", flush=True)
+    table = _table(rows, [c.kind for c in cases])
+    problems = [f"{r['kind']}: {r['name']}: {r['command']}: {p}" for r in rows for p in r["problems"]]
+    result = {
+        "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "hardware": {
+            "cores": os.cpu_count(),
+            "load_before": load,
+            "machine": platform.machine(),
+            "kernel": platform.release(),
+        },
+        "versions": {n: metadata.version(n) for n in ("onnxspect", "torch", "onnxruntime", "onnx", "numpy", "pillow")},
+        "settings": {k: v for k, v in vars(asked).items() if k != "out"},
+        "seconds": round(time.monotonic() - started),
+        "limit_mib": place.limit >> 20,
+        "libraries_mib": _LIBRARIES >> 20,
+        "inputs": len(cases),
+        "runs": len(rows),
+        "largest_input_bytes": max(r["input_bytes"] for r in rows),
+        "kinds": table,
+        "problems": problems,
+        "each": [[r[k] for k in _COLUMNS] for r in rows],
+        "columns": _COLUMNS,
+    }
+    _print(table, result)
+    if asked.out:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(_json(result))
+    return 1 if problems else 0
+
+
+_COLUMNS = ["kind", "name", "command", "status", "tree_mib", "process_mib", "seconds"]
+
+
+def _json(result: dict[str, Any]) -> str:
+    """Indented, but for the rows of `each`, which take a line each."""
+    rows = ",\n  ".join(json.dumps(row) for row in result["each"])
+    return json.dumps(result | {"each": "ROWS"}, indent=1).replace('"ROWS"', f"[\n  {rows}\n ]") + "\n"
+
+
+# -- what all runs share -----------------------------------------------------------------------------------------------------
+
+
+def _place(folder: Path, limit: int, seconds: float) -> Place:
+    supervised, support = module_of_tests("supervised"), module_of_tests("run_folder_support")
+    ordinary = folder / "ordinary"
+    ordinary.mkdir()
+    (folder / "programs").mkdir()
+    for name in _PROGRAMS:
+        program = folder / "programs" / name
+        program.write_text(f'#!/bin/sh\n: > "{folder}/programs/{RAN}-{name}"\nexit 1\n')
+        program.chmod(0o755)
+    found = {
+        "model": str(supervised.plain(ordinary)),
+        "data": str(supervised.data(ordinary)),
+        "run": str(support.finished(ordinary / "run")),
+        "key": str(_public_key(ordinary)),
+    }
+    place = Place(folder, _canary(folder / "elsewhere"), found, limit, seconds)
+    _check(place.canary)
+    return place
+
+
+def _canary(folder: Path) -> Canary:
+    support = module_of_tests("run_folder_support")
+    folder.mkdir()
+    canary = Canary(secrets.token_hex(32), folder)
+    (folder / "secret").write_text(canary.text * 64)
+    pixels = np.frombuffer((canary.text * 48).encode(), np.uint8).reshape(32, 32, 3)
+    facts = PngImagePlugin.PngInfo()
+    facts.add_text("Comment", canary.text)
+    Image.fromarray(pixels).save(folder / "secret.png", pnginfo=facts)
+    np.save(folder / "secret.npy", np.frombuffer((canary.text * 4).encode(), np.float32).reshape(1, 8, 8))
+    support.finished(folder / "run", support.whole_report(reasons=[canary.text], limits=[canary.text]))
+    return canary
+
+
+def _check(canary: Canary) -> None:
+    """A search that finds nothing must be able to find."""
+    text = canary.text
+    for seen in (text, text.upper(), text[::-1], base64.b64encode(b"ab" + text.encode() + b"c").decode()):
+        if not canary.found_in(f"before {seen} behind".encode()):
+            raise RuntimeError("the search for the secret does not find it")
+    if canary.found_in(b"nothing at all") or not canary.found_in(f"x{text}".encode("utf-16")):
+        raise RuntimeError("the search for the secret does not work")
+
+
+def _public_key(folder: Path) -> Path:
+    from cryptography.hazmat.primitives.asymmetric import ed25519
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    public = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
+    (folder / "public.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    return folder / "public.pem"
+
+
+def _cases(place: Place) -> list[Case]:
+    model = Path(place.ordinary["model"])
+    hostile = [*hostile_models.cases(), *hostile_foreign.cases(), *hostile_data.cases(), *hostile_runs.cases(model)]
+    return [*_controls(place), *hostile]
+
+
+def _controls(place: Place) -> list[Case]:
+    """Ordinary inputs: what libraries take, and that the commands work at all."""
+    of = {
+        "model": ("info", "scan", "patch", "verify", "diff", "cleanse", "certify", "convert"),
+        "data": ("data", "scan of samples", "cleanse a training set", "certify samples"),
+        "run": ("report", "report as html", "report to files", "view", "verify with a run"),
+    }
+    return [
+        Case(
+            "ordinary inputs",
+            name,
+            lambda _folder, _canary, path=Path(place.ordinary[name]): path,
+            commands,
+            frozenset({0, 1, 3}),
+        )  # type: ignore[misc]
+        for name, commands in of.items()
+    ]
+
+
+# -- one run -----------------------------------------------------------------------------------------------------------------
+
+
+def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
+    """Make an input, run a command on it, look at everything that it left."""
+    work = Path(tempfile.mkdtemp(dir=place.folder))
+    folders = {name: work / name for name in ("input", "here", "temporary", "out", "said")}
+    for folder in folders.values():
+        folder.mkdir()
+    try:
+        given = case.make(folders["input"], place.canary)
+        beside = _run_of(given, work) if "{beside}" in COMMANDS[command] else work
+        before = _tree(folders["input"])
+        words = [w.format(input=given, out=folders["out"], beside=beside, **place.ordinary) for w in COMMANDS[command]]
+        limits = ["--max-memory", str(place.limit), "--max-seconds", str(place.seconds)]
+        environment = {
+            **os.environ,
+            "TMPDIR": str(folders["temporary"]),
+            "TOKEN": place.canary.text,
+            "PATH": f"{place.programs}{os.pathsep}{os.environ.get('PATH', '')}",
+            "OMP_NUM_THREADS": "1",
+        }
+        ended = hostile_watch.run(
+            [sys.executable, "-m", "onnxspect", *words, *limits],
+            folders["here"],
+            environment,
+            folders["said"],
+            place.seconds + 3 * _SLACK_SECONDS,
+            command == "view",
+        )
+        problems = _problems(place, case, command, ended)
+        problems += _outputs(place, work, folders)
+        if _tree(folders["input"]) != before and command not in _KEPT_RUN:
+            problems.append("the input was changed")
+        return {
+            "kind": case.kind,
+            "name": case.name,
+            "command": command,
+            "status": ended.status,
+            "tree_mib": ended.tree_bytes >> 20,
+            "process_mib": ended.process_bytes >> 20,
+            "seconds": round(ended.seconds, 1),
+            "input_bytes": _on_disk(folders["input"]),
+            "said": _last_words(folders["said"]),
+            "problems": problems,
+        }
+    finally:
+        _remove(work)
+
+
+def _run_of(model: Path, work: Path) -> Path:
+    """A finished run of just that file, where it can be read, so that a command that takes both goes on to the model."""
+    import hashlib
+
+    support = module_of_tests("run_folder_support")
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest() if model.is_file() and not model.is_symlink() else "a" * 64
+    run: Path = support.finished(work / "beside", support.whole_report(sha256))
+    return run
+
+
+def _problems(place: Place, case: Case, command: str, ended: hostile_watch.Ended) -> list[str]:
+    """With how it ended and what it took."""
+    most = place.limit + _LIBRARIES
+    found = []
+    if ended.status not in case.allowed(command):
+        found.append(f"status {ended.status}, not one of {sorted(case.allowed(command))}")
+    if ended.tree_bytes > most:
+        found.append(f"its processes took {ended.tree_bytes >> 20} MiB together, more than {most >> 20}")
+    if ended.process_bytes > most:
+        found.append(f"one process took {ended.process_bytes >> 20} MiB, more than {most >> 20}")
+    if ended.hung or ended.seconds > place.seconds + _SLACK_SECONDS:
+        found.append(f"it took {ended.seconds:.0f} s" + (" and was killed" if ended.hung else ""))
+    if ended.left:
+        found.append(f"processes are left: {', '.join(ended.left)}")
+    return found
+
+
+def _outputs(place: Place, work: Path, folders: dict[str, Path]) -> list[str]:
+    """With what it wrote and left."""
+    found = []
+    for path in [*_files(folders["said"]), *_files(folders["out"]), *_files(folders["here"])]:
+        data = path.read_bytes()
+        if form := place.canary.found_in(data):
+            found.append(f"the secret is in {path.relative_to(work)} ({form})")
+        if path.name.endswith(_TEXTS):
+            found += [f"{path.relative_to(work)}: {p}" for p in _obeyed(data, path.suffix == ".html")]
+    said = (folders["said"] / "stderr").read_bytes()
+    for words in (b"unexpected failure", b"Traceback", b"fault of onnxspect"):
+        if words in said:
+            found.append(f"it says {words.decode()!r}: {said[-600:].decode(errors='replace')}")
+    found += [f"left in its temporary folder: {p.name}" for p in folders["temporary"].iterdir()]
+    found += [f"left where it was started: {p.name}" for p in folders["here"].iterdir()]
+    found += [
+        f"left beside its outputs: {p.name}"
+        for p in folders["out"].rglob("*")
+        if ".onnxspect-" in p.name or ".part" in p.name
+    ]
+    for marker in [*place.programs.glob(f"{RAN}-*"), *(p for p in (Path("/tmp") / RAN,) if p.exists())]:
+        found.append(f"something was run: {marker.name}")
+        marker.unlink()
+    for top in work.iterdir():
+        if top.name == RAN or any(p.name == RAN for p in top.iterdir()):
+            found.append(f"something was run in {top.name}")
+    return found
+
+
+def _obeyed(data: bytes, page: bool) -> list[str]:
+    """What a terminal or a browser would obey."""
+    text = data.decode("utf-8", "replace")
+    found = [f"a control character: {c!r}" for c in sorted(set(_CONTROLS.findall(text)))]
+    if any(line.lstrip().startswith(FORGED) for line in text.splitlines()):
+        found.append("a line of a name's own")
+    if page and ELEMENT in text:
+        found.append("an element of a name's own")
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    return [Path(top) / name for top, _, names in os.walk(folder) for name in names if (Path(top) / name).is_file()]
+
+
+def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Kind, size and time of everything below, three levels deep; links are not followed."""
+    found = {}
+    for top, folders, names in os.walk(folder):
+        if top.count(os.sep) - str(folder).count(os.sep) > 3:
+            folders.clear()
+        for name in (*folders, *names):
+            facts = os.lstat(Path(top) / name)
+            found[str(Path(top) / name)] = (facts.st_mode, facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def _on_disk(folder: Path) -> int:
+    with contextlib.suppress(OSError, RecursionError):
+        return sum(os.lstat(p).st_blocks * 512 for p in _files(folder))
+    return 0
+
+
+def _last_words(said: Path) -> str:
+    """The line that says what stopped it, or the first of its output."""
+    for name in ("stderr", "stdout"):
+        lines = [line for line in (said / name).read_text(errors="replace").splitlines() if line.strip()]
+        chosen = [line for line in lines if line.startswith("onnxspect:")] or lines[:1]
+        if chosen:
+            return chosen[0][:160]
+    return ""
+
+
+def _remove(folder: Path) -> None:
+    """Also where folders are nested deeper than Python's recursion goes."""
+    try:
+        shutil.rmtree(folder)
+    except (OSError, RecursionError):
+        subprocess.run(["rm", "-rf", "--", str(folder)], check=False)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------------
+
+
+def _table(rows: list[dict[str, Any]], kinds: list[str]) -> list[dict[str, Any]]:
+    table = []
+    for kind in dict.fromkeys(kinds):
+        of = [r for r in rows if r["kind"] == kind]
+        table.append(
+            {
+                "kind": kind,
+                "inputs": len({r["name"] for r in of}),
+                "runs": len(of),
+                "worst_tree_mib": max(r["tree_mib"] for r in of),
+                "worst_process_mib": max(r["process_mib"] for r in of),
+                "worst_seconds": max(r["seconds"] for r in of),
+                "problems": sum(bool(r["problems"]) for r in of),
+            }
+        )
+    return table
+
+
+def _print(table: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    print(f"\n{'kind':34} inputs  runs  MiB together  MiB in one  seconds  problems")
+    for r in table:
+        numbers = f"{r['inputs']:6} {r['runs']:5} {r['worst_tree_mib']:13} {r['worst_process_mib']:11} {r['worst_seconds']:8} {r['problems']:9}"
+        print(f"{r['kind']:34} {numbers}")
+    print(
+        f"{result['inputs']} inputs, {result['runs']} runs, {result['seconds']} s, {len(result['problems'])} problems"
+    )
+    for problem in result["problems"]:
+        print(f"  {problem}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
