@@ -58,6 +58,8 @@ from onnxspect.cli.supervisor import _LIBRARIES
 
 _KEPT_RUN = ("patch with a run",)  # what is found is written into the run that it belongs to
 _SLACK_SECONDS = 15.0
+#: After so many runs the result is written.
+_OFTEN = 10
 #: What people read: there is no control character in it but line ends and tabs. (Pictures, models and arrays are bytes.)
 _TEXTS = ("stdout", "stderr", ".html", ".json", ".sarif", ".txt", ".md", ".xml", ".csv")
 _CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -101,36 +103,56 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--named", default="", metavar="TEXT", help="inputs that have this in their name")
     parser.add_argument("--quick", action="store_true", help="one command an input")
+    parser.add_argument("--update", action="store_true", help="keep those runs of --out that are not made anew")
+    parser.add_argument("--minutes", type=float, default=0.0, help="begin no run after so many")
     parser.add_argument("--max-memory", default="1G", help="of each command")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="of each command")
     parser.add_argument("--seed", type=int, default=0, help="draws the order of the inputs")
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args(arguments)
     hostile_watch.adopt()
-    started, load = time.monotonic(), os.getloadavg()[0]
-    rows: list[dict[str, Any]] = []
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="onnxspect-hostile-") as scratch:
         place = _place(Path(scratch), budget.Size().convert(asked.max_memory, None, None), asked.max_seconds)
-        cases = [c for c in _cases(place) if not asked.only or any(o in c.kind for o in asked.only)]
-        cases = [c for c in cases if asked.named in c.name]
-        for number in np.random.default_rng(asked.seed).permutation(len(cases)):
-            case = cases[int(number)]
-            for command in case.commands[: 1 if asked.quick else None]:
-                rows.append(row := _row(place, case, command))
-                memory = f"{row['tree_mib']} MiB, {row['process_mib']} in one"
-                print(
-                    f"{case.kind}: {case.name}: {command}: {row['status']}, {memory}, {row['seconds']} s: {row['said']}",
-                    flush=True,
-                )
-                for problem in row["problems"]:
-                    print(f"  PROBLEM: {problem}", flush=True)
-    table = _table(rows, [c.kind for c in cases])
-    problems = [f"{r['kind']}: {r['name']}: {r['command']}: {p}" for r in rows for p in r["problems"]]
-    result = {
+        every = _cases(place)
+        runs = _runs(every, asked)
+        kept = _kept(asked.out, runs) if asked.update else []
+        rows: list[dict[str, Any]] = []
+        for case, command in runs:
+            if asked.minutes and time.monotonic() - started > 60 * asked.minutes:
+                break
+            rows.append(row := _row(place, case, command))
+            memory = f"{row['tree_mib']} MiB, {row['process_mib']} in one"
+            print(
+                f"{case.kind}: {case.name}: {command}: {row['status']}, {memory}, {row['seconds']} s: {row['said']}",
+                flush=True,
+            )
+            for problem in row["problems"]:
+                print(f"  PROBLEM: {problem}", flush=True)
+            if asked.out and len(rows) % _OFTEN == 0:
+                _write(asked.out, _result(place, every, kept, rows, started, asked))
+    result = _result(place, every, kept, rows, started, asked)
+    _print(result)
+    if asked.out:
+        _write(asked.out, result)
+    return 1 if result["problems"] else 0
+
+
+def _result(
+    place: Place,
+    cases: Sequence[Case],
+    kept: list[dict[str, Any]],
+    new: list[dict[str, Any]],
+    started: float,
+    asked: argparse.Namespace,
+) -> dict[str, Any]:
+    """The runs so far, in the order of the corpus, and what they come to."""
+    rows = [r for c in cases for r in (*kept, *new) if (r["kind"], r["name"]) == (c.kind, c.name)]
+    return {
         "date": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}",
         "hardware": {
             "cores": os.cpu_count(),
-            "load_before": load,
+            "load": os.getloadavg()[2],
             "machine": platform.machine(),
             "kernel": platform.release(),
         },
@@ -139,26 +161,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "seconds": round(time.monotonic() - started),
         "limit_mib": place.limit >> 20,
         "libraries_mib": _LIBRARIES >> 20,
-        "inputs": len(cases),
+        "inputs": len({(r["kind"], r["name"]) for r in rows}),
         "runs": len(rows),
-        "largest_input_bytes": max(r["input_bytes"] for r in rows),
-        "kinds": table,
-        "problems": problems,
-        "each": [[r[k] for k in _COLUMNS] for r in rows],
-        "columns": _COLUMNS,
+        "runs_kept_from_before": len(kept),
+        "runs_left_out": sum(len(c.commands) for c in cases) - len(rows),
+        "largest_input_bytes": max((r["input_bytes"] for r in rows), default=0),
+        "kinds": _table(rows),
+        "problems": [f"{r['kind']}: {r['name']}: {r['command']}: {p}" for r in rows for p in r["problems"]],
+        "each": rows,
     }
-    _print(table, result)
-    if asked.out:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        asked.out.write_text(_json(result))
-    return 1 if problems else 0
 
 
-_COLUMNS = ["kind", "name", "command", "status", "tree_mib", "process_mib", "seconds"]
+def _write(path: Path, result: dict[str, Any]) -> None:
+    """Whole, or not at all: a result is also what --update goes on from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".part").write_text(_json(result))
+    path.with_suffix(".part").replace(path)
+
+
+def _runs(cases: Sequence[Case], asked: argparse.Namespace) -> list[tuple[Case, str]]:
+    """What is asked for: first every input with its first command, in a seeded order; then the further ones."""
+    order = np.random.default_rng(asked.seed).permutation(len(cases))
+    chosen = [cases[int(i)] for i in order]
+    chosen = [c for c in chosen if (not asked.only or any(o in c.kind for o in asked.only)) and asked.named in c.name]
+    most = 1 if asked.quick else max(len(c.commands) for c in cases)
+    return [(c, c.commands[i]) for i in range(most) for c in chosen if i < len(c.commands)]
+
+
+def _kept(path: Path | None, runs: Sequence[tuple[Case, str]]) -> list[dict[str, Any]]:
+    """The runs of an earlier result that are not to be made anew."""
+    if path is None or not path.is_file():
+        return []
+    anew = {(c.kind, c.name, command) for c, command in runs}
+    return [r for r in json.loads(path.read_text())["each"] if (r["kind"], r["name"], r["command"]) not in anew]
 
 
 def _json(result: dict[str, Any]) -> str:
-    """Indented, but for the rows of `each`, which take a line each."""
+    """Indented, but for the runs, which take a line each."""
     rows = ",\n  ".join(json.dumps(row) for row in result["each"])
     return json.dumps(result | {"each": "ROWS"}, indent=1).replace('"ROWS"', f"[\n  {rows}\n ]") + "\n"
 
@@ -287,7 +326,7 @@ def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
             "process_mib": ended.process_bytes >> 20,
             "seconds": round(ended.seconds, 1),
             "input_bytes": _on_disk(folders["input"]),
-            "said": _last_words(folders["said"]),
+            "said": _last_words(folders["said"]).replace(f"{work}{os.sep}", ""),
             "problems": problems,
         }
     finally:
@@ -404,9 +443,9 @@ def _remove(folder: Path) -> None:
 # -- the table ---------------------------------------------------------------------------------------------------------------
 
 
-def _table(rows: list[dict[str, Any]], kinds: list[str]) -> list[dict[str, Any]]:
+def _table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
-    for kind in dict.fromkeys(kinds):
+    for kind in dict.fromkeys(r["kind"] for r in rows):
         of = [r for r in rows if r["kind"] == kind]
         table.append(
             {
@@ -422,9 +461,9 @@ def _table(rows: list[dict[str, Any]], kinds: list[str]) -> list[dict[str, Any]]
     return table
 
 
-def _print(table: list[dict[str, Any]], result: dict[str, Any]) -> None:
+def _print(result: dict[str, Any]) -> None:
     print(f"\n{'kind':34} inputs  runs  MiB together  MiB in one  seconds  problems")
-    for r in table:
+    for r in result["kinds"]:
         numbers = f"{r['inputs']:6} {r['runs']:5} {r['worst_tree_mib']:13} {r['worst_process_mib']:11} {r['worst_seconds']:8} {r['problems']:9}"
         print(f"{r['kind']:34} {numbers}")
     print(
