@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,36 @@ class Canary:
 
 #: Writes an input into an empty folder and returns what is given to the commands.
 Make = Callable[[Path, Canary], Path]
+
+
+def file_of(name: str, data: Callable[[], bytes]) -> Make:
+    """A file of that name and content."""
+
+    def make(folder: Path, _: Canary) -> Path:
+        (folder / name).write_bytes(data())
+        return folder / name
+
+    return make
+
+
+def fifo(name: str) -> Make:
+    """A FIFO that nobody writes to."""
+
+    def make(folder: Path, _: Canary) -> Path:
+        os.mkfifo(folder / name)
+        return folder / name
+
+    return make
+
+
+def link(name: str, to: str) -> Make:
+    """A link to a path, or to something beside the secret."""
+
+    def make(folder: Path, canary: Canary) -> Path:
+        (folder / name).symlink_to(canary.folder / to)
+        return folder / name
+
+    return make
 
 
 @dataclass(frozen=True)

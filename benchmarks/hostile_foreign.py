@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hostile_case import ESCAPE, FORGED, HOSTILE, REFUSED, Canary, Case
-from hostile_models import written_to
+from hostile_graph_makers import written_to
 from of_tests import module_of_tests
 
 containers = module_of_tests("hostile_containers")

@@ -2,7 +2,7 @@
 
     python benchmarks/hostile_inputs.py [--only KIND ...] [--named TEXT] [--quick] [--max-memory 1G] [--max-seconds 60] [--out FILE]
 
-Each input of the corpus (hostile_models.py, hostile_foreign.py, hostile_data.py, hostile_runs.py) is made in a folder of its own and given to the
+Each input of the corpus (the other hostile_*.py) is made in a folder of its own and given to the
 commands that take such an input, each as a process `python -m onnxspect ...` with --max-memory and --max-seconds. A secret of 64
 hexadecimal digits lies in files beside it, in another's run folder, and in the environment (TOKEN). A run is a problem where
 
@@ -24,34 +24,36 @@ Exits with 1 where there is a problem. --quick gives each input to its first com
 from __future__ import annotations
 
 import argparse
-import base64
 import contextlib
 import datetime
 import json
 import os
 import platform
-import re
-import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hostile_data
+import hostile_arrays
 import hostile_foreign
 import hostile_models
+import hostile_names
+import hostile_operators
+import hostile_outputs
+import hostile_pictures
+import hostile_place
+import hostile_reports
 import hostile_runs
 import hostile_watch
 import numpy as np
-from hostile_case import COMMANDS, ELEMENT, FORGED, RAN, Canary, Case
+from hostile_case import COMMANDS, Case
+from hostile_place import Place
 from of_tests import module_of_tests
-from PIL import Image, PngImagePlugin
 
 from onnxspect.cli import budget
 from onnxspect.cli.supervisor import _LIBRARIES
@@ -60,39 +62,6 @@ _KEPT_RUN = ("patch with a run",)  # what is found is written into the run that 
 _SLACK_SECONDS = 15.0
 #: After so many runs the result is written.
 _OFTEN = 10
-#: What people read: there is no control character in it but line ends and tabs. (Pictures, models and arrays are bytes.)
-_TEXTS = ("stdout", "stderr", ".html", ".json", ".sarif", ".txt", ".md", ".xml", ".csv")
-_CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_PROGRAMS = (
-    "gs",
-    "gswin64c",
-    "latex",
-    "pdflatex",
-    "xelatex",
-    "dvipng",
-    "kpsewhich",
-    "touch",
-    "git",
-    "identify",
-    "convert",
-    "ffmpeg",
-)
-
-
-@dataclass(frozen=True)
-class Place:
-    """What all runs share: ordinary inputs, the secret, programs that tell when they are started."""
-
-    folder: Path
-    canary: Canary
-    ordinary: dict[str, str]
-    limit: int
-    seconds: float
-
-    @property
-    def programs(self) -> Path:
-        """First on PATH."""
-        return self.folder / "programs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,8 +82,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     hostile_watch.adopt()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="onnxspect-hostile-") as scratch:
-        place = _place(Path(scratch), budget.Size().convert(asked.max_memory, None, None), asked.max_seconds)
-        every = _cases(place)
+        place = hostile_place.made(
+            Path(scratch), budget.Size().convert(asked.max_memory, None, None), asked.max_seconds
+        )
+        every = [*_controls(place), *corpus(Path(place.ordinary["model"]))]
         runs = _runs(every, asked)
         kept = _kept(asked.out, runs) if asked.update else []
         rows: list[dict[str, Any]] = []
@@ -202,66 +173,18 @@ def _json(result: dict[str, Any]) -> str:
     return json.dumps(result | {"each": "ROWS"}, indent=1).replace('"ROWS"', f"[\n  {rows}\n ]") + "\n"
 
 
-# -- what all runs share -----------------------------------------------------------------------------------------------------
-
-
-def _place(folder: Path, limit: int, seconds: float) -> Place:
-    supervised, support = module_of_tests("supervised"), module_of_tests("run_folder_support")
-    ordinary = folder / "ordinary"
-    ordinary.mkdir()
-    (folder / "programs").mkdir()
-    for name in _PROGRAMS:
-        program = folder / "programs" / name
-        program.write_text(f'#!/bin/sh\n: > "{folder}/programs/{RAN}-{name}"\nexit 1\n')
-        program.chmod(0o755)
-    found = {
-        "model": str(supervised.plain(ordinary)),
-        "data": str(supervised.data(ordinary)),
-        "run": str(support.finished(ordinary / "run")),
-        "key": str(_public_key(ordinary)),
-    }
-    place = Place(folder, _canary(folder / "elsewhere"), found, limit, seconds)
-    _check(place.canary)
-    return place
-
-
-def _canary(folder: Path) -> Canary:
-    support = module_of_tests("run_folder_support")
-    folder.mkdir()
-    canary = Canary(secrets.token_hex(32), folder)
-    (folder / "secret").write_text(canary.text * 64)
-    pixels = np.frombuffer((canary.text * 48).encode(), np.uint8).reshape(32, 32, 3)
-    facts = PngImagePlugin.PngInfo()
-    facts.add_text("Comment", canary.text)
-    Image.fromarray(pixels).save(folder / "secret.png", pnginfo=facts)
-    np.save(folder / "secret.npy", np.frombuffer((canary.text * 4).encode(), np.float32).reshape(1, 8, 8))
-    support.finished(folder / "run", support.whole_report(reasons=[canary.text], limits=[canary.text]))
-    return canary
-
-
-def _check(canary: Canary) -> None:
-    """A search that finds nothing must be able to find."""
-    text = canary.text
-    for seen in (text, text.upper(), text[::-1], base64.b64encode(b"ab" + text.encode() + b"c").decode()):
-        if not canary.found_in(f"before {seen} behind".encode()):
-            raise RuntimeError("the search for the secret does not find it")
-    if canary.found_in(b"nothing at all") or not canary.found_in(f"x{text}".encode("utf-16")):
-        raise RuntimeError("the search for the secret does not work")
-
-
-def _public_key(folder: Path) -> Path:
-    from cryptography.hazmat.primitives.asymmetric import ed25519
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
-    public = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32))).public_key()
-    (folder / "public.pem").write_bytes(public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    return folder / "public.pem"
-
-
-def _cases(place: Place) -> list[Case]:
-    model = Path(place.ordinary["model"])
-    hostile = [*hostile_models.cases(), *hostile_foreign.cases(), *hostile_data.cases(), *hostile_runs.cases(model)]
-    return [*_controls(place), *hostile]
+def corpus(model: Path) -> list[Case]:
+    """All hostile inputs; some runs are those of an ordinary model."""
+    makers = (
+        hostile_operators,
+        hostile_models,
+        hostile_foreign,
+        hostile_pictures,
+        hostile_arrays,
+        hostile_names,
+        hostile_reports,
+    )
+    return [case for maker in makers for case in maker.cases()] + hostile_runs.cases(model)
 
 
 def _controls(place: Place) -> list[Case]:
@@ -314,7 +237,7 @@ def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
             command == "view",
         )
         problems = _problems(place, case, command, ended)
-        problems += _outputs(place, work, folders)
+        problems += hostile_outputs.problems(place, work, folders)
         if _tree(folders["input"]) != before and command not in _KEPT_RUN:
             problems.append("the input was changed")
         return {
@@ -360,50 +283,6 @@ def _problems(place: Place, case: Case, command: str, ended: hostile_watch.Ended
     return found
 
 
-def _outputs(place: Place, work: Path, folders: dict[str, Path]) -> list[str]:
-    """With what it wrote and left."""
-    found = []
-    for path in [*_files(folders["said"]), *_files(folders["out"]), *_files(folders["here"])]:
-        data = path.read_bytes()
-        if form := place.canary.found_in(data):
-            found.append(f"the secret is in {path.relative_to(work)} ({form})")
-        if path.name.endswith(_TEXTS):
-            found += [f"{path.relative_to(work)}: {p}" for p in _obeyed(data, path.suffix == ".html")]
-    said = (folders["said"] / "stderr").read_bytes()
-    for words in (b"unexpected failure", b"Traceback", b"fault of onnxspect"):
-        if words in said:
-            found.append(f"it says {words.decode()!r}: {said[-600:].decode(errors='replace')}")
-    found += [f"left in its temporary folder: {p.name}" for p in folders["temporary"].iterdir()]
-    found += [f"left where it was started: {p.name}" for p in folders["here"].iterdir()]
-    found += [
-        f"left beside its outputs: {p.name}"
-        for p in folders["out"].rglob("*")
-        if ".onnxspect-" in p.name or ".part" in p.name
-    ]
-    for marker in [*place.programs.glob(f"{RAN}-*"), *(p for p in (Path("/tmp") / RAN,) if p.exists())]:
-        found.append(f"something was run: {marker.name}")
-        marker.unlink()
-    for top in work.iterdir():
-        if top.name == RAN or any(p.name == RAN for p in top.iterdir()):
-            found.append(f"something was run in {top.name}")
-    return found
-
-
-def _obeyed(data: bytes, page: bool) -> list[str]:
-    """What a terminal or a browser would obey."""
-    text = data.decode("utf-8", "replace")
-    found = [f"a control character: {c!r}" for c in sorted(set(_CONTROLS.findall(text)))]
-    if any(line.lstrip().startswith(FORGED) for line in text.splitlines()):
-        found.append("a line of a name's own")
-    if page and ELEMENT in text:
-        found.append("an element of a name's own")
-    return found
-
-
-def _files(folder: Path) -> list[Path]:
-    return [Path(top) / name for top, _, names in os.walk(folder) for name in names if (Path(top) / name).is_file()]
-
-
 def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Kind, size and time of everything below, three levels deep; links are not followed."""
     found = {}
@@ -418,7 +297,7 @@ def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def _on_disk(folder: Path) -> int:
     with contextlib.suppress(OSError, RecursionError):
-        return sum(os.lstat(p).st_blocks * 512 for p in _files(folder))
+        return sum(os.lstat(p).st_blocks * 512 for p in hostile_outputs.files(folder))
     return 0
 
 

@@ -1,8 +1,7 @@
-"""Hostile run folders and reports that were handed on: links, edits, programs in the ledger, content that is none."""
+"""Hostile run folders: links and devices in them, programs in the ledger, content that is none."""
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import io
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile_case import ELEMENT, ESCAPE, FORGED, REFUSED, Canary, Case, Make
+from hostile_case import ESCAPE, Canary, Case, Make
 from of_tests import module_of_tests
 from PIL import Image
 
@@ -28,7 +27,7 @@ _FORMS = ("report", "report as html", "view")
 
 def cases(model: Path) -> list[Case]:
     """All of them; some are runs of the ordinary model."""
-    return [*_links(), *_edits(), *_content(), *_units(model), *_handed_on()]
+    return [*_links(), *_content(), *_units(model)]
 
 
 def _run(change: Callable[[Path, Canary], object], report: Callable[[], dict[str, Any]] | None = None) -> Make:
@@ -218,83 +217,6 @@ def _as_a_link(folder: Path, _: Canary) -> Path:
     return folder / "linked"
 
 
-# -- edits -------------------------------------------------------------------------------------------------------------------
-
-
-def _edited(change: Callable[[dict[str, Any]], None], fresh_digest: bool = True) -> Make:
-    def make(folder: Path, _: Canary) -> Path:
-        report = support.whole_report()
-        change(report)
-        run: Path = support.finished(folder / "run")
-        support.with_report(run, json.dumps(report | {"digest": stored(report)} if fresh_digest else report))
-        return run
-
-    return make
-
-
-def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
-    change: Callable[[dict[str, Any]], None] = support.changed(path[:-1], path[-1])
-    return change
-
-
-def _edits() -> list[Case]:
-    kind = "run folders: edited reports"
-
-    def clean(report: dict[str, Any]) -> None:
-        report.update(verdict="clean", targets=[])
-
-    def names(report: dict[str, Any]) -> None:
-        """Everything that is a text, where a digest fits: it is shown, and nobody obeys."""
-        text = f"{ESCAPE}\n{FORGED} {ELEMENT} [x](javascript:alert) $\\frac{{$ [link=file:///etc/passwd]"
-        for row in report["classes"]:
-            row["name"] = text
-        report["reasons"] = report["limits"] = [text]
-        report["model"]["path"] = report["data"]["path"] = f"a\n{FORGED} $(touch ran) `touch ran`;touch ran {ELEMENT}"
-        report["preprocessing"]["chosen"]["name"] = report["preprocessing"]["why"] = text
-        report["device"] = report["tool"]["version"] = text
-
-    every = ("report", "report as json", "report to files", "view", "verify with a run")
-    shown = dict.fromkeys(every, _SHOWN)
-    malformed = [
-        Case(kind, name, _edited(_set(*support.MALFORMED[name])), (_FORMS[i % 2],), _ERROR)
-        for i, name in enumerate(support.MALFORMED)
-    ]
-    return [
-        Case(
-            kind,
-            "a verdict that was edited",
-            _edited(clean, fresh_digest=False),
-            (*_FORMS, "verify with a run"),
-            _ERROR,
-            {"view": _SHOWN},
-        ),
-        Case(kind, "names with colours, lines, elements and commands", _edited(names), every, _SHOWN, shown),
-        Case(
-            kind,
-            "a target that is a path",
-            _edited(_set("targets", ["x/../../secret"])),
-            ("report as html", "view"),
-            _ERROR,
-            {"view": _SHOWN},
-        ),
-        Case(
-            kind,
-            "a name of two megabytes",
-            _edited(_set("classes", 0, "name", "x" * 2_000_000)),
-            ("report", "report as html"),
-            _SHOWN,
-        ),
-        Case(
-            kind,
-            "200,000 reasons",
-            _edited(_set("reasons", ["because"] * 200_000)),
-            ("report", "report as html"),
-            _SHOWN,
-        ),
-        *malformed,
-    ]
-
-
 # -- content -----------------------------------------------------------------------------------------------------------------
 
 
@@ -460,50 +382,3 @@ def _npy(shape: tuple[int, ...], kind: str, data: bytes) -> bytes:
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": kind, "fortran_order": False, "shape": shape})
     return stream.getvalue() + data
-
-
-# -- reports that were handed on ---------------------------------------------------------------------------------------------
-
-
-def _handed_on() -> list[Case]:
-    kind = "signed reports"
-
-    def document(change: Callable[[dict[str, Any]], None]) -> Make:
-        def make(folder: Path, _: Canary) -> Path:
-            report = support.whole_report()
-            change(report)
-            (folder / "signed.json").write_text(json.dumps(report))
-            return folder / "signed.json"
-
-        return make
-
-    def text(data: bytes) -> Make:
-        def make(folder: Path, _: Canary) -> Path:
-            (folder / "signed.json").write_bytes(data)
-            return folder / "signed.json"
-
-        return make
-
-    def link(folder: Path, canary: Canary) -> Path:
-        (folder / "signed.json").symlink_to(canary.folder / "secret")
-        return folder / "signed.json"
-
-    def fifo(folder: Path, _: Canary) -> Path:
-        os.mkfifo(folder / "signed.json")
-        return folder / "signed.json"
-
-    def forged(report: dict[str, Any]) -> None:
-        key = base64.b64encode(bytes(32)).decode()
-        report["signature"] = {"algorithm": "ed25519", "key": key, "value": base64.b64encode(bytes(64)).decode()}
-
-    both = ("signed report", "report")
-    shown = {"report": _SHOWN}  # without a key it is shown, and said that nothing was checked
-    return [
-        Case(kind, "a signature of zeros", document(forged), both, _ERROR, shown),
-        Case(kind, "no signature", document(lambda _: None), ("signed report",), _ERROR),
-        Case(kind, "a signature that is a list", document(lambda r: r.update(signature=[ESCAPE])), both, _ERROR, shown),
-        Case(kind, "an edited verdict", document(lambda r: r.update(verdict="clean", targets=[])), both, _ERROR),
-        Case(kind, "nested 100,000 deep", text(b"[" * 100_000), ("signed report",), _ERROR),
-        Case(kind, "a link to a secret", link, both, REFUSED),
-        Case(kind, "a FIFO", fifo, both, REFUSED),
-    ]
