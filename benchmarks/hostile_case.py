@@ -128,7 +128,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("patch", "{input}", "--run", "{beside}", "--data", "{data}", "--method", "clp"),
         *("-o", "{out}/patched.onnx", "--device", "cpu", "-q"),
     ),
-    "verify": ("verify", "{input}", "--against", "{model}", "--data", "{data}", "-q", "--device", "cpu"),
+    "verify": (
+        *("verify", "{input}", "--against", "{input}", "--data", "{data}", "--run", "{beside}", "-q"),
+        *("--device", "cpu"),
+    ),
     "diff": ("diff", "{input}", "{model}"),
     "cleanse": (
         *("cleanse", "{input}", "--train", "{data}", "--detector", "activation-clustering", "--out", "{out}/cleansed"),

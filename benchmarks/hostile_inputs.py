@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--named", default="", metavar="TEXT", help="inputs that have this in their name")
     parser.add_argument("--quick", action="store_true", help="one command an input")
     parser.add_argument("--update", action="store_true", help="keep those runs of --out that are not made anew")
+    parser.add_argument("--missing", action="store_true", help="with --update: make those runs that --out lacks")
     parser.add_argument("--minutes", type=float, default=0.0, help="begin no run after so many")
     parser.add_argument("--max-memory", default="1G", help="of each command")
     parser.add_argument("--max-seconds", type=float, default=60.0, help="of each command")
@@ -87,7 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         every = [*_controls(place), *corpus(Path(place.ordinary["model"]))]
         runs = _runs(every, asked)
-        kept = _kept(asked.out, runs) if asked.update else []
+        kept = _kept(asked.out, () if asked.missing else runs) if asked.update else []
+        there = {(r["kind"], r["name"], r["command"]) for r in kept}
+        runs = [(c, command) for c, command in runs if (c.kind, c.name, command) not in there]
         rows: list[dict[str, Any]] = []
         for case, command in runs:
             if asked.minutes and time.monotonic() - started > 60 * asked.minutes:
@@ -175,16 +178,9 @@ def _json(result: dict[str, Any]) -> str:
 
 def corpus(model: Path) -> list[Case]:
     """All hostile inputs; some runs are those of an ordinary model."""
-    makers = (
-        hostile_operators,
-        hostile_models,
-        hostile_foreign,
-        hostile_pictures,
-        hostile_arrays,
-        hostile_names,
-        hostile_reports,
-    )
-    return [case for maker in makers for case in maker.cases()] + hostile_runs.cases(model)
+    makers = (hostile_operators, hostile_models, hostile_foreign, hostile_pictures, hostile_arrays, hostile_names)
+    made = [case for maker in makers for case in maker.cases()]
+    return [*made, *hostile_reports.cases(model), *hostile_runs.cases(model)]
 
 
 def _controls(place: Place) -> list[Case]:

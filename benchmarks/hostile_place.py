@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,10 +55,12 @@ def made(folder: Path, limit: int, seconds: float) -> Place:
         program = folder / "programs" / name
         program.write_text(f'#!/bin/sh\n: > "{folder}/programs/{RAN}-{name}"\nexit 1\n')
         program.chmod(0o755)
+    model = supervised.plain(ordinary)
+    report = support.whole_report(hashlib.sha256(model.read_bytes()).hexdigest())
     found = {
-        "model": str(supervised.plain(ordinary)),
+        "model": str(model),
         "data": str(supervised.data(ordinary)),
-        "run": str(support.finished(ordinary / "run")),
+        "run": str(support.finished(ordinary / "run", report)),
         "key": str(_public_key(ordinary)),
     }
     place = Place(folder, _canary(folder / "elsewhere"), found, limit, seconds)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -20,23 +22,13 @@ _SHOWN, _ERROR = frozenset({0, 2, 4}), frozenset({2, 4})
 _FORMS = ("report", "report as html", "view")
 
 
-def cases() -> list[Case]:
-    """All of them."""
-    return [*_edits(), *_handed_on()]
+def cases(model: Path) -> list[Case]:
+    """All of them; the runs are those of an ordinary model."""
+    of_model = functools.partial(support.whole_report, hashlib.sha256(model.read_bytes()).hexdigest())
+    return [*_edits(of_model), *_handed_on(of_model)]
 
 
 # -- edits -------------------------------------------------------------------------------------------------------------------
-
-
-def _edited(change: Callable[[dict[str, Any]], None], fresh_digest: bool = True) -> Make:
-    def make(folder: Path, _: Canary) -> Path:
-        report = support.whole_report()
-        change(report)
-        run: Path = support.finished(folder / "run")
-        support.with_report(run, json.dumps(report | {"digest": stored(report)} if fresh_digest else report))
-        return run
-
-    return make
 
 
 def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
@@ -44,8 +36,18 @@ def _set(*path: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
-def _edits() -> list[Case]:
+def _edits(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
     kind = "run folders: edited reports"
+
+    def edited(change: Callable[[dict[str, Any]], None], fresh_digest: bool = True) -> Make:
+        def make(folder: Path, _: Canary) -> Path:
+            report = of_model()
+            change(report)
+            run: Path = support.finished(folder / "run")
+            support.with_report(run, json.dumps(report | {"digest": stored(report)} if fresh_digest else report))
+            return run
+
+        return make
 
     def clean(report: dict[str, Any]) -> None:
         report.update(verdict="clean", targets=[])
@@ -63,23 +65,23 @@ def _edits() -> list[Case]:
     every = ("report", "report as json", "report to files", "view", "verify with a run")
     shown = dict.fromkeys(every, _SHOWN)
     malformed = [
-        Case(kind, name, _edited(_set(*support.MALFORMED[name])), (_FORMS[i % 2],), _ERROR)
+        Case(kind, name, edited(_set(*support.MALFORMED[name])), (_FORMS[i % 2],), _ERROR)
         for i, name in enumerate(support.MALFORMED)
     ]
     return [
         Case(
             kind,
             "a verdict that was edited",
-            _edited(clean, fresh_digest=False),
+            edited(clean, fresh_digest=False),
             (*_FORMS, "verify with a run"),
             _ERROR,
             {"view": _SHOWN},
         ),
-        Case(kind, "names with colours, lines, elements and commands", _edited(names), every, _SHOWN, shown),
+        Case(kind, "names with colours, lines, elements and commands", edited(names), every, _SHOWN, shown),
         Case(
             kind,
             "a target that is a path",
-            _edited(_set("targets", ["x/../../secret"])),
+            edited(_set("targets", ["x/../../secret"])),
             ("report as html", "view"),
             _ERROR,
             {"view": _SHOWN},
@@ -87,14 +89,14 @@ def _edits() -> list[Case]:
         Case(
             kind,
             "a name of two megabytes",
-            _edited(_set("classes", 0, "name", "x" * 2_000_000)),
+            edited(_set("classes", 0, "name", "x" * 2_000_000)),
             ("report", "report as html"),
             _SHOWN,
         ),
         Case(
             kind,
             "200,000 reasons",
-            _edited(_set("reasons", ["because"] * 200_000)),
+            edited(_set("reasons", ["because"] * 200_000)),
             ("report", "report as html"),
             _SHOWN,
         ),
@@ -105,12 +107,12 @@ def _edits() -> list[Case]:
 # -- reports that were handed on ---------------------------------------------------------------------------------------------
 
 
-def _handed_on() -> list[Case]:
+def _handed_on(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
     kind = "signed reports"
 
     def document(change: Callable[[dict[str, Any]], None]) -> Make:
         def make(folder: Path, _: Canary) -> Path:
-            report = support.whole_report()
+            report = of_model()
             change(report)
             (folder / "signed.json").write_text(json.dumps(report))
             return folder / "signed.json"

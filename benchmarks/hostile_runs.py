@@ -27,28 +27,25 @@ _FORMS = ("report", "report as html", "view")
 
 def cases(model: Path) -> list[Case]:
     """All of them; some are runs of the ordinary model."""
-    return [*_links(), *_content(), *_units(model)]
+    of_model = functools.partial(support.whole_report, hashlib.sha256(model.read_bytes()).hexdigest())
+    return [*_links(of_model), *_content(of_model), *_units(of_model)]
 
 
-def _run(change: Callable[[Path, Canary], object], report: Callable[[], dict[str, Any]] | None = None) -> Make:
+def _run(change: Callable[[Path, Canary], object], report: Callable[[], dict[str, Any]]) -> Make:
     """A finished run to which something was done."""
 
     def make(folder: Path, canary: Canary) -> Path:
-        run: Path = support.finished(folder / "run", None if report is None else report())
+        run: Path = support.finished(folder / "run", report())
         change(run, canary)
         return run
 
     return make
 
 
-def _nothing(run: Path, canary: Canary) -> None:
-    """It is the report that is hostile."""
-
-
 # -- links, FIFOs, devices ---------------------------------------------------------------------------------------------------
 
 
-def _links() -> list[Case]:
+def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
     kind = "run folders: links and devices"
 
     def instead(name: str, put: Callable[[Path, Canary], object]) -> Make:
@@ -59,7 +56,7 @@ def _links() -> list[Case]:
             path.unlink(missing_ok=True)
             put(path, canary)
 
-        return _run(change)
+        return _run(change, of_model)
 
     def symlink(to: str) -> Callable[[Path, Canary], object]:
         return lambda path, canary: path.symlink_to(canary.folder / to)
@@ -79,7 +76,7 @@ def _links() -> list[Case]:
                 array.unlink()
                 put(array, canary)
 
-        return _run(change)
+        return _run(change, of_model)
 
     pages = ("report as html", "report to files", "view")
     return [
@@ -118,24 +115,32 @@ def _links() -> list[Case]:
         Case(
             kind, "its journal is a FIFO", instead("run.sqlite-journal", fifo), ("report", "patch with a run"), _SHOWN
         ),
-        Case(kind, "pictures are links to a secret", _run(_pictures("secret.png", "symlink")), pages, _SHOWN),
+        Case(kind, "pictures are links to a secret", _run(_pictures("secret.png", "symlink"), of_model), pages, _SHOWN),
         Case(
             kind,
             "pictures are a secret by hard links",
-            _run(_pictures("secret.png", "link")),
+            _run(_pictures("secret.png", "link"), of_model),
             ("report as html", "view"),
             _SHOWN,
         ),
         Case(
             kind,
             "pictures are a secret's text by hard links",
-            _run(_pictures("secret", "link")),
+            _run(_pictures("secret", "link"), of_model),
             ("report as html",),
             _SHOWN,
         ),
-        Case(kind, "pictures are FIFOs", _run(_pictures("", "fifo")), ("report as html", "view"), _SHOWN),
-        Case(kind, "pictures are endless devices", _run(_pictures("", "device")), ("report as html", "view"), _SHOWN),
-        Case(kind, "pictures of 2^30 pixels a side", _run(_pictures("", "huge")), ("report as html",), _SHOWN),
+        Case(kind, "pictures are FIFOs", _run(_pictures("", "fifo"), of_model), ("report as html", "view"), _SHOWN),
+        Case(
+            kind,
+            "pictures are endless devices",
+            _run(_pictures("", "device"), of_model),
+            ("report as html", "view"),
+            _SHOWN,
+        ),
+        Case(
+            kind, "pictures of 2^30 pixels a side", _run(_pictures("", "huge"), of_model), ("report as html",), _SHOWN
+        ),
         Case(
             kind,
             "arrays are links to a secret",
@@ -154,7 +159,11 @@ def _links() -> list[Case]:
             _SHOWN | {3},
         ),
         Case(
-            kind, "the documents of a patch are links to a secret", _run(_documents), ("view", "report as html"), _SHOWN
+            kind,
+            "the documents of a patch are links to a secret",
+            _run(_documents, of_model),
+            ("view", "report as html"),
+            _SHOWN,
         ),
         Case(
             kind,
@@ -223,21 +232,21 @@ def _as_a_link(folder: Path, _: Canary) -> Path:
 _ENDLESS = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT x AS name, x AS value FROM n"
 
 
-def _content() -> list[Case]:
+def _content(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
     kind = "run folders: content"
 
     def text(report: str) -> Make:
-        return _run(lambda run, _: support.with_report(run, report))
+        return _run(lambda run, _: support.with_report(run, report), of_model)
 
     def statements(*lines: str) -> Make:
         def change(run: Path, _: Canary) -> None:
             for line in lines:
                 support.with_row(run, line)
 
-        return _run(change)
+        return _run(change, of_model)
 
     def database(data: Callable[[bytes], bytes]) -> Make:
-        return _run(lambda run, _: (run / "run.sqlite").write_bytes(data((run / "run.sqlite").read_bytes())))
+        return _run(lambda run, _: (run / "run.sqlite").write_bytes(data((run / "run.sqlite").read_bytes())), of_model)
 
     return [
         Case(kind, "a report nested 100,000 deep", text("[" * 100_000), ("report", "view"), _ERROR, {"view": _SHOWN}),
@@ -290,7 +299,7 @@ def _content() -> list[Case]:
         Case(
             kind,
             "a ledger of a sparse GiB",
-            _run(lambda run, _: os.truncate(run / "run.sqlite", 1 << 30)),
+            _run(lambda run, _: os.truncate(run / "run.sqlite", 1 << 30), of_model),
             ("report",),
             _ERROR,
         ),
@@ -310,10 +319,8 @@ def _many(folder: Path, _: Canary) -> Path:
 # -- units and arrays --------------------------------------------------------------------------------------------------------
 
 
-def _units(model: Path) -> list[Case]:
+def _units(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
     kind = "run folders: units and arrays"
-    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
-    of_model = functools.partial(support.whole_report, sha256)
 
     def rows(**values: Any) -> Make:
         return _run(lambda run, _: support.changed_unit(lambda row: row.update(values), run), of_model)

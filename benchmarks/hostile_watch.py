@@ -17,7 +17,7 @@ from pathlib import Path
 #: Seconds between two looks.
 _LOOK = 0.02
 _PR_SET_CHILD_SUBREAPER = 36
-_URL = re.compile(rb"at (http://127\.0\.0\.1:\d+/) until")
+_URL = re.compile(rb"(http://127\.0\.0\.1:\d+/)\s")
 #: Pages that are asked for: the list, a run, its patch, a comparison, and what is not there.
 _PAGES = ("", "run/0", "run/0/patch", "run/0/verify", "compare?a=0&b=0", "run/0/../../secret")
 
