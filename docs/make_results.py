@@ -564,8 +564,8 @@ def _signals(r: dict[str, Any]) -> str:
     )
     return (
         f"## Signals at any moment\n\n`benchmarks/signals.py`, {r['date']}: {r['sent']} signals (SIGINT, SIGTERM, SIGHUP) at random moments of every "
-        f"command, {r['interrupted']} of them before its end: {r['problems']} problems. Each has to end in one line with status 4 (`view` with 0 after "
-        "Ctrl-C), and to leave no temporary file, no unfinished output and no process.\n\n"
+        f"command, {r['interrupted']} of them before its end: {r['problems']} problems. Each has to end in one line with status 4 "
+        "(`view` with 0 after Ctrl-C), and to leave no temporary file, no unfinished output and no process.\n\n"
         f"| command | takes | signals | before its end | problems |\n|---|---|---|---|---|\n{rows}"
     )
 
