@@ -99,9 +99,10 @@ wild: $(VENV)/.test
 check-pages: $(VENV)/.test
 	ONNXSPECT_FULL=1 $(BIN)/python -m pytest tests/engine/report/test_browser.py
 
-# Fifty signals of each kind to each command, at seeded moments.
+# Fifty signals to each command, and two hundred kills of one scan, at seeded moments.
 signals: $(VENV)/.test
-	ONNXSPECT_SIGNALS=50 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cli/test_signals.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/signals.py --moments 50 --out benchmarks/results/signals.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_resume.py --tiny --moments 200 --out benchmarks/results/kill_resume.json
 
 # Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
 fleet: $(VENV)/.test

@@ -1,6 +1,6 @@
 """kill -9 at random moments of a scan; the report must be the undisturbed one, and nothing may be done twice.
 
-    python benchmarks/kill_resume.py [--moments 50] [--model FILE --data FILE] [--preset quick] [--detector NAME ...] [--out FILE]
+    python benchmarks/kill_resume.py [--moments 50] [--tiny | --model FILE --data FILE] [--preset quick] [--detector NAME ...] [--out FILE]
 
 The same scan is run once undisturbed, then again and again in fresh folders, killed at moments drawn evenly from the time
 that is left, and resumed, until --moments kills have happened. Every scan that was killed must end with the exit status,
@@ -32,6 +32,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
+import of_tests
+
 from onnxspect.cli import main as command_line
 from onnxspect.engine.run import RunContext
 from onnxspect.models import zoo
@@ -48,22 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--model", type=Path, default=zoo.path("fashion_mnist_badnets"))
     parser.add_argument("--data", type=Path, default=zoo.path("fashion_mnist_test"))
+    parser.add_argument(
+        "--tiny",
+        action="store_true",
+        help="the tests' four-class model and reverse-engineering alone: a scan of seconds",
+    )
     parser.add_argument("--preset", default="quick")
     parser.add_argument("--detector", action="append", default=[], help="as of onnxspect scan")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
     parser.add_argument("--forked", action="store_true", help="kill forks of this process, not whole commands")
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args(arguments)
-    command = ["scan", str(asked.model)]
-    command += ["--data", str(asked.data), "--preset", asked.preset, "--json"]
-    for name in asked.detector:
-        command += ["--detector", name]
     rng = RunContext(asked.seed).numpy_generator("moments")
     start = _forked if asked.forked else _started
     if asked.forked:
         command_line.load("scan")
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
+        if asked.tiny:
+            asked.model, asked.data = _tiny(place)
+            asked.detector = asked.detector or ["reverse-engineering"]
+        command = ["scan", str(asked.model)]
+        command += ["--data", str(asked.data), "--preset", asked.preset, "--json"]
+        for name in asked.detector:
+            command += ["--detector", name]
         started = time.perf_counter()
         undisturbed = _finished(start([*command, "--out", str(place / "undisturbed")]))
         whole = time.perf_counter() - started
@@ -96,6 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": asked.model.name,
+        "tiny": asked.tiny,
         "preset": asked.preset,
         "detectors": asked.detector,
         "seed": asked.seed,
@@ -112,6 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{len(kills)} kills in {scans} scans: {'; '.join(failures) or 'every report is the undisturbed one'}")
     return 1 if failures else 0
+
+
+def _tiny(folder: Path) -> tuple[Path, Path]:
+    """A planted model of four classes, and its clean samples."""
+    sys.path.insert(0, str(of_tests.FOLDER))
+    supervised = of_tests.module_of_tests("supervised")
+    return supervised.plain(folder, target=2), supervised.data(folder)
 
 
 @dataclass

@@ -157,13 +157,19 @@ def prepare(command: str, given: Mapping[str, Any]) -> Places:
         for text in value if isinstance(value, tuple) else (value,) if value is not None else ():
             _add(places, role, Path(text))
     if command == "view":
-        places.listening = listening.bound(given.get("port") or 0)
+        places.listening = listening.bound(_port(given.get("port")))
     if given.get("factory"):
         places.readable.append(os.getcwd())  # noqa: PTH109  # the user's own code is looked for there
     if given.get("device", "cpu") != "cpu" and "device" in given:
         _add_cuda(places)
         places.device = given["device"] if str(given["device"]).startswith("cuda:") else "cuda"
     return places
+
+
+def _port(given: object) -> int:
+    """As it was given, which nobody has checked yet; 0 for what is none, so that the command says it."""
+    text = str(given)
+    return int(text) if re.fullmatch(r"[0-9]{1,5}", text) and int(text) < 1 << 16 else 0
 
 
 def _add(places: Places, role: str, path: Path) -> None:

@@ -41,6 +41,7 @@ def page() -> str:
         ("certification.json", _certification),
         ("search.json", _search),
         ("kill_resume.json", _kills),
+        ("signals.json", _signals),
         ("large_model.json", _large),
         ("preset_times.json", _preset_times),
         ("side_by_side.json", _side_by_side),
@@ -549,9 +550,23 @@ def _gpu(r: dict[str, Any]) -> str:
 
 def _kills(r: dict[str, Any]) -> str:
     said = "; ".join(r["failures"]) or "every report was that of the undisturbed scan, and no unit was searched twice"
+    tiny = " --tiny" if r.get("tiny") else ""
     return (
-        f"## Scans that are killed\n\n`benchmarks/kill_resume.py --moments {r['kills']}`, {r['date']}, preset {r['preset']}: "
+        f"## Scans that are killed\n\n`benchmarks/kill_resume.py{tiny} --moments {r['kills']}`, {r['date']}, preset {r['preset']}: "
         f"{r['scans']} scans killed (SIGKILL) {r['kills']} times in all at random moments, and resumed: {said}.\n"
+    )
+
+
+def _signals(r: dict[str, Any]) -> str:
+    rows = "".join(
+        f"| {row['command']} | {row['seconds']:.1f} s | {row['sent']} | {row['interrupted']} | {'; '.join(row['problems']) or 'none'} |\n"
+        for row in r["rows"]
+    )
+    return (
+        f"## Signals at any moment\n\n`benchmarks/signals.py`, {r['date']}: {r['sent']} signals (SIGINT, SIGTERM, SIGHUP) at random moments of every "
+        f"command, {r['interrupted']} of them before its end: {r['problems']} problems. Each has to end in one line with status 4 "
+        "(`view` with 0 after Ctrl-C), and to leave no temporary file, no unfinished output and no process.\n\n"
+        f"| command | takes | signals | before its end | problems |\n|---|---|---|---|---|\n{rows}"
     )
 
 

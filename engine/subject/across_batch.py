@@ -60,48 +60,46 @@ class AcrossBatch:
         ranges: they may, because dynamic quantisation takes its range from the whole batch, and through nothing else that was found.
         through: the first value by which something flows from one image to another otherwise; None for none.
         size: what hangs on how many images the batch has, though no usual batch shows it; None for none.
+        looked: a flow that no clean image shows was looked for as well; the memory for it was there.
     """
 
     seen: bool = False
     ranges: bool = False
     through: fx.Node | None = None
     size: BySize | None = None
+    looked: bool = True
 
 
-def across_batch(subject: Subject, images: np.ndarray, with_slopes: bool) -> AcrossBatch:
+def across_batch(subject: Subject, images: np.ndarray, few: bool) -> AcrossBatch:
     """Look at the flow between the images of a batch.
 
     Args:
         subject: from a file; one that is made for a fixed batch is not looked at.
         images: clean, at least two, ``(n, channels, height, width)`` in [0, 1].
-        with_slopes: look for a flow that no clean image shows too, which takes as long as some ten runs.
+        few: a run takes long: fewer of them. The look for a flow that no clean image shows takes as long as some ten.
     """
     module = subject.graph.module
     if isinstance(module, GroupedGraphModule) or len(images) < 2:
         return AcrossBatch()
-    pixels = torch.from_numpy(np.ascontiguousarray(images[: (_OTHERS if with_slopes else _FEW_OTHERS) + 1])).to(
-        subject.device
-    )
+    pixels = torch.from_numpy(np.ascontiguousarray(images[: (_FEW_OTHERS if few else _OTHERS) + 1])).to(subject.device)
     with torch.no_grad():
         alone = subject.in_one_pass(pixels[:1])
         moved = max(
-            _moved(subject, alone, pixels, others)
-            for others in _batches(len(pixels), _SIZES if with_slopes else _FEW_SIZES)
+            _moved(subject, alone, pixels, others) for others in _batches(len(pixels), _FEW_SIZES if few else _SIZES)
         )
     seen = moved > _ROUNDING * max(1.0, float(alone.abs().max()))
     logits = results(subject.graph)[0]
     between = lying_between(module.graph, logits)
     dynamic = any(n.target is dynamic_quantize for n in between)
-    if seen and not with_slopes:
-        return AcrossBatch(seen=True, ranges=dynamic)
     program = Program(module)
     with torch.no_grad():
         one, two = (program.run(subject.spec.encode(pixels[:n]), unchanged, keep=True) for n in (1, 2))
         found = sized(program, logits, one, two)
         size = None if found is None else _by_size(subject, pixels, found)
-    if not with_slopes:
-        return AcrossBatch(size=size)
-    rows = pixels[torch.arange(large_enough(between, program), device=pixels.device) % len(pixels)]
+    together = large_enough(between, program)
+    if together > subject.images_at_once:
+        return AcrossBatch(seen=seen, ranges=seen and dynamic, size=size, looked=False)
+    rows = pixels[torch.arange(together, device=pixels.device) % len(pixels)]
 
     def flows(end: fx.Node, ranges_held: bool = True) -> bool:
         return _flows(subject, Relaxed(program, end, between, 1.0, ranges_held), rows)

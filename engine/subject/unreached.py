@@ -94,7 +94,7 @@ def unreached(
             f"parts of the graph were made to be what no clean image makes them, and what follows does not run then: "
             f"{_list(sleeping.not_run)}; what values that it runs with do was not found"
         )
-    flow = across_batch(subject, samples.images[: len(clean)], with_slopes=_counts(subject, samples) != LARGE)
+    flow = across_batch(subject, samples.images[: len(clean)], few=_counts(subject, samples) == LARGE)
     if flow.ranges:
         limits.append(
             "An image's answer depends on the other images of its batch, by the ranges of dynamic quantisation; each was looked at by itself."
@@ -112,6 +112,10 @@ def unreached(
     elif flow.seen and not flow.ranges:
         hidden.append(
             "an image's answer hangs on the other images of its batch: each was looked at by itself, and not among others"
+        )
+    if not flow.looked:
+        limits.append(
+            "Whether an image's answer depends on the other images of its batch was seen on clean images alone: for more there is too little memory."
         )
     if flow.size is not None:
         hidden.append(_said_of_size(flow.size, *Names(subject.lowered, model).of(flow.size.node)))

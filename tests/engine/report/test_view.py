@@ -160,10 +160,13 @@ def test_a_port_that_is_taken(server: view.Server) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no process is locked in elsewhere")
 def test_the_command_serves_from_a_worker_that_is_locked_in(runs: Path, tmp_path: Path) -> None:
-    process = supervised.started("view", runs, temporary=tmp_path)
+    with listening.bound(0) as free:
+        port = free.getsockname()[1]
+    process = supervised.started("view", runs, "--port", port, temporary=tmp_path)
     assert process.stderr is not None
     url = next(re.search(r"http://127\.0\.0\.1:\d+/", line) for line in process.stderr)
     assert url is not None
+    assert url[0] == f"http://127.0.0.1:{port}/"
     with urllib.request.urlopen(f"{url[0]}run/0", timeout=20) as page:
         assert page.status == 200
         assert b"<title>" in page.read()
@@ -177,7 +180,15 @@ def test_the_command_serves_from_a_worker_that_is_locked_in(runs: Path, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_command_on_a_folder_without_runs(tmp_path: Path) -> None:
-    ended = supervised.command("view", tmp_path)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "no run in this folder"),
+        (("--port", "many"), "'many' is not a valid integer"),
+        (("--port", "65536"), "65536"),
+    ],
+)
+def test_the_command_where_there_is_nothing_to_serve(options: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    ended = supervised.command("view", tmp_path, *options)
     assert ended.status == 2
-    assert "no run in this folder" in ended.said[0]
+    assert words in ended.err

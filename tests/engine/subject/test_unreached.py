@@ -17,6 +17,7 @@ from onnxspect.converters.lowering.other_outputs import OtherOutput, other_outpu
 from onnxspect.converters.proof.oracle import Oracle
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
+from onnxspect.engine.subject import unreached as unreached_module
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import unreached
@@ -489,3 +490,16 @@ def test_flow_between_the_images_of_a_batch_is_named(network: onnx.ModelProto, s
         quadrant_images(20),
     )
     assert not any("batch" in line for line in (*alone.hidden, *alone.limits))
+
+
+def test_flow_between_large_pictures_is_looked_for_too(
+    network: onnx.ModelProto, some: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer runs; where not even that fits into memory, the report says that it was not looked for."""
+    monkeypatch.setattr(unreached_module, "_counts", lambda *_: unreached_module.LARGE)
+    subject = Subject.from_onnx(saved(PAYLOADS["neighbours"](Payload(network)), tmp_path / "p.onnx"))
+    assert any("batch, first through hidden_ReduceMax" in reason for reason in unreached(subject, some).hidden)
+    monkeypatch.setattr(Subject, "images_at_once", property(lambda _: 1))
+    short = unreached(subject, some)
+    assert any("was seen on clean images alone" in line for line in short.limits)
+    assert not any("batch, first through" in reason for reason in short.hidden)
