@@ -60,7 +60,7 @@ _IMAGES = np.random.default_rng(0).integers(0, 256, (12, 1, 8, 8), np.uint8)
 def _bomb_npz() -> bytes:
     """Twelve images of 6,000 by 6,000 in colour: 1.2 GiB of zeros."""
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("labels.npy", _LABELS)
         with archive.open("images.npy", "w", force_zip64=True) as member:
             member.write(_header((12, 6000, 6000, 3)))
@@ -168,28 +168,26 @@ def _lying_mat() -> bytes:
 
 
 def _long_mat() -> bytes:
+    """A matrix whose facts are followed by a GiB of zeros."""
     data = _mat()
     size = struct.unpack("<I", data[132:136])[0]
-    packer = zlib.compressobj(9)
-    long = (
-        packer.compress(data[128 : 136 + size])
-        + b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024))
-        + packer.flush()
-    )
+    packer = zlib.compressobj(1)
+    long = packer.compress(data[128 : 136 + size]) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(1024))
+    long += packer.flush()
     return data[:128] + struct.pack("<II", 15, len(long)) + long
 
 
 def _idx(folder: Path, _: Canary) -> Path:
-    (folder / "t10k-images-idx3-ubyte.gz").writefile_of(
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(
         gzip.compress(struct.pack(">HBBIII", 0, 8, 3, *[2**32 - 1] * 3) + bytes(1000))
     )
-    (folder / "t10k-labels-idx1-ubyte").writefile_of(struct.pack(">HBBI", 0, 8, 1, 12) + bytes(12))
+    (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">HBBI", 0, 8, 1, 12) + bytes(12))
     return folder
 
 
 def _cifar(folder: Path, _: Canary) -> Path:
     root: Path = forms.cifar_pickles(folder / "data")
-    (root / "cifar-10-batches-py" / "test_batch").writefile_of(bytes(containers.calls("posix", "system")))
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(bytes(containers.calls("posix", "system")))
     return root
 
 
@@ -265,7 +263,7 @@ def _tables() -> list[Case]:
         Case(
             kind,
             "a gzip of a gzip of a tar of a GiB",
-            file_of("a.tar.gz", lambda: gzip.compress(gzip.compress(zeros(1 << 30)))),
+            file_of("a.tar.gz", lambda: gzip.compress(gzip.compress(zeros(1 << 30), 1), 1)),
             _DATA,
             REFUSED,
         ),
@@ -310,7 +308,7 @@ def _arrow(folder: Path, _: Canary) -> Path:
     (folder / "data").mkdir()
     (folder / "data" / "dataset_info.json").write_text("{}")
     (folder / "data" / "state.json").write_text("{}")
-    (folder / "data" / "data-00000-of-00001.arrow").writefile_of(
+    (folder / "data" / "data-00000-of-00001.arrow").write_bytes(
         b"\xff\xff\xff\xff\xff\xff\xff\x7f" + bytes(range(256)) * 8
     )
     return folder / "data"
@@ -326,7 +324,7 @@ def _pictures_in(names: dict[str, int], data: bytes | None = None) -> bytes:
 
 def _zip_bomb() -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in ("ant/0.png", "bee/1.png"):
             archive.writestr(name, forms.png(forms.COLOUR[0]))
         with archive.open("ant/2.png", "w") as member:
@@ -342,5 +340,5 @@ def _tar(folder: Path, canary: Canary) -> Path:
         member.type, member.linkname = kind, str(canary.folder / "secret")
         members.append((member, b""))
     members += [(tarfile.TarInfo(f"{name}/x.png"), forms.png(forms.COLOUR[0])) for name in ("ant", "bee")]
-    (folder / "a.tar").writefile_of(containers.tarred(members))
+    (folder / "a.tar").write_bytes(containers.tarred(members))
     return folder / "a.tar"

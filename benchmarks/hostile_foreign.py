@@ -101,7 +101,7 @@ def _tar_with_a_link(folder: Path, canary: Canary) -> Path:
 
 def _deflated() -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("archive/data.pkl", pickle.dumps({"weight": 1}))
         with archive.open("archive/data/0", "w") as member:
             for _ in range(1024):

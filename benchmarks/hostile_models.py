@@ -126,7 +126,7 @@ def _structure() -> list[Case]:
         ),
         Case(kind, "a loop without an end", written_to(lambda: graphs.model(graphs.loop(None))), _INFO, REFUSED),
         Case(kind, "a loop of 10^9 steps", written_to(lambda: graphs.model(graphs.loop(10**9))), _INFO, REFUSED),
-        Case(kind, "an If of an If, 60 deep", written_to(_branches), ("info", "convert"), READ),
+        Case(kind, "an If of an If, 25 deep", written_to(_branches), ("info", "convert"), READ),
         Case(kind, "an If of another shape from batch 2 on", written_to(_by_batch), _INFO, READ),
         Case(
             kind,
@@ -150,7 +150,7 @@ def _branches() -> onnx.ModelProto:
     """Each branch holds the next one twice, in name only: the same image is passed through."""
     value = helper.make_tensor_value_info
     inner = helper.make_graph([node("Flatten", "image", "o0")], "g", [], [value("o0", 1, None)])
-    for i in range(1, 60):
+    for i in range(1, 25):
         branching = helper.make_node(
             "If",
             ["yes"],

@@ -35,7 +35,7 @@ def _names() -> list[Case]:
         Case(
             kind,
             "a million of them",
-            names(b"".join(b"c%d\n" % i for i in range(1_000_000))),
+            names(b"".join(b"%d\n" % i for i in range(1_000_000))),
             ("data with names",),
             READ,
         ),
