@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from onnxspect.converters.errors import OnnxspectError
+from onnxspect.converters.sandbox.removal import remove_tree
 from onnxspect.converters.sandbox.walk import DEEPEST, walk
 
 
@@ -46,7 +47,10 @@ def test_as_the_standard_library_does(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are made by their parents' descriptors")
 def test_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
     nested(tmp_path, 3000)
-    with pytest.raises(OnnxspectError, match=f"nested more than {DEEPEST} deep") as caught:
-        list(walk(tmp_path))
-    assert "\n" not in str(caught.value)
-    assert len(list(walk(tmp_path, deepest=None))) > sys.getrecursionlimit()
+    try:
+        with pytest.raises(OnnxspectError, match=f"nested more than {DEEPEST} deep") as caught:
+            list(walk(tmp_path))
+        assert "\n" not in str(caught.value)
+        assert len(list(walk(tmp_path, deepest=None))) > sys.getrecursionlimit()
+    finally:
+        remove_tree(tmp_path)  # pytest itself would recurse
