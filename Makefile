@@ -102,7 +102,7 @@ check-pages: $(VENV)/.test
 # Fifty signals to each command, and two hundred kills of one scan, at seeded moments.
 signals: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/signals.py --moments 50 --out benchmarks/results/signals.json
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_resume.py --tiny --moments 200 --out benchmarks/results/kill_resume.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_resume.py --tiny --forked --moments 200 --out benchmarks/results/kill_resume.json
 
 # Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
 fleet: $(VENV)/.test

@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="draws signals and moments")
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args(arguments)
+    # A shell's & lets its commands ignore it, and they would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="onnxspect-signals-") as scratch:
         work = Path(scratch) / "work"

@@ -550,9 +550,9 @@ def _gpu(r: dict[str, Any]) -> str:
 
 def _kills(r: dict[str, Any]) -> str:
     said = "; ".join(r["failures"]) or "every report was that of the undisturbed scan, and no unit was searched twice"
-    tiny = " --tiny" if r.get("tiny") else ""
+    options = (" --tiny" if r.get("tiny") else "") + (" --forked" if r.get("killed") == "forks" else "")
     return (
-        f"## Scans that are killed\n\n`benchmarks/kill_resume.py{tiny} --moments {r['kills']}`, {r['date']}, preset {r['preset']}: "
+        f"## Scans that are killed\n\n`benchmarks/kill_resume.py{options} --moments {r['kills']}`, {r['date']}, preset {r['preset']}: "
         f"{r['scans']} scans killed (SIGKILL) {r['kills']} times in all at random moments, and resumed: {said}.\n"
     )
 

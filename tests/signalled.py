@@ -77,6 +77,8 @@ def problems(command: str, number: int, seconds: float, work: Path, place: Path)
     temporary.mkdir()
     out.mkdir()
     mark = f"mark-{secrets.token_hex(8)}"
+    if signal.getsignal(number) is signal.SIG_IGN:
+        raise ValueError(f"{signal.Signals(number).name} is ignored here, and so by every command that is started")
     process = supervised.started(*line_of(command, work, out), temporary=temporary, environment={"PYTHONMARK": mark})
     wait_for_its_handler(process)
     time.sleep(seconds)
