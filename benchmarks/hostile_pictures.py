@@ -209,10 +209,10 @@ def _folders() -> list[Case]:
 
     def escapes(data: Path, _: Canary) -> None:
         (data / "ant").rename(data / ESCAPE)
-        (data / "bee").rename(data / f"b\n{FORGED}")
-        (data / "cat").rename(data / ELEMENT)
-        (data / "cat\u202egnp").mkdir()
-        (data / ELEMENT / f"{ESCAPE}\n{FORGED}.png").write_bytes(b"no picture")
+        (data / "bee").rename(data / ELEMENT)
+        (data / "cat").rename(data / f"b\n{FORGED}")
+        (data / "dog").rename(data / "cat\u202egnp")
+        next((data / ELEMENT).iterdir()).rename(data / ELEMENT / f"{ESCAPE}\n{FORGED}.png")
 
     def not_utf8(data: Path, _: Canary) -> None:
         (data / "ant").rename(os.fsdecode(os.fsencode(data) + b"/\xff\xfe\x9b31m"))
