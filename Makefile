@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: notebook wild fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals
+.PHONY: notebook wild fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals hostile
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -76,6 +76,10 @@ audit:
 SECONDS ?= 3600
 fuzz: $(VENV)/.test
 	$(BIN)/python benchmarks/fuzz.py --seconds $(SECONDS)
+
+# Every command on hostile inputs of every kind, watched: half an hour on two cores (docs/threat-model.md, "Measured").
+hostile: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile_inputs.py --out benchmarks/results/hostile_inputs.json
 
 # What `make test` leaves out: further examples of what a lighter test holds.
 test-heavy: $(VENV)/.test

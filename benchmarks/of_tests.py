@@ -12,6 +12,10 @@ FOLDER = Path(__file__).parent.parent / "tests"
 
 def module_of_tests(name: str) -> ModuleType:
     """tests/NAME.py, which the test suite uses too."""
+    if str(FOLDER) not in sys.path:  # its neighbours, behind everything else
+        sys.path.append(str(FOLDER))
+    if name in sys.modules:
+        return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     if spec is None or spec.loader is None:
         raise FileNotFoundError(f"tests/{name}.py")

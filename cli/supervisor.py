@@ -35,6 +35,7 @@ from onnxspect.converters.errors import OnnxspectError, unwritable, writing
 from onnxspect.converters.sandbox import linux
 from onnxspect.converters.sandbox.guard import stage_in
 from onnxspect.converters.sandbox.removal import remove_tree
+from onnxspect.converters.sandbox.walk import walk
 from onnxspect.converters.text import readable_bytes, visible
 from onnxspect.converters.whole import SUFFIX, rename
 
@@ -171,7 +172,7 @@ def _prepared(command: str, given: dict[str, Any]) -> Iterator[_Ready]:
 def _sweep(ready: _Ready) -> None:
     """Remove the temporary files that a killed worker left among its results."""
     for place in ready.touched.writable:
-        for folder, _, names in os.walk(place):
+        for folder, _, names in walk(Path(place), deepest=None):
             for name in names:
                 if ready.mark in name and name.endswith(SUFFIX):
                     with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -59,10 +60,12 @@ def write_scores(scores: Iterable[Scores], training: TrainingSet, folder: Path) 
 def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
     """kept.npz (images as they were stored, labels, index in the original), or kept.txt with the paths of a folder's files.
 
-    Written whole or not at all; images pass through one batch at a time.
+    Written whole or not at all; images pass through one batch at a time. A name that would make lines of its own, or that a terminal
+    would obey (`unlisted`), stands there escaped: no file has that name, so that nothing is read for it.
     """
     if training.files:
-        lines = [name for name, kept in zip(training.files, keep, strict=True) if kept]
+        kept = [name for name, wanted in zip(training.files, keep, strict=True) if wanted]
+        lines = [visible(name) if _has_controls(name) else name for name in kept]
         write_atomically(folder / "kept.txt", os.fsencode("\n".join(lines) + "\n" if lines else ""))
         return folder / "kept.txt"
     with whole(folder / "kept.npz") as part, zipfile.ZipFile(part.file, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -75,6 +78,15 @@ def write_kept(training: TrainingSet, keep: np.ndarray, folder: Path) -> Path:
             with archive.open(f"{name}.npy", "w") as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
     return folder / "kept.npz"
+
+
+def unlisted(training: TrainingSet, keep: np.ndarray) -> list[str]:
+    """The kept files of a folder that kept.txt cannot name: those with control characters or line ends in their names."""
+    return [name for name, kept in zip(training.files or (), keep, strict=False) if kept and _has_controls(name)]
+
+
+def _has_controls(name: str) -> bool:
+    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
 
 
 def _stream_array(stream: Any, parts: Iterator[np.ndarray], count: int) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from onnxspect.converters.errors import OnnxspectError, caused_by
 from onnxspect.converters.sandbox.safe_open import open_regular
+from onnxspect.converters.sandbox.walk import walk
 from onnxspect.converters.text import printable
 
 #: Forms of data that are one file and refer to no other.
@@ -139,7 +140,7 @@ def _spread(places: Iterable[int]) -> Iterator[int]:
 def _beneath(folder: Path) -> Iterator[tuple[str, Path]]:
     """All regular files beneath a folder that are not hidden, with their names from there, in order. Links are not followed."""
     found = 0
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             path = Path(root) / name

@@ -17,7 +17,6 @@ import csv
 import glob
 import io
 import json
-import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from typing import Any
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sandbox.safe_open import read_regular
+from onnxspect.converters.sandbox.walk import walk
 from onnxspect.converters.text import printable
 
 #: How files of models end that a scan opens by itself; what else lies in a folder is not taken for a model.
@@ -112,7 +112,7 @@ def _in_folder(folder: Path) -> list[Path]:
     if _is_model(folder):
         return [folder]
     models: list[Path] = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in walk(folder):
         here = Path(root)
         own = [f for f in folders if _is_model(here / f)]
         other = (f for f in folders if not f.startswith(".") and f not in own)

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from onnxspect.converters.file.onnx_file import read_onnx
+from onnxspect.converters.text import printable
 from onnxspect.engine.cleansing.by_activation import (
     CLUSTERING,
     IMPURITY,
@@ -33,7 +34,7 @@ from onnxspect.engine.cleansing.by_presence import FORMER_NAMES, PRESENCE, TRIGG
 from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
-from onnxspect.engine.cleansing.outputs import contact_sheet, write_kept, write_scores
+from onnxspect.engine.cleansing.outputs import contact_sheet, unlisted, write_kept, write_scores
 from onnxspect.engine.cleansing.peeling import peeled
 from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.cleansing.weighing import weighed
@@ -208,6 +209,11 @@ def cleanse(
     for c in sorted(set(training.labels.tolist())):
         if removed[training.labels == c].all():
             notes.append(f"every sample of class {c} is removed: look at the scores before training on the rest")
+    if odd := unlisted(training, ~removed):
+        notes.append(
+            f"{len(odd)} kept files have line ends or control characters in their names, the first {printable(odd[0], 80)}: kept.txt names "
+            "them escaped; rename them to keep them"
+        )
     report = {
         "model": {"path": subject.name, "sha256": subject.sha256},
         "train": {"path": str(training.path), "sha256": training.sha256, "samples": len(training)},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from onnxspect.converters.sandbox.walk import walk
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.readers.labels import labels_of, listed, numbered, of_words
 from onnxspect.engine.readers.limits import limits
@@ -60,7 +60,7 @@ def _files(path: Path) -> Iterator[str]:
         if top.is_file():
             yield top.name
         elif top.is_dir():
-            for folder, below, names in os.walk(top):
+            for folder, below, names in walk(top):
                 below[:] = sorted(b for b in below if not b.startswith("."))
                 count += len(names)
                 limits().check_files(count, str(path))

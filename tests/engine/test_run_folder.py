@@ -12,14 +12,23 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import quadrant_images, quadrant_model, saved
-from run_folder_support import DETECTOR, finished, trigger_unit, whole_report, with_report, with_row
+from run_folder_support import (
+    DETECTOR,
+    MALFORMED,
+    changed,
+    changed_unit,
+    finished,
+    trigger_unit,
+    whole_report,
+    with_report,
+    with_row,
+)
 
 from onnxspect.cli.main import run
 from onnxspect.engine.errors import Kind, OnnxspectError
@@ -226,48 +235,6 @@ def test_an_edited_verdict_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
         FinishedScan.read(folder)
 
 
-def changed(path: tuple[Any, ...], value: Any) -> Callable[[dict[str, Any]], None]:
-    """Sets one value in a report."""
-
-    def change(report: dict[str, Any]) -> None:
-        place: Any = report
-        for step in path[:-1]:
-            place = place[step]
-        place[path[-1]] = value
-
-    return change
-
-
-MALFORMED: dict[str, tuple[Any, ...]] = {
-    "a verdict of one's own": ("verdict", "fine"),
-    "a list for a verdict": ("verdict", ["clean"]),
-    "a target beyond the classes": ("targets", [9]),
-    "a negative target": ("targets", [-1]),
-    "a text for a target": ("targets", ["2"]),
-    "a yes for a target": ("targets", [True]),
-    "backdoored without a target": ("targets", []),
-    "no classes": ("classes", None),
-    "a class of another number": ("classes", 1, "index", 3),
-    "a name that is a number": ("classes", 0, "name", 7),
-    "a p-value beyond one": ("classes", 0, "p_value", 1.5),
-    "a p-value that is a text": ("p_value", "0.01"),
-    "statistics that are a list": ("classes", 0, "statistic", [1.0]),
-    "a statistic that is a text": ("classes", 0, "statistic", DETECTOR, "[red]"),
-    "a detector without a budget": ("detectors", 0, "budget", None),
-    "a detector of another status": ("detectors", 0, "status", "fell over"),
-    "settings that are a text": ("detectors", 0, "settings", "x"),
-    "a path that is an object": ("model", "path", {"a": 1}),
-    "a digest of the model that is markup": ("model", "sha256", "[link=file:///etc/passwd]x[/link]"),
-    "an image without sides": ("model", "input", "shape", [1, 0, 8]),
-    "a scale of nought": ("preprocessing", "chosen", "scale", 0),
-    "a thousand means": ("preprocessing", "chosen", "mean", [0.0] * 1000),
-    "reasons that are no list": ("reasons", "none"),
-    "seconds before nought": ("seconds", -1),
-    "a seed of text": ("seed", "0"),
-    "another document": ("schema", "onnxspect-cleansing/1"),
-}
-
-
 @pytest.mark.parametrize("kind", MALFORMED)
 def test_malformed_reports_end_in_a_line(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Even with a digest that fits."""
@@ -434,17 +401,6 @@ def test_verify_with_arrays_that_are_not_there(
     assert status == 4
     assert "are missing, or were changed" in err
     assert len(err.splitlines()) == 2
-
-
-def changed_unit(change: Callable[[dict[str, Any]], None], folder: Path) -> None:
-    """Changes the row of every unit."""
-    db = sqlite3.connect(folder / FILE)
-    rows = db.execute("SELECT detector, unit, row FROM units").fetchall()
-    db.close()
-    for detector, key, text in rows:
-        row = json.loads(text)
-        change(row)
-        with_row(folder, "UPDATE units SET row = ? WHERE detector = ? AND unit = ?", json.dumps(row), detector, key)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from hostile_graphs import (
+    BOMBS,
+    WEIGHT,
+    bomb,
+    classifier,
+    deep,
+    external,
+    field,
+    loop,
+    model,
+    nested_functions,
+    recursive_function,
+    write,
+)
+from onnx import TensorProto, helper
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.file.external_data import tensors
@@ -29,44 +42,6 @@ from onnxspect.converters.text import printable
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file kinds")
 
 
-def classifier(seed: int = 0) -> onnx.ModelProto:
-    """A tiny classifier: (batch, 1, 4, 4) -> (batch, 3)."""
-    rng = np.random.default_rng(seed)
-    weight = numpy_helper.from_array(rng.standard_normal((16, 3)).astype(np.float32), "weight")
-    bias = numpy_helper.from_array(np.zeros(3, np.float32), "bias")
-    nodes = [
-        helper.make_node("Flatten", ["image"], ["flat"]),
-        helper.make_node("Gemm", ["flat", "weight", "bias"], ["logits"]),
-    ]
-    return model(nodes, [weight, bias], out=("N", 3))
-
-
-def model(
-    nodes: list[onnx.NodeProto],
-    initializers: list[TensorProto] | None = None,
-    functions: list[onnx.FunctionProto] | None = None,
-    shape: tuple[int | str, ...] = ("N", 1, 4, 4),
-    out: tuple[int | str, ...] | None = None,
-) -> onnx.ModelProto:
-    """A model with one input `image` and one output `logits`."""
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, out)],
-        initializers or [],
-    )
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
-    made: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets, functions=functions or [])
-    made.ir_version = 10
-    return made
-
-
-def write(path: Path, proto: onnx.ModelProto) -> Path:
-    path.write_bytes(proto.SerializeToString())
-    return path
-
-
 def refused(path: Path, limits: Limits | None = None) -> OnnxspectError:
     """The error that `read_onnx` raises; it must be one line that names the file."""
     with pytest.raises(OnnxspectError) as caught:
@@ -75,10 +50,6 @@ def refused(path: Path, limits: Limits | None = None) -> OnnxspectError:
     assert "\n" not in str(caught.value)
     assert str(caught.value).isprintable()
     return caught.value
-
-
-def const(name: str, value: object, dtype: type = np.int64) -> TensorProto:
-    return numpy_helper.from_array(np.asarray(value, dtype), name)
 
 
 # --- what may be opened ------------------------------------------------------------------------------------------
@@ -160,16 +131,6 @@ def test_truncated_file_says_where(tmp_path: Path) -> None:
 # --- what parsing may take ------------------------------------------------------------------------------------------
 
 
-def field(number: int, payload: bytes) -> bytes:
-    """A length-delimited protobuf field."""
-    length, size = b"", len(payload)
-    while True:
-        length += bytes([size & 127 | (128 if size > 127 else 0)])
-        size >>= 7
-        if not size:
-            return bytes([number << 3 | 2]) + length + payload
-
-
 def test_amplification_bomb_is_seen_before_parsing(tmp_path: Path) -> None:
     path = tmp_path / "bomb.onnx"
     path.write_bytes(field(7, field(1, b"") * 1_000_000))  # a graph of a million empty nodes, 2 MB
@@ -213,11 +174,8 @@ def test_many_fields_are_not_walked_for_ever() -> None:
 
 
 def test_nesting_bomb() -> None:
-    data = b""
-    for _ in range(3000):  # node { attribute { g { ... } } }
-        data = field(1, field(5, field(6, data)))
     with pytest.raises(OnnxspectError, match="nested deeper"):
-        parse_onnx(field(7, data), Limits())
+        parse_onnx(deep(), Limits())
 
 
 @pytest.mark.parametrize("name", ["weight", "logits", "Flatten", "image"])
@@ -257,21 +215,6 @@ def test_mutated_bytes_never_raise_anything_else() -> None:
 
 
 # --- external data ------------------------------------------------------------------------------------------------
-
-
-def external(folder: Path, location: str, **entries: int | str) -> Path:
-    """Write the classifier with its weight outside, at `location`."""
-    folder.mkdir(exist_ok=True)
-    proto = classifier()
-    weight = proto.graph.initializer[0]
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": location, **entries}.items():
-        weight.external_data.add(key=key, value=str(value))
-    return write(folder / "m.onnx", proto)
-
-
-WEIGHT = classifier().graph.initializer[0].raw_data
 
 
 def test_external_data_is_read(tmp_path: Path) -> None:
@@ -459,16 +402,7 @@ def test_hostile_names(tmp_path: Path) -> None:
 
 def test_nested_functions_are_counted_not_expanded(tmp_path: Path) -> None:
     """Fifty functions, each calling the next twice: 2^50 nodes in a few kilobytes."""
-    functions = []
-    for i in range(50):
-        callee = ("local", f"f{i + 1}") if i < 49 else ("", "Relu")
-        body = [
-            helper.make_node(callee[1], ["x"], ["h"], domain=callee[0]),
-            helper.make_node(callee[1], ["h"], ["y"], domain=callee[0]),
-        ]
-        functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], body, [helper.make_opsetid("", 17)]))
-    call = helper.make_node("f0", ["image"], ["logits"], domain="local")
-    proto = model([call], functions=functions)
+    proto = nested_functions()
     start = time.monotonic()
     assert graph_cost(proto).expanded == 2**50
     assert f"{2**50} when its local functions are expanded" in refused(write(tmp_path / "m.onnx", proto)).message
@@ -476,13 +410,7 @@ def test_nested_functions_are_counted_not_expanded(tmp_path: Path) -> None:
 
 
 def test_recursive_function(tmp_path: Path) -> None:
-    names = ["a", "b"]
-    functions = [
-        helper.make_function("local", n, ["x"], ["y"], [helper.make_node(m, ["x"], ["y"], domain="local")], [])
-        for n, m in zip(names, reversed(names), strict=True)
-    ]
-    call = helper.make_node("a", ["image"], ["logits"], domain="local")
-    assert "calls itself" in refused(write(tmp_path / "m.onnx", model([call], functions=functions))).message
+    assert "calls itself" in refused(write(tmp_path / "m.onnx", recursive_function())).message
 
 
 def test_long_chain_of_functions_needs_no_recursion() -> None:
@@ -492,35 +420,6 @@ def test_long_chain_of_functions_needs_no_recursion() -> None:
         functions.append(helper.make_function("local", f"f{i}", ["x"], ["y"], [callee], []))
     call = helper.make_node("f0", ["image"], ["logits"], domain="local")
     assert graph_cost(model([call], functions=functions)).expanded == 1
-
-
-def loop(trips: int | None, *, condition: str = "true") -> list[onnx.NodeProto]:
-    """A Loop that adds 1 to the image; its condition is "true", "passed on" or "computed"."""
-    inner: list[onnx.NodeProto] = [helper.make_node("Relu", ["x"], ["y"])]
-    if condition == "true":
-        inner.append(helper.make_node("Constant", [], ["go"], value=const("", True, np.bool_)))
-    elif condition == "passed on":
-        inner.append(helper.make_node("Identity", ["keep"], ["go"]))
-    else:
-        inner.append(helper.make_node("Not", ["keep"], ["go"]))
-    body = helper.make_graph(
-        inner,
-        "body",
-        [
-            helper.make_tensor_value_info("i", TensorProto.INT64, []),
-            helper.make_tensor_value_info("keep", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, None),
-        ],
-        [
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
-        ],
-    )
-    nodes = []
-    if trips is not None:
-        nodes.append(helper.make_node("Constant", [], ["trips"], value=const("", trips)))
-    nodes.append(helper.make_node("Loop", ["trips" if trips is not None else "", "", "image"], ["logits"], body=body))
-    return nodes
 
 
 @pytest.mark.parametrize("condition", ["true", "passed on"])
@@ -538,36 +437,9 @@ def test_long_loop(tmp_path: Path) -> None:
     assert "in one run" in refused(write(tmp_path / "m.onnx", model(loop(10**9)))).message
 
 
-BOMBS: dict[str, tuple[list[onnx.NodeProto], list[TensorProto]]] = {
-    "ConstantOfShape": ([helper.make_node("ConstantOfShape", ["s"], ["b"])], [const("s", [10**6, 10**6])]),
-    "Expand": ([helper.make_node("Expand", ["image", "s"], ["b"])], [const("s", [10**9, 1, 4, 4])]),
-    "Tile": ([helper.make_node("Tile", ["image", "s"], ["b"])], [const("s", [1, 1, 10**5, 10**5])]),
-    "Range": (
-        [helper.make_node("Range", ["z", "n", "o"], ["r"]), helper.make_node("Cast", ["r"], ["b"], to=1)],
-        [const("z", 0), const("n", 10**11), const("o", 1)],
-    ),
-    "Resize": (
-        [helper.make_node("Resize", ["image", "", "s"], ["b"])],
-        [const("s", [1, 1, 1e5, 1e5], np.float32)],
-    ),
-    "Pad": ([helper.make_node("Pad", ["image", "s"], ["b"])], [const("s", [0, 0, 0, 0, 0, 0, 10**6, 10**6])]),
-    "Loop of Concat": (loop(100)[:-1], []),
-}
-
-
-def _bomb(name: str) -> onnx.ModelProto:
-    nodes, initializers = BOMBS[name]
-    if name == "Loop of Concat":  # doubles what it carries, a hundred times: no shape is known beforehand
-        (trips, run) = loop(100)
-        body = run.attribute[0].g
-        body.node[0].CopyFrom(helper.make_node("Concat", ["x", "x"], ["y"], axis=0))
-        return model([trips, run])
-    return model([*nodes, helper.make_node("ReduceSum", ["b"], ["logits"])], initializers)
-
-
 @pytest.mark.parametrize("name", list(BOMBS))
 def test_bomb_ends_in_a_refusal(tmp_path: Path, name: str) -> None:
-    path = write(tmp_path / f"{name.split()[0]}.onnx", _bomb(name))
+    path = write(tmp_path / f"{name.split()[0]}.onnx", bomb(name))
     start = time.monotonic()
     with pytest.raises(OnnxspectError) as caught:
         probe(path, Limits(memory_bytes=1 << 30, seconds=20))
