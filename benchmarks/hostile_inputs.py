@@ -2,7 +2,7 @@
 
     python benchmarks/hostile_inputs.py [--only KIND ...] [--named TEXT] [--quick] [--max-memory 1G] [--max-seconds 60] [--out FILE]
 
-Each input of the corpus (the other hostile_*.py) is made in a folder of its own and given to the
+Each input of the corpus (the modules of hostile/) is made in a folder of its own and given to the
 commands that take such an input, each as a process `python -m onnxspect ...` with --max-memory and --max-seconds. A secret of 64
 hexadecimal digits lies in files beside it, in another's run folder, and in the environment (TOKEN). A run is a problem where
 
@@ -39,20 +39,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import hostile_arrays
-import hostile_foreign
-import hostile_models
-import hostile_names
-import hostile_operators
-import hostile_outputs
-import hostile_pictures
-import hostile_place
-import hostile_reports
-import hostile_runs
-import hostile_watch
+import hostile.arrays
+import hostile.foreign
+import hostile.models
+import hostile.names
+import hostile.operators
+import hostile.outputs
+import hostile.pictures
+import hostile.place
+import hostile.reports
+import hostile.runs
+import hostile.watch
 import numpy as np
-from hostile_case import COMMANDS, Case
-from hostile_place import Place
+from hostile.case import COMMANDS, Case
+from hostile.place import Place
 from of_tests import module_of_tests
 
 from onnxspect.cli import budget
@@ -80,10 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="draws the order of the inputs")
     parser.add_argument("--out", type=Path, help="JSON file")
     asked = parser.parse_args(arguments)
-    hostile_watch.adopt()
+    hostile.watch.adopt()
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="onnxspect-hostile-") as scratch:
-        place = hostile_place.made(
+        place = hostile.place.made(
             Path(scratch), budget.Size().convert(asked.max_memory, None, None), asked.max_seconds
         )
         every = [*_controls(place), *corpus(Path(place.ordinary["model"]))]
@@ -178,9 +178,9 @@ def _json(result: dict[str, Any]) -> str:
 
 def corpus(model: Path) -> list[Case]:
     """All hostile inputs; some runs are those of an ordinary model."""
-    makers = (hostile_operators, hostile_models, hostile_foreign, hostile_pictures, hostile_arrays, hostile_names)
+    makers = (hostile.operators, hostile.models, hostile.foreign, hostile.pictures, hostile.arrays, hostile.names)
     made = [case for maker in makers for case in maker.cases()]
-    return [*made, *hostile_reports.cases(model), *hostile_runs.cases(model)]
+    return [*made, *hostile.reports.cases(model), *hostile.runs.cases(model)]
 
 
 def _controls(place: Place) -> list[Case]:
@@ -224,7 +224,7 @@ def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
             "PATH": f"{place.programs}{os.pathsep}{os.environ.get('PATH', '')}",
             "OMP_NUM_THREADS": "1",
         }
-        ended = hostile_watch.run(
+        ended = hostile.watch.run(
             [sys.executable, "-m", "onnxspect", *words, *limits],
             folders["here"],
             environment,
@@ -233,7 +233,7 @@ def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
             command == "view",
         )
         problems = _problems(place, case, command, ended)
-        problems += hostile_outputs.problems(place, work, folders)
+        problems += hostile.outputs.problems(place, work, folders)
         if _tree(folders["input"]) != before and command not in _KEPT_RUN:
             problems.append("the input was changed")
         return {
@@ -262,7 +262,7 @@ def _run_of(model: Path, work: Path) -> Path:
     return run
 
 
-def _problems(place: Place, case: Case, command: str, ended: hostile_watch.Ended) -> list[str]:
+def _problems(place: Place, case: Case, command: str, ended: hostile.watch.Ended) -> list[str]:
     """With how it ended and what it took."""
     most = place.limit + _LIBRARIES
     found = []
@@ -293,7 +293,7 @@ def _tree(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def _on_disk(folder: Path) -> int:
     with contextlib.suppress(OSError, RecursionError):
-        return sum(os.lstat(p).st_blocks * 512 for p in hostile_outputs.files(folder))
+        return sum(os.lstat(p).st_blocks * 512 for p in hostile.outputs.files(folder))
     return 0
 
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def test_every_input_meets_commands_that_there_are(planted_file: Path) -> None:
-    case, main = script("hostile_case"), script("hostile_inputs")
+    case, main = script("hostile.case"), script("hostile_inputs")
     cases = main.corpus(planted_file)
     assert len({(c.kind, c.name) for c in cases}) == len(cases) >= 200
     assert len({c.kind for c in cases}) >= 15
@@ -28,7 +28,7 @@ def test_every_input_meets_commands_that_there_are(planted_file: Path) -> None:
 
 
 def test_the_secret_and_what_is_obeyed_are_found(tmp_path: Path) -> None:
-    case, outputs = script("hostile_case"), script("hostile_outputs")
+    case, outputs = script("hostile.case"), script("hostile.outputs")
     canary = case.Canary("0123456789abcdef" * 4, tmp_path)
     text = canary.text.encode()
     for seen in (
@@ -58,10 +58,10 @@ sys.exit(subprocess.run([sys.executable, "-c", {child!r}]).returncode + 3)
     measured = f"""
 import json, os, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(script("hostile_watch").__file__).parent)!r})
-import hostile_watch
-hostile_watch.adopt()
-ended = hostile_watch.run([sys.executable, "-c", {code!r}], Path("."), os.environ, Path("."), 30.0, False)
+sys.path.insert(0, {str(Path(script("hostile.watch").__file__).parents[1])!r})
+import hostile.watch
+hostile.watch.adopt()
+ended = hostile.watch.run([sys.executable, "-c", {code!r}], Path("."), os.environ, Path("."), 30.0, False)
 print(ended.status, ended.tree_bytes >> 20, ended.process_bytes >> 20, len(ended.left), ended.hung)
 """
     done = subprocess.run(

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from hostile_case import Canary, Make
 from of_tests import module_of_tests
 from onnx import helper
+
+from hostile.case import Canary, Make
 
 containers = module_of_tests("hostile_containers")
 graphs = module_of_tests("hostile_graphs")

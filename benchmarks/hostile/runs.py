@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hostile_case import ESCAPE, Canary, Case, Make
 from of_tests import module_of_tests
 from PIL import Image
+
+from hostile.case import ESCAPE, Canary, Case, Make
 
 support = module_of_tests("run_folder_support")
 stored = support.digest

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hostile_case import ELEMENT, ESCAPE, FORGED, READ, REFUSED, Canary, Case, Make, fifo, file_of, link
 from of_tests import module_of_tests
+
+from hostile.case import ELEMENT, ESCAPE, FORGED, READ, REFUSED, Canary, Case, Make, fifo, file_of, link
 
 containers = module_of_tests("hostile_containers")
 forms = module_of_tests("data_forms")

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from hostile_case import ELEMENT, FORGED, RAN
-from hostile_place import Place
+from hostile.case import ELEMENT, FORGED, RAN
+from hostile.place import Place
 
 #: What people read: there is no control character in it but line ends and tabs. (Pictures, models and arrays are bytes.)
 _TEXTS = ("stdout", "stderr", ".html", ".json", ".sarif", ".txt", ".md", ".xml", ".csv")

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hostile_case import ELEMENT, ESCAPE, FORGED, REFUSED, Canary, Case, Make
 from of_tests import module_of_tests
+
+from hostile.case import ELEMENT, ESCAPE, FORGED, REFUSED, Canary, Case, Make
 
 support = module_of_tests("run_folder_support")
 stored = support.digest

@@ -13,9 +13,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from hostile_case import ESCAPE, FORGED, HOSTILE, REFUSED, Canary, Case
-from hostile_graph_makers import written_to
 from of_tests import module_of_tests
+
+from hostile.case import ESCAPE, FORGED, HOSTILE, REFUSED, Canary, Case
+from hostile.graph_makers import written_to
 
 containers = module_of_tests("hostile_containers")
 

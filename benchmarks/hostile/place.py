@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from hostile_case import RAN, Canary
 from of_tests import module_of_tests
 from PIL import Image, PngImagePlugin
+
+from hostile.case import RAN, Canary
 
 _PROGRAMS = (
     "gs",

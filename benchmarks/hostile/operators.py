@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
-from hostile_case import ESCAPE, FORGED, READ, REFUSED, Case
-from hostile_graph_makers import node, of_nodes, written_to
 from of_tests import module_of_tests
 from onnx import TensorProto
+
+from hostile.case import ESCAPE, FORGED, READ, REFUSED, Case
+from hostile.graph_makers import node, of_nodes, written_to
 
 containers = module_of_tests("hostile_containers")
 graphs = module_of_tests("hostile_graphs")

@@ -14,9 +14,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from hostile_case import ESCAPE, FORGED, RAN, READ, REFUSED, Canary, Case, Make, fifo, file_of, link
-from hostile_pictures import zeros
 from of_tests import module_of_tests
+
+from hostile.case import ESCAPE, FORGED, RAN, READ, REFUSED, Canary, Case, Make, fifo, file_of, link
+from hostile.pictures import zeros
 
 containers = module_of_tests("hostile_containers")
 forms = module_of_tests("data_forms")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from hostile_case import READ, REFUSED, Canary, Case, Make
-from hostile_graph_makers import node, of_nodes, written_to
 from of_tests import module_of_tests
 from onnx import TensorProto, helper
+
+from hostile.case import READ, REFUSED, Canary, Case, Make
+from hostile.graph_makers import node, of_nodes, written_to
 
 containers = module_of_tests("hostile_containers")
 graphs = module_of_tests("hostile_graphs")

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from hostile_case import ELEMENT, ESCAPE, FORGED, HOSTILE, RAN, READ, Canary, Case, Make
 from of_tests import module_of_tests
 from PIL import Image
+
+from hostile.case import ELEMENT, ESCAPE, FORGED, HOSTILE, RAN, READ, Canary, Case, Make
 
 containers = module_of_tests("hostile_containers")
 forms = module_of_tests("data_forms")
