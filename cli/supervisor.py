@@ -373,8 +373,8 @@ class _Run:
             sys.stderr.write("\x1b[?25h")  # a progress bar hides the cursor
         keeps = _KEEPS.get(self._command, "")
         if self._signals.came is not None:
-            if self._signals.came is _ORDINARY_END.get(self._command) and code == self._answer:
-                return code
+            if self._signals.came is _ORDINARY_END.get(self._command):  # at any moment: the worker may not have begun
+                return exit_status.CLEAN if code in (exit_status.FAILURE, -signal.SIGTERM, -signal.SIGKILL) else code
             complain(f"interrupted by {self._signals.came.name} ({stage}){keeps}")
         elif isinstance(self._cause, OnnxspectError):
             complain(self._cause.message, self._cause.hint)
