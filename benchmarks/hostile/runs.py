@@ -23,6 +23,8 @@ stored = support.digest
 
 #: Ends well whatever a verdict says; or is refused.
 _SHOWN, _ERROR = frozenset({0, 2, 4}), frozenset({2, 4})
+#: `view` shows the folder all the same, with a row that says why this run cannot be read.
+_LISTED = {"view": frozenset({0, 2, 4})}
 _FORMS = ("report", "report as html", "view")
 
 
@@ -87,6 +89,7 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             instead("run.sqlite", symlink("run/run.sqlite")),
             (*_FORMS, "verify with a run", "patch with a run"),
             _ERROR,
+            _LISTED,
         ),
         Case(
             kind,
@@ -103,7 +106,12 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             _ERROR,
         ),
         Case(
-            kind, "the ledger is a FIFO", instead("run.sqlite", fifo), ("report", "verify with a run", "view"), _ERROR
+            kind,
+            "the ledger is a FIFO",
+            instead("run.sqlite", fifo),
+            ("report", "verify with a run", "view"),
+            _ERROR,
+            _LISTED,
         ),
         Case(
             kind,
@@ -114,7 +122,12 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
         ),
         Case(kind, "its journal is a link", instead("run.sqlite-wal", symlink("run/run.sqlite")), ("report",), _ERROR),
         Case(
-            kind, "its journal is a FIFO", instead("run.sqlite-journal", fifo), ("report", "patch with a run"), _SHOWN
+            kind,
+            "its journal is a FIFO",
+            instead("run.sqlite-journal", fifo),
+            ("report", "patch with a run"),
+            _SHOWN,
+            {"patch with a run": _SHOWN | {3}},  # it was read, and the patch did not meet its goals
         ),
         Case(kind, "pictures are links to a secret", _run(_pictures("secret.png", "symlink"), of_model), pages, _SHOWN),
         Case(

@@ -26,6 +26,8 @@ from onnxspect.engine.subject.activations import TrainingSet
 
 #: Samples on the contact sheet.
 SHOWN = 40
+#: Marks that turn the direction of writing (Unicode Standard Annex 9): a name that holds one reads as another.
+_TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 #: How every method's scores are to be read; they compare within a class only.
 DIRECTION = "higher is more suspicious"
 
@@ -86,7 +88,7 @@ def unlisted(training: TrainingSet, keep: np.ndarray) -> list[str]:
 
 
 def _has_controls(name: str) -> bool:
-    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name)
+    return any(unicodedata.category(c) in ("Cc", "Zl", "Zp") or c in _TURNING for c in name)
 
 
 def _stream_array(stream: Any, parts: Iterator[np.ndarray], count: int) -> None:
