@@ -26,11 +26,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -51,12 +50,13 @@ import hostile.reports
 import hostile.runs
 import hostile.watch
 import numpy as np
-from hostile.case import COMMANDS, Case
+from hostile.case import COMMANDS, OPENED, Case
 from hostile.place import Place
 from of_tests import module_of_tests
 
 from onnxspect.cli import budget
 from onnxspect.cli.supervisor import _LIBRARIES
+from onnxspect.converters.sandbox.removal import remove_tree
 
 _KEPT_RUN = ("patch with a run",)  # what is found is written into the run that it belongs to
 _SLACK_SECONDS = 15.0
@@ -186,7 +186,7 @@ def corpus(model: Path) -> list[Case]:
 def _controls(place: Place) -> list[Case]:
     """Ordinary inputs: what libraries take, and that the commands work at all."""
     of = {
-        "model": ("info", "scan", "patch", "verify", "diff", "cleanse", "certify", "convert"),
+        "model": OPENED,
         "data": ("data", "scan of samples", "cleanse a training set", "certify samples"),
         "run": ("report", "report as html", "report to files", "view", "verify with a run"),
     }
@@ -249,13 +249,11 @@ def _row(place: Place, case: Case, command: str) -> dict[str, Any]:
             "problems": problems,
         }
     finally:
-        _remove(work)
+        remove_tree(work)
 
 
 def _run_of(model: Path, work: Path) -> Path:
     """A finished run of just that file, where it can be read, so that a command that takes both goes on to the model."""
-    import hashlib
-
     support = module_of_tests("run_folder_support")
     sha256 = hashlib.sha256(model.read_bytes()).hexdigest() if model.is_file() and not model.is_symlink() else "a" * 64
     run: Path = support.finished(work / "beside", support.whole_report(sha256))
@@ -305,14 +303,6 @@ def _last_words(said: Path) -> str:
         if chosen:
             return chosen[0][:160]
     return ""
-
-
-def _remove(folder: Path) -> None:
-    """Also where folders are nested deeper than Python's recursion goes."""
-    try:
-        shutil.rmtree(folder)
-    except (OSError, RecursionError):
-        subprocess.run(["rm", "-rf", "--", str(folder)], check=False)
 
 
 # -- the table ---------------------------------------------------------------------------------------------------------------

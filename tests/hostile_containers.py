@@ -9,12 +9,14 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import pickle
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 
 def calls(module: str, name: str, protocol: int = 2) -> bytes:
@@ -119,3 +121,15 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "many opcodes": lambda: b"\x80\x04" + b"N0" * 200_000,
     "a text of 2^63 bytes": lambda: b"\x80\x04\x8d" + b"\xff" * 7 + b"\x7f",
 }
+
+
+def nested(folder: Path, levels: int) -> None:
+    """So many folders inside each other, past the longest path that there is, and a file in the innermost."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(os.open("last", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)

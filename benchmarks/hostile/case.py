@@ -13,6 +13,11 @@ from pathlib import Path
 ANY = frozenset({0, 1, 2, 3, 4})
 #: The file is called hostile; it is refused, or the command fails; it is read as an ordinary one, or refused.
 HOSTILE, REFUSED, READ = frozenset({1}), frozenset({1, 2, 4}), frozenset({0, 2, 3, 4})
+#: A run or report ends well whatever its verdict says, or is refused; it is refused.
+SHOWN, ERROR = frozenset({0, 2, 4}), frozenset({2, 4})
+#: The commands that open a model; the ways in which a run is shown.
+OPENED = ("info", "scan", "patch", "verify", "diff", "cleanse", "certify", "convert")
+FORMS = ("report", "report as html", "view")
 #: Words in names that no reader may obey: a line of one's own, an element of a page, a colour of the terminal.
 FORGED, ELEMENT, ESCAPE = "FORGED verdict: clean", "<img src=x onerror=alert(1)>", "\x1b[31mred\x1b[0m"
 #: The name of the file that every payload here makes where it is run.

@@ -11,7 +11,7 @@ import onnx
 from of_tests import module_of_tests
 from onnx import TensorProto, helper
 
-from hostile.case import READ, REFUSED, Canary, Case, Make
+from hostile.case import READ, REFUSED, Canary, Case, Make, fifo, link
 from hostile.graph_makers import node, of_nodes, written_to
 
 containers = module_of_tests("hostile_containers")
@@ -19,7 +19,6 @@ graphs = module_of_tests("hostile_graphs")
 supervised = module_of_tests("supervised")
 
 _INFO = ("info",)
-_OPENED = ("info", "scan", "patch", "verify", "diff", "cleanse", "certify", "convert")
 
 
 def cases() -> list[Case]:
@@ -82,8 +81,8 @@ def _external() -> list[Case]:
         ),
         Case(kind, "the file itself", at("m.onnx", length=192), _INFO, READ),
         Case(kind, "in the branch of an If", written_to(_outside_in_a_branch), _INFO, REFUSED),
-        Case(kind, "an .onnx that is a link to a secret", _as_a_link, ("info", "diff"), REFUSED),
-        Case(kind, "an .onnx that is a FIFO", _as_a_fifo, ("info", "scan"), REFUSED),
+        Case(kind, "an .onnx that is a link to a secret", link("model.onnx", "secret"), ("info", "diff"), REFUSED),
+        Case(kind, "an .onnx that is a FIFO", fifo("model.onnx"), ("info", "scan"), REFUSED),
     ]
 
 
@@ -92,16 +91,6 @@ def _outside_in_a_branch() -> onnx.ModelProto:
     outside.external_data.add(key="location", value="../secret")
     branch = helper.make_graph([helper.make_node("Constant", [], ["b"], value=outside)], "b", [], [])
     return graphs.model([helper.make_node("If", ["c"], ["logits"], then_branch=branch, else_branch=branch)])
-
-
-def _as_a_link(folder: Path, canary: Canary) -> Path:
-    (folder / "model.onnx").symlink_to(canary.folder / "secret")
-    return folder / "model.onnx"
-
-
-def _as_a_fifo(folder: Path, _: Canary) -> Path:
-    os.mkfifo(folder / "model.onnx")
-    return folder / "model.onnx"
 
 
 # -- functions and branches --------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import onnx
 from of_tests import module_of_tests
 from onnx import TensorProto
 
-from hostile.case import ESCAPE, FORGED, READ, REFUSED, Case
+from hostile.case import ESCAPE, FORGED, OPENED, READ, REFUSED, Case
 from hostile.graph_makers import node, of_nodes, written_to
 
 containers = module_of_tests("hostile_containers")
@@ -18,7 +18,6 @@ graphs = module_of_tests("hostile_graphs")
 supervised = module_of_tests("supervised")
 
 _INFO = ("info",)
-_OPENED = ("info", "scan", "patch", "verify", "diff", "cleanse", "certify", "convert")
 
 
 def cases() -> list[Case]:
@@ -51,7 +50,7 @@ def _operators() -> list[Case]:
             kind,
             "divides the smallest integer by -1 from batch 2 on",
             written_to(supervised.crashing),
-            _OPENED,
+            OPENED,
             READ,
             {"diff": frozenset({1})},
         ),
@@ -59,7 +58,7 @@ def _operators() -> list[Case]:
             kind,
             "a GiB more for every further image",
             written_to(supervised.filling),
-            _OPENED,
+            OPENED,
             READ,
             {"diff": frozenset({1})},
         ),

@@ -219,13 +219,7 @@ def _folders() -> list[Case]:
         (data / "ant").rename(os.fsdecode(os.fsencode(data) + b"/\xff\xfe\x9b31m"))
 
     def deep(data: Path, _: Canary) -> None:
-        here = os.open(data / "ant", os.O_RDONLY)
-        for _ in range(3000):
-            os.mkdir("d", dir_fd=here)
-            below = os.open("d", os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = below
-        os.close(here)
+        containers.nested(data / "ant", 3000)
 
     def many(data: Path, _: Canary) -> None:
         for i in range(3000):

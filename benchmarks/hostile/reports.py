@@ -6,21 +6,16 @@ import base64
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from of_tests import module_of_tests
 
-from hostile.case import ELEMENT, ESCAPE, FORGED, REFUSED, Canary, Case, Make
+from hostile.case import ELEMENT, ERROR, ESCAPE, FORGED, FORMS, REFUSED, SHOWN, Canary, Case, Make, fifo, file_of, link
 
 support = module_of_tests("run_folder_support")
 stored = support.digest
-
-#: Ends well whatever a verdict says; or is refused.
-_SHOWN, _ERROR = frozenset({0, 2, 4}), frozenset({2, 4})
-_FORMS = ("report", "report as html", "view")
 
 
 def cases(model: Path) -> list[Case]:
@@ -64,9 +59,9 @@ def _edits(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
         report["device"] = report["tool"]["version"] = text
 
     every = ("report", "report as json", "report to files", "view", "verify with a run")
-    shown = dict.fromkeys(every, _SHOWN)
+    shown = dict.fromkeys(every, SHOWN)
     malformed = [
-        Case(kind, name, edited(_set(*support.MALFORMED[name])), (_FORMS[i % 2],), _ERROR)
+        Case(kind, name, edited(_set(*support.MALFORMED[name])), (FORMS[i % 2],), ERROR)
         for i, name in enumerate(support.MALFORMED)
     ]
     return [
@@ -74,32 +69,32 @@ def _edits(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             kind,
             "a verdict that was edited",
             edited(clean, fresh_digest=False),
-            (*_FORMS, "verify with a run"),
-            _ERROR,
-            {"view": _SHOWN},
+            (*FORMS, "verify with a run"),
+            ERROR,
+            {"view": SHOWN},
         ),
-        Case(kind, "names with colours, lines, elements and commands", edited(names), every, _SHOWN, shown),
+        Case(kind, "names with colours, lines, elements and commands", edited(names), every, SHOWN, shown),
         Case(
             kind,
             "a target that is a path",
             edited(_set("targets", ["x/../../secret"])),
             ("report as html", "view"),
-            _ERROR,
-            {"view": _SHOWN},
+            ERROR,
+            {"view": SHOWN},
         ),
         Case(
             kind,
             "a name of two megabytes",
             edited(_set("classes", 0, "name", "x" * 2_000_000)),
             ("report", "report as html"),
-            _SHOWN,
+            SHOWN,
         ),
         Case(
             kind,
             "200,000 reasons",
             edited(_set("reasons", ["because"] * 200_000)),
             ("report", "report as html"),
-            _SHOWN,
+            SHOWN,
         ),
         *malformed,
     ]
@@ -120,33 +115,18 @@ def _handed_on(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
 
         return make
 
-    def text(data: bytes) -> Make:
-        def make(folder: Path, _: Canary) -> Path:
-            (folder / "signed.json").write_bytes(data)
-            return folder / "signed.json"
-
-        return make
-
-    def link(folder: Path, canary: Canary) -> Path:
-        (folder / "signed.json").symlink_to(canary.folder / "secret")
-        return folder / "signed.json"
-
-    def fifo(folder: Path, _: Canary) -> Path:
-        os.mkfifo(folder / "signed.json")
-        return folder / "signed.json"
-
     def forged(report: dict[str, Any]) -> None:
         key = base64.b64encode(bytes(32)).decode()
         report["signature"] = {"algorithm": "ed25519", "key": key, "value": base64.b64encode(bytes(64)).decode()}
 
     both = ("signed report", "report")
-    shown = {"report": _SHOWN}  # without a key it is shown, and said that nothing was checked
+    shown = {"report": SHOWN}  # without a key it is shown, and said that nothing was checked
     return [
-        Case(kind, "a signature of zeros", document(forged), both, _ERROR, shown),
-        Case(kind, "no signature", document(lambda _: None), ("signed report",), _ERROR),
-        Case(kind, "a signature that is a list", document(lambda r: r.update(signature=[ESCAPE])), both, _ERROR, shown),
-        Case(kind, "an edited verdict", document(lambda r: r.update(verdict="clean", targets=[])), both, _ERROR),
-        Case(kind, "nested 100,000 deep", text(b"[" * 100_000), ("signed report",), _ERROR),
-        Case(kind, "a link to a secret", link, both, REFUSED),
-        Case(kind, "a FIFO", fifo, both, REFUSED),
+        Case(kind, "a signature of zeros", document(forged), both, ERROR, shown),
+        Case(kind, "no signature", document(lambda _: None), ("signed report",), ERROR),
+        Case(kind, "a signature that is a list", document(lambda r: r.update(signature=[ESCAPE])), both, ERROR, shown),
+        Case(kind, "an edited verdict", document(lambda r: r.update(verdict="clean", targets=[])), both, ERROR),
+        Case(kind, "nested 100,000 deep", file_of("signed.json", lambda: b"[" * 100_000), ("signed report",), ERROR),
+        Case(kind, "a link to a secret", link("signed.json", "secret"), both, REFUSED),
+        Case(kind, "a FIFO", fifo("signed.json"), both, REFUSED),
     ]

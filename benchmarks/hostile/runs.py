@@ -16,16 +16,13 @@ import numpy as np
 from of_tests import module_of_tests
 from PIL import Image
 
-from hostile.case import ESCAPE, Canary, Case, Make
+from hostile.case import ERROR, ESCAPE, FORMS, SHOWN, Canary, Case, Make
 
 support = module_of_tests("run_folder_support")
 stored = support.digest
 
-#: Ends well whatever a verdict says; or is refused.
-_SHOWN, _ERROR = frozenset({0, 2, 4}), frozenset({2, 4})
 #: `view` shows the folder all the same, with a row that says why this run cannot be read.
-_LISTED = {"view": frozenset({0, 2, 4})}
-_FORMS = ("report", "report as html", "view")
+_LISTED = {"view": SHOWN}
 
 
 def cases(model: Path) -> list[Case]:
@@ -87,8 +84,8 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             kind,
             "the ledger is a link to another's",
             instead("run.sqlite", symlink("run/run.sqlite")),
-            (*_FORMS, "verify with a run", "patch with a run"),
-            _ERROR,
+            (*FORMS, "verify with a run", "patch with a run"),
+            ERROR,
             _LISTED,
         ),
         Case(
@@ -96,21 +93,21 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             "the ledger is another's by a hard link",
             instead("run.sqlite", hard("run/run.sqlite")),
             ("report",),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "the ledger is a link to a secret",
             instead("run.sqlite", symlink("secret")),
             ("report", "cleanse with a run"),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "the ledger is a FIFO",
             instead("run.sqlite", fifo),
             ("report", "verify with a run", "view"),
-            _ERROR,
+            ERROR,
             _LISTED,
         ),
         Case(
@@ -118,73 +115,71 @@ def _links(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
             "the ledger is an endless device",
             instead("run.sqlite", device),
             ("report", "cleanse with a run"),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "its journal is a link", instead("run.sqlite-wal", symlink("run/run.sqlite")), ("report",), _ERROR),
+        Case(kind, "its journal is a link", instead("run.sqlite-wal", symlink("run/run.sqlite")), ("report",), ERROR),
         Case(
             kind,
             "its journal is a FIFO",
             instead("run.sqlite-journal", fifo),
             ("report", "patch with a run"),
-            _SHOWN,
-            {"patch with a run": _SHOWN | {3}},  # it was read, and the patch did not meet its goals
+            SHOWN,
+            {"patch with a run": SHOWN | {3}},  # it was read, and the patch did not meet its goals
         ),
-        Case(kind, "pictures are links to a secret", _run(_pictures("secret.png", "symlink"), of_model), pages, _SHOWN),
+        Case(kind, "pictures are links to a secret", _run(_pictures("secret.png", "symlink"), of_model), pages, SHOWN),
         Case(
             kind,
             "pictures are a secret by hard links",
             _run(_pictures("secret.png", "link"), of_model),
             ("report as html", "view"),
-            _SHOWN,
+            SHOWN,
         ),
         Case(
             kind,
             "pictures are a secret's text by hard links",
             _run(_pictures("secret", "link"), of_model),
             ("report as html",),
-            _SHOWN,
+            SHOWN,
         ),
-        Case(kind, "pictures are FIFOs", _run(_pictures("", "fifo"), of_model), ("report as html", "view"), _SHOWN),
+        Case(kind, "pictures are FIFOs", _run(_pictures("", "fifo"), of_model), ("report as html", "view"), SHOWN),
         Case(
             kind,
             "pictures are endless devices",
             _run(_pictures("", "device"), of_model),
             ("report as html", "view"),
-            _SHOWN,
+            SHOWN,
         ),
-        Case(
-            kind, "pictures of 2^30 pixels a side", _run(_pictures("", "huge"), of_model), ("report as html",), _SHOWN
-        ),
+        Case(kind, "pictures of 2^30 pixels a side", _run(_pictures("", "huge"), of_model), ("report as html",), SHOWN),
         Case(
             kind,
             "arrays are links to a secret",
             arrays(symlink("secret.npy")),
             ("verify with a run", "patch with a run"),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "arrays are FIFOs", arrays(fifo), ("verify with a run",), _ERROR),
-        Case(kind, "arrays are endless devices", arrays(device), ("verify with a run", "cleanse with a run"), _ERROR),
-        Case(kind, "the folder of arrays is a link", instead("arrays", symlink("run")), ("verify with a run",), _ERROR),
+        Case(kind, "arrays are FIFOs", arrays(fifo), ("verify with a run",), ERROR),
+        Case(kind, "arrays are endless devices", arrays(device), ("verify with a run", "cleanse with a run"), ERROR),
+        Case(kind, "the folder of arrays is a link", instead("arrays", symlink("run")), ("verify with a run",), ERROR),
         Case(
             kind,
             "the lock is a FIFO",
             instead(".lock", fifo),
             ("report", "verify with a run", "patch with a run"),
-            _SHOWN | {3},
+            SHOWN | {3},
         ),
         Case(
             kind,
             "the documents of a patch are links to a secret",
             _run(_documents, of_model),
             ("view", "report as html"),
-            _SHOWN,
+            SHOWN,
         ),
         Case(
             kind,
             "the run is itself a link to another's",
             _as_a_link,
             ("report", "view"),
-            _SHOWN,
+            SHOWN,
             {"report": frozenset({0})},
         ),
     ]
@@ -263,61 +258,61 @@ def _content(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
         return _run(lambda run, _: (run / "run.sqlite").write_bytes(data((run / "run.sqlite").read_bytes())), of_model)
 
     return [
-        Case(kind, "a report nested 100,000 deep", text("[" * 100_000), ("report", "view"), _ERROR, {"view": _SHOWN}),
-        Case(kind, "a report of a number of 5,000 digits", text("1" * 5000), ("report",), _ERROR),
+        Case(kind, "a report nested 100,000 deep", text("[" * 100_000), ("report", "view"), ERROR, {"view": SHOWN}),
+        Case(kind, "a report of a number of 5,000 digits", text("1" * 5000), ("report",), ERROR),
         Case(
             kind,
             "a report of eight megabytes of nothing",
             text('{"a": "' + "x" * (8 << 20) + '"}'),
             ("report",),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "half of a surrogate pair", text('"\\ud800"'), ("report",), _ERROR),
+        Case(kind, "half of a surrogate pair", text('"\\ud800"'), ("report",), ERROR),
         Case(
             kind,
             "a view that never ends",
             statements("DROP TABLE facts", f"CREATE VIEW facts AS {_ENDLESS}"),
             ("report", "verify with a run"),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "a trigger",
             statements("CREATE TRIGGER t AFTER INSERT ON units BEGIN DELETE FROM units; END"),
             ("report", "patch with a run"),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "another table", statements("CREATE TABLE other (x)"), ("report",), _ERROR),
+        Case(kind, "another table", statements("CREATE TABLE other (x)"), ("report",), ERROR),
         Case(
             kind,
             "a schema that is no text",
             database(lambda d: d.replace(b"value TEXT NOT NULL", b"value TEXT NOT NUL\xac")),
             ("report",),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "a ledger that is cut in half",
             database(lambda d: d[: len(d) // 2]),
             ("report", "view"),
-            _ERROR,
-            {"view": _SHOWN},
+            ERROR,
+            {"view": SHOWN},
         ),
         Case(
             kind,
             "a ledger of random bytes behind its head",
             database(lambda d: d[:100] + np.random.default_rng(0).bytes(len(d) - 100)),
             ("report",),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "a ledger of a sparse GiB",
             _run(lambda run, _: os.truncate(run / "run.sqlite", 1 << 30), of_model),
             ("report",),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "20,000 runs in one folder", _many, ("view",), _SHOWN),
+        Case(kind, "20,000 runs in one folder", _many, ("view",), SHOWN),
     ]
 
 
@@ -354,47 +349,45 @@ def _units(of_model: Callable[[], dict[str, Any]]) -> list[Case]:
 
     opened = ("verify with a run",)
     return [
-        Case(kind, "a unit of class 99", rows(target=99), opened, _ERROR),
-        Case(kind, "statistics that are texts", rows(statistics={"l1": ESCAPE}), ("patch with a run",), _ERROR),
-        Case(kind, "steps of 10^400", rows(steps=10**400), ("cleanse with a run",), _ERROR),
+        Case(kind, "a unit of class 99", rows(target=99), opened, ERROR),
+        Case(kind, "statistics that are texts", rows(statistics={"l1": ESCAPE}), ("patch with a run",), ERROR),
+        Case(kind, "steps of 10^400", rows(steps=10**400), ("cleanse with a run",), ERROR),
         Case(
             kind,
             "an array by a path that leads out",
             names('{"mask": "../../secret"}'),
             ("verify with a run", "patch with a run"),
-            _ERROR,
+            ERROR,
         ),
-        Case(
-            kind, "an array that nobody wrote", names('{"mask": "' + "0" * 64 + '"}'), ("cleanse with a run",), _ERROR
-        ),
+        Case(kind, "an array that nobody wrote", names('{"mask": "' + "0" * 64 + '"}'), ("cleanse with a run",), ERROR),
         Case(
             kind,
             "an array of 2^40 numbers",
             array(_npy((2**40,), "<f4", b"")),
             ("verify with a run", "patch with a run"),
-            _ERROR,
+            ERROR,
         ),
-        Case(kind, "an array of 2^124 numbers", array(_npy((2**62, 2**62), "<f4", b"")), opened, _ERROR),
+        Case(kind, "an array of 2^124 numbers", array(_npy((2**62, 2**62), "<f4", b"")), opened, ERROR),
         Case(
             kind,
             "an array of objects",
             array(_npy((1,), "|O", b"cposix\nsystem\n(Vtouch ran\ntR.")),
             ("verify with a run", "cleanse with a run"),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "a trigger of NaN",
             array(_npy((1, 8, 8), "<f4", np.full(64, np.nan, np.float32).tobytes())),
             ("patch with a run",),
-            _ERROR,
+            ERROR,
         ),
         Case(
             kind,
             "an array with a header of brackets",
             array(b"\x93NUMPY\x01\x00\x00\xff" + b"(" * 0xFF00),
             opened,
-            _ERROR,
+            ERROR,
         ),
     ]
 

@@ -24,7 +24,6 @@ from onnxspect.engine.report import as_html, as_patch_html, pages, patch_documen
 from onnxspect.engine.run_folder import has_ledger
 from onnxspect.engine.store import Ledger
 
-ADDRESS = "127.0.0.1"
 #: Runs that are listed, and folders below each other that are looked into, at most.
 MOST_RUNS, DEEPEST = 10_000, 4
 _RUN = re.compile(r"/run/(\d{1,6})(?:/(patch|verify))?")
@@ -190,7 +189,7 @@ class Server(ThreadingHTTPServer):
         # The process may be one that can make no socket, as the constructors of TCPServer and HTTPServer do.
         BaseServer.__init__(self, listening.getsockname(), _Handler)
         self.socket = listening
-        self.server_name, self.server_port = ADDRESS, self.server_address[1]
+        self.server_name, self.server_port = listening.getsockname()
         try:
             self.runs = listed(folder)
         except OnnxspectError:
@@ -200,7 +199,7 @@ class Server(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """Where it is to be found."""
-        return f"http://{ADDRESS}:{self.server_address[1]}/"
+        return f"http://{self.server_name}:{self.server_port}/"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -231,8 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def _answer(self) -> tuple[HTTPStatus, str]:
-        port = self.server.server_address[1]
-        if self.headers.get_all("Host") not in ([f"{ADDRESS}:{port}"], [f"localhost:{port}"]):
+        name, port = self.server.server_name, self.server.server_port
+        if self.headers.get_all("Host") not in ([f"{name}:{port}"], [f"localhost:{port}"]):
             return HTTPStatus.MISDIRECTED_REQUEST, pages.render(
                 "message", text="This server answers under its own name alone."
             )

@@ -6,20 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from hostile_containers import nested
 
 from onnxspect.converters.sandbox.removal import remove_tree
-
-
-def nested(folder: Path, depth: int) -> None:
-    """Folders in folders; made one step at a time, since no path is long enough."""
-    here = os.open(folder, os.O_RDONLY)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=here)
-        deeper = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = deeper
-    os.close(os.open("last", os.O_CREAT | os.O_WRONLY, dir_fd=here))
-    os.close(here)
 
 
 @pytest.mark.skipif(os.open not in os.supports_dir_fd, reason="no openat")

@@ -7,21 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hostile_containers import nested
 
 from onnxspect.converters.errors import OnnxspectError
 from onnxspect.converters.sandbox.removal import remove_tree
 from onnxspect.converters.sandbox.walk import DEEPEST, walk
-
-
-def nested(top: Path, levels: int) -> None:
-    """So many folders inside each other, past the longest path that there is."""
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(levels):
-        os.mkdir("d", dir_fd=here)
-        below = os.open("d", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
 
 
 def test_as_the_standard_library_does(tmp_path: Path) -> None:
