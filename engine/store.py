@@ -164,6 +164,11 @@ class Ledger:
         """The finished units of `detector` by key; those with a damaged array are left out, to be done again."""
         return {key: unit for key, unit in self._units(detector).items() if unit is not None}
 
+    def count(self) -> int:
+        """How many units are finished, of every detector and all its stages."""
+        ((n,),) = self._select("SELECT count(*) FROM units WHERE detector NOT LIKE ?", _EVIDENCE_OF.format("%"))
+        return int(n)
+
     def _units(self, detector: str) -> dict[str, UnitEvidence | None]:
         """All units of `detector` by key; None for one with a damaged array."""
         rows = self._select("SELECT unit, row, arrays FROM units WHERE detector = ?", detector)

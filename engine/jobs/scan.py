@@ -144,6 +144,7 @@ def scan(
         if ledger.fact("report") is not None:
             run.observer.notice(f"{folder}: this scan is already finished; showing its report")
             return Report(ledger.report(), folder)
+        resumed = ledger.count()
         if shelf is not None and references is None and not _NARROWING & set(fingerprint):
             wanted = Request(subject.image_shape, subject.classes, case.reading)
             expected = reference_fingerprint(
@@ -182,14 +183,15 @@ def scan(
             if made.preset != preset:
                 notes.append(f"the budget does not hold the preset {preset}: {made.preset} was taken")
             preset, left_out = made.preset, made.skipped()
-        resumed = sum(len(ledger.units(d.name)) for d in able)
         baseline = _reference_folder(folder, references)
         of_references = reference_fingerprint(
             samples, training, preset, able, resize, run, subject.image_shape, subject.classes
         ) | {k: fingerprint[k] for k in _NARROWING if k in fingerprint}
-        if resumed:
-            run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
         with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
+            if shelf is None and references is None:  # elsewhere they are another's work
+                resumed += reference_ledger.count()
+            if resumed:
+                run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
             compared = any(d.traits.references for d in able)
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             if compared and not clean:
