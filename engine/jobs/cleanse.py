@@ -2,22 +2,18 @@
 
 The training set is never changed: everything goes to the output folder. Its images are read in order and in batches, the
 model runs in onnxruntime, and only labels, scores and decisions are held for all samples (and one class's activations
-at a time), so a training set may be larger than memory. `retrain` is the exception: it holds the kept images.
+at a time), so a training set may be larger than memory. Retraining (retrain.py) is the exception: it holds the kept images.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.converters.text import printable
 from onnxspect.engine.cleansing.by_activation import (
     CLUSTERING,
@@ -31,7 +27,7 @@ from onnxspect.engine.cleansing.by_activation import (
     spectral_signatures,
 )
 from onnxspect.engine.cleansing.by_presence import FORMER_NAMES, PRESENCE, TRIGGER_BEARING, by_found, by_presence
-from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger, without
+from onnxspect.engine.cleansing.by_trigger import REMOVE, SUPERIMPOSE, Found, by_trigger
 from onnxspect.engine.cleansing.estimation import chooser, estimate_patterns
 from onnxspect.engine.cleansing.from_scan import triggers as triggers_of
 from onnxspect.engine.cleansing.outputs import contact_sheet, unlisted, write_kept, write_scores
@@ -40,11 +36,8 @@ from onnxspect.engine.cleansing.scores import Rates, Scores, rates
 from onnxspect.engine.cleansing.weighing import weighed
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
-from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
-from onnxspect.engine.mitigation.descent import Descent
-from onnxspect.engine.mitigation.recovered import named
-from onnxspect.engine.mitigation.training import trainable_copy
-from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.jobs.retrain import Retrain, retrained
+from onnxspect.engine.mitigation.verify import Verification
 from onnxspect.engine.readers import npz
 from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.pictures import plain_text, png
@@ -61,8 +54,6 @@ from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import check_labels, preflight
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
-from onnxspect.engine.trigger import Trigger
-from onnxspect.engine.version import tool_version
 
 METHODS = (REMOVE, SUPERIMPOSE, TRIGGER_BEARING, PRESENCE, SPECTRAL, CLUSTERING, IMPURITY)
 #: Methods that need nothing but the training set's activations, taken once: they always run.
@@ -75,26 +66,6 @@ WITHOUT_TRAIN = (
 )
 #: Training samples a class that a pattern is estimated on, and that the preprocessing is found on.
 SEARCHED = 100
-#: Share of the kept samples that fine-tuning is measured on.
-APART = 0.1
-
-
-@dataclass(frozen=True)
-class Retrain:
-    """How `retrain` fine-tunes.
-
-    Attributes:
-        epochs: over the kept samples.
-        batch_size: images a step.
-        learning_rate: Adam's, falling to zero.
-        restored: the removed samples are trained on too, as they are, with the class that the model gives them once the
-            trigger is off. Without them nothing tells the network to forget: it has already learned the trigger.
-    """
-
-    epochs: int = 4
-    batch_size: int = 64
-    learning_rate: float = 1e-3
-    restored: bool = True
 
 
 @dataclass(frozen=True)
@@ -242,7 +213,7 @@ def cleanse(
     if retrain is not None:
         # DTInspector's patches lead out of their class: they prove nothing.
         patterns = by_method.get(REMOVE) or by_method.get(PRESENCE) or ()
-        proof = _retrained(subject, training, removed, patterns, Path(retrain), how or Retrain(), run)
+        proof = retrained(subject, training, removed, patterns, Path(retrain), how or Retrain(), run)
         report["retrained"] = {
             "path": str(retrain),
             "clean_accuracy": [proof.accuracy_before, proof.accuracy_after],
@@ -396,66 +367,3 @@ def _truth(path: Path, n: int) -> np.ndarray:
         )
     rates(np.zeros(n, bool), np.zeros(n, int), indices.astype(np.int64))  # refuses what does not fit, before any work
     return indices.astype(np.int64)
-
-
-def _retrained(
-    subject: Subject,
-    training: TrainingSet,
-    removed: np.ndarray,
-    patterns: Sequence[Found],
-    out: Path,
-    how: Retrain,
-    run: RunContext,
-) -> Verification:
-    """Fine-tune on the kept samples, write the model, and measure it on kept samples that it has not seen."""
-    kept = training.take(np.flatnonzero(~removed))
-    apart, fit = kept.split(APART, run.numpy_generator("cleanse", "apart"))
-    if how.restored and patterns and removed.any():
-        fit = fit.joined(_restored(subject, training.take(np.flatnonzero(removed)), patterns))
-    student, parameters = trainable_copy(subject)
-    descent = Descent(parameters, how.learning_rate, how.epochs * -(-len(fit) // how.batch_size))
-    images, labels = torch.from_numpy(fit.images), torch.from_numpy(fit.labels)
-    run.observer.start("retrain", how.epochs)
-    for epoch in range(how.epochs):
-        order = torch.randperm(len(fit), generator=run.torch_generator("cleanse", "retrain", epoch))
-        total = 0.0
-        for rows in order.split(how.batch_size):
-            loss = functional.cross_entropy(student(images[rows].to(subject.device)), labels[rows].to(subject.device))
-            descent.step(loss)
-            descent.anneal()
-            total += float(loss.detach()) * len(rows)
-        run.observer.advance("retrain", f"loss {total / len(fit):.4f}")
-    run.observer.finish("retrain")
-    file = subject.origin.file
-    values = {n: p.detach().cpu().numpy() for n, p in parameters.items()}
-    proto, _ = patched_model(subject, values, Provenance(file.sha256, tool_version(), "cleanse", training.sha256[:16]))
-    to_all = [Trigger(p.trigger.target, p.trigger.arrays) for p in patterns]  # measured on images of every class
-    with tempfile.TemporaryDirectory(prefix="onnxspect-") as scratch:  # a locked-in worker cannot read `out` again
-        trial = Path(scratch) / "retrained.onnx"
-        write_model(proto, file, trial)
-        proof = verify(
-            trial,
-            file.path,
-            apart,
-            subject.spec,
-            named(to_all),
-            Goals(),
-            run.device,
-            opened=(file, read_onnx(trial)),  # made of a file that was checked; nothing to guard against
-            logits=subject.origin.logits,
-        )
-    write_model(proto, file, out)
-    return proof
-
-
-def _restored(subject: Subject, removed: Samples, patterns: Sequence[Found]) -> Samples:
-    """The removed samples as they are, labelled by what they are taken for without their trigger."""
-    labels = removed.labels.copy()
-    background = removed.images.mean(0)
-    for trigger in (p.trigger for p in patterns):
-        rows = np.flatnonzero(removed.labels == trigger.target)
-        if len(rows):
-            answers = subject.predict(without(removed.images[rows], trigger.arrays, background)).argmax(1)
-            labels[rows] = np.where(answers != trigger.target, answers, labels[rows])
-    changed = np.flatnonzero(labels != removed.labels)
-    return replace(removed.take(changed), labels=labels[changed])

@@ -16,7 +16,8 @@ from tolerances import NETWORK_32
 
 from onnxspect.cli.main import run as command_line
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.cleanse import Retrain, cleanse
+from onnxspect.engine.jobs.cleanse import cleanse
+from onnxspect.engine.jobs.retrain import Retrain
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import activations, open_training_set, penultimate
