@@ -31,7 +31,8 @@ from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.method import Edit, PatchInput
 from onnxspect.engine.mitigation.neurons import layers, switch_off
 from onnxspect.engine.mitigation.recovered import named
-from onnxspect.engine.mitigation.verify import Goals, verify
+from onnxspect.engine.mitigation.verification import Goals
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject

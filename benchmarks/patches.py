@@ -45,7 +45,7 @@ from onnxspect.engine.mitigation.method import PatchInput
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, canonical, chosen
 from onnxspect.engine.mitigation.remainder import with_size_limits
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals
+from onnxspect.engine.mitigation.verification import JUDGED_ON_FEW, Goals
 from onnxspect.engine.run import RunContext, device_name
 from onnxspect.engine.search.objective import ReachTarget
 from onnxspect.engine.search.perturbation import Additive, MaskPattern

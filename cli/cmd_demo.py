@@ -22,7 +22,8 @@ from onnxspect.cli.path_option import path_option
 from onnxspect.engine.errors import writing
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, verify
+from onnxspect.engine.mitigation.verification import JUDGED_ON_FEW, Goals
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.report import as_text
 from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.result import Report

@@ -18,7 +18,7 @@ from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, MAKERS, METHODS, canonical
 from onnxspect.engine.mitigation.settings import parsed
 from onnxspect.engine.mitigation.training import BATCH_NORM
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.mitigation.verification import Goals
 from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.subject.datasets import Source
 from onnxspect.engine.subject.resizing import Resizing

@@ -20,7 +20,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.prove import document_of, prove, prove_deployed
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals, Verification
+from onnxspect.engine.mitigation.verification import Goals, Verification
 from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.datasets import Source

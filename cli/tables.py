@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxspect.engine.mitigation.deployed import Deployment
-from onnxspect.engine.mitigation.verify import Verification
+from onnxspect.engine.mitigation.verification import Verification
 
 
 def verification(proof: Verification, title: str) -> RenderableType:

@@ -18,7 +18,8 @@ from onnx import helper, numpy_helper
 from onnxspect.converters.file.onnx_file import read_onnx
 from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.method import Edit, PatchInput
-from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.mitigation.verification import Goals, Verification
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.mitigation.verify import Verification
+from onnxspect.engine.mitigation.verification import Verification
 
 #: Of the answers that a patch changes, the share by which accuracy falls. Of 28 students of the shipped model, measured on 6,000
 #: images, it was 0.22 in the mean (0.02 to 0.38, more where more had changed).

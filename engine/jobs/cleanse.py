@@ -37,7 +37,7 @@ from onnxspect.engine.cleansing.weighing import weighed
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.case import open_training_case
 from onnxspect.engine.jobs.retrain import Retrain, retrained
-from onnxspect.engine.mitigation.verify import Verification
+from onnxspect.engine.mitigation.verification import Verification
 from onnxspect.engine.readers import npz
 from onnxspect.engine.report.as_json import render as to_json
 from onnxspect.engine.report.pictures import plain_text, png

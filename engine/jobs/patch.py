@@ -40,7 +40,8 @@ from onnxspect.engine.mitigation.method import Method, PatchInput
 from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, chosen
 from onnxspect.engine.mitigation.remainder import Searches, search_again, with_size_limits
-from onnxspect.engine.mitigation.verify import JUDGED_ON_FEW, Goals, Verification, verify
+from onnxspect.engine.mitigation.verification import JUDGED_ON_FEW, Goals, Verification
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched
 from onnxspect.engine.report.result import Report, folder_of

@@ -18,7 +18,8 @@ from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.mitigation.deployed import Deployment, deployed
 from onnxspect.engine.mitigation.recovered import named, read_recovered
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals, Rescan, Verification, verify
+from onnxspect.engine.mitigation.verification import Goals, Rescan, Verification
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.readers import npz
 from onnxspect.engine.report import patch_document
 from onnxspect.engine.report.progress import watched

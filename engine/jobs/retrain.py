@@ -17,7 +17,8 @@ from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.descent import Descent
 from onnxspect.engine.mitigation.recovered import named
 from onnxspect.engine.mitigation.training import trainable_copy
-from onnxspect.engine.mitigation.verify import Goals, Verification, verify
+from onnxspect.engine.mitigation.verification import Goals, Verification
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.subject.activations import TrainingSet
 from onnxspect.engine.subject.samples import Samples

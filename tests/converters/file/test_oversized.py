@@ -21,7 +21,8 @@ from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.jobs.patch import named
 from onnxspect.engine.mitigation.input_filter import InputFilter
 from onnxspect.engine.mitigation.neurons import layers, named_layer, switch_off
-from onnxspect.engine.mitigation.verify import Goals, verify
+from onnxspect.engine.mitigation.verification import Goals
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.subject.subject import Subject
 
 

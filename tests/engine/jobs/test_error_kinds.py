@@ -14,7 +14,7 @@ from onnxspect.engine.jobs.patch import try_methods
 from onnxspect.engine.jobs.scan import _evidence_of
 from onnxspect.engine.judge.evidence import Skipped
 from onnxspect.engine.mitigation.method import Edit, PatchInput
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.mitigation.verification import Goals
 
 STOPS = (Kind.MACHINE, Kind.INTERNAL)
 

@@ -40,7 +40,7 @@ from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.mitigation.neurons import layers, named_layer, switch_off
 from onnxspect.engine.mitigation.registry import AUTO, METHODS, chosen
 from onnxspect.engine.mitigation.strip import Strip
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.mitigation.verification import Goals
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
 

@@ -23,7 +23,7 @@ from onnxspect.engine.jobs.patch_time import (
 from onnxspect.engine.mitigation.method import PatchInput
 from onnxspect.engine.mitigation.registry import AUTO, chosen
 from onnxspect.engine.mitigation.remainder import Searches
-from onnxspect.engine.mitigation.verify import Goals
+from onnxspect.engine.mitigation.verification import Goals
 from onnxspect.engine.run import Silent
 
 

@@ -29,7 +29,8 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.graph_edit import Filter, Reading
 from onnxspect.engine.mitigation.input_filter import FORMS, InputFilter
 from onnxspect.engine.mitigation.method import Edit
-from onnxspect.engine.mitigation.verify import Goals, verify
+from onnxspect.engine.mitigation.verification import Goals
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.subject.subject import InputSpec, Subject
 
 

@@ -18,7 +18,8 @@ from onnxspect.engine.jobs.export import Provenance, patched_model, write_model
 from onnxspect.engine.mitigation.remainder import Searches
 from onnxspect.engine.mitigation.training import LEADING, Retraining, _batches, success_rate, trainable_copy
 from onnxspect.engine.mitigation.unlearn import MOST_STAMPED, TRIED, Schedule, Unlearn, Unlearned, _of_sources
-from onnxspect.engine.mitigation.verify import Goals, verify
+from onnxspect.engine.mitigation.verification import Goals
+from onnxspect.engine.mitigation.verify import verify
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.subject.samples import Samples
