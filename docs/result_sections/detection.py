@@ -1,0 +1,181 @@
+"""What scans find: the demo, boards of whole scans, single detectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from result_sections.words import classes, percent
+
+
+def demo(r: dict[str, Any]) -> str:
+    full = r["full_test_set"]
+    planted = full["triggers"][0]
+    accuracy = full["clean_accuracy"]
+    rows = [
+        (
+            "infected model",
+            f"{r['infected']['verdict']}, class {r['infected']['targets']} (true: {r['infected']['true']})",
+        ),
+        ("clean model", r["clean"]["verdict"]),
+        (f"planted trigger, {planted['samples']} test images", f"{planted['before']:.2%} -> {planted['after']:.2%}"),
+        (f"clean accuracy, {full['samples']} test images", f"{accuracy['before']:.2%} -> {accuracy['after']:.2%}"),
+        ("wall time, CPU time", f"{r['wall_seconds']:.0f} s, {r['cpu_seconds']:.0f} s"),
+        ("peak memory", f"{r['peak_memory_mib']} MiB"),
+    ]
+    table = "\n".join(f"| {a} | {b} |" for a, b in rows)
+    note = r.get("note", "")
+    return (
+        f"## The demo\n\n`python benchmarks/demo.py --data-root DATA`, {r['date']}, onnxspect {r['version']}, "
+        f"{r['machine']['processor']}, {r['cores']} cores, load {r['load']:.1f} before the start. {note}\n\n"
+        f"| | measured |\n|---|---|\n{table}\n"
+    )
+
+
+def judging_half(r: dict[str, Any]) -> str:
+    """Models of the bank that no constant was derived from; nothing where none was scanned."""
+    models = [m for m in r["models"] if m["half"] == "judging"]
+    if not models:
+        return ""
+    s = r["halves"]["judging"]["all"]
+    rows = "\n".join(
+        f"| {m['name']} | {m['classes']} | {m['network']} | {m['attack']} | {m['samples']} | {m['verdict']} | {classes(m['found'])} "
+        f"| {classes(m['targets'])} | {m['p_value']:.2g} |"
+        for m in models
+    )
+    missed = [m["name"] for m in models if m["infected"] and not set(m["found"]) & set(m["targets"])]
+    return (
+        "## Detection on the judging half of the bank, preset standard\n\n"
+        "Networks by the recipes of models/bank.toml, one clean and one infected a family as far as they went "
+        "(`python -m onnxspect.models.train_bank --part judging --most 1`, `benchmarks/bank.py --half judging`), judged by "
+        f"`{r['command']}`. Of {s['infected']} infected ones {s['found_with_right_target']} were found with the right target, and of "
+        f"{s['clean']} clean ones {s['false_alarms']} raised an alarm; the paper's rule (MAD index above 2) finds "
+        f"{s['found_by_the_paper_rule']} and raises {s['false_alarms_of_the_paper_rule']} alarms. "
+        f"{'Missed: ' + ', '.join(missed) + '. ' if missed else ''}So few say little about a rate: {s['clean']} clean models without an alarm "
+        "are no proof of a level.\n\n"
+        "| model | classes | network | attack | samples | verdict | found | true | p |\n|---|---|---|---|---|---|---|---|---|\n"
+        f"{rows}\n"
+    )
+
+
+def fresh(r: dict[str, Any]) -> str:
+    return detection(
+        r,
+        "Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
+        "scanned when the null model's settings were fixed.",
+    )
+
+
+def fresh_infected(r: dict[str, Any]) -> str:
+    weak = [f"{m['name']} ({percent(m['asr'])})" for m in r["models"] if m["infected"] and m["asr"] < 0.8]
+    note = f" The attack did not take on {', '.join(weak)}: its ASR is in brackets." if weak else ""
+    return detection(
+        r,
+        "Detection on a second fresh draw: twelve of the zoo's attacks, drawn by lot\n\nThey are those of "
+        f"benchmarks/fresh_infected.toml, with other seeds, targets, places and patterns, trained and scanned once.{note}",
+    )
+
+
+def with_training_set(r: dict[str, Any]) -> str:
+    return detection(r, "Detection with the training set at hand, preset standard" + _searches_taken_over(r))
+
+
+def with_training_set_fresh(r: dict[str, Any]) -> str:
+    heading = "Detection with the training set at hand, on the two fresh lists of models"
+    return detection(r, heading + _searches_taken_over(r))
+
+
+def _searches_taken_over(r: dict[str, Any]) -> str:
+    return f"\n\n{r['note']}" if r.get("note") else ""
+
+
+def training_difference(r: dict[str, Any]) -> str:
+    return dtinspector(r, "Training difference alone", " Every model of the zoos, with the training set that it saw.")
+
+
+def sizes_and_rates(r: dict[str, Any]) -> str:
+    return dtinspector(
+        r,
+        "DTInspector over trigger sizes and poison rates (Wang et al., 2022, Tables 4 and 6)",
+        " Squares of 4 to 22 pixels a side on CIFAR-10's subset at 5 %; 0.07 to 50 % of MNIST's 40,000 images "
+        "(benchmarks/dtinspector_models.toml).",
+    )
+
+
+def detection(r: dict[str, Any], heading: str = "") -> str:
+    keys = (
+        "infected",
+        "found",
+        "found_with_right_target",
+        "clean",
+        "false_alarms",
+        "inconclusive",
+        "errors",
+        "roc_area",
+    )
+    head = "| | " + " | ".join(k.replace("_", " ") for k in keys) + " |\n|---|" + "---|" * len(keys)
+
+    def line(name: str, s: dict[str, Any]) -> str:
+        cells = ["-" if s[k] is None else (f"{s[k]:.3f}" if isinstance(s[k], float) else str(s[k])) for k in keys]
+        return f"| {name} | " + " | ".join(cells) + " |"
+
+    lines = [line("**all**", r["summary"])]
+    lines += [line(name, s) for kind in ("by_network", "by_attack") for name, s in r[kind].items()]
+    s = r["summary"]
+    models = "\n".join(
+        f"| {m['name']} | {m['verdict']} | {classes(m['found'])} | {classes(m['targets'])} | {m['p_value']:.2g} "
+        f"| {_each(m)} | {m.get('seconds', 0):.0f} |"
+        for m in r["models"]
+    )
+    missed = [m["name"] for m in r["models"] if m["infected"] and not set(m["found"]) & set(m["targets"])]
+    misses = f"Missed: {', '.join(missed)}.\n\n" if missed else ""
+    alarms = [m["name"] for m in r["models"] if not m["infected"] and m["verdict"] == "backdoored"]
+    misses += f"False alarms: {', '.join(alarms)}.\n\n" if alarms else ""
+    unfinished = r.get("not_finished")
+    misses += f"Not run to the end: {', '.join(unfinished)}.\n\n" if unfinished else ""
+    return (
+        f"## {heading or 'Detection, preset ' + r['preset']}\n\n"
+        f"`{r['command']}`, {r['date']}, {r['device']}, seed {r['seed']}. Beside the calibrated verdict, the "
+        f"paper's rule (MAD index above 2) finds {s['found_by_the_paper_rule']} of {s['infected']} infected models and "
+        f"raises {s['false_alarms_of_the_paper_rule']} alarms on {s['clean']} clean ones.\n\n{head}\n"
+        + "\n".join(lines)
+        + f"\n\n{misses}| model | verdict | found | true | p | most suspicious class by detector (p) | seconds |\n"
+        + "|---|---|---|---|---|---|---|\n"
+        + models
+        + "\n"
+    )
+
+
+def cepa(r: dict[str, Any]) -> str:
+    s = r["summary"]
+    views = "\n".join(
+        f"| {name} | {v['roc_area']:.2f} | {v['targets_below_0.05']} of {s['infected']} | {v['clean_below_0.05']} of {s['clean']} |"
+        for name, v in s["separation"].items()
+        if v.get("roc_area") is not None
+    )
+    return (
+        f"## CEPA alone\n\n`{r['command']}`, {r['date']}, {r['device']}: {s['found_with_right_target']} of {s['infected']} "
+        f"infected models with the right target, {s['false_alarms']} alarms on {s['clean']} clean ones.\n\n"
+        "| statistic | ROC area, targets against the most extreme class of clean models | p below 0.05: targets | clean models |\n"
+        f"|---|---|---|---|\n{views}\n"
+    )
+
+
+def dtinspector(r: dict[str, Any], heading: str = "DTInspector and max-margin alone", note: str = "") -> str:
+    rows = "\n".join(
+        f"| {m['model']} | {m['detector']} | {percent(m['asr']) if m['infected'] else '-'} | {m['verdict']} "
+        f"| {classes(m['found'])} | {classes(m['targets'])} | {10 ** m['log10_p']:.2g} "
+        f"| {classes(m.get('paper_found') or [])} | {m['cpu_seconds']:.0f} |"
+        for m in r["rows"]
+    )
+    return (
+        f"## {heading}\n\n`benchmarks/dtinspector.py`, {r['date']}, {r['threads']} thread.{note}\n\n"
+        "| model | detector | ASR | verdict | found | true | p | by the paper's rule | CPU seconds |\n"
+        f"|---|---|---|---|---|---|---|---|---|\n{rows}\n"
+    )
+
+
+def _each(m: dict[str, Any]) -> str:
+    by_detector = m.get("by_detector", {})
+    return "; ".join(f"{n} {d['class']} ({d['p_value']:.1g})" for n, d in by_detector.items() if "class" in d) or m.get(
+        "error", ""
+    )
