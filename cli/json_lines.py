@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+from onnxspect.converters.stages import stage
+
 
 @dataclass
 class JsonLines:
@@ -25,6 +27,7 @@ class JsonLines:
 
     def start(self, task: str, total: int, done: int = 0) -> None:
         """``{"event": "start", "task": ..., "done": ..., "total": ...}``."""
+        stage(task)
         self._tasks[task] = (done, total)
         self._write("start", task=task, done=done, total=total)
 

@@ -21,6 +21,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from onnxspect.converters.stages import stage
 from onnxspect.engine.certification.data_dependent import Bound, certify_data_dependent
 from onnxspect.engine.certification.feasible import FeasibleSet, fit
 from onnxspect.engine.certification.fixed import Certificate, certify_fixed
@@ -136,9 +137,11 @@ def certify(
     if tap and model is None:
         raise OnnxspectError("--tap is a tap of a model, and there is none", "--model MODEL")
     folder = made_folder(Path(out))
+    stage("reading the samples")
     found = read_features(Path(data), classes, model, tap, spec, folder, run)
     if limit is not None:
         found = _part(found, limit, run)
+    stage("fitting the sanitiser")
     feasible = fit(found.rows, found.signs, kind, keep, integrity)
     chosen = radius if radius is not None else choose_radius(found.rows, found.signs, run)
     rows = _all(found, feasible, centroids, sorted({float(f) for f in fractions}), chosen, run)

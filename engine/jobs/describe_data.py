@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from onnxspect.converters.stages import stage
 from onnxspect.converters.text import printable
 from onnxspect.converters.whole import whole
 from onnxspect.engine.readers.forms import open_reader
@@ -36,6 +37,7 @@ def describe_data(
     Raises:
         OnnxspectError: it cannot be read; says why.
     """
+    stage("reading the samples")
     reader = open_reader(path, Asked(classes, training))
     labels = reader.labels
     looked_at = np.unique(np.linspace(0, len(labels) - 1, min(LOOKED_AT, len(labels))).astype(int))
