@@ -104,9 +104,9 @@ signals: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/signals.py --moments 50 --out benchmarks/results/signals.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/kill_resume.py --tiny --forked --moments 200 --out benchmarks/results/kill_resume.json
 
-# Many tiny models in one command, undisturbed and under kill -9 (docs/many-models.md).
+# Many tiny models in one command, undisturbed and under kill -9: half an hour on two cores (docs/many-models.md).
 fleet: $(VENV)/.test
-	$(BIN)/python benchmarks/many_models.py --models 24 --kills 20 --out benchmarks/results/many_models.json
+	$(BIN)/python benchmarks/many_models.py --models 500 --preset standard --kills 20 --out benchmarks/results/many_models.json
 	$(BIN)/python benchmarks/fleet_scheduling.py --out benchmarks/results/fleet_scheduling.json
 
 # Many models on a Ray cluster of several nodes on this machine, two of which are killed.
