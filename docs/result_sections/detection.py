@@ -43,17 +43,62 @@ def judging_half(r: dict[str, Any]) -> str:
         for m in models
     )
     missed = [m["name"] for m in models if m["infected"] and not set(m["found"]) & set(m["targets"])]
+    plain = r["without_the_bank"]["judging"]
+    told = r["halves"]["judging"]["probabilities"]
+    scores = (
+        f"P(backdoored) with a prior of 10 %, on {told['models']} models: cross-entropy {told['cross_entropy']:.3f}, Brier score "
+        f"{told['brier']:.3f}.\n\n"
+        if told
+        else ""
+    )
     return (
         "## Detection on the judging half of the bank, preset standard\n\n"
-        "Networks by the recipes of models/bank.toml, one clean and one infected a family as far as they went "
-        "(`python -m onnxspect.models.train_bank --part judging --most 1`, `benchmarks/bank.py --half judging`), judged by "
-        f"`{r['command']}`. Of {s['infected']} infected ones {s['found_with_right_target']} were found with the right target, and of "
-        f"{s['clean']} clean ones {s['false_alarms']} raised an alarm; the paper's rule (MAD index above 2) finds "
-        f"{s['found_by_the_paper_rule']} and raises {s['false_alarms_of_the_paper_rule']} alarms. "
-        f"{'Missed: ' + ', '.join(missed) + '. ' if missed else ''}So few say little about a rate: {s['clean']} clean models without an alarm "
-        "are no proof of a level.\n\n"
-        "| model | classes | network | attack | samples | verdict | found | true | p |\n|---|---|---|---|---|---|---|---|---|\n"
+        "Networks by the recipes of models/bank.toml, so many a family as the time allowed (`python -m onnxspect.models.train_bank "
+        "--part judging --most N`, `benchmarks/bank.py --half judging`), judged by "
+        f"`{r['command']}`: p-values are calibrated by the shipped bank, which is of the tuning half alone. Of {s['infected']} infected ones "
+        f"{s['found_with_right_target']} were found with the right target, and of {s['clean']} clean ones {s['false_alarms']} raised an alarm. "
+        f"Without the bank, by the null models alone: {plain['all']['found_with_right_target']} and {plain['all']['false_alarms']}. "
+        f"The paper's rule (MAD index above 2) finds {s['found_by_the_paper_rule']} and raises {s['false_alarms_of_the_paper_rule']} alarms. "
+        f"{'Missed: ' + ', '.join(missed) + '.' if missed else ''}\n\n{scores}"
+        "Share of clean models with a p-value below a level, with its exact 95 % interval:\n\n"
+        + _levels(r["halves"]["judging"], plain)
+        + "\n| classes | infected | found | without the bank | clean | alarms | without the bank |\n|---|---|---|---|---|---|---|\n"
+        + "".join(
+            f"| {name.strip()} | {of['infected']} | {of['found_with_right_target']} | {plain['classes'][name]['found_with_right_target']} "
+            f"| {of['clean']} | {of['false_alarms']} | {plain['classes'][name]['false_alarms']} |\n"
+            for name, of in r["halves"]["judging"]["classes"].items()
+        )
+        + "\n| attack | infected | found |\n|---|---|---|\n"
+        + "".join(
+            f"| {name} | {of['infected']} | {of['found_with_right_target']} |\n"
+            for name, of in r["halves"]["judging"]["attack"].items()
+            if of["infected"]
+        )
+        + "\n| model | classes | network | attack | samples | verdict | found | true | p |\n|---|---|---|---|---|---|---|---|---|\n"
         f"{rows}\n"
+    )
+
+
+def _levels(board: dict[str, Any], plain: dict[str, Any]) -> str:
+    """A row for all clean models, and one for each number of classes."""
+    names = [k for k in board["level"] if k != "clean"]
+
+    def line(name: str, level: dict[str, Any], before: dict[str, Any]) -> str:
+        cells = [
+            f"{level[a]['share']:.3f} ({level[a]['interval_95'][0]:.3f} to {level[a]['interval_95'][1]:.3f}; {before[a]['share']:.3f})"
+            for a in names
+        ]
+        return f"| {name} | {level['clean']} | " + " | ".join(cells) + " |\n"
+
+    head = "| classes | clean | " + " | ".join(f"p < {a}" for a in names) + " |\n|---|---|" + "---|" * len(names) + "\n"
+    by = [
+        line(n.strip(), of, plain["level_by_classes"][n]) for n, of in board["level_by_classes"].items() if of["clean"]
+    ]
+    return (
+        head
+        + line("all", board["level"], plain["level"])
+        + "".join(by)
+        + "\nIn brackets, behind the interval, without the bank.\n"
     )
 
 

@@ -34,6 +34,12 @@ def graph_logic(r: dict[str, Any]) -> str:
         for name, m in r["rows"].items()
         if m["part"] == "ordinary" and m.get("reasons")
     ]
+    alarms = [
+        f"{name}, which has a backdoor in its weights" if m["infected"] else name
+        for name, m in r["rows"].items()
+        if m["part"] == "ordinary" and m.get("targets")
+    ]
+    named = f" ({'; '.join(alarms)})" if alarms else ""
     sizes = ["| bytes | files | median seconds | slowest |", "|---|---|---|---|"]
     bounds = (0, 1 << 20, 10 << 20, 50 << 20, 1 << 40)
     for least, most in itertools.pairwise(bounds):
@@ -50,7 +56,7 @@ def graph_logic(r: dict[str, Any]) -> str:
         f"{found} ({found / max(1, len(payloads)):.1%}) are found, {woken} ({woken / max(1, len(payloads)):.1%}) with a trigger that turns 90 % of "
         f"unseen images in onnxruntime ({of_a_batch} hang on the batch, where no picture is a trigger); {len(unfit)} more do not do "
         f"on their carrier what they are made for (or cannot be put on it) and are not counted. "
-        f"Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {sum(bool(m['targets']) for m in files)} raise an alarm; "
+        f"Of {len(files)} ordinary files {len(kept)} are kept from a verdict and {len(alarms)} raise an alarm{named}; "
         f"{len(refused)} could not be made or are refused before (no classifier, an operator that is not supported). Constants were read from "
         f"other models (benchmarks/graph_tuning.py).\n\n{table('carrier', 'carrier')}\n\n{table('payload', 'kind')}\n\n"
         + "\n".join(forms)
