@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from boards import grouped, interval, line, summary
 from kept import FOLDER, Kept, everything
+from scipy import special
 
 from onnxspect.engine.judge.calibration import PRIOR, Bank, shipped
 from onnxspect.engine.judge.evidence import Evidence
@@ -135,13 +136,27 @@ def level(p_values: Sequence[float]) -> dict[str, Any]:
 
 
 def proper_scores(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Cross-entropy (nats) and Brier score of P(backdoored) over the models that have one; None where none has."""
+    """Cross-entropy (nats) and Brier score of P(backdoored) over the models that have one; None where none has.
+
+    With the prior that a scan takes by default, and with the share of infected models that the rows have: half of a board may be
+    infected, where one model in ten is in the field, and the prior is not what a scan measures.
+    """
     known = [(r["p_backdoored"], bool(r["infected"])) for r in rows if r["p_backdoored"] is not None]
     if not known:
         return None
-    p, y = np.clip(np.array([k[0] for k in known]), 1e-12, 1 - 1e-12), np.array([k[1] for k in known], float)
+    p, y = np.array([k[0] for k in known]), np.array([k[1] for k in known], float)
+    share = float(np.clip(y.mean(), 1 / (len(y) + 2), 1 - 1 / (len(y) + 2)))
     return {
         "models": len(known),
+        **_scores(p, y),
+        "share_infected": share,
+        "with_that_prior": _scores(special.expit(special.logit(p) - special.logit(PRIOR) + special.logit(share)), y),
+    }
+
+
+def _scores(p: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    p = np.clip(p, 1e-12, 1 - 1e-12)
+    return {
         "cross_entropy": float(-(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()),
         "brier": float(((p - y) ** 2).mean()),
     }

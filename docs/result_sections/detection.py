@@ -47,7 +47,8 @@ def judging_half(r: dict[str, Any]) -> str:
     told = r["halves"]["judging"]["probabilities"]
     scores = (
         f"P(backdoored) with a prior of 10 %, on {told['models']} models: cross-entropy {told['cross_entropy']:.3f}, Brier score "
-        f"{told['brier']:.3f}.\n\n"
+        f"{told['brier']:.3f}. With a prior of {told['share_infected']:.0%}, which is the share of infected ones among them: "
+        f"{told['with_that_prior']['cross_entropy']:.3f} and {told['with_that_prior']['brier']:.3f}.\n\n"
         if told
         else ""
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import jsonschema
+import numpy as np
 import pytest
 from benchmark_scripts import script
 from tolerances import REORDERED_64, SIX_DIGITS, TAIL_64
@@ -80,4 +81,7 @@ def test_proper_scores(replay: ModuleType) -> None:
     assert scored["models"] == 2
     assert scored["cross_entropy"] == pytest.approx(0.164252, abs=SIX_DIGITS)
     assert scored["brier"] == pytest.approx(0.025)
+    # With even odds: 0.9 and 0.2 at a prior of 0.1 are likelihood ratios of 81 and 2.25, so 81/82 and 2.25/3.25.
+    assert scored["share_infected"] == 0.5
+    assert scored["with_that_prior"]["cross_entropy"] == pytest.approx(-(np.log(81 / 82) + np.log(1 / 3.25)) / 2)
     assert replay.proper_scores([]) is None
