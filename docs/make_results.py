@@ -47,6 +47,7 @@ def page() -> str:
         ("many_classes.json", machines.many_classes),
         ("graph_logic.json", files.graph_logic),
         ("quantised_twins.json", files.quantised_twins),
+        ("quantised_twins_further.json", files.further_twins),
         ("gpu.json", machines.gpu),
     )
     for file, section in sections:

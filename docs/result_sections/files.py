@@ -67,7 +67,12 @@ def graph_logic(r: dict[str, Any]) -> str:
     )
 
 
-def quantised_twins(r: dict[str, Any]) -> str:
+def further_twins(r: dict[str, Any]) -> str:
+    """Further infected models; p-values are the null models' alone."""
+    return quantised_twins(r, "Integer files of further models")
+
+
+def quantised_twins(r: dict[str, Any], heading: str = "Integer files") -> str:
     """One row a model, one column a form; and how much of what is found in float is found in each."""
     forms = list(dict.fromkeys(m["form"] for m in r["models"]))
 
@@ -90,7 +95,7 @@ def quantised_twins(r: dict[str, Any]) -> str:
     again = ", ".join(m["name"] for m in r["models"] if "code" in m)
     later = f" Run again when the comparison of integer files with onnxruntime was mended: {again}." if again else ""
     return (
-        f"## Integer files\n\n`benchmarks/quantised_twins.py --preset {r['preset']} --samples {r['samples']}`, {r['date']}, code {r['code']}, seed "
+        f"## {heading}\n\n`benchmarks/quantised_twins.py --preset {r['preset']} --samples {r['samples']}`, {r['date']}, code {r['code']}, seed "
         f"{r['seed']}: {r['processor']}. In float {whole['found']} of {whole['infected']} infected models are found with the right class, and "
         f"{whole['false_alarms']} of {whole['clean']} clean ones raise an alarm. Of those that are found in float, what is found on the same "
         f"model in eight bits: {kept}.{later}\n\n" + "\n".join(lines) + "\n"
