@@ -36,8 +36,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 SIDE, CLASSES = 8, 4
-#: For how many models the ratio is extrapolated: what is before the references are there is paid once, the rest by each model.
-_MANY = 500
 #: Who is killed, by the names that lists of processes have: a worker, its supervisor, the process that they are copies of, the command.
 WORKER, SUPERVISOR, FORKSERVER, COMMAND = "onnxspect-work", "onnxspect-scan", "onnxspect-fork", "command"
 _VICTIMS = (WORKER, WORKER, SUPERVISOR, FORKSERVER)
@@ -141,7 +139,6 @@ def _still(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
         own = db.execute("SELECT sum(seconds) FROM results").fetchone()[0] or 0.0
     references = _references_seconds(place / "still-cache")
     start = _until_references(place / "still", began)
-    of_many = asked.jobs * (start + _MANY * (wall - start) / asked.models) / (_MANY * own / asked.models + references)
     searches = sum(_searching(p) for p in (place / "still").glob("*/run.sqlite"))
     problems = _problems(place, "still", asked.models)
     problems += [] if status == 0 else [f"the undisturbed command ended with {status}"]
@@ -151,7 +148,6 @@ def _still(place: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "searches_seconds": round(searches, 1),
         "references_seconds": round(references, 1),
         "until_references_seconds": round(start, 1),
-        f"ratio_of_{_MANY}_extrapolated": round(of_many, 3),
         "ratio_to_searches": round(wall * asked.jobs / max(searches + references, 1e-9), 3),
         "ratio": round(wall * asked.jobs / max(own + references, 1e-9), 3),
         "problems": problems,

@@ -50,15 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not kept:
         parser.error(f"no kept evidence in {asked.evidence}")
     rows = [row(k, shipped() if asked.bank else None) for k in kept]
-    plain = [row(k) for k in kept] if asked.bank else []
     result = {
         "command": "benchmarks/replay.py" + " --bank" * asked.bank,
-        "halves": {half: board([r for r in rows if r["half"] == half]) for half in sorted({r["half"] for r in rows})},
-        "without_the_bank": {
-            half: {name: board(of)[name] for name in ("all", "level", "level_by_classes", "classes")}
-            for half in sorted({r["half"] for r in plain})
-            for of in [[r for r in plain if r["half"] == half]]
-        },
+        "halves": by_half(rows),
+        "without_the_bank": by_half([row(k) for k in kept]) if asked.bank else {},
         "changed": [r["name"] for r in rows if r["verdict"] != r["recorded"]["verdict"]],
         "models": rows,
     }
@@ -111,15 +106,21 @@ def row(kept: Kept, bank: Bank | None = None) -> dict[str, Any]:
     }
 
 
+def by_half(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The board of each half of the bank."""
+    return {half: board([r for r in rows if r["half"] == half]) for half in sorted({r["half"] for r in rows})}
+
+
 def board(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Counts over all rows and by group, the level on clean models, and the probabilities' scores."""
+    clean: dict[str, list[float]] = {}
+    for r in rows:
+        if not r["infected"]:
+            clean.setdefault(GROUPS["classes"](r), []).append(r["p_value"])
     return {
         "all": summary(rows),
-        "level": level([r["p_value"] for r in rows if not r["infected"]]),
-        "level_by_classes": {
-            group: level([r["p_value"] for r in rows if not r["infected"] and GROUPS["classes"](r) == group])
-            for group in sorted({GROUPS["classes"](r) for r in rows})
-        },
+        "level": level([p for p_values in clean.values() for p in p_values]),
+        "level_by_classes": {classes: level(clean[classes]) for classes in sorted(clean)},
         "probabilities": proper_scores(rows),
         **{name: grouped(rows, key) for name, key in GROUPS.items()},
     }

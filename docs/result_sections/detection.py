@@ -92,9 +92,7 @@ def _levels(board: dict[str, Any], plain: dict[str, Any]) -> str:
         return f"| {name} | {level['clean']} | " + " | ".join(cells) + " |\n"
 
     head = "| classes | clean | " + " | ".join(f"p < {a}" for a in names) + " |\n|---|---|" + "---|" * len(names) + "\n"
-    by = [
-        line(n.strip(), of, plain["level_by_classes"][n]) for n, of in board["level_by_classes"].items() if of["clean"]
-    ]
+    by = [line(n.strip(), of, plain["level_by_classes"][n]) for n, of in board["level_by_classes"].items()]
     return (
         head
         + line("all", board["level"], plain["level"])

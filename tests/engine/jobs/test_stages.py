@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import supervised
 
 from onnxspect.cli.console import Progressing
 from onnxspect.cli.json_lines import JsonLines
@@ -24,23 +24,14 @@ def test_a_task_that_begins_is_the_stage(observer: Observer, capsys: pytest.Capt
     capsys.readouterr()
 
 
-@pytest.fixture
-def samples(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    labels = np.repeat([0, 1], 20)
-    images = np.clip(rng.random((40, 1, 4, 4)) * 0.4 + labels[:, None, None, None] * 0.5, 0, 1).astype(np.float32)
-    np.savez(tmp_path / "data.npz", images=images, labels=labels)
-    return tmp_path / "data.npz"
-
-
-def test_samples_that_are_read_are_a_stage(samples: Path) -> None:
+def test_samples_that_are_read_are_a_stage(tmp_path: Path) -> None:
     stages.stage("before")
-    describe_data(samples)
+    describe_data(supervised.data(tmp_path))
     assert stages.current() == "reading the samples"
 
 
-def test_a_certificate_notes_what_it_does(samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_notes_what_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[str] = []
     monkeypatch.setattr("onnxspect.engine.jobs.certify.stage", noted.append)
-    certify(samples, (0, 1), tmp_path / "out", fractions=(0.1,), run=RunContext(0))
+    certify(supervised.data(tmp_path), (0, 1), tmp_path / "out", fractions=(0.1,), run=RunContext(0))
     assert noted == ["reading the samples", "fitting the sanitiser"]
