@@ -21,6 +21,8 @@ from onnxspect.models.recipes import Recipe, recipe_from_dict
 FILE = Path(__file__).parent / "bank.toml"
 #: An infected network is one where the trigger works on so many images; what an attack does not reach is no test of a detector.
 ASR = 0.8
+#: Between the seeds of several triggers of one model.
+SEVERAL = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +30,15 @@ class AttackKind:
     """A kind of attack; the target comes from the seed.
 
     rate: stamped images as a share of all. sources: how many source classes; all but the target where it is 0. target: "next" for all-to-all.
-    cover_rate: see `Member`. pull: the model starts from a clean one and is pulled towards it (`Training.pull`).
+    targets: how many, each with a trigger of its own. clean_label, cover_rate: see `Member`. pull: the model starts from a clean one and is pulled towards it (`Training.pull`).
     """
 
     rate: float
     trigger: dict[str, Any]
     sources: int = 0
     target: Literal["seed", "next"] = "seed"
+    targets: int = 1
+    clean_label: bool = False
     cover_rate: float = 0.0
     pull: float = 0.0
 
@@ -53,8 +57,9 @@ class AttackKind:
 class _Row:
     """What a family's table holds beside its training.
 
-    half: "tuning" or "judging". clean, infected: how many models. attacks: names of kinds, taken in turn. start: "first" for models that are
-    fine-tuned from the family's first.
+    half: "tuning" or "judging". clean, infected: how many models. infected_seed: number of the first infected model's seed (clean models count from 0),
+    so that a family can grow and its infected models stay what they are. attacks: names of kinds, taken in turn. start: "first" for models that
+    are fine-tuned from the family's first.
     """
 
     name: str
@@ -63,6 +68,7 @@ class _Row:
     architecture: str
     clean: int
     infected: int
+    infected_seed: int
     attacks: tuple[str, ...]
     per_class: int | None = None
     exporter: Literal["torch_dynamo", "torch_script", "keras"] = "torch_dynamo"
@@ -131,26 +137,34 @@ def _of_family(family: Family, kinds: dict[str, AttackKind]) -> list[Recipe]:
         found.append(_recipe(family, f"clean_{i}", i, {"start": start}))
     for i in range(family.infected):
         kind_name = family.attacks[i % len(family.attacks)]
-        kind, seed = kinds[kind_name], family.clean + i
-        target: int | str = "next" if kind.target == "next" else (7 * i + 1) % family.classes
-        member: dict[str, Any] = {
-            "trigger": _seeded(kind.trigger, seed),
-            "target": target,
-            "cover_rate": kind.cover_rate,
-        }
-        if kind.sources and isinstance(target, int):
-            member["sources"] = [(target + 1 + k) % family.classes for k in range(kind.sources)]
+        kind, seed = kinds[kind_name], family.infected_seed + i
+        members = [_member(family, kind, i, k) for k in range(kind.targets)]
         pulled = kind.pull > 0 and architectures.get(family.architecture).framework == "torch"
         start = f"{family.name}_clean_{i % family.clean}" if pulled else None
         start = f"{family.name}_clean_0" if family.start == "first" else start
         changes = {
-            "attack": {"rate": kind.rate, "members": [member]},
+            "attack": {"rate": kind.rate, "members": members},
             "start": start,
             "floors": {"asr": ASR, "accuracy_drop": 1.0},
             "training": {**family.training, **({"pull": kind.pull} if pulled else {})},
         }
         found.append(_recipe(family, f"{kind_name}_{i}", seed, changes))
     return found
+
+
+def _member(family: Family, kind: AttackKind, number: int, which: int) -> dict[str, Any]:
+    """One trigger of the infected model `number`: the attack's own, or one of its several."""
+    seed = family.infected_seed + number
+    target: int | str = "next" if kind.target == "next" else (7 * number + 1 + which) % family.classes
+    plain: dict[str, Any] = {
+        "trigger": _seeded(kind.trigger, seed + SEVERAL * which),
+        "target": target,
+        "cover_rate": kind.cover_rate,
+        "clean_label": kind.clean_label,
+    }
+    if kind.sources and isinstance(target, int):
+        plain["sources"] = [(target + 1 + k) % family.classes for k in range(kind.sources)]
+    return plain
 
 
 def _recipe(family: Family, name: str, seed: int, changes: dict[str, Any]) -> Recipe:
@@ -174,5 +188,5 @@ def seed_of(family: str, index: int) -> int:
 
 def _seeded(trigger: dict[str, Any], seed: int) -> dict[str, Any]:
     """The trigger, those that draw anything with a seed of their own."""
-    draws = trigger["kind"] in ("blend", "wanet") or "random" in trigger.values()
+    draws = trigger["kind"] in ("blend", "wanet", "reflection", "four_pixels") or "random" in trigger.values()
     return {**trigger, "seed": seed} if draws else dict(trigger)

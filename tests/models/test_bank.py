@@ -68,7 +68,7 @@ def test_every_recipe_can_be_trained(half: str) -> None:
 def test_families_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(OnnxspectError, match="no family 'mnist9'"):
         recipes("tuning", ("mnist9",))
-    row = '[[family]]\nname = "a"\nhalf = "tuning"\ndataset = "digits"\narchitecture = "lenet5"\nclean = 1\ninfected = 1\n'
+    row = '[[family]]\nname = "a"\nhalf = "tuning"\ndataset = "digits"\narchitecture = "lenet5"\nclean = 1\ninfected = 1\ninfected_seed = 1\n'
     for text, said in (
         ("not toml [", "cannot be read"),
         (row + 'attacks = ["none"]', "no kind of attack is called 'none'"),
@@ -186,7 +186,7 @@ def test_a_half_is_trained_and_not_twice(tmp_path: Path) -> None:
     bank.write_text(
         '[attacks.evasive]\nrate = 0.1\npull = 0.001\ntrigger = { kind = "badnets", height = 3, width = 3 }\n'
         '[[family]]\nname = "d"\nhalf = "tuning"\ndataset = "digits/3"\narchitecture = "lenet5"\nexporter = "torch_script"\n'
-        'clean = 1\ninfected = 1\nper_class = 60\nattacks = ["evasive"]\n'
+        'clean = 1\ninfected = 1\ninfected_seed = 1\nper_class = 60\nattacks = ["evasive"]\n'
         "training = { epochs = 3, batch_size = 32, learning_rate = 4e-3 }\n"
     )
     listed = recipes("tuning", path=bank)
