@@ -21,7 +21,7 @@ from onnxspect.models.recipes import Recipe, recipe_from_dict
 FILE = Path(__file__).parent / "bank.toml"
 #: An infected network is one where the trigger works on so many images; what an attack does not reach is no test of a detector.
 ASR = 0.8
-#: Between the seeds of several triggers of one model.
+#: Between the seeds of what would else share one: several triggers of one model, later clean models and infected ones.
 SEVERAL = 10_000
 
 
@@ -134,7 +134,8 @@ def _of_family(family: Family, kinds: dict[str, AttackKind]) -> list[Recipe]:
     found: list[Recipe] = []
     for i in range(family.clean):
         start = f"{family.name}_clean_0" if family.start == "first" and i else None
-        found.append(_recipe(family, f"clean_{i}", i, {"start": start}))
+        seed = i if i < family.infected_seed else i + SEVERAL  # clean models from there on came later
+        found.append(_recipe(family, f"clean_{i}", seed, {"start": start}))
     for i in range(family.infected):
         kind_name = family.attacks[i % len(family.attacks)]
         kind, seed = kinds[kind_name], family.infected_seed + i
