@@ -2,8 +2,8 @@
 
     python benchmarks/derive.py [--check]
 
-The clean models' scores are those of the null models, before any bank; the likelihood ratio is fitted to clean and infected
-ones, where there are enough. No model of the judging half is read into it. --check says whether the file that is there is what
+The clean models' scores are those of the null models, before any bank; how suspicions are weighed (engine/judge/suspicion.py) and the
+likelihood ratios are fitted to clean and infected ones, where there are enough. No model of the judging half is read into it. --check says whether the file that is there is what
 this derives, and 1 where it is not. Models with too few samples for a verdict are left out: a scan has no p-value for them.
 """
 
@@ -14,15 +14,22 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
+import numpy as np
 from kept import FOLDER, Kept, everything
 from replay import judged
 
 from onnxspect.engine.judge.calibration import FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import detectors_of
+from onnxspect.engine.judge.suspicion import Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 
+#: Views whose ease weighs. History: docs/decisions.md.
+VIEWS = ("neural-cleanse", "reverse-engineering", "cepa")
+#: Decimals that are kept.
+DIGITS = 4
 BANK = Path(__file__).parents[1] / "engine" / "judge" / FILE
 
 
@@ -45,21 +52,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def bank(kept: Sequence[Kept]) -> Bank:
     """The bank that the tuning half makes."""
     tuning = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
-    scored = [
-        (k, Scored(k.archive.classes, detectors_of(k.archive.evidence), k.archive.samples, score(k))) for k in tuning
-    ]
-    clean = sorted(
-        (s for k, s in scored if not k.model["infected"]), key=lambda s: (s.classes, s.detectors, s.samples, s.score)
+    weights = fitted([_observed(k) for k in tuning], VIEWS)
+    weighing = Bank("", (), _rounded(weights))
+    known = [(k, _scored(k, weighing)) for k in tuning]
+    clean = sorted((s for k, s in known if not k.model["infected"]), key=astuple)
+    infected = sorted((s for k, s in known if k.model["infected"]), key=astuple)
+    content = json.dumps([weighing.describe(), [astuple(s) for s in clean], [astuple(s) for s in infected]])
+    return Bank(
+        hashlib.sha256(content.encode()).hexdigest()[:12],
+        tuple(clean),
+        weighing.weights,
+        LikelihoodRatio.fitted([s.score for s in clean], [s.score for s in infected]),
+        LikelihoodRatio.fitted([s.suspicion for s in clean], [s.suspicion for s in infected]),
     )
-    infected = [s.score for k, s in scored if k.model["infected"]]
-    ratio = LikelihoodRatio.fitted([s.score for s in clean], infected)
-    content = json.dumps([[s.classes, s.detectors, s.samples, s.score] for s in clean] + sorted(infected))
-    return Bank(hashlib.sha256(content.encode()).hexdigest()[:12], tuple(clean), ratio)
 
 
-def score(kept: Kept) -> float:
-    """-log10 of the null model's least p-value; rounded, so that the file does not depend on the last bit of a machine."""
-    return round(judged(kept).score, 6)
+def _observed(kept: Kept) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """What the weights are fitted to: log10 p of the null models, eases, and which classes are targets."""
+    found = judged(kept)
+    targets = np.isin(np.arange(kept.archive.classes), kept.model["targets"] if kept.model["infected"] else [])
+    return (
+        np.array([c.log10_p for c in found.classes]),
+        eases(kept.archive.evidence, kept.archive.classes),
+        targets,
+    )
+
+
+def _scored(kept: Kept, weighing: Bank) -> Scored:
+    """Its numbers; rounded, so that the file does not depend on the last bit of a machine."""
+    log10_p, of_views, _ = _observed(kept)
+    return Scored(
+        kept.archive.classes,
+        detectors_of(kept.archive.evidence),
+        kept.archive.samples,
+        round(max(0.0, float(-log10_p.min())), DIGITS),
+        round(float(weighing.suspicions(log10_p, of_views).max()), DIGITS),
+    )
+
+
+def _rounded(weights: Weights) -> Weights:
+    return Weights(
+        round(weights.surprise, DIGITS),
+        {name: round(w, DIGITS) for name, w in weights.ease.items()},
+        round(weights.intercept, DIGITS),
+    )
 
 
 def as_text(bank: Bank) -> str:

@@ -107,6 +107,7 @@ class _Calibration(msgspec.Struct):
     interval: Annotated[list[_Share], Meta(min_length=2, max_length=2)] | None
     prior: _Share
     p_backdoored: _Share | None
+    suspicion: float = 0.0  # early reports have none
 
 
 class _Ran(msgspec.Struct, tag_field="status", tag="ran"):

@@ -1,21 +1,21 @@
-"""A score beside a bank of clean models: a p-value that believes in no law, and P(backdoored).
+"""A model beside a bank of clean models: a p-value that believes in no law, and P(backdoored).
 
-The null models turn evidence into a score, S = -log10 of the p-value of the most suspicious class. Whatever that p-value
-is worth, S is compared here with the scores of clean models that were scanned in the same way:
+The null models turn evidence into a score, -log10 of the p-value of the most suspicious class, and `suspicion.py` weighs it together with how much less
+than usual the class takes. Whatever these are worth, they are compared here with those of clean models that were scanned in the same way:
 
-* *Rank.* With n clean models of the same kind, p = (1 + number of them with a score at least as large) / (n + 1): valid for any
+* *Rank.* With n clean models of the same kind, p = (1 + number of them at least as suspicious) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
 * *Tail.* Beyond all of the bank the rank says no more than 1 / (n + 1). A generalised Pareto law (Pickands, 1975) fitted to the
   excesses over the bank's 80th percentile goes on from there; its uncertainty is
   shown as an interval (a parametric bootstrap).
 * *Kind.* What matters is the number of classes, the detectors that may name a class, and the number of clean samples a class: each in
   coarse steps. Fewer than FEWEST models cannot give a rank below ALPHA: then the bank does not cover the model.
-* *Not covered.* With enough models of other kinds the larger of the two p-values is taken, the null model's and the rank among all;
-  with fewer the null model's stands alone. Either is said in the report.
+* *Not covered.* With enough models of other kinds the larger of two p-values is taken, the null model's and its score's rank among all
+  (suspicions of different kinds are not comparable); with fewer the null model's stands alone. Either is said in the report.
 
-P(backdoored) needs infected models as well: log odds = logit(prior) + log of the likelihood ratio of S, which is fitted as a logistic
-curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it does not fall with S. Without enough of both
-there is none.
+P(backdoored) needs infected models as well: log odds = logit(prior) + log of the likelihood ratio of the suspicion, which is fitted as a logistic
+curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it does not fall with it. Of models that are not covered
+the curve is the score's. Without enough of both sorts there is none.
 
 The bank ships as a small file that `benchmarks/derive.py` makes from committed evidence of the tuning half.
 """
@@ -35,8 +35,9 @@ import scipy  # its `stats` takes a second to import: it is loaded where it is f
 from scipy import special
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.suspicion import Weights
 
-SCHEMA = "onnxspect-bank/1"
+SCHEMA = "onnxspect-bank/2"
 FILE = "bank.json"
 #: So many clean models of a kind can give a rank below the level of the verdict. History: docs/decisions.md.
 FEWEST = 49
@@ -61,12 +62,14 @@ class Scored:
         detectors: those that may name a class, by name, in order.
         samples: clean samples in all; 0 where that is not known.
         score: -log10 of the null model's p-value of its most suspicious class.
+        suspicion: of its most suspicious class (suspicion.py).
     """
 
     classes: int
     detectors: tuple[str, ...]
     samples: int
     score: float
+    suspicion: float
 
     @property
     def kind(self) -> tuple[int, tuple[str, ...], int]:
@@ -85,7 +88,7 @@ def _step(value: float, edges: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class LikelihoodRatio:
-    """The logarithm of P(score | infected) / P(score | clean) = intercept + slope * score.
+    """The logarithm of P(x | infected) / P(x | clean) = intercept + slope * x, x a score or a suspicion.
 
     Attributes:
         intercept, slope: of the curve; the slope is not negative.
@@ -116,9 +119,14 @@ class LikelihoodRatio:
             float(found.x[0] - math.log(len(infected) / len(clean))), float(found.x[1]), len(clean), len(infected)
         )
 
-    def probability(self, score: float, prior: float) -> float:
+    def probability(self, x: float, prior: float) -> float:
         """P(backdoored)."""
-        return float(special.expit(special.logit(prior) + self.intercept + self.slope * score))
+        return float(special.expit(special.logit(prior) + self.intercept + self.slope * x))
+
+    @classmethod
+    def described(cls, row: Mapping[str, Any] | None) -> LikelihoodRatio | None:
+        """Of its fields as plain JSON values."""
+        return None if row is None else cls(**row)
 
 
 @dataclass(frozen=True)
@@ -130,7 +138,7 @@ class Calibration:
         models: clean models of the same kind; or, where that does not cover the model, all.
         covered: whether there are enough of the same kind.
         note: what follows from it, in a sentence.
-        p_value: of the model's score by the bank; None where the bank says nothing.
+        p_value: of the model by the bank; None where the bank says nothing.
         interval: of that, where it was continued beyond the bank: 95 %.
         prior: share of models that are taken to be infected.
         p_backdoored: P(backdoored) with that; None where the bank does not suffice.
@@ -148,25 +156,31 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Bank:
-    """Scores of models whose truth is known.
+    """What is known of models whose truth is known.
 
     Attributes:
         version: a digest of what it was made from.
         clean: clean models.
-        ratio: what a score says of being infected; None where too few models were known.
+        weights: how their suspicions were made; None leaves the scores to be ranked.
+        by_score: what a score says of being infected; None where too few models were known.
+        by_suspicion: what a suspicion says of it.
     """
 
     version: str
     clean: tuple[Scored, ...]
-    ratio: LikelihoodRatio | None = None
+    weights: Weights | None = None
+    by_score: LikelihoodRatio | None = None
+    by_suspicion: LikelihoodRatio | None = None
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {
             "schema": SCHEMA,
             "version": self.version,
-            "clean": [[s.classes, list(s.detectors), s.samples, s.score] for s in self.clean],
-            "ratio": None if self.ratio is None else dict(vars(self.ratio)),
+            "weights": None if self.weights is None else self.weights.describe(),
+            "by_score": None if self.by_score is None else dict(vars(self.by_score)),
+            "by_suspicion": None if self.by_suspicion is None else dict(vars(self.by_suspicion)),
+            "clean": [[s.classes, list(s.detectors), s.samples, s.score, s.suspicion] for s in self.clean],
         }
 
     @classmethod
@@ -178,32 +192,40 @@ class Bank:
         """
         if document.get("schema") != SCHEMA:
             raise OnnxspectError(f"a bank of scores of the schema {document.get('schema')!r:.60}, not {SCHEMA}")
-        clean = tuple(Scored(int(k), tuple(d), int(n), float(s)) for k, d, n, s in document["clean"])
-        ratio = document["ratio"]
-        return cls(str(document["version"]), clean, None if ratio is None else LikelihoodRatio(**ratio))
+        clean = tuple(Scored(int(k), tuple(d), int(n), float(s), float(e)) for k, d, n, s, e in document["clean"])
+        return cls(
+            str(document["version"]),
+            clean,
+            None if document["weights"] is None else Weights.described(document["weights"]),
+            LikelihoodRatio.described(document["by_score"]),
+            LikelihoodRatio.described(document["by_suspicion"]),
+        )
+
+    def suspicions(self, log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The suspicion of each class ``(class,)`` as this bank weighs; the scores themselves where it does not."""
+        return -log10_p if self.weights is None else self.weights.suspicions(log10_p, eases)
 
     def p_value(self, scored: Scored) -> float:
-        """The p-value of one of the scores that the null model gave, as this bank has it: never less than the null model's where
-        it does not cover the model."""
-        own = [s.score for s in self.clean if s.kind == scored.kind]
-        plain = 10**-scored.score
+        """The p-value of a class or model: never less than the null model's where the bank does not cover it."""
+        own = self._own(scored)
+        plain = float(10**-scored.score)
         if len(own) >= FEWEST:
-            return beyond(scored.score, own)[0]
-        return (
-            max(plain, beyond(scored.score, [s.score for s in self.clean])[0]) if len(self.clean) >= FEWEST else plain
-        )
+            return beyond(scored.suspicion, [s.suspicion for s in own])[0]
+        if len(self.clean) < FEWEST:
+            return plain
+        return max(plain, beyond(scored.score, [s.score for s in self.clean])[0])
 
     def calibration(self, scored: Scored, prior: float = PRIOR) -> Calibration:
         """What it says of a model, beside `p_value`."""
-        own = [s.score for s in self.clean if s.kind == scored.kind]
-        covered, n = len(own) >= FEWEST, len(own)
-        if covered:
-            p, interval = beyond(scored.score, own)
-            note = f"p-values are ranks among {n} clean models of the same kind"
+        own = self._own(scored)
+        n, odds = len(own), self.by_score
+        if n >= FEWEST:
+            p, interval = beyond(scored.suspicion, [s.suspicion for s in own])
+            note, odds = f"p-values are ranks among {n} clean models of the same kind", self.by_suspicion
         elif len(self.clean) >= FEWEST:
             p, interval = beyond(scored.score, [s.score for s in self.clean])
             note = (
-                f"the bank has {n} clean models of this kind (at least {FEWEST}): p-values are the more careful of the null "
+                f"the bank has {_models(n)} of this kind (at least {FEWEST}): p-values are the more careful of the null "
                 f"model's and the rank among all {len(self.clean)}"
             )
         else:
@@ -211,15 +233,24 @@ class Bank:
                 self.version,
                 n,
                 False,
-                f"the bank has {n} clean models of this kind, and {len(self.clean)} in all (at least {FEWEST}): p-values are the "
+                f"the bank has {_models(n)} of this kind, and {len(self.clean)} in all (at least {FEWEST}): p-values are the "
                 "null model's, which no bank of clean models has confirmed",
                 prior=prior,
             )
-        enough = self.ratio is not None
-        probability = self.ratio.probability(scored.score, prior) if enough and self.ratio is not None else None
+        x = scored.suspicion if n >= FEWEST else scored.score
+        probability = None if odds is None else odds.probability(x, prior)
+        covered = n >= FEWEST
         return Calibration(
             self.version, n if covered else len(self.clean), covered, note, p, interval, prior, probability
         )
+
+    def _own(self, scored: Scored) -> list[Scored]:
+        """Its clean models of the same kind."""
+        return [s for s in self.clean if s.kind == scored.kind]
+
+
+def _models(n: int) -> str:
+    return f"{n} clean model{'s' * (n != 1)}"
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ from onnxspect.engine.judge.kind import suggest_kind
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
 from onnxspect.engine.judge.spread import spreads
+from onnxspect.engine.judge.suspicion import eases
 from onnxspect.engine.judge.thresholds import ALPHA, CONVERGED_ENOUGH, FEWEST_HELD_OUT, HELD_OUT_SUCCESS
 
 
@@ -59,6 +60,7 @@ class Verdict:
         reasons: why, in sentences.
         classes: one finding a class.
         score: -log10 of the null model's p-value of the most suspicious class, before any bank was asked.
+        suspicion: of the most suspicious class, as the bank weighs (suspicion.py); the score where none was asked.
         calibration: what the bank of clean models says of it; None where none was asked.
     """
 
@@ -68,6 +70,7 @@ class Verdict:
     reasons: tuple[str, ...]
     classes: tuple[ClassFinding, ...]
     score: float = 0.0
+    suspicion: float = 0.0
     calibration: Calibration | None = None
 
 
@@ -102,7 +105,7 @@ def decide(
     found = _decided(evidence, classes, alpha, hidden, too_few, samples, bank)
     if bank is None or not found.classes:
         return found
-    scored = Scored(classes, detectors_of(evidence), samples, found.score)
+    scored = Scored(classes, detectors_of(evidence), samples, found.score, found.suspicion)
     return replace(found, calibration=bank.calibration(scored, prior))
 
 
@@ -130,10 +133,13 @@ def _decided(
     known = spreads([e for e in ran if not e.traits.tested])
     by_detector = [judged_detector(e, classes, known) for e in ran]
     findings = tuple(_finding(k, by_detector) for k in range(classes))
-    score = max(0.0, max((-f.log10_p for f in findings), default=0.0))
+    scores = np.array([-f.log10_p for f in findings])
+    suspicions = scores
     if bank is not None:
-        convicting = detectors_of(ran)
-        findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, -f.log10_p)) for f in findings)
+        convicting, suspicions = detectors_of(ran), bank.suspicions(-scores, eases(ran, classes))
+        of_class = zip(findings, scores.tolist(), suspicions.tolist(), strict=True)
+        findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, s, e)) for f, s, e in of_class)
+    most = {"score": max([0.0, *scores.tolist()]), "suspicion": max(suspicions.tolist(), default=0.0)}
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
     unconfirmed: list[int] = []
@@ -171,9 +177,9 @@ def _decided(
         if len(ran) > 1:
             named += [f"class {k}: found by {', '.join(_agreeing(findings[k], ran, alpha))}" for k in targets]
         reasons = [*named, *hidden, *reasons]
-        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings, score)
+        return Verdict("backdoored", tuple(targets), p_value, tuple(reasons), findings, **most)
     if hidden:
-        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings, score)
+        return Verdict("inconclusive", (), p_value, (*hidden, *reasons), findings, **most)
     able = [e for e in ran if e.traits.convicts and not e.traits.tested]
     weak = [w for e in able if (w := not_enough(e, classes))]
     if not able:
@@ -182,12 +188,12 @@ def _decided(
     # More than half of the detectors, with enough evidence, make a statement; what the others lacked is said beside it. Of two
     # one is not enough: what only the other one finds was not looked for.
     if not comparable or too_few or unconfirmed or 2 * len(weak) >= len(able):
-        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, score)
+        return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, **most)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
     if classes < FEWEST_CLASSES:
         reasons += [said for e in able if (said := _seen_of_few(e, classes, alpha))]
-    return Verdict("clean", (), p_value, tuple(reasons), findings, score)
+    return Verdict("clean", (), p_value, tuple(reasons), findings, **most)
 
 
 @dataclass(frozen=True)

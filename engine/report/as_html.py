@@ -146,6 +146,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     if row is not None and row["held_out_success"] is not None:
         facts.append(("How often", f"{words.share(row['held_out_success'])} of {row['held_out']} unseen images"))
     facts.append(("By chance", words.chance(report["p_value"])))
+    probability = words.probability(report.get("calibration"))  # reports of early versions have none
+    if probability:
+        facts.append(("P(backdoored)", probability))
     accuracy = report["preprocessing"]["clean_accuracy"]
     facts.append(("Clean images", f"{report['data']['samples']:,}, {words.share(accuracy, 1)} right"))
     return facts

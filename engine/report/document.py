@@ -134,6 +134,7 @@ def _calibration(verdict: Verdict) -> dict[str, Any] | None:
         "covered": known.covered,
         "note": known.note,
         "score": verdict.score,
+        "suspicion": verdict.suspicion,
         "p_value": known.p_value,
         "interval": None if known.interval is None else list(known.interval),
         "prior": known.prior,

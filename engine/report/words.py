@@ -32,6 +32,15 @@ def chance(p: float) -> str:
     return f"about one clean model in {_rounded(1 / p)}"
 
 
+def probability(calibration: Mapping[str, Any] | None) -> str:
+    """P(backdoored) with its prior, from a report's `calibration`: "99.8 %, if one model in 10 has a backdoor"; "" where there is none."""
+    if calibration is None or calibration["p_backdoored"] is None:
+        return ""
+    prior = calibration["prior"]
+    usual = f"one model in {_rounded(1 / prior)}" if 0 < prior < 0.4 else f"{share(prior)} of all models"
+    return f"{share(calibration['p_backdoored'], 1)}, if {usual} {'has' if 0 < prior < 0.4 else 'have'} a backdoor"
+
+
 def _rounded(n: float) -> str:
     """A number above 1 to one digit where it is large: 14, 70, 8,000, 7 million."""
     digits = 0 if n < 20 else -math.floor(math.log10(n))

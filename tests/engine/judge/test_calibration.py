@@ -24,7 +24,12 @@ LAWS = {
 
 
 def bank(scores: np.ndarray, classes: int = 10, samples: int = 600) -> Bank:
-    return Bank("test", tuple(Scored(classes, DETECTORS, samples, float(s)) for s in scores))
+    return Bank("test", tuple(scored(float(s), classes, samples) for s in scores))
+
+
+def scored(score: float, classes: int = 10, samples: int = 600) -> Scored:
+    """Where a bank has no weights the suspicion is the score."""
+    return Scored(classes, DETECTORS, samples, score, score)
 
 
 def test_the_fewest_models_can_reach_the_level_and_one_less_cannot() -> None:
@@ -55,7 +60,7 @@ def test_beyond_the_bank_a_tail_goes_on_and_says_how_uncertain_it_is() -> None:
 
 
 def test_models_of_another_kind_are_not_compared_with() -> None:
-    one = Scored(10, DETECTORS, 600, 3.0)
+    one = scored(3.0)
     assert one.kind == replace(one, classes=12, samples=700).kind
     for other in (
         replace(one, classes=43),
@@ -72,7 +77,7 @@ def test_models_of_another_kind_are_not_compared_with() -> None:
 
 def test_outside_of_the_bank_the_more_careful_of_the_two_stands() -> None:
     full = bank(np.linspace(0, 4, 100))
-    strange = Scored(43, DETECTORS, 600, 3.0)
+    strange = scored(3.0, classes=43)
     assert full.p_value(strange) == pytest.approx(beyond(3.0, np.linspace(0, 4, 100))[0])  # far above 0.001
     assert full.p_value(replace(strange, score=0.1)) == pytest.approx(
         max(10**-0.1, beyond(0.1, np.linspace(0, 4, 100))[0])
@@ -82,11 +87,22 @@ def test_outside_of_the_bank_the_more_careful_of_the_two_stands() -> None:
 
 def test_a_small_bank_says_that_it_is_and_changes_nothing() -> None:
     small = bank(np.zeros(5))
-    one = Scored(10, DETECTORS, 600, 3.0)
+    one = scored(3.0)
     assert small.p_value(one) == pytest.approx(0.001)
     said = small.calibration(one)
     assert (said.covered, said.models, said.p_value, said.p_backdoored) == (False, 5, None, None)
     assert "null model's" in said.note
+
+
+def test_the_suspicion_counts_where_the_bank_covers_the_model_and_the_score_where_not() -> None:
+    full = bank(np.linspace(0, 4, 100))
+    quiet = replace(scored(0.1), suspicion=9.0)
+    assert full.p_value(quiet) < ALPHA < full.p_value(scored(0.1))
+    other = replace(quiet, classes=43)
+    assert full.p_value(other) == full.p_value(replace(other, suspicion=0.1)) > ALPHA
+    odds = replace(full, by_score=LikelihoodRatio(0.0, 1.0, 100, 50), by_suspicion=LikelihoodRatio(0.0, 2.0, 100, 50))
+    for one, x, slope in ((quiet, 9.0, 2.0), (other, 0.1, 1.0)):
+        assert odds.calibration(one, 0.5).p_backdoored == pytest.approx(1 / (1 + np.exp(-slope * x)))
 
 
 def test_the_shipped_bank_can_be_read_and_is_said_to_be_small() -> None:

@@ -1,0 +1,140 @@
+"""One number a class from all that speaks of it: the null models' p-value, and how much less it takes than on clean networks.
+
+The null models compare classes with each other, which takes many of them: of two to five classes one that takes a fifth of what it takes on
+every reference network does not stand out by their laws. How much less a class takes than on the references is evidence by itself, but
+of no known law: a well-trained network takes less of every class than a reference. So it is weighed, and judged by a bank of clean models
+(calibration.py), for which any number will do:
+
+    S_k = w_0 log(1 + s_k) + sum over v of w_v e_vk,   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
+
+with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
+The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank. None is negative: a class does
+not become less suspicious by standing out. What a scan does not have (no references, a detector left out) adds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy  # its `optimize` takes a while to import: it is loaded where it is first used
+
+from onnxspect.engine.judge.evidence import Evidence, Skipped, View
+from onnxspect.engine.judge.measurement import Search
+
+#: Penalty on the squared weights. History: docs/decisions.md.
+PENALTY = 0.3
+#: Ease beyond this says no more: a trigger of a thousandth of what is usual is not ten times as suspicious as one of a hundredth.
+MOST_EASE = 4.0
+#: Views that weigh, by how they were searched: what follows the detector's name.
+_SUFFIX = {Search.FULL: "", Search.PAIR: " pairs"}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a class's suspicion is made.
+
+    Attributes:
+        surprise: of log(1 + s), s = -log10 of the null models' p-value.
+        ease: of the ease in each view, by the view's name (`eases`).
+        intercept: of the regression; it moves no rank, and makes the suspicion log odds among the classes of the bank.
+    """
+
+    surprise: float
+    ease: Mapping[str, float]
+    intercept: float = 0.0
+
+    def suspicions(self, log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The suspicion of each class ``(class,)``.
+
+        Args:
+            log10_p: of the null models, by class ``(class,)``.
+            eases: by view ``(class,)``, NaN where a class has none.
+        """
+        found = self.intercept + self.surprise * surprise(log10_p)
+        for name, weight in self.ease.items():
+            if name in eases:
+                found = found + weight * _able(eases[name])
+        return np.asarray(found)
+
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"surprise": self.surprise, "ease": dict(self.ease), "intercept": self.intercept}
+
+    @classmethod
+    def described(cls, row: Mapping[str, Any]) -> Weights:
+        """What `describe` wrote."""
+        return cls(
+            float(row["surprise"]), {str(k): float(v) for k, v in row["ease"].items()}, float(row["intercept"])
+        )
+
+
+def surprise(log10_p: np.ndarray) -> np.ndarray:
+    """log(1 - log10 p) ``(class,)``: what separates p = 1 from 0.01 counts as much as what separates 0.01 from 1e-8."""
+    return np.asarray(np.log1p(np.maximum(0.0, -np.asarray(log10_p, np.float64))))
+
+
+def eases(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, np.ndarray]:
+    """The ease of each class ``(class,)`` by view: a detector's name, with " pairs" for the easiest of its pairs; NaN where it has none.
+
+    Of detectors that may name a class, in what they judge beside references on a logarithmic scale; of several taps the easiest.
+    """
+    found: dict[str, np.ndarray] = {}
+    for one in evidence:
+        if not isinstance(one, Evidence) or not one.traits.convicts or one.traits.tested:
+            continue
+        for view in one.judged:
+            if view.references and view.log and view.tail == "low" and view.search in _SUFFIX:
+                name = one.detector + _SUFFIX[view.search]
+                found[name] = np.fmax(found.get(name, np.full(classes, np.nan)), _ease(one, view, classes))
+    return found
+
+
+def _ease(evidence: Evidence, view: View, classes: int) -> np.ndarray:
+    found = np.full(classes, np.nan)
+    for unit in evidence.seen_by(view):
+        measurement = unit.measurement(view.statistic, view.search)
+        if measurement is None or not measurement.baselines or not measurement.relative or unit.unit.target >= classes:
+            continue  # `reference` is what other classes take where nothing is known of this one
+        if np.isfinite(measurement.relative) and measurement.relative > 0:
+            found[unit.unit.target] = np.fmax(found[unit.unit.target], -np.log(measurement.relative))
+    return found
+
+
+def _able(ease: np.ndarray) -> np.ndarray:
+    """As it is weighed: nothing where it is not known."""
+    return np.nan_to_num(np.clip(ease, -MOST_EASE, MOST_EASE))
+
+
+def fitted(models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]], views: Sequence[str]) -> Weights:
+    """Weights by logistic regression with a penalty on their squares, none negative.
+
+    Every class is one observation; those of one model count together as much as another model's, and a target as much as the other
+    classes of its model.
+
+    Args:
+        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``).
+        views: names of those that weigh.
+    """
+    features = np.concatenate(
+        [
+            np.column_stack(
+                [surprise(p), *(_able(e[v]) if v in e else np.zeros(len(p)) for v in views)],
+            )
+            for p, e, _ in models
+        ]
+    )
+    of_target = np.concatenate([t for _, _, t in models]).astype(np.float64)
+    weight = np.concatenate([np.where(t, 1.0, 1 / len(t)) for _, _, t in models])
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = w[0] + features @ w[1:]
+        wrong = weight * (scipy.special.expit(z) - of_target)
+        value = float((weight * (np.logaddexp(0, z) - of_target * z)).sum() + PENALTY * (w[1:] ** 2).sum())
+        return value, np.concatenate([[wrong.sum()], features.T @ wrong + 2 * PENALTY * w[1:]])
+
+    bounds = [(None, None), *[(0, None)] * features.shape[1]]
+    found = scipy.optimize.minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
+    return Weights(float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0]))

@@ -1,0 +1,157 @@
+"""One number a class: what weighs in it, what cannot count against a class, and weights that find what was put there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onnxspect.engine.judge.calibration import Bank, Scored
+from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View, detectors_of
+from onnxspect.engine.judge.measurement import Measurement, Search
+from onnxspect.engine.judge.suspicion import MOST_EASE, Weights, eases, fitted, surprise
+from onnxspect.engine.judge.traits import Traits
+from onnxspect.engine.judge.verdict import decide
+
+NAN = float("nan")
+
+
+def unit(k: int, value: float, reference: float | None, search: Search = Search.FULL, tap: str = "") -> UnitEvidence:
+    source = (k + 1) % 3 if search is Search.PAIR else None
+    baselines = () if reference is None else (reference / 1.1, reference * 1.1)
+    one = Measurement("l1", value, search, baselines=baselines, reference=reference)
+    return UnitEvidence(Unit(k, source, tap), (one,), True, True, 5, 1.0, 0.95, 50, {})
+
+
+def evidence(units: list[UnitEvidence], views: tuple[View, ...], name: str = "nc", **traits: bool) -> Evidence:
+    return Evidence(name, {}, "l1", "l1", "low", tuple(units), views, Traits(**traits))
+
+
+FULL = View("l1", references=True)
+PAIRS = View("l1", search=Search.PAIR, references=True)
+
+
+def test_ease_is_how_many_times_less_a_class_takes_than_on_the_references() -> None:
+    found = eases([evidence([unit(0, 5.0, 20.0), unit(1, 20.0, 20.0), unit(2, 40.0, 20.0)], (FULL,))], 3)
+    assert list(found) == ["nc"]
+    np.testing.assert_allclose(found["nc"], [np.log(4), 0.0, -np.log(2)])
+
+
+def test_of_several_taps_and_pairs_the_easiest_counts() -> None:
+    taps = evidence(
+        [unit(0, 5.0, 20.0, tap="a"), unit(0, 2.0, 20.0, tap="b"), unit(1, 20.0, 20.0, tap="a")],
+        (replace(FULL, tap="a"), replace(FULL, tap="b")),
+        "cepa",
+    )
+    pairs = evidence([unit(0, 9.0, 20.0), unit(0, 4.0, 20.0, Search.PAIR)], (FULL, PAIRS))
+    found = eases([taps, pairs, Skipped("other", "no data")], 2)
+    np.testing.assert_allclose(found["cepa"], [np.log(10), 0.0])
+    np.testing.assert_allclose(found["nc"], [np.log(20 / 9), NAN])
+    np.testing.assert_allclose(found["nc pairs"], [np.log(5), NAN])
+
+
+def test_what_has_no_references_or_names_no_class_has_no_ease() -> None:
+    """Without baselines `reference` is what other classes take, which says nothing of this one."""
+    bare = replace(unit(0, 5.0, None).measurements[0], reference=20.0)
+    lacks = replace(unit(0, 5.0, None), measurements=(bare,))
+    assert np.isnan(eases([evidence([lacks, unit(1, NAN, 20.0)], (FULL,))], 2)["nc"]).all()
+    for other in (
+        evidence([unit(0, 5.0, 20.0)], (View("l1"),)),  # judged without references
+        evidence([unit(0, 5.0, 20.0)], (replace(FULL, tail="high"),)),
+        evidence([unit(0, 5.0, 20.0)], (FULL,), convicts=False),
+        evidence([unit(0, 5.0, 20.0)], (FULL,), tested=True),
+    ):
+        assert eases([other], 2) == {}
+
+
+@given(
+    log10_p=st.lists(st.floats(-30, 0), min_size=2, max_size=6),
+    ease=st.floats(-9, 9),
+    more=st.floats(0, 5),
+    weights=st.tuples(st.floats(0, 5), st.floats(0, 5)),
+)
+def test_nothing_that_stands_out_more_is_less_suspicious(
+    log10_p: list[float], ease: float, more: float, weights: tuple[float, float]
+) -> None:
+    weighing, p = Weights(weights[0], {"nc": weights[1]}), np.array(log10_p)
+    usual = np.full(len(p), ease)
+    base = weighing.suspicions(p, {"nc": usual})
+    assert (weighing.suspicions(p - more, {"nc": usual}) >= base).all()
+    assert (weighing.suspicions(p, {"nc": usual + more}) >= base).all()
+    # What a scan lacks, and a detector that does not weigh, add nothing.
+    alone = weighing.suspicions(p, {})
+    np.testing.assert_array_equal(weighing.suspicions(p, {"nc": np.full(len(p), NAN), "other": usual}), alone)
+    assert (np.abs(base - alone) <= weights[1] * MOST_EASE + 1e-9).all()
+
+
+def test_weights_are_found_and_never_negative() -> None:
+    """Of 300 made models, half of them infected: ease in one view shows the target, in another it is chance, in a third it is turned round."""
+    rng = np.random.default_rng(4)
+    models = []
+    for i in range(300):
+        targets = np.arange(5) == (i % 5 if i % 2 else -1)
+        p = -np.abs(rng.normal(0, 0.5, 5)) - 1.5 * targets
+        views = {
+            "shows": rng.normal(0, 0.4, 5) + 1.0 * targets,
+            "chance": rng.normal(0, 0.4, 5),
+            "turned": rng.normal(0, 0.4, 5) - 1.0 * targets,
+        }
+        models.append((p, views, targets))
+    found = fitted(models, ("shows", "chance", "turned", "missing"))
+    assert found.surprise > 1
+    assert found.ease["shows"] > 2
+    assert 0 <= found.ease["chance"] < 0.3
+    assert found.ease["turned"] == 0
+    assert found.ease["missing"] == 0
+    assert Weights.described(found.describe()) == found
+    # The classes that it was told of are ranked almost as well as can be.
+    s = [found.suspicions(p, v) for p, v, _ in models]
+    right = [x[t].max() > x[~t].max() for x, (_, _, t) in zip(s, models, strict=True) if t.any()]
+    assert np.mean(right) > 0.9
+
+
+def test_surprise_grows_ever_more_slowly() -> None:
+    s = surprise(np.array([0.0, -2.0, -4.0, -8.0]))
+    assert s[0] == 0
+    assert (np.diff(s) > 0).all()
+    assert s[1] - s[0] > s[2] - s[1]
+    np.testing.assert_array_equal(surprise(np.array([0.5])), [0.0])  # a p-value above 1 is none
+
+
+def test_two_classes_that_no_null_model_tells_apart_are_told_by_a_bank() -> None:
+    """A class that takes a fifth of what it takes on every reference, the other one usual: eight references give no p-value below 0.02."""
+    rng = np.random.default_rng(5)
+
+    def model(first: float) -> Evidence:
+        units = []
+        for k, value in enumerate((first, 25.0 * np.exp(rng.normal(0, 0.1)))):
+            b = 25.0 * np.exp(rng.normal(0, 0.45, 8))
+            one = Measurement("l1", value, baselines=tuple(b), reference=float(np.exp(np.log(b).mean())))
+            units.append(UnitEvidence(Unit(k), (one,), True, True, 5, 1.0, 0.95, 50, {}))
+        return evidence(units, (FULL,))
+
+    weights = Weights(3.0, {"nc": 2.0})
+    empty = Bank("", (), weights)
+    clean = []
+    for _ in range(80):
+        one = model(25.0 * np.exp(rng.normal(0, 0.1)))
+        found = decide([one], 2, samples=600, bank=empty)
+        clean.append(Scored(2, detectors_of([one]), 600, found.score, found.suspicion))
+    bank = Bank("test", tuple(clean), weights)
+    infected = [model(5.0) for _ in range(10)]
+    alone = [decide([m], 2, samples=600).targets for m in infected]
+    judged = [decide([m], 2, samples=600, bank=bank) for m in infected]
+    assert alone.count((0,)) < sum(v.targets == (0,) for v in judged)
+    assert sum(v.targets == (0,) for v in judged) >= 9
+    assert all(v.calibration is not None and v.calibration.covered for v in judged)
+    flagged = sum(decide([model(25.0)], 2, samples=600, bank=bank).verdict == "backdoored" for _ in range(50))
+    assert flagged <= 3  # two in a hundred are allowed
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_a_bank_without_weights_ranks_the_scores(classes: int) -> None:
+    p = -np.arange(classes, dtype=float)
+    np.testing.assert_array_equal(Bank("", ()).suspicions(p, {"nc": np.ones(classes)}), -p)
