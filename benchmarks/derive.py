@@ -14,20 +14,18 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 from kept import FOLDER, Kept, everything
 from replay import judged
 
-from onnxspect.engine.judge.calibration import FILE, Bank, LikelihoodRatio, Scored
+from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import detectors_of
-from onnxspect.engine.judge.suspicion import Weights, eases, fitted
+from onnxspect.engine.judge.suspicion import FEW, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 
-#: Views whose ease weighs. History: docs/decisions.md.
-VIEWS = ("neural-cleanse", "reverse-engineering", "cepa")
 #: Decimals that are kept.
 DIGITS = 4
 BANK = Path(__file__).parents[1] / "engine" / "judge" / FILE
@@ -52,8 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def bank(kept: Sequence[Kept]) -> Bank:
     """The bank that the tuning half makes."""
     tuning = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
-    weights = fitted([_observed(k) for k in tuning], VIEWS)
-    weighing = Bank("", (), _rounded(weights))
+    weighing = Bank("", (), _weights(tuning))
     known = [(k, _scored(k, weighing)) for k in tuning]
     clean = sorted((s for k, s in known if not k.model["infected"]), key=astuple)
     infected = sorted((s for k, s in known if k.model["infected"]), key=astuple)
@@ -65,6 +62,19 @@ def bank(kept: Sequence[Kept]) -> Bank:
         LikelihoodRatio.fitted([s.score for s in clean], [s.score for s in infected]),
         LikelihoodRatio.fitted([s.suspicion for s in clean], [s.suspicion for s in infected]),
     )
+
+
+def _weights(tuning: Sequence[Kept]) -> tuple[Weights, ...]:
+    """How suspicions are made, for each set of detectors and few or many classes with enough models of either sort."""
+    groups: dict[tuple[bool, tuple[str, ...]], list[Kept]] = {}
+    for k in tuning:
+        groups.setdefault((k.archive.classes < FEW, detectors_of(k.archive.evidence)), []).append(k)
+    found = []
+    for (few, detectors), members in sorted(groups.items()):
+        infected = sum(k.model["infected"] for k in members)
+        if min(infected, len(members) - infected) >= FEWEST_OF_EACH:
+            found.append(_rounded(fitted([_observed(k) for k in members], few, detectors)))
+    return tuple(found)
 
 
 def _observed(kept: Kept) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
@@ -86,15 +96,16 @@ def _scored(kept: Kept, weighing: Bank) -> Scored:
         detectors_of(kept.archive.evidence),
         kept.archive.samples,
         round(max(0.0, float(-log10_p.min())), DIGITS),
-        round(float(weighing.suspicions(log10_p, of_views).max()), DIGITS),
+        round(float(weighing.suspicions(detectors_of(kept.archive.evidence), log10_p, of_views).max()), DIGITS),
     )
 
 
 def _rounded(weights: Weights) -> Weights:
-    return Weights(
-        round(weights.surprise, DIGITS),
-        {name: round(w, DIGITS) for name, w in weights.ease.items()},
-        round(weights.intercept, DIGITS),
+    return replace(
+        weights,
+        surprise=round(weights.surprise, DIGITS),
+        ease={name: round(w, DIGITS) for name, w in weights.ease.items()},
+        intercept=round(weights.intercept, DIGITS),
     )
 
 

@@ -161,14 +161,14 @@ class Bank:
     Attributes:
         version: a digest of what it was made from.
         clean: clean models.
-        weights: how their suspicions were made; None leaves the scores to be ranked.
+        weights: how suspicions are made, by kind; where there are none for a model its score is its suspicion.
         by_score: what a score says of being infected; None where too few models were known.
         by_suspicion: what a suspicion says of it.
     """
 
     version: str
     clean: tuple[Scored, ...]
-    weights: Weights | None = None
+    weights: tuple[Weights, ...] = ()
     by_score: LikelihoodRatio | None = None
     by_suspicion: LikelihoodRatio | None = None
 
@@ -177,7 +177,7 @@ class Bank:
         return {
             "schema": SCHEMA,
             "version": self.version,
-            "weights": None if self.weights is None else self.weights.describe(),
+            "weights": [w.describe() for w in self.weights],
             "by_score": None if self.by_score is None else dict(vars(self.by_score)),
             "by_suspicion": None if self.by_suspicion is None else dict(vars(self.by_suspicion)),
             "clean": [[s.classes, list(s.detectors), s.samples, s.score, s.suspicion] for s in self.clean],
@@ -196,14 +196,22 @@ class Bank:
         return cls(
             str(document["version"]),
             clean,
-            None if document["weights"] is None else Weights.described(document["weights"]),
+            tuple(map(Weights.described, document["weights"])),
             LikelihoodRatio.described(document["by_score"]),
             LikelihoodRatio.described(document["by_suspicion"]),
         )
 
-    def suspicions(self, log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The suspicion of each class ``(class,)`` as this bank weighs; the scores themselves where it does not."""
-        return -log10_p if self.weights is None else self.weights.suspicions(log10_p, eases)
+    def suspicions(
+        self, detectors: Sequence[str], log10_p: np.ndarray, eases: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """The suspicion of each class ``(class,)`` as this bank weighs; the scores themselves where it does not.
+
+        Args:
+            detectors: that may name a class, by name, in order.
+            log10_p, eases: see `Weights.suspicions`.
+        """
+        weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
+        return -log10_p if weights is None else weights.suspicions(log10_p, eases)
 
     def p_value(self, scored: Scored) -> float:
         """The p-value of a class or model: never less than the null model's where the bank does not cover it."""

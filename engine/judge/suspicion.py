@@ -5,11 +5,12 @@ every reference network does not stand out by their laws. How much less a class 
 of no known law: a well-trained network takes less of every class than a reference. So it is weighed, and judged by a bank of clean models
 (calibration.py), for which any number will do:
 
-    S_k = w_0 log(1 + s_k) + sum over v of w_v e_vk,   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
+    S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
 
 with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
-The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank. None is negative: a class does
-not become less suspicious by standing out. What a scan does not have (no references, a detector left out) adds nothing.
+The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank: for few classes and for many,
+and for each set of detectors, for ease counts most where the null models say least. None is negative: a class does
+not become less suspicious by standing out. What a scan does not have (no references) adds nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from onnxspect.engine.judge.evidence import Evidence, Skipped, View
 from onnxspect.engine.judge.measurement import Search
 
 #: Penalty on the squared weights. History: docs/decisions.md.
-PENALTY = 0.3
+PENALTY = 1.0
+#: Below so many classes a class has few others to stand out from. History: docs/decisions.md.
+FEW = 10
 #: Ease beyond this says no more: a trigger of a thousandth of what is usual is not ten times as suspicious as one of a hundredth.
 MOST_EASE = 4.0
 #: Views that weigh, by how they were searched: what follows the detector's name.
@@ -37,14 +40,22 @@ class Weights:
     """How a class's suspicion is made.
 
     Attributes:
+        few: of models with fewer than FEW classes; else of the others.
+        detectors: that may name a class, by name, in order.
         surprise: of log(1 + s), s = -log10 of the null models' p-value.
         ease: of the ease in each view, by the view's name (`eases`).
         intercept: of the regression; it moves no rank, and makes the suspicion log odds among the classes of the bank.
     """
 
+    few: bool
+    detectors: tuple[str, ...]
     surprise: float
     ease: Mapping[str, float]
     intercept: float = 0.0
+
+    def apply_to(self, classes: int, detectors: Sequence[str]) -> bool:
+        """Whether they are for models with so many classes, scanned by these detectors."""
+        return self.few == (classes < FEW) and self.detectors == tuple(detectors)
 
     def suspicions(self, log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
         """The suspicion of each class ``(class,)``.
@@ -61,13 +72,23 @@ class Weights:
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"surprise": self.surprise, "ease": dict(self.ease), "intercept": self.intercept}
+        return {
+            "few": self.few,
+            "detectors": list(self.detectors),
+            "surprise": self.surprise,
+            "ease": dict(self.ease),
+            "intercept": self.intercept,
+        }
 
     @classmethod
     def described(cls, row: Mapping[str, Any]) -> Weights:
         """What `describe` wrote."""
         return cls(
-            float(row["surprise"]), {str(k): float(v) for k, v in row["ease"].items()}, float(row["intercept"])
+            bool(row["few"]),
+            tuple(map(str, row["detectors"])),
+            float(row["surprise"]),
+            {str(k): float(v) for k, v in row["ease"].items()},
+            float(row["intercept"]),
         )
 
 
@@ -104,20 +125,23 @@ def _ease(evidence: Evidence, view: View, classes: int) -> np.ndarray:
 
 
 def _able(ease: np.ndarray) -> np.ndarray:
-    """As it is weighed: nothing where it is not known."""
-    return np.nan_to_num(np.clip(ease, -MOST_EASE, MOST_EASE))
+    """As it is weighed: nothing where it is not known, or where a class takes more than on the references."""
+    return np.nan_to_num(np.clip(ease, 0.0, MOST_EASE))
 
 
-def fitted(models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]], views: Sequence[str]) -> Weights:
+def fitted(
+    models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]], few: bool, detectors: Sequence[str]
+) -> Weights:
     """Weights by logistic regression with a penalty on their squares, none negative.
 
     Every class is one observation; those of one model count together as much as another model's, and a target as much as the other
     classes of its model.
 
     Args:
-        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``).
-        views: names of those that weigh.
+        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``); all views that any has weigh.
+        few, detectors: see `Weights`.
     """
+    views = sorted({v for _, e, _ in models for v in e})
     features = np.concatenate(
         [
             np.column_stack(
@@ -137,4 +161,4 @@ def fitted(models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarr
 
     bounds = [(None, None), *[(0, None)] * features.shape[1]]
     found = scipy.optimize.minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Weights(float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0]))
+    return Weights(few, tuple(detectors), float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0]))

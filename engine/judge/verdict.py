@@ -136,7 +136,8 @@ def _decided(
     scores = np.array([-f.log10_p for f in findings])
     suspicions = scores
     if bank is not None:
-        convicting, suspicions = detectors_of(ran), bank.suspicions(-scores, eases(ran, classes))
+        convicting = detectors_of(ran)
+        suspicions = bank.suspicions(convicting, -scores, eases(ran, classes))
         of_class = zip(findings, scores.tolist(), suspicions.tolist(), strict=True)
         findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, s, e)) for f, s, e in of_class)
     most = {"score": max([0.0, *scores.tolist()]), "suspicion": max(suspicions.tolist(), default=0.0)}

@@ -76,7 +76,7 @@ def test_what_has_no_references_or_names_no_class_has_no_ease() -> None:
 def test_nothing_that_stands_out_more_is_less_suspicious(
     log10_p: list[float], ease: float, more: float, weights: tuple[float, float]
 ) -> None:
-    weighing, p = Weights(weights[0], {"nc": weights[1]}), np.array(log10_p)
+    weighing, p = Weights(True, ("nc",), weights[0], {"nc": weights[1]}), np.array(log10_p)
     usual = np.full(len(p), ease)
     base = weighing.suspicions(p, {"nc": usual})
     assert (weighing.suspicions(p - more, {"nc": usual}) >= base).all()
@@ -100,12 +100,11 @@ def test_weights_are_found_and_never_negative() -> None:
             "turned": rng.normal(0, 0.4, 5) - 1.0 * targets,
         }
         models.append((p, views, targets))
-    found = fitted(models, ("shows", "chance", "turned", "missing"))
+    found = fitted(models, True, ("nc",))
     assert found.surprise > 1
     assert found.ease["shows"] > 2
     assert 0 <= found.ease["chance"] < 0.3
     assert found.ease["turned"] == 0
-    assert found.ease["missing"] == 0
     assert Weights.described(found.describe()) == found
     # The classes that it was told of are ranked almost as well as can be.
     s = [found.suspicions(p, v) for p, v, _ in models]
@@ -133,7 +132,7 @@ def test_two_classes_that_no_null_model_tells_apart_are_told_by_a_bank() -> None
             units.append(UnitEvidence(Unit(k), (one,), True, True, 5, 1.0, 0.95, 50, {}))
         return evidence(units, (FULL,))
 
-    weights = Weights(3.0, {"nc": 2.0})
+    weights = (Weights(True, ("nc",), 3.0, {"nc": 2.0}),)
     empty = Bank("", (), weights)
     clean = []
     for _ in range(80):
@@ -152,6 +151,10 @@ def test_two_classes_that_no_null_model_tells_apart_are_told_by_a_bank() -> None
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-def test_a_bank_without_weights_ranks_the_scores(classes: int) -> None:
-    p = -np.arange(classes, dtype=float)
-    np.testing.assert_array_equal(Bank("", ()).suspicions(p, {"nc": np.ones(classes)}), -p)
+@pytest.mark.parametrize("detectors", [("nc",), ("cepa", "nc")])
+def test_a_bank_without_weights_for_the_kind_ranks_the_scores(classes: int, detectors: tuple[str, ...]) -> None:
+    p, ones = -np.arange(classes, dtype=float), np.ones(classes)
+    np.testing.assert_array_equal(Bank("", ()).suspicions(detectors, p, {"nc": ones}), -p)
+    bank = Bank("", (), (Weights(True, ("nc",), 0.0, {"nc": 2.0}, 1.0), Weights(False, ("cepa", "nc"), 0.0, {}, 7.0)))
+    wanted = {(2, ("nc",)): 3 * ones, (10, ("cepa", "nc")): 7 * ones}.get((classes, detectors), -p)
+    np.testing.assert_array_equal(bank.suspicions(detectors, p, {"nc": ones}), wanted)
