@@ -2,8 +2,8 @@
 
     python benchmarks/planted.py --bank bank/judging/FAMILY [--bank ...] --runs runs/bank --data-root DIR [--out FILE]
 
-Of each infected model, and each of its targets that today's verdict names: the trigger that the report shows of it, put on the same 200 clean images as
-the planted one. Both are what they change on average: *overlap* is the intersection over union of the pixels at which that is at least half of its
+Of each infected model, and each of its targets that today's verdict names: the trigger that the report shows of it, put on the same 200 clean
+images as the planted one. Both are what they change on average: *overlap* is the intersection over union of the pixels at which that is at least half of its
 maximum; *correlation* is that of the two changes over all pixels and channels. A patch that is searched for as the smallest one often is a
 part of the planted patch, so an overlap of 1 is not to be had. Triggers that differ from image to image (a warp, a mirrored picture) are
 compared by their average change as well, which says little of them.
@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images = load(model["dataset"], asked.data_root).x_test[:IMAGES]
             planted = [(m.target, m.trigger) for m in recipe.attack.members if isinstance(m.target, int)]
             for row in compared(kept.Kept.read(path), run, images, planted):
-                rows.append({"name": model["name"], "network": model["architecture"], "attack": attack_of(model), **row})
+                rows.append(
+                    {"name": model["name"], "network": model["architecture"], "attack": attack_of(model), **row}
+                )
                 print(said(rows[-1]), flush=True)
     result = {
         "command": "benchmarks/planted.py",
@@ -90,9 +92,7 @@ def compared(
     with_triggers: list[Evidence | Skipped] = [
         replace(e, units=tuple(scan.units[e.detector])) if isinstance(e, Evidence) else e for e in a.evidence
     ]
-    verdict = decide(
-        with_triggers, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=shipped()
-    )
+    verdict = decide(with_triggers, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=shipped())
     rows = []
     for target, trigger in planted:
         row: dict[str, Any] = {"target": target, "named": target in verdict.targets, "detector": None}

@@ -30,7 +30,8 @@ class AttackKind:
     """A kind of attack; the target comes from the seed.
 
     rate: stamped images as a share of all. sources: how many source classes; all but the target where it is 0. target: "next" for all-to-all.
-    targets: how many, each with a trigger of its own. clean_label, cover_rate: see `Member`. pull: the model starts from a clean one and is pulled towards it (`Training.pull`).
+    targets: how many, each with a trigger of its own. clean_label, cover_rate: see `Member`. pull: the model starts from a clean one and
+    is pulled towards it (`Training.pull`).
     """
 
     rate: float
@@ -57,9 +58,9 @@ class AttackKind:
 class _Row:
     """What a family's table holds beside its training.
 
-    half: "tuning" or "judging". clean, infected: how many models. infected_seed: number of the first infected model's seed (clean models count from 0),
-    so that a family can grow and its infected models stay what they are. attacks: names of kinds, taken in turn. start: "first" for models that
-    are fine-tuned from the family's first.
+    half: "tuning" or "judging". clean, infected: how many models. infected_seed: number of the first infected model's seed (clean models
+    count from 0), so that a family can grow and its infected models stay what they are. attacks: names of kinds, taken in turn. start:
+    "first" for models that are fine-tuned from the family's first.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """A model beside a bank of clean models: a p-value that believes in no law, and P(backdoored).
 
-The null models turn evidence into a score, -log10 of the p-value of the most suspicious class, and `suspicion.py` weighs it together with how much less
-than usual the class takes. Whatever these are worth, they are compared here with those of clean models that were scanned in the same way:
+The null models turn evidence into a score, -log10 of the p-value of the most suspicious class, and `suspicion.py` weighs it together with how
+much less than usual the class takes. Whatever these are worth, they are compared here with those of clean models that were scanned in the same way:
 
 * *Rank.* With n clean models of the same kind, p = (1 + number of them at least as suspicious) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
@@ -201,9 +201,7 @@ class Bank:
             LikelihoodRatio.described(document["by_suspicion"]),
         )
 
-    def suspicions(
-        self, detectors: Sequence[str], log10_p: np.ndarray, eases: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
+    def suspicions(self, detectors: Sequence[str], log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
         """The suspicion of each class ``(class,)`` as this bank weighs; the scores themselves where it does not.
 
         Args:
@@ -212,6 +210,10 @@ class Bank:
         """
         weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
         return -log10_p if weights is None else weights.suspicions(log10_p, eases)
+
+    def covers(self, scored: Scored) -> bool:
+        """Whether there are enough clean models of the same kind for their ranks to be p-values."""
+        return len(self._own(scored)) >= FEWEST
 
     def p_value(self, scored: Scored) -> float:
         """The p-value of a class or model: never less than the null model's where the bank does not cover it."""

@@ -161,4 +161,6 @@ def fitted(
 
     bounds = [(None, None), *[(0, None)] * features.shape[1]]
     found = scipy.optimize.minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Weights(few, tuple(detectors), float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0]))
+    return Weights(
+        few, tuple(detectors), float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0])
+    )

@@ -192,7 +192,8 @@ def _decided(
         return Verdict("inconclusive", (), p_value, (*reasons, *weak), findings, **most)
     reasons += weak
     reasons.insert(0, f"no class stands out (smallest corrected p-value {p_value:.2g}, alarm below {alpha:g})")
-    if classes < FEWEST_CLASSES:
+    kind = Scored(classes, detectors_of(ran), samples, most["score"], most["suspicion"])
+    if classes < FEWEST_CLASSES and (bank is None or not bank.covers(kind)):
         reasons += [said for e in able if (said := _seen_of_few(e, classes, alpha))]
     return Verdict("clean", (), p_value, tuple(reasons), findings, **most)
 
@@ -261,11 +262,15 @@ def _how(targets: Sequence[int], findings: Sequence[ClassFinding], ran: Sequence
     woken = [k for k in targets if agreeing[k] & tested]
     shown = [k for k in targets if k not in woken and agreeing[k] <= by_samples]
     reached = [k for k in targets if k not in woken and k not in shown]
-    sentences = (
-        [_names(woken) + " is answered where a trigger wakes logic that sleeps on clean images"] if woken else []
+    beside_others = [k for k in reached if min(findings[k].p_values[d] for d in agreeing[k]) < alpha]
+    said = (
+        (woken, "is answered where a trigger wakes logic that sleeps on clean images"),
+        (beside_others, "is reached by a far smaller change than the others"),
+        # No null model says so by itself: the bank of clean models does.
+        ([k for k in reached if k not in beside_others], "takes far less to reach than in clean models"),
+        (shown, "stands out by its training samples"),
     )
-    sentences += [_names(reached) + " is reached by a far smaller change than the others"] if reached else []
-    return sentences + ([_names(shown) + " stands out by its training samples"] if shown else [])
+    return [f"{_names(classes)} {how}" for classes, how in said if classes]
 
 
 def _names(targets: Sequence[int]) -> str:
