@@ -4,7 +4,8 @@
 
 The clean models' scores are those of the null models, before any bank; how suspicions are weighed (engine/judge/suspicion.py) and the
 likelihood ratios are fitted to clean and infected ones, where there are enough. No model of the judging half is read into it.
---check says whether the file that is there is what this derives, and 1 where it is not. Models with too few samples for a verdict are left out: a scan has no p-value for them.
+--check says whether the file that is there is what this derives, and 1 where it is not. Models with too few samples for a verdict are
+left out: a scan has no p-value for them.
 """
 
 from __future__ import annotations
