@@ -2,11 +2,11 @@
 
     python benchmarks/planted.py --bank bank/judging/FAMILY [--bank ...] --runs runs/bank --data-root DIR [--out FILE]
 
-Of each infected model, and each of its targets that today's verdict names: the trigger that the report shows of it, put on the same 200 clean
-images as the planted one. Both are what they change on average: *overlap* is the intersection over union of the pixels at which that is at
-least half of its maximum; *correlation* is that of the two changes over all pixels and channels. A patch that is searched for as the smallest one often is a
-part of the planted patch, so an overlap of 1 is not to be had. Triggers that differ from image to image (a warp, a mirrored picture) are
-compared by their average change as well, which says little of them.
+Of each infected model, and each of its targets that today's verdict names: the trigger that the report shows of it, put on the same 200
+clean images as the planted one. Both are what they change on average: *overlap* is the intersection over union of the pixels at which
+that is at least half of its maximum; *correlation* is that of the two changes over all pixels and channels. A patch that is searched for
+as the smallest one often is a part of the planted patch, so an overlap of 1 is not to be had. Triggers that differ from image to image
+(a warp, a mirrored picture) are compared by their average change as well, which says little of them.
 """
 
 from __future__ import annotations

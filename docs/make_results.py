@@ -21,6 +21,7 @@ def page() -> str:
     sections = (
         ("demo.json", detection.demo),
         ("replay.json", detection.judging_half),
+        ("planted.json", detection.planted),
         ("detection_standard.json", detection.detection),
         ("detection_fresh.json", detection.fresh),
         ("detection_fresh_infected.json", detection.fresh_infected),

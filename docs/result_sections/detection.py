@@ -101,6 +101,29 @@ def _levels(board: dict[str, Any], plain: dict[str, Any]) -> str:
     )
 
 
+def planted(r: dict[str, Any]) -> str:
+    """What was recovered beside what was planted."""
+    s = r["summary"]
+    several = (
+        f" Of {s['targets_of_several']} targets of models with several, {s['named_of_several']} are named."
+        if s["targets_of_several"]
+        else ""
+    )
+    rows = "".join(
+        f"| {kind} | {of['shown']} | {of['overlap']:.2f} | {of['correlation']:.2f} |\n"
+        for kind, of in s["by_attack"].items()
+    )
+    return (
+        "## Recovered and planted triggers, judging half\n\n"
+        f"`python {r['command']}`, {r['date']}. Of {s['targets']} planted targets {s['named']} are named, {s['shown']} with a change of pixels to "
+        f"look at.{several} The recovered trigger and the planted one are put on the same {r['images']} clean images; overlap is the "
+        "intersection over union of the pixels that change by at least half of the largest change, correlation that of the average "
+        f"changes. **Of {s['patches']} patches {s['patches_overlapping']} overlap by a half or more**: the smallest change that works is "
+        "often a part of the patch, or the same pixels elsewhere, for a network that pools sees a patch wherever it is.\n\n"
+        f"| attack | targets shown | median overlap | median correlation |\n|---|---|---|---|\n{rows}"
+    )
+
+
 def fresh(r: dict[str, Any]) -> str:
     return detection(
         r,

@@ -21,6 +21,8 @@ class Family(StrEnum):
     SAMPLES = "samples"
     #: Pixels that wake a part of the graph.
     GRAPH = "graph"
+    #: A mask and a pattern, or an added pattern, that leads images to one class, whichever.
+    OPEN = "open"
     #: Whatever input the model answers with a class.
     ANY_INPUT = "any input"
     #: Another one: of a detector that a user brings in.

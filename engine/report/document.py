@@ -212,11 +212,17 @@ def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
     missing = []
     if not any(u.unit.source is not None and not u.unit.shared for e in ran for u in e.units):
         missing.append("Backdoors that act from chosen source classes only were not searched for (class pairs).")
-    if Family.ADDED not in families:
+    # Without a target only what is reached first is seen, be it by a mask or by an added pattern.
+    without_target = Family.OPEN in families and not {Family.ADDED, Family.REPLACED} <= families
+    if without_target:
+        missing.append(
+            "Masks and added patterns were searched for without a target only: the classes reached first (attractor)."
+        )
+    if Family.ADDED not in families and not without_target:
         missing.append("Faint patterns that are added to the whole image were not searched for (reverse-engineering).")
     if Family.SAMPLE_WISE not in families:
         missing.append("Changes that differ from image to image, such as warps, were not searched for (cepa).")
-    if Family.REPLACED not in families:
+    if Family.REPLACED not in families and not without_target:
         missing.append("Triggers that replace a part of the image were not searched for as such (neural-cleanse).")
     if Family.SAMPLES not in families:
         missing.append("The training set was not looked at (dtinspector, training-difference; give it with --train).")

@@ -22,7 +22,9 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.evidence import Evidence, Skipped
 from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.judge.verdict import Verdict, decide
+from onnxspect.engine.report.document import limits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig
 from onnxspect.engine.store import Ledger
@@ -105,6 +107,18 @@ def test_both_families_end_at_the_planted_class_first(found: dict[bool, Evidence
         sizes = {u.unit.target: u.value(name) for u in found[True].units if u.measurement(name)}
         assert min(sizes, key=sizes.__getitem__) == TARGET
         assert len(sizes) >= 2  # excluded, it gave way to others
+
+
+def test_a_report_says_that_masks_and_added_patterns_had_no_target(found: dict[bool, Evidence]) -> None:
+    alone = " ".join(limits([found[True]]))
+    assert "without a target only" in alone
+    assert "were not searched for as such" not in alone
+    assert "Faint patterns" not in alone
+    by_target = [
+        replace(found[True], detector=name, traits=Traits(family))
+        for name, family in (("neural-cleanse", Family.REPLACED), ("reverse-engineering", Family.ADDED))
+    ]
+    assert "without a target only" not in " ".join(limits([found[True], *by_target]))
 
 
 def test_a_planted_class_beside_which_no_other_is_reached_is_named() -> None:
