@@ -34,7 +34,8 @@ from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidenc
 from onnxspect.engine.judge.measurement import measured
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES
 from onnxspect.engine.judge.spacing import Usual
-from onnxspect.engine.judge.traits import Family, Traits
+from onnxspect.engine.judge.traits import Family as Change
+from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.search.objective import Memory, ReachTogether, StepSettings
 from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern, Perturbation, State
 from onnxspect.engine.search.search import SearchConfig, UnitResult, choose_images
@@ -128,7 +129,7 @@ class Attractor(Detector):
     """
 
     name: ClassVar[str] = NAME
-    traits: ClassVar[Traits] = Traits(Family.OPEN, references=False)
+    traits: ClassVar[Traits] = Traits(Change.OPEN, references=False)
     families: tuple[Family, ...] = (MASKS, ADDED)
     starts: int = 2
     destinations: int = 3
