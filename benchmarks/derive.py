@@ -14,8 +14,8 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import astuple, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, Likel
 from onnxspect.engine.judge.evidence import detectors_of
 from onnxspect.engine.judge.suspicion import FEW, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
+from onnxspect.models.bank import families
 
 #: Decimals that are kept.
 DIGITS = 4
@@ -48,60 +49,95 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What the bank takes from one scanned model.
+
+    Attributes:
+        family: of the bank's recipes, or its board, for what is in none.
+        infected: the truth.
+        targets: which classes a backdoor leads to ``(class,)``.
+        log10_p: of the null models, by class.
+        eases: by view (engine/judge/suspicion.py).
+        detectors: that may name a class.
+        samples: clean ones.
+    """
+
+    family: str
+    infected: bool
+    targets: np.ndarray
+    log10_p: np.ndarray
+    eases: Mapping[str, np.ndarray]
+    detectors: tuple[str, ...]
+    samples: int
+
+    @classmethod
+    def of(cls, kept: Kept) -> Observed:
+        """Of a kept scan."""
+        classes = kept.archive.classes
+        known = [f.name for f in families()[0] if str(kept.model["name"]).startswith(f"{f.name}_")]
+        return cls(
+            max(known, key=len, default=kept.board),
+            bool(kept.model["infected"]),
+            np.isin(np.arange(classes), kept.model["targets"] if kept.model["infected"] else []),
+            np.array([c.log10_p for c in judged(kept).classes]),
+            eases(kept.archive.evidence, classes),
+            detectors_of(kept.archive.evidence),
+            kept.archive.samples,
+        )
+
+    @property
+    def few(self) -> bool:
+        """Whether it has few classes."""
+        return len(self.log10_p) < FEW
+
+    def scored(self, weights: Weights | None) -> Scored:
+        """As the bank has it; rounded, so that the file does not depend on the last bit of a machine."""
+        suspicions = -self.log10_p if weights is None else weights.suspicions(self.log10_p, self.eases)
+        score = max(0.0, float(-self.log10_p.min()))
+        numbers = (round(v, DIGITS) for v in (score, float(suspicions.max())))
+        return Scored(len(self.log10_p), self.detectors, self.samples, *numbers)
+
+
 def bank(kept: Sequence[Kept]) -> Bank:
-    """The bank that the tuning half makes."""
-    tuning = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
-    weighing = Bank("", (), _weights(tuning))
-    known = [(k, _scored(k, weighing)) for k in tuning]
-    clean = sorted((s for k, s in known if not k.model["infected"]), key=astuple)
-    infected = sorted((s for k, s in known if k.model["infected"]), key=astuple)
-    content = json.dumps([weighing.describe(), [astuple(s) for s in clean], [astuple(s) for s in infected]])
+    """The bank that the tuning half makes.
+
+    A model's own suspicion is made by weights that its family had no part in, as those of a scanned model are.
+    """
+    tuning = [
+        Observed.of(k) for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few
+    ]
+    groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
+    for o in tuning:
+        groups.setdefault((o.few, o.detectors), []).append(o)
+    weights: list[Weights] = []
+    known: list[tuple[bool, bool, Scored]] = []
+    for (few, detectors), members in sorted(groups.items()):
+        infected = sum(o.infected for o in members)
+        enough = min(infected, len(members) - infected) >= FEWEST_OF_EACH
+        if enough:
+            weights.append(_weights(members, few, detectors))
+        for family in sorted({o.family for o in members}):
+            others = [o for o in members if o.family != family]
+            apart = _weights(others, few, detectors) if enough else None
+            known += [(o.infected, enough, o.scored(apart)) for o in members if o.family == family]
+    sides = {side: sorted((s for i, _, s in known if i == side), key=astuple) for side in (False, True)}
+    weighed = [[s.suspicion for i, w, s in known if w and i == side] for side in (False, True)]
+    content = json.dumps(
+        [[w.describe() for w in weights], *[[astuple(s) for s in sides[side]] for side in (False, True)]]
+    )
     return Bank(
         hashlib.sha256(content.encode()).hexdigest()[:12],
-        tuple(clean),
-        weighing.weights,
-        LikelihoodRatio.fitted([s.score for s in clean], [s.score for s in infected]),
-        LikelihoodRatio.fitted([s.suspicion for s in clean], [s.suspicion for s in infected]),
+        tuple(sides[False]),
+        tuple(weights),
+        LikelihoodRatio.fitted([s.score for s in sides[False]], [s.score for s in sides[True]]),
+        LikelihoodRatio.fitted(*weighed),
     )
 
 
-def _weights(tuning: Sequence[Kept]) -> tuple[Weights, ...]:
-    """How suspicions are made, for each set of detectors and few or many classes with enough models of either sort."""
-    groups: dict[tuple[bool, tuple[str, ...]], list[Kept]] = {}
-    for k in tuning:
-        groups.setdefault((k.archive.classes < FEW, detectors_of(k.archive.evidence)), []).append(k)
-    found = []
-    for (few, detectors), members in sorted(groups.items()):
-        infected = sum(k.model["infected"] for k in members)
-        if min(infected, len(members) - infected) >= FEWEST_OF_EACH:
-            found.append(_rounded(fitted([_observed(k) for k in members], few, detectors)))
-    return tuple(found)
-
-
-def _observed(kept: Kept) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """What the weights are fitted to: log10 p of the null models, eases, and which classes are targets."""
-    found = judged(kept)
-    targets = np.isin(np.arange(kept.archive.classes), kept.model["targets"] if kept.model["infected"] else [])
-    return (
-        np.array([c.log10_p for c in found.classes]),
-        eases(kept.archive.evidence, kept.archive.classes),
-        targets,
-    )
-
-
-def _scored(kept: Kept, weighing: Bank) -> Scored:
-    """Its numbers; rounded, so that the file does not depend on the last bit of a machine."""
-    log10_p, of_views, _ = _observed(kept)
-    return Scored(
-        kept.archive.classes,
-        detectors_of(kept.archive.evidence),
-        kept.archive.samples,
-        round(max(0.0, float(-log10_p.min())), DIGITS),
-        round(float(weighing.suspicions(detectors_of(kept.archive.evidence), log10_p, of_views).max()), DIGITS),
-    )
-
-
-def _rounded(weights: Weights) -> Weights:
+def _weights(members: Sequence[Observed], few: bool, detectors: tuple[str, ...]) -> Weights:
+    """How suspicions are made, of these models; rounded as what is scored is."""
+    weights = fitted([(o.log10_p, o.eases, o.targets) for o in members], few, detectors)
     return replace(
         weights,
         surprise=round(weights.surprise, DIGITS),

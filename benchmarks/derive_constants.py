@@ -16,8 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import kept
+import numpy as np
+
 from onnxspect.converters.lowering.further import ONCE
+from onnxspect.engine.detectors import attractor
 from onnxspect.engine.detectors.base import USUAL_STEPS
+from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.subject import unreached
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -102,12 +107,33 @@ def further_runs() -> tuple[int, int, int]:
     return _rounded(seconds / node), _rounded(seconds / slowest["middle"]), _rounded(seconds / slowest["large"])
 
 
+def usual_spacings() -> dict[str, float]:
+    """By statistic, the mean over clean models of the tuning half of how far the smallest class of a search without a target lies before the
+    next one: the difference of the logarithms of their sizes, or of how far a search went that reached no further class."""
+    found: dict[str, list[float]] = {}
+    for path in sorted(kept.FOLDER.glob("*/glyphs*.json.gz")):
+        one = kept.Kept.read(path)
+        evidence = [e for e in one.archive.evidence if isinstance(e, Evidence) and e.detector == attractor.NAME]
+        if one.half != "tuning" or one.model["infected"]:
+            continue
+        for statistic, units in ((s, e.units) for e in evidence for s in attractor.USUAL):
+            sizes = [u.value(name) for u in units for name in (statistic, f"{attractor.BEYOND}{statistic}")]
+            smallest = np.sort([s for s in set(sizes) if np.isfinite(s)])[:2]
+            found.setdefault(statistic, []).append(float(np.diff(np.log(smallest))[0]))
+    return {statistic: round(statistics.fmean(gaps), 2) for statistic, gaps in found.items()}
+
+
 def _rounded(number: float) -> int:
     power = 10 ** math.floor(math.log10(number))
     return int(max(f * power for f in (1, 2, 5) if f * power <= number))
 
 
 DERIVED = (
+    Derived(
+        "engine/detectors/attractor.py: USUAL",
+        lambda: {statistic: spacing for statistic, (spacing, _) in attractor.USUAL.items()},
+        usual_spacings,
+    ),
     Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),
     Derived("converters/lowering/further.py: ONCE", lambda: ONCE, once),
     Derived("engine/subject/unreached.py: _FURTHER", lambda: unreached._FURTHER, further_images),

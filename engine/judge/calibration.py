@@ -163,7 +163,7 @@ class Bank:
         clean: clean models.
         weights: how suspicions are made, by kind; where there are none for a model its score is its suspicion.
         by_score: what a score says of being infected; None where too few models were known.
-        by_suspicion: what a suspicion says of it.
+        by_suspicion: what a suspicion says of it, of models for which there are weights.
     """
 
     version: str
@@ -208,7 +208,7 @@ class Bank:
             detectors: that may name a class, by name, in order.
             log10_p, eases: see `Weights.suspicions`.
         """
-        weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
+        weights = self._weights(len(log10_p), detectors)
         return -log10_p if weights is None else weights.suspicions(log10_p, eases)
 
     def covers(self, scored: Scored) -> bool:
@@ -228,10 +228,12 @@ class Bank:
     def calibration(self, scored: Scored, prior: float = PRIOR) -> Calibration:
         """What it says of a model, beside `p_value`."""
         own = self._own(scored)
-        n, odds = len(own), self.by_score
+        n, odds, x = len(own), self.by_score, scored.score
         if n >= FEWEST:
             p, interval = beyond(scored.suspicion, [s.suspicion for s in own])
-            note, odds = f"p-values are ranks among {n} clean models of the same kind", self.by_suspicion
+            note = f"p-values are ranks among {n} clean models of the same kind"
+            if self._weights(scored.classes, scored.detectors) is not None:
+                odds, x = self.by_suspicion, scored.suspicion
         elif len(self.clean) >= FEWEST:
             p, interval = beyond(scored.score, [s.score for s in self.clean])
             note = (
@@ -247,12 +249,15 @@ class Bank:
                 "null model's, which no bank of clean models has confirmed",
                 prior=prior,
             )
-        x = scored.suspicion if n >= FEWEST else scored.score
         probability = None if odds is None else odds.probability(x, prior)
         covered = n >= FEWEST
         return Calibration(
             self.version, n if covered else len(self.clean), covered, note, p, interval, prior, probability
         )
+
+    def _weights(self, classes: int, detectors: Sequence[str]) -> Weights | None:
+        """How it weighs for models with so many classes, scanned by these detectors; None where it does not."""
+        return next((w for w in self.weights if w.apply_to(classes, detectors)), None)
 
     def _own(self, scored: Scored) -> list[Scored]:
         """Its clean models of the same kind."""

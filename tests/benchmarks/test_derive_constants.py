@@ -13,12 +13,16 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "derive_constants.py"
 
 
 def loaded() -> ModuleType:
+    sys.path.insert(0, str(SCRIPT.parent))  # as for a script, whose folder is where it finds the others
     spec = importlib.util.spec_from_file_location("derive_constants", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["derive_constants"] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     return module
 
 

@@ -12,6 +12,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, Bank, LikelihoodRatio, Scored, beyond, shipped
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.suspicion import Weights
 from onnxspect.engine.judge.thresholds import ALPHA
 from onnxspect.engine.judge.verdict import decide
 
@@ -100,8 +101,14 @@ def test_the_suspicion_counts_where_the_bank_covers_the_model_and_the_score_wher
     assert full.p_value(quiet) < ALPHA < full.p_value(scored(0.1))
     other = replace(quiet, classes=43)
     assert full.p_value(other) == full.p_value(replace(other, suspicion=0.1)) > ALPHA
-    odds = replace(full, by_score=LikelihoodRatio(0.0, 1.0, 100, 50), by_suspicion=LikelihoodRatio(0.0, 2.0, 100, 50))
-    for one, x, slope in ((quiet, 9.0, 2.0), (other, 0.1, 1.0)):
+    weights = (Weights(False, DETECTORS, 1.0, {}),)
+    by_score, by_suspicion = LikelihoodRatio(0.0, 1.0, 100, 50), LikelihoodRatio(0.0, 2.0, 100, 50)
+    bare = replace(full, by_score=by_score, by_suspicion=by_suspicion)
+    for odds, one, x, slope in (
+        (replace(bare, weights=weights), quiet, 9.0, 2.0),
+        (replace(bare, weights=weights), other, 0.1, 1.0),
+        (bare, quiet, 0.1, 1.0),
+    ):
         assert odds.calibration(one, 0.5).p_backdoored == pytest.approx(1 / (1 + np.exp(-slope * x)))
 
 
