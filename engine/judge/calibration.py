@@ -9,7 +9,7 @@ much less than usual the class takes. Whatever these are worth, they are compare
   excesses over the bank's 80th percentile goes on from there; its uncertainty is
   shown as an interval (a parametric bootstrap).
 * *Kind.* What matters is the number of classes, the detectors that may name a class, and the number of clean samples a class: each in
-  coarse steps. Fewer than FEWEST models cannot give a rank below ALPHA: then the bank does not cover the model.
+  coarse steps. With fewer than FEWEST models of a kind the tail is too uncertain: then the bank does not cover the model.
 * *Not covered.* With enough models of other kinds the larger of two p-values is taken, the null model's and its score's rank among all
   (suspicions of different kinds are not comparable); with fewer the null model's stands alone. Either is said in the report.
 
@@ -39,8 +39,8 @@ from onnxspect.engine.judge.suspicion import Weights
 
 SCHEMA = "onnxspect-bank/2"
 FILE = "bank.json"
-#: So many clean models of a kind can give a rank below the level of the verdict. History: docs/decisions.md.
-FEWEST = 49
+#: With so many clean models of a kind ranks and the tail beyond them hold the level of the verdict. History: docs/decisions.md.
+FEWEST = 60
 #: So many models of either sort a likelihood ratio is fitted to, at least.
 FEWEST_OF_EACH = 30
 #: A tail is fitted to the excesses over this share of the bank's scores.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
-ALPHA = 0.02
+ALPHA = 0.01
 #: Held-out validation: a trigger that works on a smaller share of the clean samples that its search never saw is
 #: overfitted and proves nothing. History: docs/decisions.md.
 HELD_OUT_SUCCESS = 0.5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from onnxspect.engine.judge.thresholds import ALPHA
+
 #: Key -> (term, what it means).
 GLOSSARY: dict[str, tuple[str, str]] = {
     "backdoor": (
@@ -18,7 +20,7 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     "p": (
         "p-value",
         "How often a clean model would look at least this suspicious by chance alone, corrected for the number of classes and of "
-        "searches. An alarm is raised below 0.02.",
+        f"searches. An alarm is raised below {ALPHA:g}.",
     ),
     "reference": (
         "reference",
