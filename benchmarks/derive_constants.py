@@ -61,6 +61,8 @@ def usual_steps() -> dict[str, int]:
     return {k: round(sum(b["gradient_steps"] for b in v) / sum(b["units"] for b in v)) for k, v in budgets.items()}
 
 
+#: So many spacings between the smallest classes are judged: sets of one, two and three.
+SPACINGS = 3
 #: So many of the ordinary parts that further images move at all are to count as awake.
 _AWAKE = 0.9
 #: More images than are enough wake less than this share of the parts that they wake.
@@ -107,20 +109,22 @@ def further_runs() -> tuple[int, int, int]:
     return _rounded(seconds / node), _rounded(seconds / slowest["middle"]), _rounded(seconds / slowest["large"])
 
 
-def usual_spacings() -> dict[str, float]:
-    """By statistic, the mean over clean models of the tuning half of how far the smallest class of a search without a target lies before the
-    next one: the difference of the logarithms of their sizes, or of how far a search went that reached no further class."""
-    found: dict[str, list[float]] = {}
+def usual_spacings() -> dict[str, tuple[float, ...]]:
+    """By statistic, the means over clean models of the tuning half of D_1, D_2, D_3 of a search without a target (engine/judge/spacing.py)."""
+    found: dict[str, list[list[float]]] = {}
     for path in sorted(kept.FOLDER.glob("*/glyphs*.json.gz")):
         one = kept.Kept.read(path)
         evidence = [e for e in one.archive.evidence if isinstance(e, Evidence) and e.detector == attractor.NAME]
         if one.half != "tuning" or one.model["infected"]:
             continue
         for statistic, units in ((s, e.units) for e in evidence for s in attractor.USUAL):
-            sizes = [u.value(name) for u in units for name in (statistic, f"{attractor.BEYOND}{statistic}")]
-            smallest = np.sort([s for s in set(sizes) if np.isfinite(s)])[:2]
-            found.setdefault(statistic, []).append(float(np.diff(np.log(smallest))[0]))
-    return {statistic: round(statistics.fmean(gaps), 2) for statistic, gaps in found.items()}
+            sizes = {u.value(name) for u in units for name in (statistic, f"{attractor.BEYOND}{statistic}")}
+            logs = np.log(sorted(s for s in sizes if np.isfinite(s)))
+            found.setdefault(statistic, []).append((np.arange(1, len(logs)) * np.diff(logs)).tolist())
+    return {
+        statistic: tuple(round(statistics.fmean(s[i] for s in spacings if i < len(s)), 2) for i in range(SPACINGS))
+        for statistic, spacings in found.items()
+    }
 
 
 def _rounded(number: float) -> int:
@@ -131,7 +135,7 @@ def _rounded(number: float) -> int:
 DERIVED = (
     Derived(
         "engine/detectors/attractor.py: USUAL",
-        lambda: {statistic: spacing for statistic, (spacing, _) in attractor.USUAL.items()},
+        lambda: attractor.USUAL,
         usual_spacings,
     ),
     Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),

@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from boards import grouped, interval, line, summary
 from kept import FOLDER, Kept, everything
 from scipy import special
 
+from onnxspect.engine.detectors import attractor
 from onnxspect.engine.judge.calibration import PRIOR, Bank, shipped
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.judge.thresholds import ALPHA
@@ -81,7 +83,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def judged(kept: Kept, bank: Bank | None = None) -> Verdict:
     """What this commit says of a kept model."""
     a = kept.archive
-    return decide(a.evidence, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=bank, prior=PRIOR)
+    evidence = [_of_today(e) if isinstance(e, Evidence) and e.detector == attractor.NAME else e for e in a.evidence]
+    return decide(evidence, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=bank, prior=PRIOR)
+
+
+def _of_today(evidence: Evidence) -> Evidence:
+    """With the usual spacings of this commit: they are kept beside what was measured, and are no measurement of the model."""
+    views = (replace(v, spacing=attractor.usual(v.statistic)) for v in evidence.views)
+    return replace(evidence, views=tuple(views))
 
 
 def row(kept: Kept, bank: Bank | None = None) -> dict[str, Any]:

@@ -163,7 +163,10 @@ class View:
             KeyError, TypeError, ValueError: the row is not one.
         """
         spacing = row.get("spacing")
-        return cls(**{**row, "search": Search(row["search"]), "spacing": None if spacing is None else Usual(**spacing)})
+        usual = (
+            None if spacing is None else Usual(spacing["spacing"], spacing["count"], tuple(spacing.get("further", ())))
+        )
+        return cls(**{**row, "search": Search(row["search"]), "spacing": usual})
 
 
 @dataclass(frozen=True)

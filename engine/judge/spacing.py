@@ -31,12 +31,19 @@ class Usual:
     """What is known beforehand of the spacing between the smallest classes of a clean network.
 
     Attributes:
-        spacing: mean normalised spacing of log sizes.
+        spacing: mean of the first normalised spacing of log sizes, D_1.
         count: of how many spacings it is the mean.
+        further: the same of D_2, D_3 and so on, as far as it is known apart; where it is not, the last that is. Later classes are searched
+            for less, and end farther from their size, which D_i multiplies by i.
     """
 
     spacing: float
     count: float
+    further: tuple[float, ...] = ()
+
+    def of(self, i: int) -> float:
+        """The mean of D_i, i from 1."""
+        return (self.spacing, *self.further)[min(i - 1, len(self.further))]
 
 
 def smallest_stand_apart(values: np.ndarray, usual: Usual, most: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -58,7 +65,7 @@ def smallest_stand_apart(values: np.ndarray, usual: Usual, most: int = 3) -> tup
     logs = np.log(values[order])
     spacings = np.arange(1, len(logs)) * np.diff(logs)
     for i in range(1, min(most, len(spacings)) + 1):
-        ratio = spacings[i - 1] / usual.spacing
+        ratio = spacings[i - 1] / usual.of(i)
         # The spacing i (x_(i+1) - x_(i)) says that *all* i lie below the rest by at least that much.
         found = min(0.0, -usual.count * np.log1p(ratio / usual.count) - np.log(_share(i)))
         for k in order[:i]:

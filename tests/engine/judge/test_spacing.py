@@ -62,3 +62,16 @@ def test_order_and_scale_do_not_matter() -> None:
     again = smallest_stand_apart(7 * values[rows], usual)
     np.testing.assert_allclose(again[0], index[rows])
     np.testing.assert_allclose(again[1], log_p[rows])
+
+
+def test_later_spacings_have_usual_ones_of_their_own() -> None:
+    """The third class, searched for least, ended far off: that says nothing of the two before it."""
+    values = np.array([3.0, 3.1, 3.2, 9.0])
+    one, apart = Usual(0.1, 8.0), Usual(0.1, 8.0, (0.2, 3.0))
+    assert [apart.of(i) for i in (1, 2, 3, 4)] == [0.1, 0.2, 3.0, 3.0]
+    assert [one.of(i) for i in (1, 3)] == [0.1, 0.1]
+    assert np.exp(smallest_stand_apart(values, one)[1])[:3].max() < 0.01
+    assert np.exp(smallest_stand_apart(values, apart)[1])[:3].min() > 0.5
+    # One that does stand apart is found by either.
+    planted = np.array([0.5, 3.1, 3.2, 9.0])
+    assert np.exp(smallest_stand_apart(planted, apart)[1])[0] < 0.001
