@@ -1,13 +1,15 @@
 """One number a class from all that speaks of it: the null models' p-value, and how much less it takes than on clean networks.
 
-The null models compare classes with each other, which takes many of them: of two to five classes one that takes a fifth of what it takes on
-every reference network does not stand out by their laws. How much less a class takes than on the references is evidence by itself, but
-of no known law: a well-trained network takes less of every class than a reference. So it is weighed, and judged by a bank of clean models
-(calibration.py), for which any number will do:
+The null models assume little, and of few classes they say little: one that takes a fifth of what it takes on every reference network does not stand
+out by their laws where only one or three others are there to show the deviation. A bank of clean models (calibration.py) ranks any number, of
+whatever law. So what each class takes less than on the references is weighed beside the p-value:
 
-    S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
+    S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk - mean over j != k of e_vj),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
 
 with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
+The mean over the other classes is taken off since how much a network takes as a whole is a matter of its architecture and training: clean
+transformers take a quarter of what the references take, of every class.
+
 The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank: for few classes and for many,
 and for each set of detectors, for ease counts most where the null models say least. None is negative: a class does
 not become less suspicious by standing out. What a scan does not have (no references) adds nothing.
@@ -67,7 +69,7 @@ class Weights:
         found = self.intercept + self.surprise * surprise(log10_p)
         for name, weight in self.ease.items():
             if name in eases:
-                found = found + weight * _able(eases[name])
+                found = found + weight * _beside_others(eases[name])
         return np.asarray(found)
 
     def describe(self) -> dict[str, Any]:
@@ -124,9 +126,14 @@ def _ease(evidence: Evidence, view: View, classes: int) -> np.ndarray:
     return found
 
 
-def _able(ease: np.ndarray) -> np.ndarray:
-    """As it is weighed: nothing where it is not known, or where a class takes more than on the references."""
-    return np.nan_to_num(np.clip(ease, 0.0, MOST_EASE))
+def _beside_others(ease: np.ndarray) -> np.ndarray:
+    """As it is weighed ``(class,)``: beyond the mean of the other classes; nothing where it is not known, or below that."""
+    known = np.isfinite(ease)
+    others = known.sum() - known
+    total = np.where(known, ease, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        beyond = total - (total.sum() - total) / others
+    return np.asarray(np.where(known & (others > 0), np.clip(beyond, 0.0, MOST_EASE), 0.0))
 
 
 def fitted(
@@ -145,7 +152,7 @@ def fitted(
     features = np.concatenate(
         [
             np.column_stack(
-                [surprise(p), *(_able(e[v]) if v in e else np.zeros(len(p)) for v in views)],
+                [surprise(p), *(_beside_others(e[v]) if v in e else np.zeros(len(p)) for v in views)],
             )
             for p, e, _ in models
         ]
