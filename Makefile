@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: notebook wild fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bench gpu gpu-bundle gpu-tiny clean signals hostile
+.PHONY: notebook wild fleet ray check-tools check-pages site bench-large demo test test-heavy test-converters fuzz lock audit mutants zoo-small zoo-full bank bench gpu gpu-bundle gpu-tiny clean signals hostile
 
 demo: $(VENV)/.demo
 	$(BIN)/onnxspect demo
@@ -127,6 +127,21 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/demo.py --data-root $(DATA) --out benchmarks/results/demo.json
 	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
+
+# The bank of models that verdicts are calibrated by (docs/detectors.md): trains and scans FAMILIES of both halves, MOST clean and infected
+# models of each, then derives what ships and judges all kept evidence. What is there is not made again; all families are days of CPU time.
+MOST ?= 4
+FAMILIES ?= digits_lenet5 fashion_keras
+bank: $(VENV)/.test
+	for half in tuning judging; do \
+	  for family in $(FAMILIES); do \
+	    grep -A1 "name = \"$$family\"" models/bank.toml | grep -q $$half || continue; \
+	    $(BIN)/python -m onnxspect.models.train_bank --part $$half --family $$family --most $(MOST) --data-root $(DATA) --out bank/$$half/$$family; \
+	    $(BIN)/python benchmarks/bank.py --bank bank/$$half/$$family --half $$half --data-root $(DATA) || exit 1; \
+	  done; \
+	done
+	$(BIN)/python benchmarks/derive.py
+	$(BIN)/python benchmarks/replay.py --bank --out benchmarks/results/replay.json
 
 # Are the tests of what judges, searches and writes able to fail? (docs/mutation.md)
 mutants: $(VENV)/.test
