@@ -33,7 +33,8 @@ class Kept:
         board: the table that it belongs to.
         half: "tuning" or "judging".
         model: FACTS of it, and the number of classes.
-        recorded: what the scan said: verdict, targets, log10_p by class; and the version that said so.
+        recorded: what the scan said: verdict, targets, log10_p by class, as a bank of then had calibrated them; the null models' score, before any
+            bank; and the version that said so.
         archive: the evidence.
     """
 
@@ -103,5 +104,6 @@ def recorded(report: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": report["verdict"],
         "targets": list(report["targets"]),
         "log10_p": [c["log10_p"] for c in report["classes"]],
+        "score": None if report.get("calibration") is None else report["calibration"]["score"],
         "preset": report["preset"],
     }

@@ -153,7 +153,8 @@ class View:
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**asdict(self), "search": str(self.search)}
+        spacing = None if self.spacing is None else self.spacing.describe()
+        return {**asdict(self), "search": str(self.search), "spacing": spacing}
 
     @classmethod
     def described(cls, row: Mapping[str, Any]) -> View:
@@ -163,9 +164,7 @@ class View:
             KeyError, TypeError, ValueError: the row is not one.
         """
         spacing = row.get("spacing")
-        usual = (
-            None if spacing is None else Usual(spacing["spacing"], spacing["count"], tuple(spacing.get("further", ())))
-        )
+        usual = None if spacing is None else Usual.described(spacing)
         return cls(**{**row, "search": Search(row["search"]), "spacing": usual})
 
 

@@ -21,7 +21,9 @@ tenths for one class, a tenth, halved again and again, for more).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,6 +46,15 @@ class Usual:
     def of(self, i: int) -> float:
         """The mean of D_i, i from 1."""
         return (self.spacing, *self.further)[min(i - 1, len(self.further))]
+
+    def describe(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"spacing": self.spacing, "count": self.count, "further": list(self.further)}
+
+    @classmethod
+    def described(cls, row: Mapping[str, Any]) -> Usual:
+        """What `describe` wrote, or an earlier version, which knew of one spacing."""
+        return cls(row["spacing"], row["count"], tuple(row.get("further", ())))
 
 
 def smallest_stand_apart(values: np.ndarray, usual: Usual, most: int = 3) -> tuple[np.ndarray, np.ndarray]:

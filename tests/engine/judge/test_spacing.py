@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,8 @@ def test_later_spacings_have_usual_ones_of_their_own() -> None:
     one, apart = Usual(0.1, 8.0), Usual(0.1, 8.0, (0.2, 3.0))
     assert [apart.of(i) for i in (1, 2, 3, 4)] == [0.1, 0.2, 3.0, 3.0]
     assert [one.of(i) for i in (1, 3)] == [0.1, 0.1]
+    assert Usual.described(json.loads(json.dumps(apart.describe()))) == apart
+    assert Usual.described({"spacing": 0.1, "count": 8.0}) == one  # as it was kept before
     assert np.exp(smallest_stand_apart(values, one)[1])[:3].max() < 0.01
     assert np.exp(smallest_stand_apart(values, apart)[1])[:3].min() > 0.5
     # One that does stand apart is found by either.
