@@ -16,6 +16,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from replay import judged
 
 from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import detectors_of
-from onnxspect.engine.judge.suspicion import FEW, Weights, eases, fitted
+from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
@@ -107,6 +108,7 @@ def bank(kept: Sequence[Kept]) -> Bank:
     tuning = [
         Observed.of(k) for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few
     ]
+    shifts = partial(_shifts, tuning)
     groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
     for o in tuning:
         groups.setdefault((o.few, o.detectors), []).append(o)
@@ -116,10 +118,10 @@ def bank(kept: Sequence[Kept]) -> Bank:
         infected = sum(o.infected for o in members)
         enough = min(infected, len(members) - infected) >= FEWEST_OF_EACH
         if enough:
-            weights.append(_weights(members, few, detectors))
+            weights.append(_weights(members, few, detectors, shifts(detectors)))
         for family in sorted({o.family for o in members}):
             others = [o for o in members if o.family != family]
-            apart = _weights(others, few, detectors) if enough else None
+            apart = _weights(others, few, detectors, shifts(detectors, family)) if enough else None
             known += [(o.infected, enough, o.scored(apart)) for o in members if o.family == family]
     sides = {side: sorted((s for i, _, s in known if i == side), key=astuple) for side in (False, True)}
     weighed = [[s.suspicion for i, w, s in known if w and i == side] for side in (False, True)]
@@ -135,9 +137,24 @@ def bank(kept: Sequence[Kept]) -> Bank:
     )
 
 
-def _weights(members: Sequence[Observed], few: bool, detectors: tuple[str, ...]) -> Weights:
+def _shifts(tuning: Sequence[Observed], detectors: tuple[str, ...], without: str = "") -> dict[str, Shift]:
+    """How ease varies between and within clean models that these detectors scanned, whatever their number of classes; but for one family."""
+    families: dict[str, list[Observed]] = {}
+    for o in tuning:
+        if not o.infected and o.detectors == detectors and o.family != without:
+            families.setdefault(o.family, []).append(o)
+    views = sorted({v for members in families.values() for o in members for v in o.eases})
+    found = {
+        v: Shift.of([[o.eases[v] for o in members if v in o.eases] for members in families.values()]) for v in views
+    }
+    return {v: Shift(*(round(x, DIGITS) for x in vars(s).values())) for v, s in found.items() if s is not None}
+
+
+def _weights(
+    members: Sequence[Observed], few: bool, detectors: tuple[str, ...], shifts: Mapping[str, Shift]
+) -> Weights:
     """How suspicions are made, of these models; rounded as what is scored is."""
-    weights = fitted([(o.log10_p, o.eases, o.targets) for o in members], few, detectors)
+    weights = fitted([(o.log10_p, o.eases, o.targets) for o in members], few, detectors, shifts)
     return replace(
         weights,
         surprise=round(weights.surprise, DIGITS),

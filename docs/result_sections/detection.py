@@ -124,24 +124,6 @@ def planted(r: dict[str, Any]) -> str:
     )
 
 
-def fresh(r: dict[str, Any]) -> str:
-    return detection(
-        r,
-        "Detection on models that no setting was chosen on\n\nThey are those of benchmarks/fresh_models.toml, trained and "
-        "scanned when the null model's settings were fixed.",
-    )
-
-
-def fresh_infected(r: dict[str, Any]) -> str:
-    weak = [f"{m['name']} ({percent(m['asr'])})" for m in r["models"] if m["infected"] and m["asr"] < 0.8]
-    note = f" The attack did not take on {', '.join(weak)}: its ASR is in brackets." if weak else ""
-    return detection(
-        r,
-        "Detection on a second fresh draw: twelve of the zoo's attacks, drawn by lot\n\nThey are those of "
-        f"benchmarks/fresh_infected.toml, with other seeds, targets, places and patterns, trained and scanned once.{note}",
-    )
-
-
 def with_training_set(r: dict[str, Any]) -> str:
     return detection(r, "Detection with the training set at hand, preset standard" + _searches_taken_over(r))
 

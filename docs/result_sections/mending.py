@@ -11,6 +11,14 @@ def patches_with_training_set(r: dict[str, Any]) -> str:
     return patches(r, "Patches with the training set at hand")
 
 
+def patches_of_judging_half(r: dict[str, Any]) -> str:
+    return patches(r, "Patches, judging half of the bank")
+
+
+def patches_of_zoo(r: dict[str, Any]) -> str:
+    return patches(r, "Patches of the zoo, every method, by earlier code")
+
+
 def patches(r: dict[str, Any], heading: str = "Patches") -> str:
     rows = "\n".join(
         f"| {m['model']} | {m['method']} | {m.get('kept') or 'nothing'} | {percent(m.get('asr_before'))} "

@@ -4,11 +4,16 @@ The null models assume little, and of few classes they say little: one that take
 out by their laws where only one or three others are there to show the deviation. A bank of clean models (calibration.py) ranks any number, of
 whatever law. So what each class takes less than on the references is weighed beside the p-value:
 
-    S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk - mean over j != k of e_vj),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
+    S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk - E[e_vk]),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
 
 with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
-The mean over the other classes is taken off since how much a network takes as a whole is a matter of its architecture and training: clean
-transformers take a quarter of what the references take, of every class.
+How much less a network takes as a whole is a matter of its architecture and training (clean transformers take a quarter of what the references
+take, of every class), and only its other classes tell. Were all classes alike but for chance, and networks but for a shift,
+
+    e_k = mu + shift + noise,   shift ~ N(0, between),   noise ~ N(0, within),
+    E[e_k | the n others] = mu + B (their mean - mu),   B = between n / (between n + within)
+
+(the best linear predictor: Henderson, 1975): of ten classes nearly all of the others' mean is taken off, of two less than half.
 
 The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank: for few classes and for many,
 and for each set of detectors, for ease counts most where the null models say least. None is negative: a class does
@@ -38,6 +43,50 @@ _SUFFIX = {Search.FULL: "", Search.PAIR: " pairs"}
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How the ease of clean networks varies in one view.
+
+    Attributes:
+        mean: over networks, each family of them counting once.
+        between: variance of a network's mean ease over its classes.
+        within: variance between the classes of one network.
+    """
+
+    mean: float
+    between: float
+    within: float
+
+    @classmethod
+    def of(cls, families: Sequence[Sequence[np.ndarray]]) -> Shift | None:
+        """Of clean models' eases ``(class,)``, family by family; None of fewer than two families that know of two classes at least.
+
+        The variance between networks is that between families and that within one: what networks of one task and architecture have in
+        common is a shift to them as well.
+        """
+        known = [[e[np.isfinite(e)] for e in family] for family in families]
+        able = [found for family in known if (found := [e for e in family if len(e) > 1])]
+        if len(able) < 2:
+            return None
+        means = [[float(e.mean()) for e in family] for family in able]
+        spread = [float(np.var(m, ddof=1)) for m in means if len(m) > 1]
+        classes = [e for family in able for e in family]
+        within = np.average([e.var(ddof=1) for e in classes], weights=[len(e) - 1 for e in classes])
+        centres = [float(np.mean(m)) for m in means]
+        between = float(np.var(centres, ddof=1)) + (float(np.mean(spread)) if spread else 0.0)
+        return cls(float(np.mean(centres)), between, float(within))
+
+    def beyond(self, ease: np.ndarray) -> np.ndarray:
+        """How far each class's ease lies above what the other classes lead to expect ``(class,)``; 0 below that, and where it is not known."""
+        known = np.isfinite(ease)
+        others = known.sum() - known
+        total = np.where(known, ease, 0.0)
+        mean = (total.sum() - total) / np.maximum(others, 1)
+        pull = self.between * others / np.maximum(self.between * others + self.within, 1e-12)
+        beyond = total - self.mean - pull * (mean - self.mean)
+        return np.asarray(np.where(known, np.clip(beyond, 0.0, MOST_EASE), 0.0))
+
+
+@dataclass(frozen=True)
 class Weights:
     """How a class's suspicion is made.
 
@@ -46,6 +95,7 @@ class Weights:
         detectors: that may name a class, by name, in order.
         surprise: of log(1 + s), s = -log10 of the null models' p-value.
         ease: of the ease in each view, by the view's name (`eases`).
+        shifts: how each of these varies between and within clean networks.
         intercept: of the regression; it moves no rank, and makes the suspicion log odds among the classes of the bank.
     """
 
@@ -53,6 +103,7 @@ class Weights:
     detectors: tuple[str, ...]
     surprise: float
     ease: Mapping[str, float]
+    shifts: Mapping[str, Shift]
     intercept: float = 0.0
 
     def apply_to(self, classes: int, detectors: Sequence[str]) -> bool:
@@ -69,7 +120,7 @@ class Weights:
         found = self.intercept + self.surprise * surprise(log10_p)
         for name, weight in self.ease.items():
             if name in eases:
-                found = found + weight * _beside_others(eases[name])
+                found = found + weight * self.shifts[name].beyond(eases[name])
         return np.asarray(found)
 
     def describe(self) -> dict[str, Any]:
@@ -79,6 +130,7 @@ class Weights:
             "detectors": list(self.detectors),
             "surprise": self.surprise,
             "ease": dict(self.ease),
+            "shifts": {name: dict(vars(shift)) for name, shift in self.shifts.items()},
             "intercept": self.intercept,
         }
 
@@ -90,6 +142,7 @@ class Weights:
             tuple(map(str, row["detectors"])),
             float(row["surprise"]),
             {str(k): float(v) for k, v in row["ease"].items()},
+            {str(k): Shift(**v) for k, v in row["shifts"].items()},
             float(row["intercept"]),
         )
 
@@ -126,18 +179,11 @@ def _ease(evidence: Evidence, view: View, classes: int) -> np.ndarray:
     return found
 
 
-def _beside_others(ease: np.ndarray) -> np.ndarray:
-    """As it is weighed ``(class,)``: beyond the mean of the other classes; nothing where it is not known, or below that."""
-    known = np.isfinite(ease)
-    others = known.sum() - known
-    total = np.where(known, ease, 0.0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        beyond = total - (total.sum() - total) / others
-    return np.asarray(np.where(known & (others > 0), np.clip(beyond, 0.0, MOST_EASE), 0.0))
-
-
 def fitted(
-    models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]], few: bool, detectors: Sequence[str]
+    models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]],
+    few: bool,
+    detectors: Sequence[str],
+    shifts: Mapping[str, Shift],
 ) -> Weights:
     """Weights by logistic regression with a penalty on their squares, none negative.
 
@@ -145,14 +191,15 @@ def fitted(
     classes of its model.
 
     Args:
-        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``); all views that any has weigh.
+        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``).
         few, detectors: see `Weights`.
+        shifts: of the views that weigh.
     """
-    views = sorted({v for _, e, _ in models for v in e})
+    views = sorted(shifts)
     features = np.concatenate(
         [
             np.column_stack(
-                [surprise(p), *(_beside_others(e[v]) if v in e else np.zeros(len(p)) for v in views)],
+                [surprise(p), *(shifts[v].beyond(e[v]) if v in e else np.zeros(len(p)) for v in views)],
             )
             for p, e, _ in models
         ]
@@ -168,6 +215,5 @@ def fitted(
 
     bounds = [(None, None), *[(0, None)] * features.shape[1]]
     found = scipy.optimize.minimize(loss, np.zeros(len(bounds)), jac=True, method="L-BFGS-B", bounds=bounds).x
-    return Weights(
-        few, tuple(detectors), float(found[1]), dict(zip(views, map(float, found[2:]), strict=True)), float(found[0])
-    )
+    ease = dict(zip(views, map(float, found[2:]), strict=True))
+    return Weights(few, tuple(detectors), float(found[1]), ease, dict(shifts), float(found[0]))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxspect.engine.judge.calibration import Bank, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View, detectors_of
 from onnxspect.engine.judge.measurement import Measurement, Search
-from onnxspect.engine.judge.suspicion import MOST_EASE, Weights, eases, fitted, surprise
+from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import decide
 
@@ -30,6 +30,8 @@ def evidence(units: list[UnitEvidence], views: tuple[View, ...], name: str = "nc
     return Evidence(name, {}, "l1", "l1", "low", tuple(units), views, Traits(**traits))
 
 
+#: Networks differ by so much more than classes that all of the others' mean is taken off.
+APART = Shift(0.0, 1e6, 1.0)
 FULL = View("l1", references=True)
 PAIRS = View("l1", search=Search.PAIR, references=True)
 
@@ -76,14 +78,14 @@ def test_what_has_no_references_or_names_no_class_has_no_ease() -> None:
 def test_nothing_that_stands_out_more_is_less_suspicious(
     log10_p: list[float], ease: float, more: float, weights: tuple[float, float]
 ) -> None:
-    weighing, p = Weights(True, ("nc",), weights[0], {"nc": weights[1]}), np.array(log10_p)
+    weighing, p = Weights(True, ("nc",), weights[0], {"nc": weights[1]}, {"nc": APART}), np.array(log10_p)
     usual = np.full(len(p), ease)
     base = weighing.suspicions(p, {"nc": usual})
     assert (weighing.suspicions(p - more, {"nc": usual}) >= base).all()
     first = np.arange(len(p)) == 0
     assert weighing.suspicions(p, {"nc": usual + more * first})[0] >= base[0]
     # A network that takes less of every class than the references do is no more suspicious for it.
-    np.testing.assert_allclose(weighing.suspicions(p, {"nc": usual + more}), base, atol=1e-9)
+    np.testing.assert_allclose(weighing.suspicions(p, {"nc": usual + more}), base, atol=1e-3)
     # What a scan lacks, and a detector that does not weigh, add nothing.
     alone = weighing.suspicions(p, {})
     np.testing.assert_array_equal(weighing.suspicions(p, {"nc": np.full(len(p), NAN), "other": usual}), alone)
@@ -103,7 +105,7 @@ def test_weights_are_found_and_never_negative() -> None:
             "turned": rng.normal(0, 0.4, 5) - 1.0 * targets,
         }
         models.append((p, views, targets))
-    found = fitted(models, True, ("nc",))
+    found = fitted(models, True, ("nc",), dict.fromkeys(("shows", "chance", "turned"), APART))
     assert found.surprise > 1
     assert found.ease["shows"] > 2
     assert 0 <= found.ease["chance"] < 0.3
@@ -135,7 +137,7 @@ def test_two_classes_that_no_null_model_tells_apart_are_told_by_a_bank() -> None
             units.append(UnitEvidence(Unit(k), (one,), True, True, 5, 1.0, 0.95, 50, {}))
         return evidence(units, (FULL,))
 
-    weights = (Weights(True, ("nc",), 3.0, {"nc": 2.0}),)
+    weights = (Weights(True, ("nc",), 3.0, {"nc": 2.0}, {"nc": APART}),)
     empty = Bank("", (), weights)
     clean = []
     for _ in range(80):
@@ -158,6 +160,41 @@ def test_two_classes_that_no_null_model_tells_apart_are_told_by_a_bank() -> None
 def test_a_bank_without_weights_for_the_kind_ranks_the_scores(classes: int, detectors: tuple[str, ...]) -> None:
     p, ones, one = -np.arange(classes, dtype=float), np.ones(classes), np.eye(classes)[0]
     np.testing.assert_array_equal(Bank("", ()).suspicions(detectors, p, {"nc": one}), -p)
-    bank = Bank("", (), (Weights(True, ("nc",), 0.0, {"nc": 2.0}, 1.0), Weights(False, ("cepa", "nc"), 0.0, {}, 7.0)))
+    bank = Bank(
+        "",
+        (),
+        (
+            Weights(True, ("nc",), 0.0, {"nc": 2.0}, {"nc": APART}, 1.0),
+            Weights(False, ("cepa", "nc"), 0.0, {}, {}, 7.0),
+        ),
+    )
     wanted = {(2, ("nc",)): ones + 2 * one, (10, ("cepa", "nc")): 7 * ones}.get((classes, detectors), -p)
-    np.testing.assert_array_equal(bank.suspicions(detectors, p, {"nc": one}), wanted)
+    np.testing.assert_allclose(bank.suspicions(detectors, p, {"nc": one}), wanted, atol=1e-4)
+
+
+def test_what_the_other_classes_lead_to_expect() -> None:
+    """Simulated networks with a shift of their own: no linear prediction of a class from the others errs less than this one."""
+    rng = np.random.default_rng(8)
+    for classes, between, within in ((2, 0.5, 0.2), (4, 0.1, 0.3), (10, 0.3, 0.2)):
+        shift = Shift(-0.4, between, within)
+        e = -0.4 + rng.normal(0, between**0.5, (4000, 1)) + rng.normal(0, within**0.5, (4000, classes))
+        others = e[:, 1:].mean(1)
+        errors = {}
+        best = between * (classes - 1) / (between * (classes - 1) + within)
+        for pull in (0.0, best, 1.0):
+            errors[pull] = float(np.square(e[:, 0] + 0.4 - pull * (others + 0.4)).mean())
+        assert errors[best] == min(errors.values())
+        got = np.array([shift.beyond(row)[0] for row in e[:200]])
+        wanted = np.clip(e[:200, 0] + 0.4 - best * (others[:200] + 0.4), 0, MOST_EASE)
+        np.testing.assert_allclose(got, wanted, atol=1e-9)
+        # From networks of four families it is found again.
+        families = [list(e[i::4] + c) for i, c in enumerate((-0.3, -0.1, 0.1, 0.3))]
+        found = Shift.of(families)
+        assert found is not None
+        assert found.mean == pytest.approx(-0.4, abs=0.05)
+        assert found.within == pytest.approx(within, rel=0.1)
+        assert found.between == pytest.approx(between + within / classes + 0.2**2 / 0.6, rel=0.15)
+    assert Shift.of([[np.array([0.1, 0.2])]]) is None
+    assert Shift.of([[np.array([NAN, 0.2])], [np.array([0.1, 0.2])]]) is None
+    alone = Shift(-0.4, 1.0, 1.0).beyond(np.array([NAN, 0.6, NAN]))
+    np.testing.assert_allclose(alone, [0.0, 1.0, 0.0])  # nothing else is known of the network
