@@ -59,8 +59,8 @@ def page() -> str:
         *rows,
         "",
         f"The rule of the Neural Cleanse paper (an index above 2) raises {whole['false_alarms_of_the_paper_rule']} alarms on the "
-        f"{whole['clean']} clean models. P(backdoored) has a cross-entropy of {told['with_that_prior']['cross_entropy']:.2f} with the board's share of infected models as "
-        "its prior.",
+        f"{whole['clean']} clean models. P(backdoored) has a cross-entropy of {told['with_that_prior']['cross_entropy']:.2f} with the board's "
+        "share of infected models as its prior.",
         "",
         "With the training set at hand, by the code of then:",
         "",
