@@ -24,7 +24,7 @@ from kept import FOLDER, Kept, everything
 from replay import judged
 
 from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
-from onnxspect.engine.judge.evidence import detectors_of
+from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
 from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
@@ -75,13 +75,14 @@ class Observed:
     @classmethod
     def of(cls, kept: Kept) -> Observed:
         """Of a kept scan."""
-        classes = kept.archive.classes
+        classes, compared = kept.archive.classes, [e for e in kept.archive.evidence if not _tested(e)]
+        searched = replace(kept, archive=replace(kept.archive, evidence=tuple(compared)))
         known = [f.name for f in families()[0] if str(kept.model["name"]).startswith(f"{f.name}_")]
         return cls(
             max(known, key=len, default=kept.board),
             bool(kept.model["infected"]),
             np.isin(np.arange(classes), kept.model["targets"] if kept.model["infected"] else []),
-            np.array([c.log10_p for c in judged(kept).classes]),
+            np.array([c.log10_p for c in judged(searched).classes]),
             eases(kept.archive.evidence, classes),
             detectors_of(kept.archive.evidence),
             kept.archive.samples,
@@ -98,6 +99,11 @@ class Observed:
         score = max(0.0, float(-self.log10_p.min()))
         numbers = (round(v, DIGITS) for v in (score, float(suspicions.max())))
         return Scored(len(self.log10_p), self.detectors, self.samples, *numbers)
+
+
+def _tested(evidence: Evidence | Skipped) -> bool:
+    """Whether it brings a test of its own, which no bank ranks."""
+    return isinstance(evidence, Evidence) and evidence.traits.tested
 
 
 def bank(kept: Sequence[Kept]) -> Bank:

@@ -7,13 +7,13 @@ whatever law. So what each class takes less than on the references is weighed be
     S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk - E[e_vk]),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
 
 with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
-How much less a network takes as a whole is a matter of its architecture and training (clean transformers take a quarter of what the references
-take, of every class), and only its other classes tell. Were all classes alike but for chance, and networks but for a shift,
+How much less a network takes as a whole is a matter of its architecture and training (a clean transformer or residual network may take far less than
+the small references do, of every class), and only its other classes tell. Were all classes alike but for chance, and networks but for a shift,
 
     e_k = mu + shift + noise,   shift ~ N(0, between),   noise ~ N(0, within),
     E[e_k | the n others] = mu + B (their mean - mu),   B = between n / (between n + within)
 
-(the best linear predictor: Henderson, 1975): of ten classes nearly all of the others' mean is taken off, of two less than half.
+(the best linear predictor: Henderson, 1975): of ten classes most of the others' mean is taken off, of two a third in some views.
 
 The weights are those of a logistic regression of "k is a backdoor's target" on the tuning half of the bank: for few classes and for many,
 and for each set of detectors, for ease counts most where the null models say least. None is negative: a class does

@@ -106,7 +106,12 @@ def decide(
     if bank is None or not found.classes:
         return found
     scored = Scored(classes, detectors_of(evidence), samples, found.score, found.suspicion)
-    return replace(found, calibration=bank.calibration(scored, prior))
+    calibration = bank.calibration(scored, prior)
+    tested = [e.detector for e in evidence if isinstance(e, Evidence) and e.traits.tested]
+    woken = any(f.p_values.get(name, 1.0) < alpha for f in found.classes for name in tested)
+    if woken and bank.by_score is not None:  # the suspicion knows nothing of tests
+        calibration = replace(calibration, p_backdoored=bank.by_score.probability(found.score, prior))
+    return replace(found, calibration=calibration)
 
 
 def _decided(
@@ -137,9 +142,11 @@ def _decided(
     suspicions = scores
     if bank is not None:
         convicting = detectors_of(ran)
-        suspicions = bank.suspicions(convicting, -scores, eases(ran, classes))
-        of_class = zip(findings, scores.tolist(), suspicions.tolist(), strict=True)
-        findings = tuple(_calibrated(f, bank, Scored(classes, convicting, samples, s, e)) for f, s, e in of_class)
+        searched = np.array([_combined(by_detector, k, tested=False) for k in range(classes)])
+        suspicions = bank.suspicions(convicting, searched, eases(ran, classes))
+        of_class = zip(searched.tolist(), suspicions.tolist(), strict=True)
+        ranked = [bank.p_value(Scored(classes, convicting, samples, -p, e)) for p, e in of_class]
+        findings = tuple(_calibrated(f, p, by_detector) for f, p in zip(findings, ranked, strict=True))
     most = {"score": max([0.0, *scores.tolist()]), "suspicion": max(suspicions.tolist(), default=0.0)}
     suspects = [f for f in findings if f.p_value < alpha]
     targets: list[int] = []
@@ -321,13 +328,7 @@ def _finding(k: int, by_detector: Sequence[DetectorJudgement]) -> ClassFinding:
         by["anomaly"][name] = _finite(view.calibrated.index[k])
         by["mad"][name] = _finite(view.paper.index[k])
         by["held_out"][name] = None if unit is None else unit.held_out_success
-    said = [
-        float(judgement.log10_p[k])
-        for judgement in by_detector
-        if judgement.evidence.traits.convicts
-        and not (judgement.evidence.traits.tested and k not in judgement.views[0].units)
-    ]
-    log10_p = harmonic_mean(said) if said else 0.0
+    log10_p = _combined(by_detector, k)
     return ClassFinding(
         k,
         float(10**log10_p),
@@ -341,10 +342,35 @@ def _finding(k: int, by_detector: Sequence[DetectorJudgement]) -> ClassFinding:
     )
 
 
-def _calibrated(finding: ClassFinding, bank: Bank, scored: Scored) -> ClassFinding:
-    """The finding with its p-value by the bank: the chance that any class of a clean model has such a score."""
-    p = min(1.0, bank.p_value(scored))
-    return finding if p == finding.p_value else replace(finding, p_value=p, log10_p=math.log10(p))
+def _combined(by_detector: Sequence[DetectorJudgement], k: int, tested: bool | None = None) -> float:
+    """log10 of what the detectors that may name a class say of it together.
+
+    Args:
+        by_detector: of all detectors.
+        k: the class.
+        tested: only what brings tests of its own (True), or only what is compared with other classes (False).
+    """
+    said = [
+        float(judgement.log10_p[k])
+        for judgement in by_detector
+        if judgement.evidence.traits.convicts
+        and tested in (None, judgement.evidence.traits.tested)
+        and not (judgement.evidence.traits.tested and k not in judgement.views[0].units)
+    ]
+    return harmonic_mean(said) if said else 0.0
+
+
+def _calibrated(finding: ClassFinding, ranked: float, by_detector: Sequence[DetectorJudgement]) -> ClassFinding:
+    """The finding with its p-value by the bank: the chance that any class of a clean model is as suspicious.
+
+    A part of the graph that was woken has a test of its own, which no bank of searches has to confirm.
+    """
+    log10_p = math.log10(min(1.0, ranked))
+    woken = _combined(by_detector, finding.index, tested=True)
+    if woken < 0:
+        log10_p = harmonic_mean([log10_p, woken])
+    p = float(10**log10_p) if woken < 0 else min(1.0, ranked)
+    return finding if p == finding.p_value else replace(finding, p_value=p, log10_p=log10_p)
 
 
 def _finite(value: float) -> float | None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxspect.engine.judge.calibration import Bank, Scored
+from onnxspect.engine.judge.calibration import Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View, detectors_of
 from onnxspect.engine.judge.measurement import Measurement, Search
 from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise
@@ -198,3 +198,24 @@ def test_what_the_other_classes_lead_to_expect() -> None:
     assert Shift.of([[np.array([NAN, 0.2])], [np.array([0.1, 0.2])]]) is None
     alone = Shift(-0.4, 1.0, 1.0).beyond(np.array([NAN, 0.6, NAN]))
     np.testing.assert_allclose(alone, [0.0, 1.0, 0.0])  # nothing else is known of the network
+
+
+def test_a_part_of_the_graph_that_was_woken_is_not_outvoted_by_the_bank() -> None:
+    """Its p-value is a test's; searches that find nothing, and a bank that is full of such models, do not take it back."""
+    searches = evidence([unit(k, 20.0, 20.0) for k in range(4)], (FULL,))
+    one = (Measurement("log10_p", -9.0), Measurement("pixels", 3.0))
+    woken = UnitEvidence(Unit(2), one, True, True, 0, 1.0, 0.98, 200, {})
+    logic = evidence([woken], (View("pixels"),), "graph-logic", tested=True)
+    weights = (Weights(True, ("nc",), 0.7, {"nc": 1.0}, {"nc": APART}, -3.0),)
+    clean = tuple(Scored(4, ("nc",), 600, s / 100, s / 40 - 3.0) for s in range(100))
+    odds = LikelihoodRatio(-2.0, 1.8, 100, 50)
+    bank = Bank("test", clean, weights, odds, LikelihoodRatio(0.5, 1.2, 100, 50))
+    silent = decide([searches], 4, samples=600, bank=bank)
+    assert silent.p_value > 0.5
+    found = decide([searches, logic], 4, samples=600, bank=bank)
+    assert (found.verdict, found.targets) == ("backdoored", (2,))
+    assert found.p_value < 1e-8
+    assert [c.p_value for c in found.classes if c.index != 2] == [c.p_value for c in silent.classes if c.index != 2]
+    assert found.calibration is not None
+    assert silent.calibration is not None
+    assert (found.calibration.p_backdoored or 0.0) > 0.99 > 0.1 > (silent.calibration.p_backdoored or 1.0)
