@@ -12,7 +12,7 @@ def patches_with_training_set(r: dict[str, Any]) -> str:
 
 
 def patches_of_judging_half(r: dict[str, Any]) -> str:
-    return patches(r, "Patches, judging half of the bank")
+    return patches(r, "Patches, infected models of the judging half")
 
 
 def patches_of_zoo(r: dict[str, Any]) -> str:
