@@ -128,17 +128,16 @@ bench: $(VENV)/.test
 	$(BIN)/python benchmarks/detection.py --zoo zoo --data-root $(DATA) --out benchmarks/results/detection_standard.json
 	$(BIN)/python docs/make_results.py
 
-# The bank of models that verdicts are calibrated by (docs/detectors.md): trains and scans FAMILIES of both halves, MOST clean and infected
+# The bank of models that verdicts are calibrated by (docs/detectors.md): trains and scans the named families of both halves, MOST clean and infected
 # models of each, then derives what ships and judges all kept evidence. What is there is not made again; all families are days of CPU time.
 MOST ?= 4
-FAMILIES ?= digits_lenet5 fashion_keras
+TUNING ?= digits_lenet5
+JUDGING ?= fashion_keras
 bank: $(VENV)/.test
-	for half in tuning judging; do \
-	  for family in $(FAMILIES); do \
-	    grep -A1 "name = \"$$family\"" models/bank.toml | grep -q $$half || continue; \
-	    $(BIN)/python -m onnxspect.models.train_bank --part $$half --family $$family --most $(MOST) --data-root $(DATA) --out bank/$$half/$$family; \
-	    $(BIN)/python benchmarks/bank.py --bank bank/$$half/$$family --half $$half --data-root $(DATA) || exit 1; \
-	  done; \
+	for family in $(TUNING:%=tuning/%) $(JUDGING:%=judging/%); do \
+	  half=$${family%/*}; \
+	  $(BIN)/python -m onnxspect.models.train_bank --part $$half --family $${family#*/} --most $(MOST) --data-root $(DATA) --out bank/$$family; \
+	  $(BIN)/python benchmarks/bank.py --bank bank/$$family --half $$half --data-root $(DATA) || exit 1; \
 	done
 	$(BIN)/python benchmarks/derive.py
 	$(BIN)/python benchmarks/replay.py --bank --out benchmarks/results/replay.json

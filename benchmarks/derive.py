@@ -40,7 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--evidence", type=Path, default=FOLDER)
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args(arguments)
-    text = as_text(bank(everything(asked.evidence)))
+    kept = everything(asked.evidence)
+    if not kept:
+        parser.error(f"no kept evidence in {asked.evidence}")
+    text = as_text(bank(kept))
     if asked.check:
         same = BANK.is_file() and BANK.read_text() == text
         print(f"{BANK.name}: {'as derived' if same else 'NOT what is derived'}")
@@ -73,13 +76,13 @@ class Observed:
     samples: int
 
     @classmethod
-    def of(cls, kept: Kept) -> Observed:
-        """Of a kept scan."""
+    def of(cls, kept: Kept, known: Sequence[str]) -> Observed:
+        """Of a kept scan; `known` are the names of the bank's families."""
         classes, compared = kept.archive.classes, [e for e in kept.archive.evidence if not _tested(e)]
         searched = replace(kept, archive=replace(kept.archive, evidence=tuple(compared)))
-        known = [f.name for f in families()[0] if str(kept.model["name"]).startswith(f"{f.name}_")]
+        own = [name for name in known if str(kept.model["name"]).startswith(f"{name}_")]
         return cls(
-            max(known, key=len, default=kept.board),
+            max(own, key=len, default=kept.board),
             bool(kept.model["infected"]),
             np.isin(np.arange(classes), kept.model["targets"] if kept.model["infected"] else []),
             np.array([c.log10_p for c in judged(searched).classes]),
@@ -111,9 +114,9 @@ def bank(kept: Sequence[Kept]) -> Bank:
 
     A model's own suspicion is made by weights that its family had no part in, as those of a scanned model are.
     """
-    tuning = [
-        Observed.of(k) for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few
-    ]
+    names = [f.name for f in families()[0]]
+    able = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
+    tuning = [Observed.of(k, names) for k in able]
     shifts = partial(_shifts, tuning)
     groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
     for o in tuning:
@@ -145,13 +148,13 @@ def bank(kept: Sequence[Kept]) -> Bank:
 
 def _shifts(tuning: Sequence[Observed], detectors: tuple[str, ...], without: str = "") -> dict[str, Shift]:
     """How ease varies between and within clean models that these detectors scanned, whatever their number of classes; but for one family."""
-    families: dict[str, list[Observed]] = {}
+    by_family: dict[str, list[Observed]] = {}
     for o in tuning:
         if not o.infected and o.detectors == detectors and o.family != without:
-            families.setdefault(o.family, []).append(o)
-    views = sorted({v for members in families.values() for o in members for v in o.eases})
+            by_family.setdefault(o.family, []).append(o)
+    views = sorted({v for members in by_family.values() for o in members for v in o.eases})
     found = {
-        v: Shift.of([[o.eases[v] for o in members if v in o.eases] for members in families.values()]) for v in views
+        v: Shift.of([[o.eases[v] for o in members if v in o.eases] for members in by_family.values()]) for v in views
     }
     return {v: Shift(*(round(x, DIGITS) for x in vars(s).values())) for v, s in found.items() if s is not None}
 

@@ -69,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     {"name": model["name"], "network": model["architecture"], "attack": attack_of(model), **row}
                 )
                 print(said(rows[-1]), flush=True)
+    if not rows:
+        parser.error(
+            f"no infected model of the {HALF} half has both evidence in {asked.evidence} and a run in {asked.runs}"
+        )
     result = {
         "command": "benchmarks/planted.py",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

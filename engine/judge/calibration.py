@@ -26,7 +26,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -261,7 +261,15 @@ class Bank:
 
     def _own(self, scored: Scored) -> list[Scored]:
         """Its clean models of the same kind."""
-        return [s for s in self.clean if s.kind == scored.kind]
+        return self._by_kind.get(scored.kind, [])
+
+    @cached_property
+    def _by_kind(self) -> dict[tuple[int, tuple[str, ...], int], list[Scored]]:
+        """Its clean models by kind: every class of a model asks for its own."""
+        found: dict[tuple[int, tuple[str, ...], int], list[Scored]] = {}
+        for one in self.clean:
+            found.setdefault(one.kind, []).append(one)
+        return found
 
 
 def _models(n: int) -> str:

@@ -365,11 +365,12 @@ def _calibrated(finding: ClassFinding, ranked: float, by_detector: Sequence[Dete
 
     A part of the graph that was woken has a test of its own, which no bank of searches has to confirm.
     """
-    log10_p = math.log10(min(1.0, ranked))
+    p = min(1.0, ranked)
+    log10_p = math.log10(p)
     woken = _combined(by_detector, finding.index, tested=True)
     if woken < 0:
         log10_p = harmonic_mean([log10_p, woken])
-    p = float(10**log10_p) if woken < 0 else min(1.0, ranked)
+        p = float(10**log10_p)
     return finding if p == finding.p_value else replace(finding, p_value=p, log10_p=log10_p)
 
 

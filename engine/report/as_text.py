@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxspect.converters.text import all_visible
+from onnxspect.engine.report.words import share
 
 STYLE = {"clean": "bold green", "backdoored": "bold red", "inconclusive": "bold yellow"}
 #: Columns, where nothing says how wide the reader's window is.
@@ -60,7 +61,11 @@ def _render(report: dict[str, Any]) -> RenderableType:
 def _calibrated(calibration: dict[str, Any]) -> str:
     """What the bank of clean models says, with P(backdoored) first where there is one."""
     probability = calibration["p_backdoored"]
-    first = f"P(backdoored) {probability:.1%} (prior {calibration['prior']:.0%}); " if probability is not None else ""
+    first = (
+        f"P(backdoored) {share(probability, 1)} (prior {share(calibration['prior'])}); "
+        if probability is not None
+        else ""
+    )
     tail = calibration["interval"]
     last = f"; beyond all of them, 95 % interval {tail[0]:.2g} to {tail[1]:.2g}" if tail is not None else ""
     return first + calibration["note"] + last

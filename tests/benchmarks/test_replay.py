@@ -77,6 +77,18 @@ def test_the_shipped_bank_is_what_the_tuning_half_derives(replay: ModuleType) ->
     assert derive.bank(replay.everything()) == derive.bank(tuning)  # nothing of the judging half is in it
 
 
+def test_nothing_is_derived_from_no_evidence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is not there, or is empty, once emptied the bank that ships."""
+    derive = script("derive")
+    before = derive.BANK.read_bytes()
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(SystemExit) as ended:
+            derive.main(["--evidence", str(folder)])
+        assert ended.value.code == 2
+        assert "no kept evidence" in capsys.readouterr().err
+    assert derive.BANK.read_bytes() == before
+
+
 def test_proper_scores(replay: ModuleType) -> None:
     scored = replay.proper_scores(
         [
