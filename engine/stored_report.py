@@ -136,7 +136,7 @@ class _Box(msgspec.Struct):
 class _Found(msgspec.Struct):
     target: _Count = msgspec.field(name="class")
     detector: str
-    form: Literal["mask", "delta", "inner", "none"]
+    form: Literal["mask", "delta", "displacement", "inner", "none"]
     source: _Count | None
     shared: bool
     held_out: _Count

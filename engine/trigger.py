@@ -1,11 +1,12 @@
 """A trigger: one change that can be made to the pixels of any image, and the class that it leads to.
 
-There are two forms, by the names of their arrays:
+There are three forms, by the names of their arrays:
 
 * `mask` and `pattern`: ``x' = (1 - m) x + m p`` (Wang et al., 2019, Eq. 2);
-* `delta`: ``x' = x + d``.
+* `delta`: ``x' = x + d``;
+* `displacement`: every pixel is taken from another place, ``x'(r, c) = x(r + d_0, c + d_1)`` (displacement.py).
 
-Either way the result is clipped to [0, 1]. This module has that formula, for numpy and for torch alike, and no other has it
+In any form the result is clipped to [0, 1]. This module has that formula, for numpy and for torch alike, and no other has it
 (but for the searches' own perturbations, which optimise unbounded variables in place of masks and patterns).
 """
 
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 import numpy as np
 
+from onnxspect.engine.displacement import displaced, displaced_each
 from onnxspect.engine.errors import OnnxspectError
 
 if TYPE_CHECKING:  # a report that is shown again needs no torch, which takes seconds to load
@@ -27,7 +29,9 @@ if TYPE_CHECKING:  # a report that is shown again needs no torch, which takes se
 UNTARGETED = -1
 #: The largest `Trigger.size_limit`: beyond that multiple of the recovered size a trigger need not be the same backdoor's.
 LARGEST_SIZE_LIMIT = 2.5
-MASK, PATTERN, DELTA = "mask", "pattern", "delta"
+MASK, PATTERN, DELTA, DISPLACEMENT = "mask", "pattern", "delta", "displacement"
+#: The arrays of each form; the first is what makes it strong, and names the form.
+FORMS = ((MASK, PATTERN), (DELTA,), (DISPLACEMENT,))
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
@@ -79,7 +83,7 @@ class Trigger(Aimed):
     Attributes:
         target, source: see `Aimed`.
         arrays: `mask` ``(1 or channels, height, width)`` and `pattern` ``(channels, height, width)``, both in [0, 1],
-            or `delta` ``(channels, height, width)`` in [-1, 1].
+            or `delta` ``(channels, height, width)`` in [-1, 1], or `displacement` ``(2, height, width)`` in pixels.
         size_limit: largest size, as a multiple of its own, up to which a trigger to the same class is attributed to the
             backdoor; larger ones are what any clean model has (mitigation/remainder.py measures it).
         smallest: it was searched for as the smallest that works. One that was read off a training set has the size that it
@@ -99,48 +103,61 @@ class Trigger(Aimed):
         Raises:
             OnnxspectError: there is no change of pixels among them.
         """
-        names = (MASK, PATTERN) if {MASK, PATTERN} <= set(arrays) else (DELTA,)
-        if not in_pixels(arrays):
+        names = form_of(arrays)
+        if not names:
             raise OnnxspectError(
                 f"no trigger in pixels among {', '.join(sorted(arrays)) or 'no arrays'}",
-                "arrays mask and pattern, or delta",
+                "arrays mask and pattern, or delta, or displacement",
             )
         return cls(target, {n: np.asarray(arrays[n]) for n in names}, source)
 
     @property
+    def form(self) -> str:
+        """MASK, DELTA or DISPLACEMENT."""
+        return form_of(self.arrays)[0]
+
+    @property
     def masked(self) -> bool:
-        """Whether it blends a pattern in by a mask; else it is added."""
-        return MASK in self.arrays
+        """Whether it blends a pattern in by a mask; else it is added, or moves pixels."""
+        return self.form == MASK
 
     @property
     def mask(self) -> np.ndarray:
-        """``(1 or channels, height, width)`` in [0, 1]; of an additive trigger there is none (OnnxspectError)."""
+        """``(1 or channels, height, width)`` in [0, 1]; of a trigger of another form there is none (OnnxspectError)."""
         return self._array(MASK)
 
     @property
     def pattern(self) -> np.ndarray:
-        """``(channels, height, width)`` in [0, 1]; of an additive trigger there is none (OnnxspectError)."""
+        """``(channels, height, width)`` in [0, 1]; of a trigger of another form there is none (OnnxspectError)."""
         return self._array(PATTERN)
 
     @property
     def delta(self) -> np.ndarray:
-        """``(channels, height, width)`` in [-1, 1]; of a trigger with a mask there is none (OnnxspectError)."""
+        """``(channels, height, width)`` in [-1, 1]; of a trigger of another form there is none (OnnxspectError)."""
         return self._array(DELTA)
 
     @property
+    def displacement(self) -> np.ndarray:
+        """``(2, height, width)`` in pixels; of a trigger of another form there is none (OnnxspectError)."""
+        return self._array(DISPLACEMENT)
+
+    @property
     def size(self) -> float:
-        """L1 norm of a mask; l2 norm of an additive trigger (what the searches for them make small)."""
-        return float(np.abs(self.mask).sum()) if self.masked else float(np.linalg.norm(self.delta))
+        """What the searches make small: the L1 norm of a mask, the l2 norm of an additive trigger, how far pixels are moved (root mean square)."""
+        if self.masked:
+            return float(np.abs(self.mask).sum())
+        moved = self.arrays.get(DISPLACEMENT)
+        return float(np.linalg.norm(self.delta)) if moved is None else float(np.sqrt(np.square(moved).sum(0).mean()))
 
     def apply(self, images: np.ndarray) -> np.ndarray:
         """Images ``(n, channels, height, width)`` in [0, 1] with the trigger on, float32, clipped to [0, 1]."""
         return stamp(images, self.arrays)
 
     def strengthened(self, strength: float) -> Trigger:
-        """The same with the mask (at most 1) or the additive change multiplied by `strength`."""
-        name, most = (MASK, 1.0) if self.masked else (DELTA, np.inf)
-        stronger = np.minimum(self.arrays[name] * np.float32(strength), np.float32(most))
-        return replace(self, arrays=dict(self.arrays) | {name: stronger})
+        """The same with the mask (at most 1), the additive change or the displacement multiplied by `strength`."""
+        most = 1.0 if self.masked else np.inf
+        stronger = np.minimum(self.arrays[self.form] * np.float32(strength), np.float32(most))
+        return replace(self, arrays=dict(self.arrays) | {self.form: stronger})
 
     def hardened(self, bar: float) -> Trigger:
         """The same with whole pixels: a mask of zeros and ones, one where it was above `bar` times its maximum, and a
@@ -154,6 +171,8 @@ class Trigger(Aimed):
 
     def changed_in(self, usual: np.ndarray) -> np.ndarray:
         """What it changes in an image ``(channels, height, width)``, before clipping."""
+        if self.form == DISPLACEMENT:
+            return displaced(usual, self.displacement) - usual
         return np.asarray(self.mask * (self.pattern - usual) if self.masked else self.delta)
 
     def _array(self, name: str) -> np.ndarray:
@@ -180,9 +199,14 @@ class KnownChange(Aimed):
         return self.change(images)
 
 
+def form_of(arrays: Mapping[str, object]) -> tuple[str, ...]:
+    """The names of the arrays that make one change of the pixels of any image; none where there is none: some are changes of an inner layer."""
+    return next((form for form in FORMS if set(form) <= set(arrays)), ())
+
+
 def in_pixels(arrays: Mapping[str, object]) -> bool:
-    """Whether arrays by name hold one change of the pixels of any image; some are changes of an inner layer."""
-    return {MASK, PATTERN} <= set(arrays) or DELTA in arrays
+    """Whether arrays by name hold one change of the pixels of any image."""
+    return bool(form_of(arrays))
 
 
 @overload
@@ -194,14 +218,19 @@ def stamp(images: np.ndarray | Tensor, arrays: Mapping[str, np.ndarray] | Mappin
 
     Args:
         images: numpy float32, or a torch tensor, through which the result is then differentiable.
-        arrays: of the same kind: `mask` and `pattern`, or `delta`, without a unit axis; other names are left aside.
+        arrays: of the same kind: those of one form, without a unit axis; other names are left aside.
 
     Returns:
         float32 for numpy; the tensors' own type for torch.
     """
+    moves = form_of(arrays) == (DISPLACEMENT,)
     if isinstance(images, np.ndarray):
-        return np.clip(_stamped(images, cast("Mapping[str, np.ndarray]", arrays)), 0, 1).astype(np.float32)
-    return _stamped(images, cast("Mapping[str, Tensor]", arrays)).clamp(0, 1)
+        by_name = cast("Mapping[str, np.ndarray]", arrays)
+        changed = displaced(images, by_name[DISPLACEMENT]) if moves else _stamped(images, by_name)
+        return np.clip(changed, 0, 1).astype(np.float32)
+    tensors = cast("Mapping[str, Tensor]", arrays)
+    moved = displaced_each(images[None], tensors[DISPLACEMENT][None])[0] if moves else _stamped(images, tensors)
+    return moved.clamp(0, 1)
 
 
 def _stamped(images: Array, arrays: Mapping[str, Array]) -> Array:

@@ -13,6 +13,7 @@ from onnxspect.engine.cleansing.estimation import Choose, as_found
 from onnxspect.engine.judge.evidence import UnitEvidence
 from onnxspect.engine.judge.verdict import speaks_for
 from onnxspect.engine.subject.finished_scan import FinishedScan
+from onnxspect.engine.trigger import DISPLACEMENT
 
 
 def triggers(
@@ -38,7 +39,8 @@ def triggers(
             for u in _to(scan, PRESENCE, target)
         ]
         units = [u for name in searched for u in _to(scan, name, target)]
-        leading = [u for u in units if u.in_pixels and not u.unit.shared]
+        # What a warp changes is another thing in every image: no sample carries it as such.
+        leading = [u for u in units if u.in_pixels and not u.unit.shared and DISPLACEMENT not in u.trigger]
         if leading:
             mean = usual(target)
             found[TRIGGER_BEARING] += [_carried(u, mean) for u in leading]

@@ -15,7 +15,7 @@ import numpy as np
 
 from onnxspect.engine.detectors.held_out import held_out_validation, transferred
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
-from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.judge.measurement import Measurement, Search
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import Objective
@@ -126,8 +126,8 @@ def flat(settings: Any) -> dict[str, object]:
     return found
 
 
-#: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA. History: docs/decisions.md.
-USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32}
+#: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA, of warps. History: docs/decisions.md.
+USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32, "moved": 93}
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
@@ -235,6 +235,7 @@ def search_with_references(
     held_out: int,
     drawn_as: str,
     plain: Objective | None = None,
+    unreached: float | None = None,
 ) -> list[UnitEvidence]:
     """Units searched on every reference and on the subject; each with its cost, and what that is on the references.
 
@@ -249,6 +250,7 @@ def search_with_references(
         terms: on which it is searched, as its measurement says.
         held_out, drawn_as: see `search_units`.
         plain: objective on the references, where it differs.
+        unreached: what a class counts with that no change within the perturbation's bounds leads to; None for no statistic.
     """
     baselines = [
         search_units(
@@ -265,6 +267,8 @@ def search_with_references(
         )
         for i, subject in enumerate(at_hand.references)
     ]
+    if unreached is not None:
+        baselines = [_counting(units, statistic, unreached) for units in baselines]
     if at_hand.references_alone:
         searched = baselines[0]
     else:
@@ -280,11 +284,19 @@ def search_with_references(
             held_out,
             drawn_as=drawn_as,
         )
+    if unreached is not None:
+        searched = _counting(searched, statistic, unreached)
     found = [replace(u, measurements=tuple(replace(m, search=terms) for m in u.measurements)) for u in searched]
     if not baselines:
         return found
     compared = against_references(found, baselines, statistic)
     return [transferred(u, at_hand.references, at_hand.held_out, held_out) for u in compared]
+
+
+def _counting(units: Sequence[UnitEvidence], statistic: str, unreached: float) -> tuple[UnitEvidence, ...]:
+    """The units, those that found nothing with a value all the same."""
+    nothing = (Measurement(statistic, unreached),)
+    return tuple(u if u.found or u.measurements else replace(u, measurements=nothing) for u in units)
 
 
 def compared(views: Sequence[View], with_references: bool, nature: float) -> list[View]:

@@ -16,6 +16,7 @@ from onnxspect.engine.detectors.max_margin import MaxMargin
 from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
 from onnxspect.engine.detectors.training_difference import TrainingDifference
+from onnxspect.engine.detectors.warp import Warp
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.search.search import SearchConfig
 
@@ -44,6 +45,11 @@ _MAX_MARGIN = {
     "standard": MaxMargin(),
     "thorough": MaxMargin(),
 }
+_WARP = {
+    "quick": Warp(search=replace(Warp().search, steps=100, samples=24)),
+    "standard": Warp(),
+    "thorough": Warp(search=replace(Warp().search, steps=400, samples=128, settle=30, tolerance=0.02)),
+}
 _ATTRACTOR = {
     "quick": Attractor(),
     "standard": Attractor(starts=4, destinations=4, rounds=4),
@@ -60,6 +66,7 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
         **_RESTARTS[preset],
     ),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
+    Warp.name: _WARP.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
     DTInspector.name: _DTINSPECTOR.__getitem__,
     TrainingDifference.name: lambda _: TrainingDifference(),

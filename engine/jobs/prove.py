@@ -33,7 +33,7 @@ from onnxspect.engine.subject.preprocessing import check_labels, check_order, pr
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
-from onnxspect.engine.trigger import UNTARGETED, Aimed, Trigger, in_pixels
+from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED, Aimed, Trigger, form_of
 
 
 @judging()
@@ -207,20 +207,21 @@ def document_of(
 
 def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
     """A user's own trigger: npz with `target` (a class index, or -1 for any but the image's own class) and either `mask` and
-    `pattern` or `delta`.
+    `pattern`, or `delta`, or `displacement`.
 
-    Arrays are float in [0, 1] (`delta` in [-1, 1]), ``(channels, height, width)``, or ``(height, width)`` for a mask.
+    Arrays are float in [0, 1] (`delta` in [-1, 1]), ``(channels, height, width)``, or ``(height, width)`` for a mask; a `displacement`
+    is in pixels, ``(2, height, width)``.
 
     Raises:
         OnnxspectError: not such a file, or another shape.
     """
     arrays = npz.arrays(path, str(path))
-    if "target" not in arrays or not in_pixels(arrays):
+    names = form_of(arrays)
+    if "target" not in arrays or not names:
         raise OnnxspectError(
-            f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`",
+            f"{path}: a trigger has `target`, and `mask` and `pattern`, or `delta`, or `displacement`",
             "save it so: np.savez(path, target=7, mask=mask, pattern=pattern)",
         )
-    names = ("mask", "pattern") if "mask" in arrays else ("delta",)
     kept = {}
     for name in names:
         if arrays[name].dtype.kind not in "biuf":
@@ -231,15 +232,18 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         if array.ndim == 2:
             array = array[None]
         expected = (1, *shape[1:]) if name == "mask" and array.shape[:1] == (1,) else shape
+        if name == DISPLACEMENT:
+            expected = (2, *shape[1:])
         if array.shape != expected:
             raise OnnxspectError(
                 f"{path}: {name} has shape {array.shape}, the images {shape}",
-                "make it for images of the model's size, (channels, height, width)",
+                f"make it for images of the model's size, ({'2' if name == DISPLACEMENT else 'channels'}, height, width)",
             )
-        low = -1 if name == "delta" else 0
-        if not np.isfinite(array).all() or array.min() < low or array.max() > 1:
+        low, high = {"delta": (-1, 1), DISPLACEMENT: (-max(shape[1:]), max(shape[1:]))}.get(name, (0, 1))
+        if not np.isfinite(array).all() or array.min() < low or array.max() > high:
             raise OnnxspectError(
-                f"{path}: {name} has values outside [{low}, 1]", "pixels are floats in [0, 1]; a delta lies in [-1, 1]"
+                f"{path}: {name} has values outside [{low}, {high}]",
+                "pixels are floats in [0, 1]; a delta lies in [-1, 1], a displacement within the picture",
             )
         kept[name] = array
     target = arrays["target"]

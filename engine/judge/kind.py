@@ -13,9 +13,12 @@ import numpy as np
 
 from onnxspect.engine.judge.evidence import Evidence, UnitEvidence, foremost
 from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.trigger import DISPLACEMENT
 
 #: What is not in the weights at all.
 GRAPH_LOGIC = "a part of the graph that nothing but the trigger wakes (graph logic)"
+#: Pixels that are moved.
+WARP = "a warp, which moves pixels and leaves their values alone"
 #: A change is called local where this share of its energy lies in a box of at most `LOCAL_AREA` of the image.
 ENERGY, LOCAL_AREA = 0.8, 0.16
 #: An additive pattern with a root mean square below this (of pixels in [0, 1]) is called faint: 12 of 255 levels.
@@ -46,9 +49,10 @@ def suggest_kind(target: int, evidence: Sequence[Evidence], agreeing: Sequence[s
         return ""
     common = [c for c in changes if not c[0].sample_wise]
     if not common:
-        return "a change that differs from image to image, such as a warp, or a blend too strong for one pattern"
+        return "a change that differs from image to image, or a blend too strong for one pattern"
     _, unit, change = common[0]
-    words = ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(unit, change)]
+    moves = DISPLACEMENT in unit.trigger
+    words = [WARP] if moves else ["a local patch" if _local_area(change) <= LOCAL_AREA else _spread(unit, change)]
     if shared:
         words.append("that leads each class to another one (all-to-all)")
     elif unit.unit.source is not None:
@@ -69,9 +73,11 @@ def _of(evidence: Evidence, target: int, shared: bool) -> list[UnitEvidence]:
 
 
 def strength(unit: UnitEvidence) -> np.ndarray | None:
-    """How strongly each place of the image is changed ``(height, width)``, or None where pixels are not changed."""
+    """How strongly each place of the image is changed, or how far it is moved, ``(height, width)``; None where pixels are not changed."""
     if "mask" in unit.trigger:
         return np.asarray(unit.trigger["mask"], np.float64).max(0)
+    if DISPLACEMENT in unit.trigger:
+        return np.asarray(np.linalg.norm(np.asarray(unit.trigger[DISPLACEMENT], np.float64), axis=0))
     if "delta" in unit.trigger and np.ndim(unit.trigger["delta"]) == 3:
         return np.asarray(np.abs(np.asarray(unit.trigger["delta"], np.float64)).max(0))
     return None

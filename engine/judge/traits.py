@@ -15,6 +15,8 @@ class Family(StrEnum):
     REPLACED = "replaced"
     #: One pattern that is added to every image.
     ADDED = "added"
+    #: Pixels that are moved: a warp.
+    MOVED = "moved"
     #: A change that differs from image to image and has one effect inside the network.
     SAMPLE_WISE = "sample-wise"
     #: None: training samples are compared, with each other or with clean ones.

@@ -19,11 +19,11 @@ from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.subject.precision import as_searched, searching
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.trigger import UNTARGETED, Trigger, stamp
+from onnxspect.engine.trigger import DELTA, DISPLACEMENT, UNTARGETED, Trigger, stamp
 
 #: Images that a step is taken on, at most.
 IMAGES = 32
-#: Length of an additive trigger's step, as a share of its bound; and the most that a step changes a mask or a pattern.
+#: Length of an additive trigger's step, or a warp's, as a share of its bound; and the most that a step changes a mask or a pattern.
 _LONG, _MASK_STEP, _PATTERN_STEP = 0.3, 0.3, 0.2
 
 
@@ -70,14 +70,22 @@ class MovingTrigger:
 
     def _moved(self, gradient: dict[str, Tensor]) -> dict[str, Tensor]:
         """One step down the gradient, and back into the bounds."""
-        if "delta" in gradient:
-            down = gradient["delta"] / gradient["delta"].norm().clamp_min(1e-12)
-            delta = self._state["delta"] - _LONG * self._bound * down
-            return {"delta": (delta * min(1.0, self._bound / float(delta.norm().clamp_min(1e-12)))).clamp(-1, 1)}
+        if DELTA in gradient:
+            return {DELTA: _on(self._state[DELTA], gradient[DELTA], self._bound).clamp(-1, 1)}
+        if DISPLACEMENT in gradient:
+            field = self._state[DISPLACEMENT]
+            longest = self._bound * float(field[0].numel()) ** 0.5  # the bound is a root mean square over pixels
+            return {DISPLACEMENT: _on(field, gradient[DISPLACEMENT], longest)}
         down = gradient["mask"] / gradient["mask"].abs().amax().clamp_min(1e-12)
         mask = (self._state["mask"] - _MASK_STEP * down).clamp(0, 1)
         pattern = (self._state["pattern"] - _PATTERN_STEP * gradient["pattern"].sign()).clamp(0, 1)
         return {"mask": within(mask, self._bound), "pattern": pattern}
+
+
+def _on(state: Tensor, gradient: Tensor, bound: float) -> Tensor:
+    """A step down the gradient, and back to an l2 norm of at most `bound`."""
+    moved = state - _LONG * bound * gradient / gradient.norm().clamp_min(1e-12)
+    return moved * min(1.0, bound / float(moved.norm().clamp_min(1e-12)))
 
 
 def within(mask: Tensor, bound: float) -> Tensor:

@@ -17,14 +17,17 @@ import numpy as np
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import ReachTarget
-from onnxspect.engine.search.perturbation import Additive, MaskPattern
+from onnxspect.engine.search.perturbation import Additive, Displacement, MaskPattern, Perturbation
 from onnxspect.engine.search.search import SearchConfig, plan, search
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
-from onnxspect.engine.trigger import DELTA, MASK, UNTARGETED, Trigger
+from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK, UNTARGETED, Trigger
 
 _MASKS = SearchConfig(steps=150, samples=32, settle=30)
 _ADDED = SearchConfig(steps=150, samples=32, settle=30, learning_rate=0.01, multiplier=0.01)
+_MOVED = SearchConfig(
+    steps=100, samples=32, learning_rate=1.8, success=0.95, multiplier=0.03, patience=3, settle=12, tolerance=0.05
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,12 @@ class Searches:
     Attributes:
         masks: those with a mask and a pattern.
         added: additive ones. Their steps are tenths of a mask's: an imperceptible pattern is a few hundredths high.
+        moved: warps; steps are in hundredths of the picture's side.
     """
 
     masks: SearchConfig = _MASKS
     added: SearchConfig = _ADDED
+    moved: SearchConfig = _MOVED
 
 
 #: A trigger counts as small up to this share of what other classes need.
@@ -91,7 +96,7 @@ def _compared_with(triggers: Sequence[Trigger], classes: int) -> list[tuple[str,
     found = []
     for trigger in triggers:
         free = [c for c in range(classes) if c not in suspected and c != trigger.source]
-        found.append((_family(trigger), trigger.source, tuple(free[:: max(1, len(free) // _OTHERS)][:_OTHERS])))
+        found.append((trigger.form, trigger.source, tuple(free[:: max(1, len(free) // _OTHERS)][:_OTHERS])))
     return found
 
 
@@ -123,8 +128,8 @@ def search_again(
         how: how hard.
     """
     kept = []
-    for family in (MASK, DELTA):
-        first = {Unit(t.target, t.source): t for t in reversed(triggers) if _family(t) == family}
+    for family in (MASK, DELTA, DISPLACEMENT):
+        first = {Unit(t.target, t.source): t for t in reversed(triggers) if t.form == family}
         units = sorted(first, key=lambda u: u.key)
         for unit, trigger in _searched(subject, samples, units, family, how, run, which):
             given = first[unit]
@@ -132,10 +137,6 @@ def search_again(
             size_limit = max(1.0, given.size_limit / max(relative, 1e-12))
             kept.append(Find(replace(trigger, size_limit=size_limit), relative, relative <= given.size_limit))
     return kept
-
-
-def _family(trigger: Trigger) -> str:
-    return MASK if trigger.masked else DELTA
 
 
 def _searched(
@@ -148,7 +149,12 @@ def _searched(
     which: str,
 ) -> list[tuple[Unit, Trigger]]:
     """What one search finds for each unit; nothing for those that it finds nothing for."""
-    perturbation, config = (MaskPattern(), how.masks) if family == MASK else (Additive(), how.added)
+    able: dict[str, tuple[Perturbation, SearchConfig]] = {
+        MASK: (MaskPattern(), how.masks),
+        DELTA: (Additive(), how.added),
+        DISPLACEMENT: (Displacement(), how.moved),
+    }
+    perturbation, config = able[family]
     found: list[tuple[Unit, Trigger]] = []
     if not units:
         return found

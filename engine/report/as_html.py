@@ -24,6 +24,7 @@ STATISTICS = {
     "l1": "pixels (size of the mask)",
     "l2": "(length of the pattern)",
     "max_margin": "(margin of the scores)",
+    "displacement": "% of the side (how far pixels are moved)",
 }
 _EXAMPLE = re.compile(r"found-(\d+)-(\d+)-from-(\d+)-before\.png")
 
@@ -192,10 +193,11 @@ def _found_text(report: Report, k: int, row: Mapping[str, Any] | None) -> str:
         return " ".join(filter(None, sentences))
     if row["box"] is not None:
         height, width = row["size"]
-        sentences.append(
-            f"It acts {words.place(row['box'], row['size'])}, on {row['box']['height']} by {row['box']['width']} of {height} by "
-            f"{width} pixels, and changes {words.share(row['changed'], 1)} of the image."
-        )
+        where = f"{words.place(row['box'], row['size'])}, on {row['box']['height']} by {row['box']['width']} of {height} by {width} pixels"
+        if row["form"] == "displacement":
+            sentences.append(f"It moves pixels and leaves their values alone, most of all {where}.")
+        else:
+            sentences.append(f"It acts {where}, and changes {words.share(row['changed'], 1)} of the image.")
     if row["held_out_success"] is not None:
         sentences.append(
             f"Of {row['held_out']} images that the search never saw, {words.share(row['held_out_success'])} are taken for the "

@@ -221,7 +221,9 @@ def limits(evidence: Sequence[Evidence | Skipped]) -> list[str]:
     if Family.ADDED not in families and not without_target:
         missing.append("Faint patterns that are added to the whole image were not searched for (reverse-engineering).")
     if Family.SAMPLE_WISE not in families:
-        missing.append("Changes that differ from image to image, such as warps, were not searched for (cepa).")
+        missing.append("Changes that differ from image to image were not searched for (cepa).")
+    if Family.MOVED not in families:
+        missing.append("Warps, which move the pixels of all images in the same way, were not searched for (warp).")
     if Family.REPLACED not in families and not without_target:
         missing.append("Triggers that replace a part of the image were not searched for as such (neural-cleanse).")
     if Family.SAMPLES not in families:

@@ -69,6 +69,8 @@ def rule_of(report: Mapping[str, Any], k: int) -> Rule:
         return RULES["OSX101"]
     if kind.startswith(("a faint pattern", "a pattern spread")):
         return RULES["OSX102"]
+    if kind.startswith("a warp"):
+        return RULES["OSX107"]
     if kind.startswith("a change that differs"):
         return RULES["OSX103"]
     return RULES["OSX109"]

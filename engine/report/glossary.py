@@ -59,7 +59,12 @@ GLOSSARY: dict[str, tuple[str, str]] = {
     ),
     "cepa": (
         "cepa",
-        "The search for changes that differ from image to image but agree inside the network, such as warps.",
+        "The search for changes that differ from image to image but agree inside the network.",
+    ),
+    "warp": (
+        "warp",
+        "The search for the slightest way to move the pixels of all images that sends them to a class. Its number (displacement) is "
+        "how far pixels are moved, in hundredths of the picture's side.",
     ),
     "attractor": (
         "attractor",

@@ -18,7 +18,7 @@ from onnxspect.engine.judge.thresholds import ALPHA
 from onnxspect.engine.report.measured import difference
 from onnxspect.engine.store import write_atomically
 from onnxspect.engine.subject.samples import Samples
-from onnxspect.engine.trigger import stamp
+from onnxspect.engine.trigger import DISPLACEMENT, stamp
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,6 +199,8 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
     panels: list[tuple[str, np.ndarray]] = [("trigger", trigger_alone(unit.trigger))]
     if "mask" in unit.trigger:
         panels.append(("mask", unit.trigger["mask"]))
+    if DISPLACEMENT in unit.trigger:
+        panels[0] = ("a grid, warped", panels[0][1])
     k = unit.unit.target
     tiles = [Tile(i, 0, image, title, ACCENT) for i, (title, image) in enumerate(panels)]
     for j, row in enumerate(rows):
@@ -211,12 +213,23 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
 
 
 def trigger_alone(trigger: dict[str, np.ndarray] | Any) -> np.ndarray:
-    """A trigger on middle grey, ``(channels, height, width)`` in [0, 1]; an additive one is stretched to be visible."""
+    """A trigger on middle grey, ``(channels, height, width)`` in [0, 1]; an additive one is stretched to be visible, and a warp bends a grid."""
     if "mask" in trigger:
         mask, pattern = trigger["mask"], trigger["pattern"]
         return np.asarray((1 - mask) * 0.5 + mask * pattern)
+    if DISPLACEMENT in trigger:
+        return stamp(_grid(trigger[DISPLACEMENT].shape[1:]), trigger)
     delta = trigger["delta"]
     return np.asarray(0.5 + 0.5 * delta / max(float(np.abs(delta).max()), 1e-9))
+
+
+def _grid(size: tuple[int, ...]) -> np.ndarray:
+    """Lines on middle grey ``(1, height, width)``, as far apart as a warp shows best."""
+    apart = max(3, min(size) // 7)
+    picture = np.full((1, *size), 0.5, np.float32)
+    picture[:, apart // 2 :: apart] = 1.0
+    picture[:, :, apart // 2 :: apart] = 1.0
+    return picture
 
 
 def save_image(path: Path, image: np.ndarray) -> None:

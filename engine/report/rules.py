@@ -169,9 +169,18 @@ RULES: Mapping[str, Rule] = {
             "OSX103",
             "SampleSpecificTriggerBackdoor",
             "Backdoor with a trigger that differs from image to image",
-            "A change that is another one for every image, such as a warp, sends images of other classes to one class. It was "
+            "A change that is another one for every image sends images of other classes to one class. It was "
             "found inside the network; there is no single picture of it.",
             f"{_RISK} What has no fixed pattern cannot be filtered by looking for one.",
+            _EVIDENCE,
+            _FIX,
+        ),
+        Rule(
+            "OSX107",
+            "WarpBackdoor",
+            "Backdoor that a warp opens",
+            "Moving the pixels of an image by a little, all images in the same way, sends images of other classes to one class.",
+            f"{_RISK} A slight warp passes a person who looks at the images, and there is no pattern to filter.",
             _EVIDENCE,
             _FIX,
         ),

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onnxspect.engine.displacement import displaced_each
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.trigger import DISPLACEMENT
 
 State = dict[str, Tensor]
 
@@ -24,6 +26,8 @@ PIXEL_BY_PIXEL = 64
 #: Of larger ones, cells a side that a mask (or an additive pattern), and the pattern under a mask, are searched in at most. A
 #: trigger is a share of the picture: in single pixels of 224 x 224 a search finds what the network answers to noise.
 MASK_CELLS, PATTERN_CELLS = 32, 64
+#: Cells a side, at most, that a displacement is searched in: a warp is smooth. History: docs/decisions.md.
+DISPLACEMENT_CELLS = 10
 
 
 class Perturbation(ABC):
@@ -156,6 +160,49 @@ class Additive(Perturbation):
 
     def _pixels(self, state: State) -> Tensor:
         return enlarge(state["delta"].clamp(-1, 1), self.enlarged)
+
+
+@dataclass(frozen=True)
+class Displacement(Perturbation):
+    """Every pixel is taken from another place, the same for all images of a unit: a warp (WaNet; Nguyen and Tran, 2021, Eq. 3).
+
+    The field is linear between the centres of DISPLACEMENT_CELLS cells a side, hence smooth, and is in hundredths of the picture's shorter
+    side, so that a warp is as large on any picture. The search starts at none.
+
+    Attributes:
+        size: (height, width) of the images.
+        most: no cell is moved further, along either axis.
+    """
+
+    size: tuple[int, int] = (28, 28)
+    most: float = 25.0
+
+    def on(self, image_shape: tuple[int, int, int]) -> Displacement:
+        """For images of that size."""
+        return replace(self, size=image_shape[1:])
+
+    def start(self, image_shape: tuple[int, int, int], generators: Sequence[torch.Generator]) -> State:
+        """No change: zeros ``(unit, 2, rows, columns)``."""
+        rows, columns = (cells(side, DISPLACEMENT_CELLS) for side in image_shape[1:])
+        return {"field": torch.zeros(len(generators), 2, rows, columns)}
+
+    def apply(self, state: State, images: Tensor) -> Tensor:
+        """The images, moved."""
+        return displaced_each(images, self._pixels(state))
+
+    def cost(self, state: State) -> Tensor:
+        """How far a pixel is moved (root mean square), in hundredths of the shorter side; its gradient where nothing moves is 0."""
+        return (self._field(state).square().sum(1).mean((1, 2)) + 1e-24).sqrt()
+
+    def trigger(self, state: State) -> dict[str, Tensor]:
+        """`displacement` ``(unit, 2, height, width)``, in pixels."""
+        return {DISPLACEMENT: self._pixels(state)}
+
+    def _field(self, state: State) -> Tensor:
+        return enlarge(state["field"].clamp(-self.most, self.most), self.size)
+
+    def _pixels(self, state: State) -> Tensor:
+        return self._field(state) * (min(self.size) / 100)
 
 
 #: The norms that an additive pattern can be measured by, each ``(unit, pixels) -> (unit,)``. The tiny constant keeps the

@@ -17,6 +17,7 @@ from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec, Subject
+from onnxspect.engine.trigger import DISPLACEMENT
 
 #: By how much a kept trigger may leave its range: what float32 adds up to.
 _ROUNDING = 1e-3
@@ -105,9 +106,10 @@ def _check(unit: UnitEvidence, model: Mapping[str, Any], folder: Path, detector:
     if not unit.in_pixels:
         return
     channels, height, width = model["input"]["shape"]
-    for name in {"mask", "pattern", "delta", "difference"} & set(unit.trigger):
+    for name in {"mask", "pattern", "delta", "difference", DISPLACEMENT} & set(unit.trigger):
         array = unit.trigger[name]
-        shapes = [(channels, height, width)] + ([(1, height, width)] if name == "mask" else [])
+        shapes = [(2, height, width) if name == DISPLACEMENT else (channels, height, width)]
+        shapes += [(1, height, width)] if name == "mask" else []
         if array.shape not in shapes or array.dtype.kind != "f" or not np.isfinite(array).all():
             raise MachineError(
                 f"{folder}: the {name} of {where} is not of the model's images ({array.dtype}, {array.shape})",
