@@ -87,7 +87,7 @@ class _Budget(msgspec.Struct):
 
 
 class _Traits(msgspec.Struct):
-    family: Literal["replaced", "added", "sample-wise", "samples", "graph", "open", "any input", "other"]
+    family: Literal["replaced", "added", "moved", "sample-wise", "samples", "graph", "open", "any input", "other"]
     references: bool
     training_set: bool
     convicts: bool
