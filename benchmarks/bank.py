@@ -1,10 +1,11 @@
 """Scan a trained half of the bank, and keep the evidence of every model.
 
-    python benchmarks/bank.py --bank bank/tuning --half tuning --data-root DIR [--preset standard] [--samples 1000] [--only NAME]
+    python benchmarks/bank.py --bank bank/tuning --half tuning --data-root DIR [--preset standard] [--samples 1000] [--only NAME] [--add DETECTOR]
 
 Each model gets an even, seeded draw of its test images. What is kept already (by the model's digest, the preset and the number of
 samples) is not scanned again, so an interrupted run goes on; the scans themselves resume too. Infected models whose trigger works on less
-than their recipe promises are left out. replay.py makes tables of what is kept, derive.py the bank that ships.
+than their recipe promises are left out. With --add, what is kept of a model gets the evidence of a detector that it lacks: detectors draw from
+generators of their own, so that this is what one scan with all of them finds. replay.py makes tables of what is kept, derive.py the bank that ships.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import kept
 import numpy as np
 from datasets import even_draw
+from replay import judged
 
-from onnxspect.engine.detectors.registry import PRESETS
+from onnxspect.engine.detectors.registry import NAMES, PRESETS
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext, choose_device
@@ -41,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/bank"), help="where the scans are kept")
     parser.add_argument("--evidence", type=Path, default=kept.FOLDER)
     parser.add_argument("--only", action="append", default=[], help="only models whose name contains this or another")
+    parser.add_argument(
+        "--add", action="append", default=[], help="a detector that what is kept lacks", metavar="DETECTOR"
+    )
     asked = parser.parse_args(arguments)
     of_half = {f.name for f in families()[0] if f.half == asked.half}
     run, failed = RunContext(asked.seed, choose_device(asked.device)), 0
@@ -64,11 +70,17 @@ def measure(row: dict[str, Any], asked: argparse.Namespace, run: RunContext) -> 
     """Scan one model and keep its evidence, unless that was done; a line for people."""
     board = f"bank-{asked.preset}-{asked.samples}"
     path = asked.evidence / board / f"{row['name']}.json.gz"
-    if path.is_file() and kept.Kept.read(path).model["sha256"] == row["sha256"]:
-        return f"there     {row['name']}"
     data = samples_of(row["dataset"], asked)
     folder = asked.runs / board / row["name"]
     references = asked.runs / board / f"references-{data.stem}"
+    if path.is_file() and (one := kept.Kept.read(path)).model["sha256"] == row["sha256"]:
+        lacking = [d for d in asked.add if d not in {e.detector for e in one.archive.evidence}]
+        if not lacking:
+            return f"there     {row['name']}"
+        folder = folder.with_name(f"{row['name']}+{'+'.join(lacking)}")
+        scan(asked.bank / row["file"], data, folder, asked.preset, lacking, run=run, references=references)
+        joined(one, kept.of_run(folder, board, asked.half, one.model)).write(asked.evidence)
+        return f"added     {' and '.join(lacking)} to {row['name']}"
     report = scan(asked.bank / row["file"], data, folder, asked.preset, run=run, references=references).report
     facts = {
         "name": row["name"],
@@ -81,6 +93,25 @@ def measure(row: dict[str, Any], asked: argparse.Namespace, run: RunContext) -> 
     }
     kept.of_run(folder, board, asked.half, facts).write(asked.evidence)
     return f"{report['verdict']:13} {row['name']} {report['targets']} of {facts['targets']} p {report['p_value']:.2g}"
+
+
+def joined(one: kept.Kept, other: kept.Kept) -> kept.Kept:
+    """What is kept of a model, with the evidence of another scan of it; what this commit says of both is what is recorded.
+
+    Raises:
+        OnnxspectError: the other scan is of another model, or of other samples.
+    """
+    if (one.model["sha256"], one.archive.samples) != (other.model["sha256"], other.archive.samples):
+        raise OnnxspectError(f"{one.model['name']}: the two scans are of different models or samples")
+    order = {name: i for i, name in enumerate(NAMES)}
+    evidence = sorted(
+        {e.detector: e for e in (*one.archive.evidence, *other.archive.evidence)}.values(),
+        key=lambda e: order[e.detector],
+    )
+    both = replace(one, archive=replace(one.archive, evidence=tuple(evidence)))
+    verdict = judged(both)
+    said = {"verdict": verdict.verdict, "targets": list(verdict.targets), "score": verdict.score}
+    return replace(both, recorded={**one.recorded, **said, "log10_p": [c.log10_p for c in verdict.classes]})
 
 
 def attack_of(row: dict[str, Any]) -> str:

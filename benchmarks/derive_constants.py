@@ -20,9 +20,11 @@ import kept
 import numpy as np
 
 from onnxspect.converters.lowering.further import ONCE
-from onnxspect.engine.detectors import attractor
+from onnxspect.engine.detectors import attractor, base, warp
 from onnxspect.engine.detectors.base import USUAL_STEPS
 from onnxspect.engine.judge.evidence import Evidence
+from onnxspect.engine.judge.null_model import beyond_references, robust_deviation
+from onnxspect.engine.judge.spread import SMALL_SAMPLE
 from onnxspect.engine.subject import unreached
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -58,7 +60,28 @@ def usual_steps() -> dict[str, int]:
             for kind, detector in KINDS.items():
                 if detector in row["by_detector"]:
                     budgets[kind].append(row["by_detector"][detector]["budget"])
-    return {k: round(sum(b["gradient_steps"] for b in v) / sum(b["units"] for b in v)) for k, v in budgets.items()}
+    steps = {k: round(sum(b["gradient_steps"] for b in v) / sum(b["units"] for b in v)) for k, v in budgets.items()}
+    return steps | {"moved": round(statistics.fmean(u.steps for e in _warps() for u in e.units))}
+
+
+def usual_displacement() -> float:
+    """The median over clean models of ten classes, of how far their classes' displacements lie apart beyond the references (spread.py)."""
+    found = []
+    for one in _warps():
+        [view] = one.judged
+        units = one.seen_by(view)
+        values, normal = one.values(units, view.statistic, view.search), one.normal(units, view)
+        rest = beyond_references(values, normal, view.tail, view.log)
+        found.append(robust_deviation(rest) / SMALL_SAMPLE)
+    return round(statistics.median(found), 2)
+
+
+def _warps() -> list[Evidence]:
+    """The search for warps on every clean model of ten classes of the tuning half."""
+    of_ten = [
+        k for k in kept.everything() if k.half == "tuning" and not k.model["infected"] and k.archive.classes == 10
+    ]
+    return [e for k in of_ten for e in k.archive.evidence if isinstance(e, Evidence) and e.detector == warp.NAME]
 
 
 #: So many spacings between the smallest classes are judged: sets of one, two and three.
@@ -139,6 +162,7 @@ DERIVED = (
         usual_spacings,
     ),
     Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),
+    Derived("engine/detectors/base.py: _MOVED", lambda: base._MOVED, usual_displacement),
     Derived("converters/lowering/further.py: ONCE", lambda: ONCE, once),
     Derived("engine/subject/unreached.py: _FURTHER", lambda: unreached._FURTHER, further_images),
     Derived(

@@ -65,6 +65,7 @@ ROOMS = (
             "engine/run.py",
             "engine/version.py",
             "engine/trigger.py",
+            "engine/displacement.py",
             "engine/errors.py",
             "engine/ahead.py",
             "engine/workers.py",

@@ -1,7 +1,7 @@
 """A displacement of pixels: what a warp does to any image, for numpy and for torch.
 
 ``x'(r, c) = x(r + d_0(r, c), c + d_1(r, c))``, linear between the four pixels around the place that is pointed to; beyond an edge the edge
-goes on. It is the W of WaNet (Nguyen and Tran, 2021, Eq. 3). The result is a mean of pixels with weights that sum to one: no clipping is needed.
+goes on. It is the W of WaNet (Nguyen and Tran, 2021, sec. 3.2). The result is a mean of pixels with weights that sum to one: no clipping is needed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def displaced(images: np.ndarray, field: np.ndarray) -> np.ndarray:
     height, width = field.shape[1:]
     row = np.clip(np.arange(height, dtype=np.float32)[:, None] + field[0], 0, height - 1)
     column = np.clip(np.arange(width, dtype=np.float32)[None] + field[1], 0, width - 1)
-    top, left = np.floor(row).astype(np.int64), np.floor(column).astype(np.int64)
+    down, across = row - np.floor(row), column - np.floor(column)
+    top, left = row.astype(np.int64), column.astype(np.int64)
     bottom, right = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
-    down, across = row - top, column - left
     upper = images[..., top, left] * (1 - across) + images[..., top, right] * across
     lower = images[..., bottom, left] * (1 - across) + images[..., bottom, right] * across
     return np.asarray(upper * (1 - down) + lower * down, np.float32)

@@ -25,7 +25,7 @@ from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.subject.unreached import Unreached
-from onnxspect.engine.trigger import UNTARGETED
+from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,13 @@ def flat(settings: Any) -> dict[str, object]:
 
 
 #: Gradient steps that a unit takes in the mean: of masks, of added patterns, of CEPA, of warps. History: docs/decisions.md.
-USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32, "moved": 93}
+USUAL_STEPS = {"mask": 164, "added": 35, "cepa": 32, "moved": 83}
 #: How much classes differ by nature, in standard deviations of log l2 norms; twice as much in mask areas, which grow as
 #: the square of a length. Without references classes are taken to differ by at least that. History: docs/decisions.md.
 NATURE = 0.15
 _MASK, _ADDED = 0.19, 0.125
+#: The same of displacements. History: docs/decisions.md.
+_MOVED = 0.2
 #: The usual deviation of each judged statistic and search between the classes of one network, beyond the references, on a log
 #: scale; 0 for any other. History: docs/decisions.md.
 TYPICAL = {
@@ -140,6 +142,7 @@ TYPICAL = {
     ("l1", Search.PAIR): 0.24,
     ("l2", Search.PAIR): 0.19,
     ("delta_norm", Search.FULL): 0.105,
+    (DISPLACEMENT, Search.FULL): _MOVED,
 }
 #: Weight of the view of pairs in the multiplicity correction, beside that of triggers from all classes, which most
 #: attacks have.

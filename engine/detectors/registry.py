@@ -75,12 +75,13 @@ NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "quick": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, cepa.NAME),
+    "standard": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, Warp.name, cepa.NAME),
     "thorough": (
         GraphLogic.name,
         MaxMargin.name,
         NeuralCleanse.name,
         ReverseEngineering.name,
+        Warp.name,
         cepa.NAME,
         DTInspector.name,
     ),
@@ -90,7 +91,7 @@ MANY_CLASSES = FEWEST_TO_CONVICT
 _OF_MANY_CLASSES: Mapping[str, tuple[str, ...]] = {
     "quick": (GraphLogic.name, Attractor.name),
     "standard": (GraphLogic.name, Attractor.name),
-    "thorough": (GraphLogic.name, Attractor.name, NeuralCleanse.name, ReverseEngineering.name),
+    "thorough": (GraphLogic.name, Attractor.name, NeuralCleanse.name, ReverseEngineering.name, Warp.name),
 }
 #: What runs beside them where a training set is given.
 _WITH_TRAINING_SET = (DTInspector.name, TrainingDifference.name)

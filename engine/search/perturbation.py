@@ -164,7 +164,7 @@ class Additive(Perturbation):
 
 @dataclass(frozen=True)
 class Displacement(Perturbation):
-    """Every pixel is taken from another place, the same for all images of a unit: a warp (WaNet; Nguyen and Tran, 2021, Eq. 3).
+    """Every pixel is taken from another place, the same for all images of a unit: a warp (WaNet; Nguyen and Tran, 2021, sec. 3.2).
 
     The field is linear between the centres of DISPLACEMENT_CELLS cells a side, hence smooth, and is in hundredths of the picture's shorter
     side, so that a warp is as large on any picture. The search starts at none.

@@ -1,4 +1,4 @@
-"""A trigger: both forms by hand, numpy and torch to the bit, what the ledger keeps, and what its success is counted on."""
+"""A trigger: its forms by hand, numpy and torch to the bit, what the ledger keeps, and what its success is counted on."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ def arrays(form: str, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     if form == "delta":
         return {"delta": rng.uniform(-1, 1, SHAPE).astype(np.float32)}
+    if form == "displacement":
+        return {"displacement": rng.uniform(-2, 2, (2, *SHAPE[1:])).astype(np.float32)}
     mask = rng.uniform(-0.3, 1.3, (1, *SHAPE[1:])).clip(0, 1).astype(np.float32)
     return {"mask": mask, "pattern": rng.uniform(0, 1, SHAPE).astype(np.float32)}
 
@@ -38,7 +40,20 @@ def test_both_forms_by_hand() -> None:
     assert (blended.size, added.size) == (0.25, 0.75)
 
 
-@pytest.mark.parametrize("form", ["mask", "delta"])
+def test_a_displacement_by_hand() -> None:
+    field = np.zeros((2, *SHAPE[1:]), np.float32)
+    field[0], field[1] = 3.0, 4.0
+    trigger = Trigger(0, {"displacement": field})
+    assert (trigger.form, trigger.masked, trigger.size) == ("displacement", False, 5.0)
+    assert trigger.strengthened(2.0).size == 10.0
+    usual = np.linspace(0, 1, 60, dtype=np.float32).reshape(SHAPE)
+    np.testing.assert_array_equal(trigger.changed_in(usual), trigger.apply(usual[None])[0] - usual)
+    with pytest.raises(OnnxspectError, match="no delta"):
+        _ = trigger.delta
+    assert Trigger.kept(0, {"displacement": field, "other": field}).form == "displacement"
+
+
+@pytest.mark.parametrize("form", ["mask", "delta", "displacement"])
 @pytest.mark.parametrize("seed", range(5))
 def test_numpy_and_torch_agree_to_the_bit(form: str, seed: int) -> None:
     kept = arrays(form, seed)

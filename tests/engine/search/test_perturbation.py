@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from tolerances import OPERATION_32, REORDERED_64, SUM_32
 
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.search.perturbation import NORMS, Additive, MaskPattern
+from onnxspect.engine.search.perturbation import NORMS, Additive, Displacement, MaskPattern
 from onnxspect.engine.trigger import stamp
 
 SHAPE = (3, 4, 5)
@@ -143,3 +143,34 @@ def test_additive_refuses_an_unknown_norm() -> None:
     with pytest.raises(OnnxspectError, match="l3") as caught:
         Additive("l3")
     assert "l2" in str(caught.value.hint)
+
+
+def test_a_displacement_starts_at_none_and_costs_what_it_moves() -> None:
+    shape = (1, 28, 56)
+    kind = Displacement().on(shape)
+    state = kind.start(shape, generators(1, 2))
+    images = torch.rand(2, 3, *shape, generator=torch.Generator().manual_seed(3))
+    np.testing.assert_array_equal(kind.apply(state, images).numpy(), images.numpy())
+    moved = {"field": torch.full_like(state["field"], 3.0)}
+    np.testing.assert_allclose(kind.cost(moved).numpy(), 3 * 2**0.5, rtol=OPERATION_32)  # hundredths of the side
+    np.testing.assert_allclose(kind.trigger(moved)["displacement"].numpy(), 3 * 0.28, rtol=OPERATION_32)  # pixels
+    beyond = {"field": torch.full_like(state["field"], 1e6)}
+    assert float(kind.trigger(beyond)["displacement"].max()) == pytest.approx(kind.most * 0.28)
+
+
+def test_a_displacement_stamps_what_the_search_applied() -> None:
+    shape = (3, 12, 16)
+    kind = Displacement().on(shape)
+    generator = torch.Generator().manual_seed(3)
+    state = {k: torch.randn(v.shape, generator=generator) * 8 for k, v in kind.start(shape, generators(1, 2)).items()}
+    images = torch.rand(2, 7, *shape, generator=generator)
+    applied, trigger = kind.apply(state, images).numpy(), kind.trigger(state)
+    for u in range(2):
+        stamped = stamp(images[u].numpy(), {k: v[u].numpy() for k, v in trigger.items()})
+        np.testing.assert_allclose(stamped, applied[u], atol=OPERATION_32)
+
+
+def test_the_cost_of_no_displacement_has_a_gradient() -> None:
+    state = {"field": torch.zeros(1, 2, 4, 5, requires_grad=True)}
+    (gradient,) = torch.autograd.grad(Displacement().cost(state).sum(), [state["field"]])
+    assert bool((gradient == 0).all())
