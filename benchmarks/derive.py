@@ -5,7 +5,7 @@
 The clean models' scores are those of the null models, before any bank; how suspicions are weighed (engine/judge/suspicion.py) and the
 likelihood ratios are fitted to clean and infected ones, where there are enough. No model of the judging half is read into it.
 --check says whether the file that is there is what this derives, and 1 where it is not. Models with too few samples for a verdict are
-left out: a scan has no p-value for them.
+left out: a scan has no p-value for them. Scans are in it twice where they had a detector of LATER: with it, and as they were without.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ import numpy as np
 from kept import FOLDER, Kept, everything
 from replay import judged
 
+from onnxspect.engine.detectors import warp
 from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
 from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
+#: Detectors that joined the presets after checkpoints of strangers had been scanned: those scans are ranked among scans without them.
+LATER = (warp.NAME,)
 #: Decimals that are kept.
 DIGITS = 4
 BANK = Path(__file__).parents[1] / "engine" / "judge" / FILE
@@ -104,6 +107,14 @@ class Observed:
         return Scored(len(self.log10_p), self.detectors, self.samples, *numbers)
 
 
+def _without_later(kept: Kept) -> Kept | None:
+    """What a scan would have left without the detectors of LATER; None where it had none of them."""
+    rest = tuple(e for e in kept.archive.evidence if e.detector not in LATER)
+    if len(rest) == len(kept.archive.evidence):
+        return None
+    return replace(kept, archive=replace(kept.archive, evidence=rest))
+
+
 def _tested(evidence: Evidence | Skipped) -> bool:
     """Whether it brings a test of its own, which no bank ranks."""
     return isinstance(evidence, Evidence) and evidence.traits.tested
@@ -116,13 +127,15 @@ def bank(kept: Sequence[Kept]) -> Bank:
     """
     names = [f.name for f in families()[0]]
     able = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
-    tuning = [Observed.of(k, names) for k in able]
+    of_today = [Observed.of(k, names) for k in able]
+    tuning = [*of_today, *(Observed.of(earlier, names) for k in able if (earlier := _without_later(k)) is not None)]
+    today = {id(o) for o in of_today}
     shifts = partial(_shifts, tuning)
     groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
     for o in tuning:
         groups.setdefault((o.few, o.detectors), []).append(o)
     weights: list[Weights] = []
-    known: list[tuple[bool, bool, Scored]] = []
+    known: list[tuple[Observed, bool, Scored]] = []
     for (few, detectors), members in sorted(groups.items()):
         infected = sum(o.infected for o in members)
         enough = min(infected, len(members) - infected) >= FEWEST_OF_EACH
@@ -131,9 +144,12 @@ def bank(kept: Sequence[Kept]) -> Bank:
         for family in sorted({o.family for o in members}):
             others = [o for o in members if o.family != family]
             apart = _weights(others, few, detectors, shifts(detectors, family)) if enough else None
-            known += [(o.infected, enough, o.scored(apart)) for o in members if o.family == family]
-    sides = {side: sorted((s for i, _, s in known if i == side), key=astuple) for side in (False, True)}
-    weighed = [[s.suspicion for i, w, s in known if w and i == side] for side in (False, True)]
+            known += [(o, enough, o.scored(apart)) for o in members if o.family == family]
+    sides = {side: sorted((s for o, _, s in known if o.infected == side), key=astuple) for side in (False, True)}
+    # Each model counts once in what P(backdoored) is fitted to.
+    once = [(o.infected, w, s) for o, w, s in known if id(o) in today]
+    scores = [sorted(s.score for i, _, s in once if i == side) for side in (False, True)]
+    weighed = [sorted(s.suspicion for i, w, s in once if w and i == side) for side in (False, True)]
     content = json.dumps(
         [[w.describe() for w in weights], *[[astuple(s) for s in sides[side]] for side in (False, True)]]
     )
@@ -141,7 +157,7 @@ def bank(kept: Sequence[Kept]) -> Bank:
         hashlib.sha256(content.encode()).hexdigest()[:12],
         tuple(sides[False]),
         tuple(weights),
-        LikelihoodRatio.fitted([s.score for s in sides[False]], [s.score for s in sides[True]]),
+        LikelihoodRatio.fitted(*scores),
         LikelihoodRatio.fitted(*weighed),
     )
 

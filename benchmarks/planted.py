@@ -92,9 +92,11 @@ def compared(
     one: kept.Kept, run: Path, images: np.ndarray, planted: Sequence[tuple[int, Trigger]]
 ) -> list[dict[str, Any]]:
     """A row a planted target: whether the verdict names it, and how alike the trigger that is shown is to the planted one."""
-    scan, a = FinishedScan.read(run), one.archive
+    units, a = dict(FinishedScan.read(run).units), one.archive
+    for added in sorted(run.parent.glob(f"{run.name}+*")):  # benchmarks/bank.py --add
+        units |= FinishedScan.read(added).units
     with_triggers: list[Evidence | Skipped] = [
-        replace(e, units=tuple(scan.units[e.detector])) if isinstance(e, Evidence) else e for e in a.evidence
+        replace(e, units=tuple(units[e.detector])) if isinstance(e, Evidence) else e for e in a.evidence
     ]
     verdict = decide(with_triggers, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=shipped())
     rows = []

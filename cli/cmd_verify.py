@@ -48,7 +48,7 @@ from onnxspect.engine.subject.subject import InputSpec
     "triggers",
     metavar="NPZ",
     multiple=True,
-    help="A trigger of your own (docs/patches.md): mask and pattern, or delta; and target. May be given again.",
+    help="A trigger of your own (docs/patches.md): mask and pattern, or delta, or displacement; and target. May be given again.",
 )
 @click.option(
     "--rescan",

@@ -349,8 +349,10 @@ def test_latency_and_strip_are_measured(work: Path) -> None:
         ({"delta": np.full((1, SIDE, SIDE), np.nan), "target": 2}, "outside"),
         ({"delta": np.ones((1, SIDE, SIDE))}, "a trigger has `target`"),
         ({"delta": np.ones((1, SIDE, SIDE)), "target": [1, 2]}, "not one class index"),
+        ({"displacement": np.ones((1, SIDE, SIDE)), "target": 2}, r"displacement has shape \(1, 8, 8\)"),
+        ({"displacement": np.full((2, SIDE, SIDE), 9.0), "target": 2}, r"outside \[-8, 8\]"),
     ],
-    ids=["mask", "delta", "range", "nan", "no-target", "two-targets"],
+    ids=["mask", "delta", "range", "nan", "no-target", "two-targets", "displacement", "beyond-the-picture"],
 )
 def test_a_trigger_that_does_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], complaint: str) -> None:
     np.savez(tmp_path / "bad.npz", **arrays)
@@ -370,6 +372,13 @@ def test_an_additive_trigger_of_ones_own(work: Path, tmp_path: Path) -> None:
     proof = prove(model, model, work / "unseen.npz", trigger=tmp_path / "added.npz")
     assert proof.triggers[0].before > 0.9
     assert not proof.holds
+
+
+def test_a_warp_of_ones_own(work: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "warp.npz", displacement=np.zeros((2, SIDE, SIDE)), target=TARGET)
+    model = work / "model.onnx"
+    proof = prove(model, model, work / "unseen.npz", trigger=tmp_path / "warp.npz")
+    assert proof.triggers[0].before == 0  # nothing is moved
 
 
 def test_the_run_of_another_model(work: Path, tmp_path: Path) -> None:

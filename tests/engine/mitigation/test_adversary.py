@@ -9,6 +9,9 @@ from conftest import CHECKERBOARD, PATCH, SIDE, quadrant_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tolerances import NETWORK_32, SUM_32
+from warp_support import PLANTED, spots
+from warp_support import SIDE as WIDE
+from warp_support import subject as by_place
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.adversary import MovingTrigger, within
@@ -58,6 +61,18 @@ def test_it_climbs_to_the_planted_trigger_within_its_bound(planted: Subject, fam
     assert (rows.start, columns.start) <= np.unravel_index(int(grown.argmax()), grown.shape) < (rows.stop, columns.stop)
     for name, array in before.items():
         np.testing.assert_array_equal(start.arrays[name], array)
+
+
+def test_a_warp_climbs_within_its_bound() -> None:
+    start = Trigger(PLANTED, {"displacement": np.full((2, WIDE, WIDE), 0.05, np.float32)})
+    images, student, generator = spots(24), by_place(), torch.Generator().manual_seed(0)
+    moving = MovingTrigger(start, images, 40.0, steps=4)
+    for _ in range(5):
+        moved = Trigger(PLANTED, moving.advance(student, generator))
+        assert moved.size <= 40 * start.size * (1 + SUM_32)
+    led = [(student.predict(t.apply(images.images)).argmax(1) == PLANTED).mean() for t in (start, moved)]
+    assert led[0] == 0
+    assert led[1] > 0.9
 
 
 def test_it_moves_on_the_images_of_its_source_alone(planted: Subject) -> None:
