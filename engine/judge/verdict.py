@@ -178,7 +178,10 @@ def _decided(
     p_value = min((f.p_value for f in findings), default=1.0)
     reasons += _suspicions(by_detector, findings, targets, alpha)
     if targets:
-        kinds = {k: suggest_kind(k, ran, _agreeing(findings[k], ran, alpha)) for k in targets}
+        kinds = {
+            k: suggest_kind(k, ran, _most_certain_first(findings[k], _agreeing(findings[k], ran, alpha)))
+            for k in targets
+        }
         findings = tuple(replace(f, kind=kinds.get(f.index, "")) for f in findings)
         reasons += [f"class {k}: the trigger looks like {kind}" for k, kind in kinds.items() if kind]
         named = _how(targets, findings, ran, alpha)
@@ -294,6 +297,11 @@ def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> l
     return (
         [min(of_able, key=lambda d: of_able[d])] if of_able else []
     )  # a bank finds suspicious what no null model does
+
+
+def _most_certain_first(finding: ClassFinding, detectors: Sequence[str]) -> list[str]:
+    """What a trigger is, is what the detector sees that finds it least likely to be chance."""
+    return sorted(detectors, key=lambda d: finding.p_values[d])
 
 
 def _suspicions(
