@@ -70,13 +70,16 @@ def measure(row: dict[str, Any], asked: argparse.Namespace, run: RunContext) -> 
     """Scan one model and keep its evidence, unless that was done; a line for people."""
     board = f"bank-{asked.preset}-{asked.samples}"
     path = asked.evidence / board / f"{row['name']}.json.gz"
+    one = kept.Kept.read(path) if path.is_file() else None
+    if one is not None and one.model["sha256"] != row["sha256"]:
+        one = None  # of another model, which had this name
+    lacking = [] if one is None else [d for d in asked.add if d not in {e.detector for e in one.archive.evidence}]
+    if one is not None and not lacking:
+        return f"there     {row['name']}"
     data = samples_of(row["dataset"], asked)
     folder = asked.runs / board / row["name"]
     references = asked.runs / board / f"references-{data.stem}"
-    if path.is_file() and (one := kept.Kept.read(path)).model["sha256"] == row["sha256"]:
-        lacking = [d for d in asked.add if d not in {e.detector for e in one.archive.evidence}]
-        if not lacking:
-            return f"there     {row['name']}"
+    if one is not None:
         folder = folder.with_name(f"{row['name']}+{'+'.join(lacking)}")
         scan(asked.bank / row["file"], data, folder, asked.preset, lacking, run=run, references=references)
         joined(one, kept.of_run(folder, board, asked.half, one.model)).write(asked.evidence)

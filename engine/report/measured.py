@@ -12,7 +12,7 @@ from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, for
 from onnxspect.engine.judge.kind import strength, strongest_box
 from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.judge.verdict import Verdict, speaks_for
-from onnxspect.engine.trigger import DELTA, form_of
+from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK
 
 #: A pixel counts as changed where the mask, or the change itself, is at least this share of its maximum.
 CHANGED = 0.1
@@ -58,7 +58,7 @@ def _row(k: int, detector: str, unit: UnitEvidence | None) -> dict[str, Any]:
     row["on_references"] = None if on_references is None else on_references.value
     change = strength(unit)
     if change is not None:
-        row["form"] = form_of(unit.trigger)[0] if unit.in_pixels else DELTA
+        row["form"] = next(form for form in (MASK, DISPLACEMENT, DELTA) if form in unit.trigger)
         row["size"] = list(change.shape)
         top, left, bottom, right = strongest_box(change)
         row["box"] = {"top": top, "left": left, "height": bottom - top, "width": right - left}

@@ -196,11 +196,10 @@ def trigger_sheet(unit: UnitEvidence, samples: Samples, report: dict[str, Any]) 
     rows = rows[np.linspace(0, len(rows) - 1, min(4, len(rows))).astype(int)]
     before = samples.images[rows]
     after = stamp(before, unit.trigger)
-    panels: list[tuple[str, np.ndarray]] = [("trigger", trigger_alone(unit.trigger))]
+    title = "a grid, warped" if DISPLACEMENT in unit.trigger else "trigger"
+    panels: list[tuple[str, np.ndarray]] = [(title, trigger_alone(unit.trigger))]
     if "mask" in unit.trigger:
         panels.append(("mask", unit.trigger["mask"]))
-    if DISPLACEMENT in unit.trigger:
-        panels[0] = ("a grid, warped", panels[0][1])
     k = unit.unit.target
     tiles = [Tile(i, 0, image, title, ACCENT) for i, (title, image) in enumerate(panels)]
     for j, row in enumerate(rows):
