@@ -24,7 +24,8 @@ from kept import FOLDER, Kept, everything
 from replay import judged
 
 from onnxspect.engine.detectors import warp
-from onnxspect.engine.judge.calibration import FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
+from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
+from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
 from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
@@ -68,6 +69,7 @@ class Observed:
         eases: by view (engine/judge/suspicion.py).
         detectors: that may name a class.
         samples: clean ones.
+        difficulty: of its task (engine/judge/difficulty.py).
     """
 
     family: str
@@ -77,6 +79,7 @@ class Observed:
     eases: Mapping[str, np.ndarray]
     detectors: tuple[str, ...]
     samples: int
+    difficulty: float | None
 
     @classmethod
     def of(cls, kept: Kept, known: Sequence[str]) -> Observed:
@@ -92,6 +95,7 @@ class Observed:
             eases(kept.archive.evidence, classes),
             detectors_of(kept.archive.evidence),
             kept.archive.samples,
+            None if (difficulty := kept.archive.difficulty) is None else round(difficulty, DIGITS),
         )
 
     @property
@@ -104,7 +108,7 @@ class Observed:
         suspicions = -self.log10_p if weights is None else weights.suspicions(self.log10_p, self.eases)
         score = max(0.0, float(-self.log10_p.min()))
         numbers = (round(v, DIGITS) for v in (score, float(suspicions.max())))
-        return Scored(len(self.log10_p), self.detectors, self.samples, *numbers)
+        return Scored(len(self.log10_p), self.detectors, self.samples, *numbers, self.difficulty)
 
 
 def _without_later(kept: Kept) -> Kept | None:
@@ -139,13 +143,22 @@ def bank(kept: Sequence[Kept]) -> Bank:
     for (few, detectors), members in sorted(groups.items()):
         infected = sum(o.infected for o in members)
         enough = min(infected, len(members) - infected) >= FEWEST_OF_EACH
-        if enough:
-            weights.append(_weights(members, few, detectors, shifts(detectors)))
+        scored: list[tuple[Observed, Scored]] = []
         for family in sorted({o.family for o in members}):
             others = [o for o in members if o.family != family]
             apart = _weights(others, few, detectors, shifts(detectors, family)) if enough else None
-            known += [(o, enough, o.scored(apart)) for o in members if o.family == family]
-    sides = {side: sorted((s for o, _, s in known if o.infected == side), key=astuple) for side in (False, True)}
+            scored += [(o, o.scored(apart)) for o in members if o.family == family]
+        known += [(o, enough, s) for o, s in scored]
+        if enough:
+            found = _weights(members, few, detectors, shifts(detectors))
+            usual = None if few else _difficulty([s for o, s in scored if not o.infected])
+            weights.append(replace(found, difficulty=usual))
+    sides = {
+        side: sorted(
+            (s for o, _, s in known if o.infected == side), key=lambda s: (*astuple(s)[:-1], s.difficulty or 0)
+        )
+        for side in (False, True)
+    }
     # Each model counts once in what P(backdoored) is fitted to.
     once = [(o.infected, w, s) for o, w, s in known if id(o) in today]
     scores = [sorted(s.score for i, _, s in once if i == side) for side in (False, True)]
@@ -186,6 +199,18 @@ def _weights(
         ease={name: round(w, DIGITS) for name, w in weights.ease.items()},
         intercept=round(weights.intercept, DIGITS),
     )
+
+
+def _difficulty(clean: Sequence[Scored]) -> Difficulty | None:
+    """What is usual of clean models' suspicions by their tasks' difficulty; None of too few."""
+    kinds: dict[object, list[tuple[float, float]]] = {}
+    for one in clean:
+        if one.difficulty is not None:
+            kinds.setdefault(one.kind, []).append((one.suspicion, one.difficulty))
+    if sum(map(len, kinds.values())) < FEWEST:
+        return None
+    law = Difficulty.fitted([(of[:, 0], of[:, 1]) for of in map(np.array, kinds.values())])
+    return Difficulty(*(round(x, DIGITS) for x in astuple(law)))
 
 
 def as_text(bank: Bank) -> str:

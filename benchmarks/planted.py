@@ -28,7 +28,7 @@ from bank import attack_of
 
 from onnxspect.engine.judge.calibration import shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
-from onnxspect.engine.judge.verdict import decide
+from onnxspect.engine.judge.verdict import decide_archive
 from onnxspect.engine.report.measured import telling
 from onnxspect.engine.subject.finished_scan import FinishedScan
 from onnxspect.models.bank import recipes
@@ -98,7 +98,7 @@ def compared(
     with_triggers: list[Evidence | Skipped] = [
         replace(e, units=tuple(units[e.detector])) if isinstance(e, Evidence) else e for e in a.evidence
     ]
-    verdict = decide(with_triggers, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=shipped())
+    verdict = decide_archive(replace(a, evidence=tuple(with_triggers)), shipped())
     rows = []
     for target, trigger in planted:
         row: dict[str, Any] = {"target": target, "named": target in verdict.targets, "detector": None}

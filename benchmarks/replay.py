@@ -26,7 +26,7 @@ from onnxspect.engine.detectors import attractor
 from onnxspect.engine.judge.calibration import PRIOR, Bank, shipped
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.judge.thresholds import ALPHA
-from onnxspect.engine.judge.verdict import Verdict, decide
+from onnxspect.engine.judge.verdict import Verdict, decide_archive
 
 #: Levels at which the share of clean models with a smaller p-value is counted.
 LEVELS = (0.01, 0.02, 0.05, 0.1)
@@ -82,9 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def judged(kept: Kept, bank: Bank | None = None) -> Verdict:
     """What this commit says of a kept model."""
-    a = kept.archive
-    evidence = [_of_today(e) if isinstance(e, Evidence) and e.detector == attractor.NAME else e for e in a.evidence]
-    return decide(evidence, a.classes, hidden=a.hidden, too_few=a.too_few, samples=a.samples, bank=bank, prior=PRIOR)
+    evidence = kept.archive.evidence
+    today = (_of_today(e) if isinstance(e, Evidence) and e.detector == attractor.NAME else e for e in evidence)
+    return decide_archive(replace(kept.archive, evidence=tuple(today)), bank)
 
 
 def _of_today(evidence: Evidence) -> Evidence:

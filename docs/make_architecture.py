@@ -198,7 +198,7 @@ WALKS = {
         Place(
             "Evidence becomes p-values and one verdict; report and pictures go to the run folder.",
             "engine/judge/verdict.py",
-            "decide",
+            "decide_archive",
             _SCAN,
         ),
     ),

@@ -26,7 +26,7 @@ from onnxspect.engine.jobs.references import Request, Shelf, reference_fingerpri
 from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
-from onnxspect.engine.judge.verdict import Verdict, decide
+from onnxspect.engine.judge.verdict import Verdict, decide_archive
 from onnxspect.engine.readers.forms import open_reader
 from onnxspect.engine.report import as_json, document, pictures
 from onnxspect.engine.report.progress import watched
@@ -222,17 +222,18 @@ def scan(
         for found in evidence:
             if isinstance(found, Evidence):
                 ledger.keep_evidence(found.detector, found.units)
-        archive = Archive(tuple(evidence), checked.subject.classes, tuple(beyond.hidden), tuple(too_few), len(samples))
-        ledger.set_fact(EVIDENCE, json.dumps(archive.describe(), allow_nan=False))
-        verdict = decide(
-            evidence,
-            archive.classes,
-            hidden=archive.hidden,
-            too_few=archive.too_few,
-            samples=archive.samples,
-            bank=shipped(),
-            prior=prior,
+        errors = [1 - r.accuracy(held_out.images, held_out.labels) for r in clean]
+        archive = Archive(
+            tuple(evidence),
+            checked.subject.classes,
+            tuple(beyond.hidden),
+            tuple(too_few),
+            len(samples),
+            1 - checked.clean_accuracy,
+            float(np.mean(errors)) if errors else None,
         )
+        ledger.set_fact(EVIDENCE, json.dumps(archive.describe(), allow_nan=False))
+        verdict = decide_archive(archive, shipped(), prior)
         verdict = _of_part(verdict, searched)
         searching = sum(e.seconds for e in evidence if isinstance(e, Evidence))
         seconds = searching if resumed else time.perf_counter() - started

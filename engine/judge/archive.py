@@ -35,6 +35,8 @@ class Archive:
         hidden: what hides parts of the model from the searches, in sentences.
         too_few: what the clean samples lack, in sentences.
         samples: how many clean samples the searches and the held-out validation had together; 0 where that was not kept.
+        subject_error: share of clean samples that the subject answers wrongly; None where that was not kept.
+        reference_error: the reference networks' mean share, of samples that they were not trained on; None without references.
     """
 
     evidence: tuple[Evidence | Skipped, ...]
@@ -42,6 +44,15 @@ class Archive:
     hidden: tuple[str, ...] = ()
     too_few: tuple[str, ...] = ()
     samples: int = 0
+    subject_error: float | None = None
+    reference_error: float | None = None
+
+    @property
+    def difficulty(self) -> float | None:
+        """Of the task (difficulty.py): the larger of the two errors; None where not even the subject's is known."""
+        if self.subject_error is None:
+            return None
+        return max(self.subject_error, self.reference_error or 0.0)
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -49,6 +60,8 @@ class Archive:
             "schema": SCHEMA,
             "classes": self.classes,
             "samples": self.samples,
+            "subject_error": self.subject_error,
+            "reference_error": self.reference_error,
             "hidden": list(self.hidden),
             "too_few": list(self.too_few),
             "detectors": [_detector(e) for e in self.evidence],
@@ -70,6 +83,7 @@ class Archive:
                 tuple(map(str, document["hidden"])),
                 tuple(map(str, document["too_few"])),
                 int(document["samples"]),
+                *(None if (e := document.get(k)) is None else float(e) for k in ("subject_error", "reference_error")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OnnxspectError(f"evidence of {SCHEMA} that does not keep to it: {error!r}", "scan again") from error

@@ -3,6 +3,8 @@
 The null models turn evidence into a score, -log10 of the p-value of the most suspicious class, and `suspicion.py` weighs it together with how
 much less than usual the class takes. Whatever these are worth, they are compared here with those of clean models that were scanned in the same way:
 
+* *Standard.* What is usual at the difficulty of the task is taken off first, where the bank knows of it (`difficulty.py`).
+
 * *Rank.* With n clean models of the same kind, p = (1 + number of them at least as suspicious) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
 * *Tail.* Beyond all of the bank the rank says no more than 1 / (n + 1). A generalised Pareto law (Pickands, 1975) fitted to the
@@ -35,9 +37,10 @@ import scipy  # its `stats` takes a second to import: it is loaded where it is f
 from scipy import special
 
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.suspicion import Weights
 
-SCHEMA = "onnxspect-bank/2"
+SCHEMA = "onnxspect-bank/3"
 FILE = "bank.json"
 #: With so many clean models of a kind ranks and the tail beyond them hold the level of the verdict. History: docs/decisions.md.
 FEWEST = 60
@@ -51,6 +54,8 @@ _DRAWS, _ERROR = 200, 0.05
 CLASSES, SAMPLES = (4, 10, 20, 50, 200), (5, 10, 50)
 #: Share of models that are taken to be infected, where the user does not say.
 PRIOR = 0.1
+#: What makes scores comparable: a step of the number of classes, the detectors, a step of samples a class.
+_Kind = tuple[int, tuple[str, ...], int]
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ class Scored:
         samples: clean samples in all; 0 where that is not known.
         score: -log10 of the null model's p-value of its most suspicious class.
         suspicion: of its most suspicious class (suspicion.py).
+        difficulty: of its task, an error rate (difficulty.py); None where it is not known.
     """
 
     classes: int
@@ -70,9 +76,10 @@ class Scored:
     samples: int
     score: float
     suspicion: float
+    difficulty: float | None = None
 
     @property
-    def kind(self) -> tuple[int, tuple[str, ...], int]:
+    def kind(self) -> _Kind:
         """What makes scores comparable."""
         per_class = self.samples / max(1, self.classes)
         return (
@@ -180,7 +187,9 @@ class Bank:
             "weights": [w.describe() for w in self.weights],
             "by_score": None if self.by_score is None else dict(vars(self.by_score)),
             "by_suspicion": None if self.by_suspicion is None else dict(vars(self.by_suspicion)),
-            "clean": [[s.classes, list(s.detectors), s.samples, s.score, s.suspicion] for s in self.clean],
+            "clean": [
+                [s.classes, list(s.detectors), s.samples, s.score, s.suspicion, s.difficulty] for s in self.clean
+            ],
         }
 
     @classmethod
@@ -192,7 +201,10 @@ class Bank:
         """
         if document.get("schema") != SCHEMA:
             raise OnnxspectError(f"a bank of scores of the schema {document.get('schema')!r:.60}, not {SCHEMA}")
-        clean = tuple(Scored(int(k), tuple(d), int(n), float(s), float(e)) for k, d, n, s, e in document["clean"])
+        clean = tuple(
+            Scored(int(k), tuple(d), int(n), float(s), float(e), None if h is None else float(h))
+            for k, d, n, s, e, h in document["clean"]
+        )
         return cls(
             str(document["version"]),
             clean,
@@ -220,7 +232,7 @@ class Bank:
         own = self._own(scored)
         plain = float(10**-scored.score)
         if len(own) >= FEWEST:
-            return beyond(scored.suspicion, [s.suspicion for s in own])[0]
+            return beyond(*self._compared(scored))[0]
         if len(self.clean) < FEWEST:
             return plain
         return max(plain, beyond(scored.score, [s.score for s in self.clean])[0])
@@ -230,10 +242,12 @@ class Bank:
         own = self._own(scored)
         n, odds, x = len(own), self.by_score, scored.score
         if n >= FEWEST:
-            p, interval = beyond(scored.suspicion, [s.suspicion for s in own])
+            p, interval = beyond(*self._compared(scored))
             note = f"p-values are ranks among {n} clean models of the same kind"
-            if self._weights(scored.classes, scored.detectors) is not None:
+            weights = self._weights(scored.classes, scored.detectors)
+            if weights is not None:
                 odds, x = self.by_suspicion, scored.suspicion
+                note += _harder(weights.difficulty, scored.difficulty)
         elif len(self.clean) >= FEWEST:
             p, interval = beyond(scored.score, [s.score for s in self.clean])
             note = (
@@ -259,17 +273,46 @@ class Bank:
         """How it weighs for models with so many classes, scanned by these detectors; None where it does not."""
         return next((w for w in self.weights if w.apply_to(classes, detectors)), None)
 
+    def _compared(self, scored: Scored) -> tuple[float, np.ndarray]:
+        """(suspicion of a model, those of its kind's clean models), standardised where the difficulty of its task is known and says something."""
+        weights = self._weights(scored.classes, scored.detectors)
+        law = None if weights is None else weights.difficulty
+        usual, clean = (0.0, np.empty(0)) if law is None else self._standardised(law, scored.kind)
+        if law is None or scored.difficulty is None or len(clean) < FEWEST:
+            return scored.suspicion, np.array([s.suspicion for s in self._own(scored)])
+        return float(law.standardised(np.array(scored.suspicion), np.array(scored.difficulty), usual)), clean
+
+    def _standardised(self, law: Difficulty, kind: _Kind) -> tuple[float, np.ndarray]:
+        """(what is usual of a kind, its clean models' standardised suspicions); kept, since every class of a model asks for them."""
+        if kind not in self._standard:
+            known = [(s.suspicion, s.difficulty) for s in self._by_kind.get(kind, []) if s.difficulty is not None]
+            suspicion, difficulty = np.array(known, np.float64).reshape(-1, 2).T
+            usual = law.level(suspicion, difficulty) if known else 0.0
+            self._standard[kind] = usual, law.standardised(suspicion, difficulty, usual)
+        return self._standard[kind]
+
+    @cached_property
+    def _standard(self) -> dict[_Kind, tuple[float, np.ndarray]]:
+        return {}
+
     def _own(self, scored: Scored) -> list[Scored]:
         """Its clean models of the same kind."""
         return self._by_kind.get(scored.kind, [])
 
     @cached_property
-    def _by_kind(self) -> dict[tuple[int, tuple[str, ...], int], list[Scored]]:
+    def _by_kind(self) -> dict[_Kind, list[Scored]]:
         """Its clean models by kind: every class of a model asks for its own."""
-        found: dict[tuple[int, tuple[str, ...], int], list[Scored]] = {}
+        found: dict[_Kind, list[Scored]] = {}
         for one in self.clean:
             found.setdefault(one.kind, []).append(one)
         return found
+
+
+def _harder(law: Difficulty | None, difficulty: float | None) -> str:
+    """What to say of a task that is harder than any that the law was fitted to; "" of others."""
+    if law is None or difficulty is None or difficulty <= law.hardest:
+        return ""
+    return f"; this task is harder than theirs (errors {difficulty:.0%}, theirs at most {law.hardest:.0%})"
 
 
 def _models(n: int) -> str:
@@ -282,7 +325,7 @@ def shipped() -> Bank:
     return Bank.described(json.loads(resources.files(__package__).joinpath(FILE).read_text()))
 
 
-def beyond(score: float, clean: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+def beyond(score: float, clean: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
     """(p-value of a score among clean models', its 95 % interval where it is larger than all of theirs).
 
     Args:

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import scipy  # its `optimize` takes a while to import: it is loaded where it is first used
 
+from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.evidence import Evidence, Skipped, View
 from onnxspect.engine.judge.measurement import Search
 
@@ -97,6 +98,7 @@ class Weights:
         ease: of the ease in each view, by the view's name (`eases`).
         shifts: how each of these varies between and within clean networks.
         intercept: of the regression; it moves no rank, and makes the suspicion log odds among the classes of the bank.
+        difficulty: what is usual of clean models' suspicions by the difficulty of their task; None where it says nothing of them.
     """
 
     few: bool
@@ -105,6 +107,7 @@ class Weights:
     ease: Mapping[str, float]
     shifts: Mapping[str, Shift]
     intercept: float = 0.0
+    difficulty: Difficulty | None = None
 
     def apply_to(self, classes: int, detectors: Sequence[str]) -> bool:
         """Whether they are for models with so many classes, scanned by these detectors."""
@@ -132,6 +135,7 @@ class Weights:
             "ease": dict(self.ease),
             "shifts": {name: dict(vars(shift)) for name, shift in self.shifts.items()},
             "intercept": self.intercept,
+            "difficulty": None if self.difficulty is None else dict(vars(self.difficulty)),
         }
 
     @classmethod
@@ -144,6 +148,7 @@ class Weights:
             {str(k): float(v) for k, v in row["ease"].items()},
             {str(k): Shift(**v) for k, v in row["shifts"].items()},
             float(row["intercept"]),
+            None if row["difficulty"] is None else Difficulty(**row["difficulty"]),
         )
 
 

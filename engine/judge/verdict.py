@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, Bank, Calibration, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
 from onnxspect.engine.judge.few_classes import FEWEST_REFERENCES, least_seen
@@ -83,6 +84,7 @@ def decide(
     samples: int = 0,
     bank: Bank | None = None,
     prior: float = PRIOR,
+    difficulty: float | None = None,
 ) -> Verdict:
     """Combine what the detectors found into one verdict.
 
@@ -101,17 +103,32 @@ def decide(
         samples: how many clean samples there are in all; 0 where that is not known.
         bank: scores of clean models, by which p-values are calibrated (calibration.py); None leaves the null models' as they are.
         prior: share of models that are taken to be infected, for P(backdoored).
+        difficulty: of the task, an error rate (difficulty.py); None where it is not known.
     """
-    found = _decided(evidence, classes, alpha, hidden, too_few, samples, bank)
+    found = _decided(evidence, classes, alpha, hidden, too_few, samples, bank, difficulty)
     if bank is None or not found.classes:
         return found
-    scored = Scored(classes, detectors_of(evidence), samples, found.score, found.suspicion)
+    scored = Scored(classes, detectors_of(evidence), samples, found.score, found.suspicion, difficulty)
     calibration = bank.calibration(scored, prior)
     tested = [e.detector for e in evidence if isinstance(e, Evidence) and e.traits.tested]
     woken = any(f.p_values.get(name, 1.0) < alpha for f in found.classes for name in tested)
     if woken and bank.by_score is not None:  # the suspicion knows nothing of tests
         calibration = replace(calibration, p_backdoored=bank.by_score.probability(found.score, prior))
     return replace(found, calibration=calibration)
+
+
+def decide_archive(archive: Archive, bank: Bank | None = None, prior: float = PRIOR) -> Verdict:
+    """`decide` on evidence as it is kept."""
+    return decide(
+        archive.evidence,
+        archive.classes,
+        hidden=archive.hidden,
+        too_few=archive.too_few,
+        samples=archive.samples,
+        bank=bank,
+        prior=prior,
+        difficulty=archive.difficulty,
+    )
 
 
 def _decided(
@@ -122,6 +139,7 @@ def _decided(
     too_few: Sequence[str],
     samples: int,
     bank: Bank | None,
+    difficulty: float | None,
 ) -> Verdict:
     ran = [e for e in evidence if isinstance(e, Evidence)]
     skipped = [e for e in evidence if isinstance(e, Skipped)]
@@ -145,7 +163,7 @@ def _decided(
         searched = np.array([_combined(by_detector, k, tested=False) for k in range(classes)])
         suspicions = bank.suspicions(convicting, searched, eases(ran, classes))
         of_class = zip(searched.tolist(), suspicions.tolist(), strict=True)
-        ranked = [bank.p_value(Scored(classes, convicting, samples, -p, e)) for p, e in of_class]
+        ranked = [bank.p_value(Scored(classes, convicting, samples, -p, e, difficulty)) for p, e in of_class]
         findings = tuple(_calibrated(f, p, by_detector) for f, p in zip(findings, ranked, strict=True))
     most = {"score": max([0.0, *scores.tolist()]), "suspicion": max(suspicions.tolist(), default=0.0)}
     suspects = [f for f in findings if f.p_value < alpha]

@@ -95,7 +95,7 @@ def train_references(
         reference = Subject(
             folded, InputSpec(), subject.image_shape, subject.classes, subject.device, name=f"reference {i}"
         )
-        accuracy = float((reference.predict(check.images).argmax(1) == check.labels).mean())
+        accuracy = reference.accuracy(check.images, check.labels)
         accuracies.append(accuracy)
         if accuracy >= floor:
             references.append(reference)

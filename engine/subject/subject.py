@@ -201,6 +201,10 @@ class Subject:
             ]
         return torch.cat(parts).numpy()
 
+    def accuracy(self, pixels: np.ndarray, labels: np.ndarray) -> float:
+        """The share of an array of pixels ``(n, channel, height, width)`` that gets its label ``(n,)``."""
+        return float((self.predict(pixels).argmax(1) == labels).mean())
+
     def with_spec(self, spec: InputSpec) -> Subject:
         """The same classifier, read with another InputSpec."""
         found = replace(self, spec=spec)

@@ -23,6 +23,7 @@ from onnxspect.engine.judge.verdict import decide
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "evidence.schema.json").read_text())
 number = st.floats(allow_nan=False)
 known = st.none() | st.floats(0.01, 1.0)
+error = st.none() | st.floats(0.0, 1.0)
 measurements = st.builds(
     Measurement,
     st.sampled_from(["l1", "l2", "delta_norm"]),
@@ -61,7 +62,12 @@ evidence = st.builds(
 )
 skipped = st.builds(Skipped, st.just("three"), st.text(min_size=1, max_size=5))
 archives = st.builds(
-    Archive, st.lists(evidence | skipped, max_size=3).map(tuple), st.integers(2, 9), samples=st.integers(0, 9)
+    Archive,
+    st.lists(evidence | skipped, max_size=3).map(tuple),
+    st.integers(2, 9),
+    samples=st.integers(0, 9),
+    subject_error=error,
+    reference_error=error,
 )
 
 
@@ -71,6 +77,16 @@ def test_what_is_kept_comes_back(kept: Archive) -> None:
     document = json.loads(json.dumps(kept.describe(), allow_nan=False))
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     assert Archive.described(document) == kept
+
+
+def test_difficulty_is_the_larger_error_and_what_an_earlier_version_kept_has_none() -> None:
+    assert Archive((), 5, subject_error=0.1, reference_error=0.3).difficulty == 0.3
+    assert Archive((), 5, subject_error=0.1, reference_error=0.05).difficulty == 0.1
+    assert Archive((), 5, subject_error=0.1).difficulty == 0.1
+    assert Archive((), 5, reference_error=0.3).difficulty is None
+    document = Archive((clean(),), 5, subject_error=0.1, reference_error=0.3).describe()
+    earlier = {k: v for k, v in document.items() if not k.endswith("_error")}
+    assert Archive.described(earlier).difficulty is None
 
 
 def clean() -> Evidence:

@@ -1,0 +1,115 @@
+"""Difficulty of the task: suspicions are standardised by it before they are ranked, so that hard tasks raise no more alarms than easy ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onnxspect.engine.judge.calibration import FEWEST, Bank, Scored, beyond
+from onnxspect.engine.judge.difficulty import NARROWEST, Difficulty
+from onnxspect.engine.judge.suspicion import Weights
+
+DETECTORS = ("cepa", "nc")
+TRUE = Difficulty(slope=4.0, width=0.1, growth=1.6, hardest=0.25)
+
+
+def drawn(rng: np.random.Generator, difficulty: np.ndarray, usual: float = -3.0) -> np.ndarray:
+    """Suspicions of clean models whose mean absolute deviation is the law's."""
+    deviation = TRUE.width + TRUE.growth * difficulty
+    return usual + TRUE.slope * difficulty + deviation * rng.laplace(0.0, 1.0, len(difficulty))
+
+
+def bank(rng: np.random.Generator, law: Difficulty | None = TRUE, hard: int = 40, easy: int = 60) -> Bank:
+    difficulty = np.array([0.22] * hard + [0.03] * easy)
+    clean = [
+        Scored(10, DETECTORS, 600, 0.0, float(s), float(d))
+        for s, d in zip(drawn(rng, difficulty), difficulty, strict=True)
+    ]
+    return Bank("test", tuple(clean), (Weights(False, DETECTORS, 1.0, {}, {}, difficulty=law),))
+
+
+def test_the_law_is_found_and_kinds_differ_by_a_constant() -> None:
+    rng = np.random.default_rng(0)
+    groups = []
+    for usual in (-3.0, -1.0):
+        difficulty = rng.uniform(0.0, 0.25, 4000)
+        groups.append((drawn(rng, difficulty, usual), difficulty))
+    found = Difficulty.fitted(groups)
+    assert found.slope == pytest.approx(TRUE.slope, abs=0.15)
+    assert found.width == pytest.approx(TRUE.width, abs=0.02)
+    assert found.growth == pytest.approx(TRUE.growth, abs=0.1)
+    assert found.hardest == max(float(d.max()) for _, d in groups)
+    assert [found.level(*g) for g in groups] == pytest.approx([-3.0, -1.0], abs=0.05)
+
+
+def test_all_tasks_of_one_difficulty_give_no_growth_that_matters_and_ranks_as_before() -> None:
+    rng = np.random.default_rng(1)
+    suspicion, difficulty = rng.normal(-3.0, 0.5, 80), np.full(80, 0.1)
+    found = Difficulty.fitted([(suspicion, difficulty)])
+    assert np.isfinite([found.slope, found.width, found.growth]).all()
+    order = np.argsort(found.standardised(suspicion, difficulty, found.level(suspicion, difficulty)))
+    np.testing.assert_array_equal(order, np.argsort(suspicion))
+
+
+@settings(max_examples=30)
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=9), st.floats(0, 1), st.floats(-2, 2))
+def test_within_one_difficulty_order_stays_and_nothing_is_divided_by_less_than_the_narrowest(
+    suspicions: list[float], difficulty: float, usual: float
+) -> None:
+    law = Difficulty(3.0, 0.0, 0.01, 1.0)
+    of = np.array(suspicions)
+    found = law.standardised(of, np.full(len(of), difficulty), usual)
+    assert (np.diff(found[np.argsort(of, kind="stable")]) >= -1e-9).all()
+    assert np.ptp(found) <= np.ptp(of) / NARROWEST + 1e-9
+
+
+def test_the_level_holds_for_hard_and_for_easy_tasks_apart_which_raw_ranks_do_not() -> None:
+    rng, level, draws = np.random.default_rng(2), 0.05, 400
+    shares: dict[tuple[bool, float], list[float]] = {}
+    for _ in range(draws):
+        known = bank(rng, hard=30, easy=70)
+        plain = replace(known, weights=(replace(known.weights[0], difficulty=None),))
+        for d in (0.03, 0.22):
+            one = Scored(10, DETECTORS, 600, 0.0, float(drawn(rng, np.array([d]))[0]), d)
+            for standard, of in ((True, known), (False, plain)):
+                shares.setdefault((standard, d), []).append(of.p_value(one))
+    found = {k: float((np.array(p) < level).mean()) for k, p in shares.items()}
+    assert found[True, 0.22] <= 1.2 * level + 3 * np.sqrt(level / draws)
+    assert found[True, 0.03] <= 1.2 * level + 3 * np.sqrt(level / draws)
+    assert found[False, 0.22] > 2 * level  # a third of the bank raises nearly all of its alarms
+    assert found[False, 0.03] < 0.02
+
+
+def test_what_is_far_out_on_an_easy_task_is_usual_on_a_hard_one() -> None:
+    known = bank(np.random.default_rng(3))
+    easy = Scored(10, DETECTORS, 600, 0.0, -2.2, 0.03)
+    assert known.p_value(easy) < 0.02 < 0.2 < known.p_value(replace(easy, difficulty=0.22))
+
+
+def test_where_the_difficulty_is_not_known_suspicions_are_ranked_as_they_are() -> None:
+    known = bank(np.random.default_rng(4))
+    one = Scored(10, DETECTORS, 600, 0.0, -1.9)
+    assert known.p_value(one) == beyond(-1.9, [s.suspicion for s in known.clean])[0]
+    unknown = replace(known, clean=tuple(replace(s, difficulty=None) for s in known.clean[:50]) + known.clean[50:])
+    assert len(unknown.clean) - 50 < FEWEST
+    assert unknown.p_value(replace(one, difficulty=0.2)) == beyond(-1.9, [s.suspicion for s in known.clean])[0]
+
+
+def test_nothing_is_extrapolated_to_harder_tasks_and_it_is_said() -> None:
+    known = bank(np.random.default_rng(5))
+    hardest = Scored(10, DETECTORS, 600, 0.0, 0.5, TRUE.hardest)
+    harder = replace(hardest, difficulty=0.6)
+    assert known.p_value(harder) == known.p_value(hardest)
+    assert "harder" not in known.calibration(hardest).note
+    assert "this task is harder than theirs (errors 60%, theirs at most 25%)" in known.calibration(harder).note
+
+
+def test_a_bank_keeps_its_law() -> None:
+    known = bank(np.random.default_rng(6))
+    again = Bank.described(known.describe())
+    assert again == known
+    assert again.weights[0].difficulty == TRUE
