@@ -21,7 +21,10 @@ import pytest
 import supervised
 from PIL import Image
 
+from onnxspect.engine.jobs.scan import EVIDENCE
+from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.report.result import Report
+from onnxspect.engine.store import Ledger
 from onnxspect.models import zoo
 from onnxspect.models.triggers import trigger_from_dict
 
@@ -260,6 +263,20 @@ def test_a_killed_scan_resumes_to_the_same_report(tmp_path: Path) -> None:
     assert resumed.status == whole.status == 1
     assert report["digest"] == undisturbed["digest"]
     assert _timeless(report) == _timeless(undisturbed)
+    ran = [archive_of(tmp_path / name) for name in ("undisturbed", "killed")]
+    for archive in ran:
+        assert archive.subject_error == pytest.approx(1 - report["preprocessing"]["clean_accuracy"])
+        assert archive.reference_error is not None
+        assert 0 <= archive.reference_error < 0.5
+    assert ran[0].difficulty == ran[1].difficulty
+
+
+def archive_of(run: Path) -> Archive:
+    """The evidence that a finished run keeps."""
+    with Ledger(run) as ledger:
+        text = ledger.fact(EVIDENCE)
+    assert text is not None
+    return Archive.described(json.loads(text))
 
 
 def _timeless(value: object) -> object:
