@@ -36,6 +36,18 @@ FORMS = ((MASK, PATTERN), (DELTA,), (DISPLACEMENT,))
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
+def bounds(name: str, size: tuple[int, ...]) -> tuple[float, float]:
+    """Between which values an array of a trigger lies: MASK, PATTERN, DELTA (or a difference of images), or DISPLACEMENT.
+
+    Args:
+        name: of the array.
+        size: of the images (height, width).
+    """
+    if name == DISPLACEMENT:
+        return -float(max(size)), float(max(size))
+    return (0.0, 1.0) if name in (MASK, PATTERN) else (-1.0, 1.0)
+
+
 class Aimed(ABC):
     """What changes images so that a classifier takes them for a class.
 

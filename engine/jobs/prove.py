@@ -33,7 +33,7 @@ from onnxspect.engine.subject.preprocessing import check_labels, check_order, pr
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
-from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED, Aimed, Trigger, form_of
+from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED, Aimed, Trigger, bounds, form_of
 
 
 @judging()
@@ -239,10 +239,10 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
                 f"{path}: {name} has shape {array.shape}, the images {shape}",
                 f"make it for images of the model's size, ({'2' if name == DISPLACEMENT else 'channels'}, height, width)",
             )
-        low, high = {"delta": (-1, 1), DISPLACEMENT: (-max(shape[1:]), max(shape[1:]))}.get(name, (0, 1))
+        low, high = bounds(name, shape[1:])
         if not np.isfinite(array).all() or array.min() < low or array.max() > high:
             raise OnnxspectError(
-                f"{path}: {name} has values outside [{low}, {high}]",
+                f"{path}: {name} has values outside [{low:g}, {high:g}]",
                 "pixels are floats in [0, 1]; a delta lies in [-1, 1], a displacement within the picture",
             )
         kept[name] = array

@@ -440,6 +440,13 @@ def test_units_of_a_stranger(tmp_path: Path, model: Path, name: str, value: Any)
         ("mask", np.full((1, 8, 8), np.nan, np.float32)),
         ("pattern", np.full((1, 8, 8), 7.0, np.float32)),
         ("pattern", np.ones((3, 8, 8), np.float32)),
+        ("delta", np.full((1, 8, 8), -1.5, np.float32)),
+        ("delta", np.full((2, 8, 8), 0.5, np.float32)),
+        ("displacement", np.zeros((1, 8, 8), np.float32)),
+        ("displacement", np.zeros((2, 8, 9), np.float32)),
+        ("displacement", np.zeros((2, 8, 8), np.int64)),
+        ("displacement", np.full((2, 8, 8), np.inf, np.float32)),
+        ("displacement", np.full((2, 8, 8), 9.0, np.float32)),
     ],
 )
 def test_triggers_that_do_not_fit(tmp_path: Path, name: str, array: np.ndarray) -> None:
