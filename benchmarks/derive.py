@@ -139,7 +139,7 @@ def bank(kept: Sequence[Kept]) -> Bank:
     for o in tuning:
         groups.setdefault((o.few, o.detectors), []).append(o)
     weights: list[Weights] = []
-    known: list[tuple[Observed, bool, Scored]] = []
+    known: list[tuple[Observed, Scored]] = []
     for (few, detectors), members in sorted(groups.items()):
         infected = sum(o.infected for o in members)
         enough = min(infected, len(members) - infected) >= FEWEST_OF_EACH
@@ -148,31 +148,33 @@ def bank(kept: Sequence[Kept]) -> Bank:
             others = [o for o in members if o.family != family]
             apart = _weights(others, few, detectors, shifts(detectors, family)) if enough else None
             scored += [(o, o.scored(apart)) for o in members if o.family == family]
-        known += [(o, enough, s) for o, s in scored]
+        known += scored
         if enough:
             found = _weights(members, few, detectors, shifts(detectors))
             usual = None if few else _difficulty([s for o, s in scored if not o.infected])
             weights.append(replace(found, difficulty=usual))
     sides = {
-        side: sorted(
-            (s for o, _, s in known if o.infected == side), key=lambda s: (*astuple(s)[:-1], s.difficulty or 0)
-        )
+        side: sorted((s for o, s in known if o.infected == side), key=lambda s: (*astuple(s)[:-1], s.difficulty or 0))
         for side in (False, True)
     }
     # Each model counts once in what P(backdoored) is fitted to.
-    once = [(o.infected, w, s) for o, w, s in known if id(o) in today]
-    scores = [sorted(s.score for i, _, s in once if i == side) for side in (False, True)]
-    weighed = [sorted(s.suspicion for i, w, s in once if w and i == side) for side in (False, True)]
+    scores = [sorted(s.score for o, s in known if o.infected == i and id(o) in today) for i in (False, True)]
     content = json.dumps(
         [[w.describe() for w in weights], *[[astuple(s) for s in sides[side]] for side in (False, True)]]
     )
-    return Bank(
+    made = Bank(
         hashlib.sha256(content.encode()).hexdigest()[:12],
         tuple(sides[False]),
         tuple(weights),
         LikelihoodRatio.fitted(*scores),
-        LikelihoodRatio.fitted(*weighed),
     )
+    return replace(made, by_suspicion=tuple(_odds(made, w, [(o.infected, s) for o, s in known]) for w in weights))
+
+
+def _odds(bank: Bank, weights: Weights, known: Sequence[tuple[bool, Scored]]) -> LikelihoodRatio | None:
+    """What a suspicion says of being infected, of all models of covered kinds that the same detectors scanned, few classes or many."""
+    of_these = [(i, s) for i, s in known if s.detectors == weights.detectors and bank.covers(s)]
+    return LikelihoodRatio.fitted(*(sorted(s.suspicion for i, s in of_these if i == side) for side in (False, True)))
 
 
 def _shifts(tuning: Sequence[Observed], detectors: tuple[str, ...], without: str = "") -> dict[str, Shift]:

@@ -16,8 +16,8 @@ much less than usual the class takes. Whatever these are worth, they are compare
   (suspicions of different kinds are not comparable); with fewer the null model's stands alone. Either is said in the report.
 
 P(backdoored) needs infected models as well: log odds = logit(prior) + log of the likelihood ratio of the suspicion, which is fitted as a logistic
-curve to the bank's clean and infected models with Platt's targets (Platt, 1999); it does not fall with it. Of models that are not covered
-the curve is the score's. Without enough of both sorts there is none.
+curve to the bank's clean and infected models that the same detectors scanned, with Platt's targets (Platt, 1999); it does not fall with it. Of models
+that are not covered the curve is the score's. Without enough of both sorts there is none.
 
 The bank ships as a small file that `benchmarks/derive.py` makes from committed evidence of the tuning half.
 """
@@ -170,14 +170,14 @@ class Bank:
         clean: clean models.
         weights: how suspicions are made, by kind; where there are none for a model its score is its suspicion.
         by_score: what a score says of being infected; None where too few models were known.
-        by_suspicion: what a suspicion says of it, of models for which there are weights.
+        by_suspicion: what a suspicion says of it, for each of the weights; None where too few models were known.
     """
 
     version: str
     clean: tuple[Scored, ...]
     weights: tuple[Weights, ...] = ()
     by_score: LikelihoodRatio | None = None
-    by_suspicion: LikelihoodRatio | None = None
+    by_suspicion: tuple[LikelihoodRatio | None, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -186,7 +186,7 @@ class Bank:
             "version": self.version,
             "weights": [w.describe() for w in self.weights],
             "by_score": None if self.by_score is None else dict(vars(self.by_score)),
-            "by_suspicion": None if self.by_suspicion is None else dict(vars(self.by_suspicion)),
+            "by_suspicion": [None if odds is None else dict(vars(odds)) for odds in self.by_suspicion],
             "clean": [
                 [s.classes, list(s.detectors), s.samples, s.score, s.suspicion, s.difficulty] for s in self.clean
             ],
@@ -210,7 +210,7 @@ class Bank:
             clean,
             tuple(map(Weights.described, document["weights"])),
             LikelihoodRatio.described(document["by_score"]),
-            LikelihoodRatio.described(document["by_suspicion"]),
+            tuple(map(LikelihoodRatio.described, document["by_suspicion"])),
         )
 
     def suspicions(self, detectors: Sequence[str], log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -220,7 +220,7 @@ class Bank:
             detectors: that may name a class, by name, in order.
             log10_p, eases: see `Weights.suspicions`.
         """
-        weights = self._weights(len(log10_p), detectors)
+        weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
         return -log10_p if weights is None else weights.suspicions(log10_p, eases)
 
     def covers(self, scored: Scored) -> bool:
@@ -244,10 +244,9 @@ class Bank:
         if n >= FEWEST:
             p, interval = beyond(*self._compared(scored))
             note = f"p-values are ranks among {n} clean models of the same kind"
-            weights = self._weights(scored.classes, scored.detectors)
-            if weights is not None:
-                odds, x = self.by_suspicion, scored.suspicion
-                note += _harder(weights.difficulty, scored.difficulty)
+            if (i := self._weighed(scored)) is not None:
+                odds, x = self.by_suspicion[i] if i < len(self.by_suspicion) else None, scored.suspicion
+                note += _harder(self.weights[i].difficulty, scored.difficulty)
         elif len(self.clean) >= FEWEST:
             p, interval = beyond(scored.score, [s.score for s in self.clean])
             note = (
@@ -269,17 +268,23 @@ class Bank:
             self.version, n if covered else len(self.clean), covered, note, p, interval, prior, probability
         )
 
-    def _weights(self, classes: int, detectors: Sequence[str]) -> Weights | None:
-        """How it weighs for models with so many classes, scanned by these detectors; None where it does not."""
-        return next((w for w in self.weights if w.apply_to(classes, detectors)), None)
+    def _weighed(self, scored: Scored) -> int | None:
+        """Which of the weights a model is weighed by; None where there are none for it."""
+        able = (i for i, w in enumerate(self.weights) if w.apply_to(scored.classes, scored.detectors))
+        return next(able, None)
+
+    def _law(self, scored: Scored) -> Difficulty | None:
+        """What is usual at a task's difficulty; None where too little is known of such models' tasks."""
+        i = self._weighed(scored)
+        law = None if i is None or scored.difficulty is None else self.weights[i].difficulty
+        return law if law is not None and len(self._standardised(law, scored.kind)[1]) >= FEWEST else None
 
     def _compared(self, scored: Scored) -> tuple[float, np.ndarray]:
         """(suspicion of a model, those of its kind's clean models), standardised where the difficulty of its task is known and says something."""
-        weights = self._weights(scored.classes, scored.detectors)
-        law = None if weights is None else weights.difficulty
-        usual, clean = (0.0, np.empty(0)) if law is None else self._standardised(law, scored.kind)
-        if law is None or scored.difficulty is None or len(clean) < FEWEST:
+        law = self._law(scored)
+        if law is None:
             return scored.suspicion, np.array([s.suspicion for s in self._own(scored)])
+        usual, clean = self._standardised(law, scored.kind)
         return float(law.standardised(np.array(scored.suspicion), np.array(scored.difficulty), usual)), clean
 
     def _standardised(self, law: Difficulty, kind: _Kind) -> tuple[float, np.ndarray]:

@@ -107,7 +107,7 @@ def test_the_suspicion_counts_where_the_bank_covers_the_model_and_the_score_wher
     assert full.p_value(other) == full.p_value(replace(other, suspicion=0.1)) > ALPHA
     weights = (Weights(False, DETECTORS, 1.0, {}, {}),)
     by_score, by_suspicion = LikelihoodRatio(0.0, 1.0, 100, 50), LikelihoodRatio(0.0, 2.0, 100, 50)
-    bare = replace(full, by_score=by_score, by_suspicion=by_suspicion)
+    bare = replace(full, by_score=by_score, by_suspicion=(by_suspicion,))
     for odds, one, x, slope in (
         (replace(bare, weights=weights), quiet, 9.0, 2.0),
         (replace(bare, weights=weights), other, 0.1, 1.0),

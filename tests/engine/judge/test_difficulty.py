@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxspect.engine.judge.calibration import FEWEST, Bank, Scored, beyond
+from onnxspect.engine.judge.calibration import FEWEST, PRIOR, Bank, LikelihoodRatio, Scored, beyond
 from onnxspect.engine.judge.difficulty import NARROWEST, Difficulty
 from onnxspect.engine.judge.suspicion import Weights
 
@@ -113,3 +113,11 @@ def test_a_bank_keeps_its_law() -> None:
     again = Bank.described(known.describe())
     assert again == known
     assert again.weights[0].difficulty == TRUE
+
+
+def test_what_is_likely_follows_from_the_suspicion_by_the_curve_of_its_weights() -> None:
+    odds = LikelihoodRatio(-3.0, 2.0, 100, 40)
+    known = replace(bank(np.random.default_rng(7)), by_suspicion=(odds,))
+    one = Scored(10, DETECTORS, 600, 0.0, 1.0, 0.03)
+    assert known.calibration(one).p_backdoored == odds.probability(1.0, PRIOR)
+    assert replace(known, by_suspicion=(None,)).calibration(one).p_backdoored is None

@@ -209,7 +209,7 @@ def test_a_part_of_the_graph_that_was_woken_is_not_outvoted_by_the_bank() -> Non
     weights = (Weights(True, ("nc",), 0.7, {"nc": 1.0}, {"nc": APART}, -3.0),)
     clean = tuple(Scored(4, ("nc",), 600, s / 100, s / 40 - 3.0) for s in range(100))
     odds = LikelihoodRatio(-2.0, 1.8, 100, 50)
-    bank = Bank("test", clean, weights, odds, LikelihoodRatio(0.5, 1.2, 100, 50))
+    bank = Bank("test", clean, weights, odds, (LikelihoodRatio(0.5, 1.2, 100, 50),))
     silent = decide([searches], 4, samples=600, bank=bank)
     assert silent.p_value > 0.5
     found = decide([searches, logic], 4, samples=600, bank=bank)
