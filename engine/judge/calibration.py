@@ -3,7 +3,7 @@
 The null models turn evidence into a score, -log10 of the p-value of the most suspicious class, and `suspicion.py` weighs it together with how
 much less than usual the class takes. Whatever these are worth, they are compared here with those of clean models that were scanned in the same way:
 
-* *Standard.* What is usual at the difficulty of the task is taken off first, where the bank knows of it (`difficulty.py`).
+* *Less what is usual.* What is usual at the difficulty of the task is taken off first, where the bank knows of it (`difficulty.py`).
 
 * *Rank.* With n clean models of the same kind, p = (1 + number of them at least as suspicious) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
@@ -273,31 +273,23 @@ class Bank:
         able = (i for i, w in enumerate(self.weights) if w.apply_to(scored.classes, scored.detectors))
         return next(able, None)
 
-    def _law(self, scored: Scored) -> Difficulty | None:
-        """What is usual at a task's difficulty; None where too little is known of such models' tasks."""
-        i = self._weighed(scored)
-        law = None if i is None or scored.difficulty is None else self.weights[i].difficulty
-        return law if law is not None and len(self._standardised(law, scored.kind)[1]) >= FEWEST else None
-
     def _compared(self, scored: Scored) -> tuple[float, np.ndarray]:
-        """(suspicion of a model, those of its kind's clean models), standardised where the difficulty of its task is known and says something."""
-        law = self._law(scored)
-        if law is None:
-            return scored.suspicion, np.array([s.suspicion for s in self._own(scored)])
-        usual, clean = self._standardised(law, scored.kind)
-        return float(law.standardised(np.array(scored.suspicion), np.array(scored.difficulty), usual)), clean
-
-    def _standardised(self, law: Difficulty, kind: _Kind) -> tuple[float, np.ndarray]:
-        """(what is usual of a kind, its clean models' standardised suspicions); kept, since every class of a model asks for them."""
-        if kind not in self._standard:
-            known = [(s.suspicion, s.difficulty) for s in self._by_kind.get(kind, []) if s.difficulty is not None]
-            suspicion, difficulty = np.array(known, np.float64).reshape(-1, 2).T
-            usual = law.level(suspicion, difficulty) if known else 0.0
-            self._standard[kind] = usual, law.standardised(suspicion, difficulty, usual)
-        return self._standard[kind]
+        """(suspicion of a model, those of its kind's clean models), less what is usual where the difficulty of its task is known."""
+        i, own = self._weighed(scored), self._own(scored)
+        law = None if i is None else self.weights[i].difficulty
+        if law is None or scored.difficulty is None:
+            return scored.suspicion, np.array([s.suspicion for s in own])
+        if scored.kind not in self._beyond:
+            known = [(s.suspicion, s.difficulty) for s in own if s.difficulty is not None]
+            self._beyond[scored.kind] = law.beyond(*np.array(known, np.float64).reshape(-1, 2).T)
+        clean = self._beyond[scored.kind]
+        if len(clean) < FEWEST:
+            return scored.suspicion, np.array([s.suspicion for s in own])
+        return float(law.beyond(np.array(scored.suspicion), np.array(scored.difficulty))), clean
 
     @cached_property
-    def _standard(self) -> dict[_Kind, tuple[float, np.ndarray]]:
+    def _beyond(self) -> dict[_Kind, np.ndarray]:
+        """The clean models' suspicions less what is usual, by kind: every class of a model asks for them."""
         return {}
 
     def _own(self, scored: Scored) -> list[Scored]:
