@@ -30,6 +30,8 @@ from onnxspect.engine.judge.verdict import Verdict, decide_archive
 
 #: Levels at which the share of clean models with a smaller p-value is counted.
 LEVELS = (0.01, 0.02, 0.05, 0.1)
+#: Steps of the number of classes by which areas and attacks are shown apart.
+SIZES = {"2 to 9": (2, 9), "10 to 99": (10, 99), "100 and more": (100, 1 << 30)}
 #: How the rows are grouped.
 GROUPS = {
     "board": lambda r: r["board"],
@@ -130,9 +132,26 @@ def board(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "all": summary(rows),
         "level": level([p for p_values in clean.values() for p in p_values]),
         "level_by_classes": {classes: level(clean[classes]) for classes in sorted(clean)},
+        "roc_area": {name: roc_area(some) for name, some in by_size(rows).items()},
+        "attack_by_size": {name: grouped(some, GROUPS["attack"]) for name, some in by_size(rows).items()},
         "probabilities": proper_scores(rows),
         **{name: grouped(rows, key) for name, key in GROUPS.items()},
     }
+
+
+def by_size(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The rows by number of classes, in steps; those steps alone that have any."""
+    found = {name: [r for r in rows if low <= r["classes"] <= high] for name, (low, high) in SIZES.items()}
+    return {name: some for name, some in found.items() if some}
+
+
+def roc_area(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Area under the ROC curve of the p-value: how often an infected model has a smaller one than a clean one, ties half; None without both."""
+    clean, infected = (np.array([r["log10_p"] for r in rows if r["infected"] == side]) for side in (False, True))
+    if not len(clean) or not len(infected):
+        return None
+    less = (infected[:, None] < clean).mean() + (infected[:, None] == clean).mean() / 2
+    return float(less)
 
 
 def level(p_values: Sequence[float]) -> dict[str, Any]:

@@ -69,14 +69,28 @@ def judging_half(r: dict[str, Any]) -> str:
             f"| {of['clean']} | {of['false_alarms']} | {plain['classes'][name]['false_alarms']} |\n"
             for name, of in r["halves"]["judging"]["classes"].items()
         )
-        + "\n| attack | infected | found |\n|---|---|---|\n"
-        + "".join(
-            f"| {name} | {of['infected']} | {of['found_with_right_target']} |\n"
-            for name, of in r["halves"]["judging"]["attack"].items()
-            if of["infected"]
-        )
+        + _attacks(r["halves"]["judging"])
         + "\n| model | classes | network | attack | samples | verdict | found | true | p |\n|---|---|---|---|---|---|---|---|---|\n"
         f"{rows}\n"
+    )
+
+
+def _attacks(board: dict[str, Any]) -> str:
+    """A row for each kind of attack, how many are found of each step of the number of classes; and the areas under the ROC curve."""
+    sizes = [name for name, attacks in board["attack_by_size"].items() if any(a["infected"] for a in attacks.values())]
+
+    def cell(of: dict[str, Any] | None) -> str:
+        return f"{of['found_with_right_target']} of {of['infected']}" if of and of["infected"] else "-"
+
+    rows = [
+        f"| {attack} | {cell(of)} | " + " | ".join(cell(board["attack_by_size"][s].get(attack)) for s in sizes) + " |\n"
+        for attack, of in board["attack"].items()
+        if of["infected"]
+    ]
+    areas = [f"{area:.3f} of {s} classes" for s in sizes if (area := board["roc_area"][s]) is not None]
+    return (
+        "\n| attack, found with the right target | all | " + " | ".join(f"{s} classes" for s in sizes) + " |\n"
+        "|---|---|" + "---|" * len(sizes) + "\n" + "".join(rows) + f"\nArea under the ROC curve: {', '.join(areas)}.\n"
     )
 
 

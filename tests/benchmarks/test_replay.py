@@ -104,3 +104,20 @@ def test_proper_scores(replay: ModuleType) -> None:
     assert scored["share_infected"] == 0.5
     assert scored["with_that_prior"]["cross_entropy"] == pytest.approx(-(np.log(81 / 82) + np.log(1 / 3.25)) / 2)
     assert replay.proper_scores([]) is None
+
+
+def test_areas_by_number_of_classes(replay: ModuleType) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {"classes": int(k), "infected": bool(i), "log10_p": round(-float(rng.exponential(1 + 2 * i)), 1)}
+        for k, i in zip(rng.choice([2, 9, 10, 99, 100, 1000], 200), rng.random(200) < 0.4, strict=True)
+    ]
+    sizes = replay.by_size(rows)
+    assert sum(map(len, sizes.values())) == len(rows)
+    for name, (low, high) in replay.SIZES.items():
+        assert {r["classes"] for r in sizes[name]} == {k for k in (2, 9, 10, 99, 100, 1000) if low <= k <= high}
+        wanted = roc_auc_score([r["infected"] for r in sizes[name]], [-r["log10_p"] for r in sizes[name]])
+        assert replay.roc_area(sizes[name]) == pytest.approx(wanted)
+    assert replay.roc_area([r for r in rows if r["infected"]]) is None
