@@ -27,7 +27,7 @@ from onnxspect.engine.detectors import warp
 from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
-from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
+from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted, transfers
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
@@ -66,7 +66,7 @@ class Observed:
         infected: the truth.
         targets: which classes a backdoor leads to ``(class,)``.
         log10_p: of the null models, by class.
-        eases: by view (engine/judge/suspicion.py).
+        eases, transfers: by view (engine/judge/suspicion.py).
         detectors: that may name a class.
         samples: clean ones.
         difficulty: of its task (engine/judge/difficulty.py).
@@ -77,6 +77,7 @@ class Observed:
     targets: np.ndarray
     log10_p: np.ndarray
     eases: Mapping[str, np.ndarray]
+    transfers: Mapping[str, np.ndarray]
     detectors: tuple[str, ...]
     samples: int
     difficulty: float | None
@@ -93,6 +94,7 @@ class Observed:
             np.isin(np.arange(classes), kept.model["targets"] if kept.model["infected"] else []),
             np.array([c.log10_p for c in judged(searched).classes]),
             eases(kept.archive.evidence, classes),
+            transfers(kept.archive.evidence, classes),
             detectors_of(kept.archive.evidence),
             kept.archive.samples,
             None if (difficulty := kept.archive.difficulty) is None else round(difficulty, DIGITS),
@@ -105,7 +107,7 @@ class Observed:
 
     def scored(self, weights: Weights | None) -> Scored:
         """As the bank has it; rounded, so that the file does not depend on the last bit of a machine."""
-        suspicions = -self.log10_p if weights is None else weights.suspicions(self.log10_p, self.eases)
+        suspicions = -self.log10_p if weights is None else weights.suspicions(self.log10_p, self.eases, self.transfers)
         score = max(0.0, float(-self.log10_p.min()))
         numbers = (round(v, DIGITS) for v in (score, float(suspicions.max())))
         return Scored(len(self.log10_p), self.detectors, self.samples, *numbers, self.difficulty)
@@ -194,7 +196,7 @@ def _weights(
     members: Sequence[Observed], few: bool, detectors: tuple[str, ...], shifts: Mapping[str, Shift]
 ) -> Weights:
     """How suspicions are made, of these models; rounded as what is scored is."""
-    weights = fitted([(o.log10_p, o.eases, o.targets) for o in members], few, detectors, shifts)
+    weights = fitted([(o.log10_p, o.eases, o.transfers, o.targets) for o in members], few, detectors, shifts)
     return replace(
         weights,
         surprise=round(weights.surprise, DIGITS),

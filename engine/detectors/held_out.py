@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
-from onnxspect.engine.judge.measurement import Measurement
+from onnxspect.engine.judge.measurement import TRANSFER, Measurement
 from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.search.search import UnitResult
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
-
-#: Name of the statistic that says how many images a trigger leads to its class on the reference networks. It is shown, not judged.
-TRANSFER = "transfer"
 
 
 def concerned(unit: Unit, held_out: Samples, most: int) -> np.ndarray:

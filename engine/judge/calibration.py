@@ -213,15 +213,21 @@ class Bank:
             tuple(map(LikelihoodRatio.described, document["by_suspicion"])),
         )
 
-    def suspicions(self, detectors: Sequence[str], log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
+    def suspicions(
+        self,
+        detectors: Sequence[str],
+        log10_p: np.ndarray,
+        eases: Mapping[str, np.ndarray],
+        transfers: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The suspicion of each class ``(class,)`` as this bank weighs; the scores themselves where it does not.
 
         Args:
             detectors: that may name a class, by name, in order.
-            log10_p, eases: see `Weights.suspicions`.
+            log10_p, eases, transfers: see `Weights.suspicions`.
         """
         weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
-        return -log10_p if weights is None else weights.suspicions(log10_p, eases)
+        return -log10_p if weights is None else weights.suspicions(log10_p, eases, transfers)
 
     def covers(self, scored: Scored) -> bool:
         """Whether there are enough clean models of the same kind for their ranks to be p-values."""

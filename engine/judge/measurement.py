@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+#: Name of the statistic that says how often a trigger works on the reference networks.
+TRANSFER = "transfer"
+
 
 class Search(StrEnum):
     """How a value was searched: values are compared only where they were searched on equal terms."""

@@ -7,6 +7,11 @@ whatever law. So what each class takes less than on the references is weighed be
     S_k = w_0 log(1 + s_k) + sum over v of w_v max(0, e_vk - E[e_vk]),   s_k = -log10 p_k,   e_vk = log(reference_vk / value_vk)
 
 with p_k the null models' p-value of class k and e_vk its *ease* in view v: the logarithm of how many times less it takes than on the references.
+A trigger that works on the references as well is a feature of the class by nature, and no backdoor's, however little it takes (the transfer t_vk is
+the mean share of unseen images that it leads there). So what is natural counts for less in either:
+
+    e+_vk = max(0, e_vk - E[e_vk]),   e'_vk = e+_vk max(0, 1 - t_vk / NATURAL),   s'_k = log(1 + s_k) (sum_v e'_vk) / (sum_v e+_vk)
+
 How much less a network takes as a whole is a matter of its architecture and training (a clean transformer or residual network may take far less than
 the small references do, of every class), and only its other classes tell. Were all classes alike but for chance, and networks but for a shift,
 
@@ -30,8 +35,8 @@ import numpy as np
 import scipy  # its `optimize` takes a while to import: it is loaded where it is first used
 
 from onnxspect.engine.judge.difficulty import Difficulty
-from onnxspect.engine.judge.evidence import Evidence, Skipped, View
-from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, View
+from onnxspect.engine.judge.measurement import TRANSFER, Search
 
 #: Penalty on the squared weights. History: docs/decisions.md.
 PENALTY = 1.0
@@ -39,6 +44,8 @@ PENALTY = 1.0
 FEW = 10
 #: Ease beyond this says no more: a trigger of a thousandth of what is usual is not ten times as suspicious as one of a hundredth.
 MOST_EASE = 4.0
+#: A trigger that leads so many unseen images on clean networks is nature's alone. History: docs/decisions.md.
+NATURAL = 0.5
 #: Views that weigh, by how they were searched: what follows the detector's name.
 _SUFFIX = {Search.FULL: "", Search.PAIR: " pairs"}
 
@@ -113,18 +120,23 @@ class Weights:
         """Whether they are for models with so many classes, scanned by these detectors."""
         return self.few == (classes < FEW) and self.detectors == tuple(detectors)
 
-    def suspicions(self, log10_p: np.ndarray, eases: Mapping[str, np.ndarray]) -> np.ndarray:
+    def suspicions(
+        self,
+        log10_p: np.ndarray,
+        eases: Mapping[str, np.ndarray],
+        transfers: Mapping[str, np.ndarray] | None = None,
+    ) -> np.ndarray:
         """The suspicion of each class ``(class,)``.
 
         Args:
             log10_p: of the null models, by class ``(class,)``.
             eases: by view ``(class,)``, NaN where a class has none.
+            transfers: the same of these triggers' transfer, NaN where it is not known: then nothing counts as natural.
         """
-        found = self.intercept + self.surprise * surprise(log10_p)
-        for name, weight in self.ease.items():
-            if name in eases:
-                found = found + weight * self.shifts[name].beyond(eases[name])
-        return np.asarray(found)
+        weights = np.array([self.surprise, *self.ease.values()])
+        return np.asarray(
+            self.intercept + _features(log10_p, eases, transfers or {}, self.shifts, [*self.ease]) @ weights
+        )
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -162,30 +174,62 @@ def eases(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, np.
 
     Of detectors that may name a class, in what they judge beside references on a logarithmic scale; of several taps the easiest.
     """
-    found: dict[str, np.ndarray] = {}
+    return {name: ease for name, (ease, _) in _easiest(evidence, classes).items()}
+
+
+def transfers(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, np.ndarray]:
+    """The transfer of the trigger that each ease is of ``(class,)`` by view; NaN where it was not measured."""
+    return {name: transfer for name, (_, transfer) in _easiest(evidence, classes).items()}
+
+
+def _easiest(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(ease, transfer), ``(class,)`` each, of the easiest trigger to each class, by view."""
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for one in evidence:
         if not isinstance(one, Evidence) or not one.traits.convicts or one.traits.tested:
             continue
         for view in one.judged:
             if view.references and view.log and view.tail == "low" and view.search in _SUFFIX:
                 name = one.detector + _SUFFIX[view.search]
-                found[name] = np.fmax(found.get(name, np.full(classes, np.nan)), _ease(one, view, classes))
+                ease, transfer = found.setdefault(name, (np.full(classes, np.nan), np.full(classes, np.nan)))
+                for unit in one.seen_by(view):
+                    k, value = unit.unit.target, _ease(unit, view)
+                    if value is not None and k < classes and not value <= ease[k]:
+                        known = unit.measurement(TRANSFER)
+                        ease[k], transfer[k] = value, np.nan if known is None else known.value
     return found
 
 
-def _ease(evidence: Evidence, view: View, classes: int) -> np.ndarray:
-    found = np.full(classes, np.nan)
-    for unit in evidence.seen_by(view):
-        measurement = unit.measurement(view.statistic, view.search)
-        if measurement is None or not measurement.baselines or not measurement.relative or unit.unit.target >= classes:
-            continue  # `reference` is what other classes take where nothing is known of this one
-        if np.isfinite(measurement.relative) and measurement.relative > 0:
-            found[unit.unit.target] = np.fmax(found[unit.unit.target], -np.log(measurement.relative))
-    return found
+def _ease(unit: UnitEvidence, view: View) -> float | None:
+    """By how much less than on the references a trigger takes, a logarithm; None where that is not known."""
+    measurement = unit.measurement(view.statistic, view.search)
+    if measurement is None or not measurement.baselines or not measurement.relative:
+        return None  # `reference` is what other classes take where nothing is known of this one
+    known = np.isfinite(measurement.relative) and measurement.relative > 0
+    return -float(np.log(measurement.relative)) if known else None
+
+
+def _features(
+    log10_p: np.ndarray,
+    eases: Mapping[str, np.ndarray],
+    transfers: Mapping[str, np.ndarray],
+    shifts: Mapping[str, Shift],
+    views: Sequence[str],
+) -> np.ndarray:
+    """What is weighed ``(class, 1 + view)``: the null models' surprise, and the ease in each view, less what is natural of them."""
+    nothing = np.zeros(len(log10_p))
+    easy = np.array([shifts[v].beyond(eases[v]) if v in eases else nothing for v in views]).reshape(
+        len(views), len(log10_p)
+    )
+    natural = np.array([np.nan_to_num(transfers.get(v, nothing)) for v in views]).reshape(len(views), len(log10_p))
+    kept = easy * np.clip(1 - natural / NATURAL, 0.0, 1.0)
+    whole = easy.sum(0)
+    share = np.where(whole > 0, kept.sum(0) / np.where(whole > 0, whole, 1.0), 1.0)
+    return np.column_stack([surprise(log10_p) * share, *kept])
 
 
 def fitted(
-    models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], np.ndarray]],
+    models: Sequence[tuple[np.ndarray, Mapping[str, np.ndarray], Mapping[str, np.ndarray], np.ndarray]],
     few: bool,
     detectors: Sequence[str],
     shifts: Mapping[str, Shift],
@@ -196,21 +240,14 @@ def fitted(
     classes of its model.
 
     Args:
-        models: of each (log10 p by class, eases by view, whether a class is a target ``(class,)``).
+        models: of each (log10 p by class, eases by view, their transfers, whether a class is a target ``(class,)``).
         few, detectors: see `Weights`.
         shifts: of the views that weigh.
     """
     views = sorted(shifts)
-    features = np.concatenate(
-        [
-            np.column_stack(
-                [surprise(p), *(shifts[v].beyond(e[v]) if v in e else np.zeros(len(p)) for v in views)],
-            )
-            for p, e, _ in models
-        ]
-    )
-    of_target = np.concatenate([t for _, _, t in models]).astype(np.float64)
-    weight = np.concatenate([np.where(t, 1.0, 1 / len(t)) for _, _, t in models])
+    features = np.concatenate([_features(p, e, t, shifts, views) for p, e, t, _ in models])
+    of_target = np.concatenate([t for *_, t in models]).astype(np.float64)
+    weight = np.concatenate([np.where(t, 1.0, 1 / len(t)) for *_, t in models])
 
     def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
         z = w[0] + features @ w[1:]

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from onnxspect.engine.detectors.held_out import TRANSFER
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, foremost
 from onnxspect.engine.judge.kind import strength, strongest_box
+from onnxspect.engine.judge.measurement import TRANSFER
 from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
 from onnxspect.engine.judge.verdict import Verdict, speaks_for
 from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from conftest import CLASSES, PATCH, SIDE, quadrant_images, quadrant_subject
 
-from onnxspect.engine.detectors.held_out import TRANSFER, transferred
+from onnxspect.engine.detectors.held_out import transferred
 from onnxspect.engine.judge.evidence import Unit, UnitEvidence
-from onnxspect.engine.judge.measurement import measured
+from onnxspect.engine.judge.measurement import TRANSFER, measured
 from onnxspect.engine.report import words
 
 TARGET = 2

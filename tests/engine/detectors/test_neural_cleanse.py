@@ -14,11 +14,10 @@ from tolerances import SUM_32
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import NATURE, AtHand
-from onnxspect.engine.detectors.held_out import TRANSFER
 from onnxspect.engine.detectors.neural_cleanse import SCOUT, NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import ReverseEngineering
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence
-from onnxspect.engine.judge.measurement import Search
+from onnxspect.engine.judge.measurement import TRANSFER, Search
 from onnxspect.engine.judge.null_model import leave_one_out
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.search import SearchConfig

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxspect.engine.judge.calibration import Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View, detectors_of
 from onnxspect.engine.judge.measurement import Measurement, Search
-from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise
+from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise, transfers
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import decide
 
@@ -104,7 +104,7 @@ def test_weights_are_found_and_never_negative() -> None:
             "chance": rng.normal(0, 0.4, 5),
             "turned": rng.normal(0, 0.4, 5) - 1.0 * targets,
         }
-        models.append((p, views, targets))
+        models.append((p, views, {}, targets))
     found = fitted(models, True, ("nc",), dict.fromkeys(("shows", "chance", "turned"), APART))
     assert found.surprise > 1
     assert found.ease["shows"] > 2
@@ -112,9 +112,42 @@ def test_weights_are_found_and_never_negative() -> None:
     assert found.ease["turned"] == 0
     assert Weights.described(found.describe()) == found
     # The classes that it was told of are ranked almost as well as can be.
-    s = [found.suspicions(p, v) for p, v, _ in models]
-    right = [x[t].max() > x[~t].max() for x, (_, _, t) in zip(s, models, strict=True) if t.any()]
+    s = [found.suspicions(p, v) for p, v, *_ in models]
+    right = [x[t].max() > x[~t].max() for x, (*_, t) in zip(s, models, strict=True) if t.any()]
     assert np.mean(right) > 0.9
+
+
+def test_what_works_on_clean_networks_counts_for_less_and_at_half_of_the_images_for_nothing() -> None:
+    weighing = Weights(True, ("nc",), 2.0, {"nc": 1.0, "re": 1.0}, {"nc": APART, "re": APART}, -3.0)
+    p, easy = np.array([-4.0, 0.0, 0.0]), np.array([2.0, 0.0, 0.0])
+    views = {"nc": easy, "re": easy}
+
+    def of(nc: float, re: float = 0.0) -> float:
+        return float(weighing.suspicions(p, views, {"nc": np.full(3, nc), "re": np.full(3, re)})[0])
+
+    alone = float(weighing.suspicions(p, views)[0])
+    assert of(0.0) == of(NAN) == alone
+    found = [of(t) for t in (0.0, 0.1, 0.3, 0.5, 0.9)]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] == found[-2]
+    assert alone > found[-1] > -3.0  # what the other view sees is left
+    assert of(0.5, 0.5) == of(1.0, 1.0) == -3.0
+    # Where no view finds a class easy, what the null models say of it stands.
+    hard = {"nc": np.zeros(3), "re": np.zeros(3)}
+    natural = dict.fromkeys(hard, np.ones(3))
+    np.testing.assert_array_equal(weighing.suspicions(p, hard, natural), weighing.suspicions(p, hard))
+
+
+def test_the_transfer_is_that_of_the_easiest_trigger() -> None:
+    def told(target: int, l1: float, transfer: float | None) -> UnitEvidence:
+        more = () if transfer is None else (Measurement("transfer", transfer),)
+        one = Measurement("l1", l1, baselines=(20.0, 20.0), reference=20.0)
+        return UnitEvidence(Unit(target), (one, *more), True, True, 5, 1.0, 0.95, 50, {})
+
+    rows = [told(0, 10.0, 0.4), told(0, 5.0, 0.1), told(1, 5.0, None), told(2, NAN, 0.3)]
+    found = transfers([evidence(rows, (FULL,))], 4)
+    np.testing.assert_array_equal(found["nc"], [0.1, NAN, NAN, NAN])
+    assert transfers([Skipped("other", "no data")], 4) == {}
 
 
 def test_surprise_grows_ever_more_slowly() -> None:
