@@ -27,7 +27,7 @@ from onnxspect.engine.detectors import warp
 from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
-from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted, transfers
+from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
@@ -93,8 +93,7 @@ class Observed:
             bool(kept.model["infected"]),
             np.isin(np.arange(classes), kept.model["targets"] if kept.model["infected"] else []),
             np.array([c.log10_p for c in judged(searched).classes]),
-            eases(kept.archive.evidence, classes),
-            transfers(kept.archive.evidence, classes),
+            *eases(kept.archive.evidence, classes),
             detectors_of(kept.archive.evidence),
             kept.archive.samples,
             None if (difficulty := kept.archive.difficulty) is None else round(difficulty, DIGITS),
@@ -170,12 +169,12 @@ def bank(kept: Sequence[Kept]) -> Bank:
         tuple(weights),
         LikelihoodRatio.fitted(*scores),
     )
-    return replace(made, by_suspicion=tuple(_odds(made, w, [(o.infected, s) for o, s in known]) for w in weights))
+    return replace(made, by_suspicion=tuple(_odds(made, w, known) for w in weights))
 
 
-def _odds(bank: Bank, weights: Weights, known: Sequence[tuple[bool, Scored]]) -> LikelihoodRatio | None:
+def _odds(bank: Bank, weights: Weights, known: Sequence[tuple[Observed, Scored]]) -> LikelihoodRatio | None:
     """What a suspicion says of being infected, of all models of covered kinds that the same detectors scanned, few classes or many."""
-    of_these = [(i, s) for i, s in known if s.detectors == weights.detectors and bank.covers(s)]
+    of_these = [(o.infected, s) for o, s in known if s.detectors == weights.detectors and bank.covers(s)]
     return LikelihoodRatio.fitted(*(sorted(s.suspicion for i, s in of_these if i == side) for side in (False, True)))
 
 

@@ -128,12 +128,13 @@ def board(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for r in rows:
         if not r["infected"]:
             clean.setdefault(GROUPS["classes"](r), []).append(r["p_value"])
+    sizes = by_size(rows)
     return {
         "all": summary(rows),
         "level": level([p for p_values in clean.values() for p in p_values]),
         "level_by_classes": {classes: level(clean[classes]) for classes in sorted(clean)},
-        "roc_area": {name: roc_area(some) for name, some in by_size(rows).items()},
-        "attack_by_size": {name: grouped(some, GROUPS["attack"]) for name, some in by_size(rows).items()},
+        "roc_area": {name: roc_area(some) for name, some in sizes.items()},
+        "attack_by_size": {name: grouped(some, GROUPS["attack"]) for name, some in sizes.items()},
         "probabilities": proper_scores(rows),
         **{name: grouped(rows, key) for name, key in GROUPS.items()},
     }

@@ -14,6 +14,11 @@ if TYPE_CHECKING:  # a report that is shown again needs no torch, which takes se
     from torch import Tensor
 
 
+def moved_by(field: np.ndarray) -> float:
+    """How far a field ``(2, height, width)`` moves a pixel: the root mean square, in pixels."""
+    return float(np.sqrt(np.square(field).sum(0).mean()))
+
+
 def displaced(images: np.ndarray, field: np.ndarray) -> np.ndarray:
     """Images ``(..., height, width)`` with every pixel taken from where the field points.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 import numpy as np
 
-from onnxspect.engine.displacement import displaced, displaced_each
+from onnxspect.engine.displacement import displaced, displaced_each, moved_by
 from onnxspect.engine.errors import OnnxspectError
 
 if TYPE_CHECKING:  # a report that is shown again needs no torch, which takes seconds to load
@@ -46,6 +46,13 @@ def bounds(name: str, size: tuple[int, ...]) -> tuple[float, float]:
     if name == DISPLACEMENT:
         return -float(max(size)), float(max(size))
     return (0.0, 1.0) if name in (MASK, PATTERN) else (-1.0, 1.0)
+
+
+def shapes(name: str, image_shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], ...]:
+    """Which shapes an array of a trigger may have on images of that shape ``(channels, height, width)``."""
+    if name == DISPLACEMENT:
+        return ((2, *image_shape[1:]),)
+    return (image_shape, (1, *image_shape[1:])) if name == MASK else (image_shape,)
 
 
 class Aimed(ABC):
@@ -158,8 +165,8 @@ class Trigger(Aimed):
         """What the searches make small: the L1 norm of a mask, the l2 norm of an additive trigger, how far pixels are moved (root mean square)."""
         if self.masked:
             return float(np.abs(self.mask).sum())
-        moved = self.arrays.get(DISPLACEMENT)
-        return float(np.linalg.norm(self.delta)) if moved is None else float(np.sqrt(np.square(moved).sum(0).mean()))
+        field = self.arrays.get(DISPLACEMENT)
+        return float(np.linalg.norm(self.delta)) if field is None else moved_by(field)
 
     def apply(self, images: np.ndarray) -> np.ndarray:
         """Images ``(n, channels, height, width)`` in [0, 1] with the trigger on, float32, clipped to [0, 1]."""

@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import numpy as np
-
 from onnxspect.engine.detectors.base import (
     NATURE,
     USUAL_STEPS,
@@ -33,6 +31,7 @@ from onnxspect.engine.detectors.base import (
     search_with_references,
     targets_and_sources,
 )
+from onnxspect.engine.displacement import moved_by
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.thresholds import CONVERGED_ENOUGH
@@ -108,4 +107,4 @@ class Warp(Detector):
 def _went_far(unit: UnitEvidence, side: int) -> bool:
     """Whether a search that found nothing moved pixels far in the end."""
     moved = unit.trigger.get(DISPLACEMENT)
-    return not unit.found and moved is not None and float(np.sqrt(np.square(moved).sum(0).mean())) >= FAR * side / 100
+    return not unit.found and moved is not None and moved_by(moved) >= FAR * side / 100

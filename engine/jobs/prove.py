@@ -33,7 +33,7 @@ from onnxspect.engine.subject.preprocessing import check_labels, check_order, pr
 from onnxspect.engine.subject.resizing import Resizing
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import InputSpec, Subject
-from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED, Aimed, Trigger, bounds, form_of
+from onnxspect.engine.trigger import DISPLACEMENT, UNTARGETED, Aimed, Trigger, bounds, form_of, shapes
 
 
 @judging()
@@ -231,10 +231,7 @@ def load_trigger(path: Path, shape: tuple[int, int, int]) -> Trigger:
         array = arrays[name].astype(np.float32)
         if array.ndim == 2:
             array = array[None]
-        expected = (1, *shape[1:]) if name == "mask" and array.shape[:1] == (1,) else shape
-        if name == DISPLACEMENT:
-            expected = (2, *shape[1:])
-        if array.shape != expected:
+        if array.shape not in shapes(name, shape):
             raise OnnxspectError(
                 f"{path}: {name} has shape {array.shape}, the images {shape}",
                 f"make it for images of the model's size, ({'2' if name == DISPLACEMENT else 'channels'}, height, width)",

@@ -226,8 +226,8 @@ class Bank:
             detectors: that may name a class, by name, in order.
             log10_p, eases, transfers: see `Weights.suspicions`.
         """
-        weights = next((w for w in self.weights if w.apply_to(len(log10_p), detectors)), None)
-        return -log10_p if weights is None else weights.suspicions(log10_p, eases, transfers)
+        i = self._weighed(len(log10_p), detectors)
+        return -log10_p if i is None else self.weights[i].suspicions(log10_p, eases, transfers)
 
     def covers(self, scored: Scored) -> bool:
         """Whether there are enough clean models of the same kind for their ranks to be p-values."""
@@ -250,7 +250,7 @@ class Bank:
         if n >= FEWEST:
             p, interval = beyond(*self._compared(scored))
             note = f"p-values are ranks among {n} clean models of the same kind"
-            if (i := self._weighed(scored)) is not None:
+            if (i := self._weighed(scored.classes, scored.detectors)) is not None:
                 odds, x = self.by_suspicion[i] if i < len(self.by_suspicion) else None, scored.suspicion
                 note += _harder(self.weights[i].difficulty, scored.difficulty)
         elif len(self.clean) >= FEWEST:
@@ -274,14 +274,13 @@ class Bank:
             self.version, n if covered else len(self.clean), covered, note, p, interval, prior, probability
         )
 
-    def _weighed(self, scored: Scored) -> int | None:
-        """Which of the weights a model is weighed by; None where there are none for it."""
-        able = (i for i, w in enumerate(self.weights) if w.apply_to(scored.classes, scored.detectors))
-        return next(able, None)
+    def _weighed(self, classes: int, detectors: Sequence[str]) -> int | None:
+        """Which of the weights models with so many classes are weighed by that these detectors scanned; None where there are none."""
+        return next((i for i, w in enumerate(self.weights) if w.apply_to(classes, detectors)), None)
 
     def _compared(self, scored: Scored) -> tuple[float, np.ndarray]:
         """(suspicion of a model, those of its kind's clean models), less what is usual where the difficulty of its task is known."""
-        i, own = self._weighed(scored), self._own(scored)
+        i, own = self._weighed(scored.classes, scored.detectors), self._own(scored)
         law = None if i is None else self.weights[i].difficulty
         if law is None or scored.difficulty is None:
             return scored.suspicion, np.array([s.suspicion for s in own])

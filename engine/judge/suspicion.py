@@ -169,21 +169,12 @@ def surprise(log10_p: np.ndarray) -> np.ndarray:
     return np.asarray(np.log1p(np.maximum(0.0, -np.asarray(log10_p, np.float64))))
 
 
-def eases(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, np.ndarray]:
-    """The ease of each class ``(class,)`` by view: a detector's name, with " pairs" for the easiest of its pairs; NaN where it has none.
+def eases(evidence: Sequence[Evidence | Skipped], classes: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(ease, transfer) of the easiest trigger to each class ``(class,)``, by view: a detector's name, with " pairs" for its pairs.
 
-    Of detectors that may name a class, in what they judge beside references on a logarithmic scale; of several taps the easiest.
+    Of detectors that may name a class, in what they judge beside references on a logarithmic scale; of several taps the easiest. NaN
+    where a class has no ease, or its trigger's transfer was not measured.
     """
-    return {name: ease for name, (ease, _) in _easiest(evidence, classes).items()}
-
-
-def transfers(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, np.ndarray]:
-    """The transfer of the trigger that each ease is of ``(class,)`` by view; NaN where it was not measured."""
-    return {name: transfer for name, (_, transfer) in _easiest(evidence, classes).items()}
-
-
-def _easiest(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(ease, transfer), ``(class,)`` each, of the easiest trigger to each class, by view."""
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for one in evidence:
         if not isinstance(one, Evidence) or not one.traits.convicts or one.traits.tested:
@@ -197,7 +188,7 @@ def _easiest(evidence: Sequence[Evidence | Skipped], classes: int) -> dict[str, 
                     if value is not None and k < classes and not value <= ease[k]:
                         known = unit.measurement(TRANSFER)
                         ease[k], transfer[k] = value, np.nan if known is None else known.value
-    return found
+    return {n: ease for n, (ease, _) in found.items()}, {n: transfer for n, (_, transfer) in found.items()}
 
 
 def _ease(unit: UnitEvidence, view: View) -> float | None:

@@ -17,7 +17,7 @@ from onnxspect.engine.judge.kind import suggest_kind
 from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
 from onnxspect.engine.judge.spread import spreads
-from onnxspect.engine.judge.suspicion import eases, transfers
+from onnxspect.engine.judge.suspicion import eases
 from onnxspect.engine.judge.thresholds import ALPHA, CONVERGED_ENOUGH, FEWEST_HELD_OUT, HELD_OUT_SUCCESS
 
 
@@ -161,7 +161,7 @@ def _decided(
     if bank is not None:
         convicting = detectors_of(ran)
         searched = np.array([_combined(by_detector, k, tested=False) for k in range(classes)])
-        suspicions = bank.suspicions(convicting, searched, eases(ran, classes), transfers(ran, classes))
+        suspicions = bank.suspicions(convicting, searched, *eases(ran, classes))
         of_class = zip(searched.tolist(), suspicions.tolist(), strict=True)
         ranked = [bank.p_value(Scored(classes, convicting, samples, -p, e, difficulty)) for p, e in of_class]
         findings = tuple(_calibrated(f, p, by_detector) for f, p in zip(findings, ranked, strict=True))

@@ -17,7 +17,7 @@ from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.class_scores import ModelView
 from onnxspect.engine.subject.subject import InputSpec, Subject
-from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK, PATTERN, bounds
+from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK, PATTERN, bounds, shapes
 
 #: By how much a kept trigger may leave its range: what float32 adds up to.
 _ROUNDING = 1e-3
@@ -108,9 +108,11 @@ def _check(unit: UnitEvidence, model: Mapping[str, Any], folder: Path, detector:
     channels, height, width = model["input"]["shape"]
     for name in {MASK, PATTERN, DELTA, DISPLACEMENT, "difference"} & set(unit.trigger):
         array = unit.trigger[name]
-        shapes = [(2, height, width) if name == DISPLACEMENT else (channels, height, width)]
-        shapes += [(1, height, width)] if name == MASK else []
-        if array.shape not in shapes or array.dtype.kind != "f" or not np.isfinite(array).all():
+        if (
+            array.shape not in shapes(name, (channels, height, width))
+            or array.dtype.kind != "f"
+            or not np.isfinite(array).all()
+        ):
             raise MachineError(
                 f"{folder}: the {name} of {where} is not of the model's images ({array.dtype}, {array.shape})",
                 "what perturbs an inner value cannot be taken up; scan again into another --out",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from onnxspect.engine.judge.calibration import Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence, View, detectors_of
 from onnxspect.engine.judge.measurement import Measurement, Search
-from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise, transfers
+from onnxspect.engine.judge.suspicion import MOST_EASE, Shift, Weights, eases, fitted, surprise
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.judge.verdict import decide
 
@@ -37,7 +37,7 @@ PAIRS = View("l1", search=Search.PAIR, references=True)
 
 
 def test_ease_is_how_many_times_less_a_class_takes_than_on_the_references() -> None:
-    found = eases([evidence([unit(0, 5.0, 20.0), unit(1, 20.0, 20.0), unit(2, 40.0, 20.0)], (FULL,))], 3)
+    found = eases([evidence([unit(0, 5.0, 20.0), unit(1, 20.0, 20.0), unit(2, 40.0, 20.0)], (FULL,))], 3)[0]
     assert list(found) == ["nc"]
     np.testing.assert_allclose(found["nc"], [np.log(4), 0.0, -np.log(2)])
 
@@ -49,7 +49,7 @@ def test_of_several_taps_and_pairs_the_easiest_counts() -> None:
         "cepa",
     )
     pairs = evidence([unit(0, 9.0, 20.0), unit(0, 4.0, 20.0, Search.PAIR)], (FULL, PAIRS))
-    found = eases([taps, pairs, Skipped("other", "no data")], 2)
+    found = eases([taps, pairs, Skipped("other", "no data")], 2)[0]
     np.testing.assert_allclose(found["cepa"], [np.log(10), 0.0])
     np.testing.assert_allclose(found["nc"], [np.log(20 / 9), NAN])
     np.testing.assert_allclose(found["nc pairs"], [np.log(5), NAN])
@@ -59,14 +59,14 @@ def test_what_has_no_references_or_names_no_class_has_no_ease() -> None:
     """Without baselines `reference` is what other classes take, which says nothing of this one."""
     bare = replace(unit(0, 5.0, None).measurements[0], reference=20.0)
     lacks = replace(unit(0, 5.0, None), measurements=(bare,))
-    assert np.isnan(eases([evidence([lacks, unit(1, NAN, 20.0)], (FULL,))], 2)["nc"]).all()
+    assert np.isnan(eases([evidence([lacks, unit(1, NAN, 20.0)], (FULL,))], 2)[0]["nc"]).all()
     for other in (
         evidence([unit(0, 5.0, 20.0)], (View("l1"),)),  # judged without references
         evidence([unit(0, 5.0, 20.0)], (replace(FULL, tail="high"),)),
         evidence([unit(0, 5.0, 20.0)], (FULL,), convicts=False),
         evidence([unit(0, 5.0, 20.0)], (FULL,), tested=True),
     ):
-        assert eases([other], 2) == {}
+        assert eases([other], 2) == ({}, {})
 
 
 @given(
@@ -145,9 +145,9 @@ def test_the_transfer_is_that_of_the_easiest_trigger() -> None:
         return UnitEvidence(Unit(target), (one, *more), True, True, 5, 1.0, 0.95, 50, {})
 
     rows = [told(0, 10.0, 0.4), told(0, 5.0, 0.1), told(1, 5.0, None), told(2, NAN, 0.3)]
-    found = transfers([evidence(rows, (FULL,))], 4)
+    found = eases([evidence(rows, (FULL,))], 4)[1]
     np.testing.assert_array_equal(found["nc"], [0.1, NAN, NAN, NAN])
-    assert transfers([Skipped("other", "no data")], 4) == {}
+    assert eases([Skipped("other", "no data")], 4)[1] == {}
 
 
 def test_surprise_grows_ever_more_slowly() -> None:
