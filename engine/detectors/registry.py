@@ -17,6 +17,7 @@ from onnxspect.engine.detectors.neural_cleanse import NeuralCleanse
 from onnxspect.engine.detectors.reverse_engineering import CLIMB, ReverseEngineering
 from onnxspect.engine.detectors.training_difference import TrainingDifference
 from onnxspect.engine.detectors.warp import Warp
+from onnxspect.engine.detectors.window import Window
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.search.search import SearchConfig
 
@@ -66,6 +67,7 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
         **_RESTARTS[preset],
     ),
     ReverseEngineering.name: _REVERSE_ENGINEERING.__getitem__,
+    Window.name: lambda _: Window(),
     Warp.name: _WARP.__getitem__,
     cepa.NAME: cepa.PRESETS.__getitem__,
     DTInspector.name: _DTINSPECTOR.__getitem__,
