@@ -23,7 +23,7 @@ import numpy as np
 from kept import FOLDER, Kept, everything
 from replay import judged
 
-from onnxspect.engine.detectors import warp
+from onnxspect.engine.detectors import warp, window
 from onnxspect.engine.judge.calibration import FEWEST, FEWEST_OF_EACH, FILE, Bank, LikelihoodRatio, Scored
 from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.evidence import Evidence, Skipped, detectors_of
@@ -32,7 +32,7 @@ from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
 #: Detectors that joined the presets after checkpoints of strangers had been scanned: those scans are ranked among scans without them.
-LATER = (warp.NAME,)
+LATER = (warp.NAME, window.NAME)
 #: Decimals that are kept.
 DIGITS = 4
 BANK = Path(__file__).parents[1] / "engine" / "judge" / FILE

@@ -77,12 +77,21 @@ NAMES = tuple(_MAKERS)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "quick": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name, Warp.name, cepa.NAME),
+    "standard": (
+        GraphLogic.name,
+        MaxMargin.name,
+        NeuralCleanse.name,
+        ReverseEngineering.name,
+        Window.name,
+        Warp.name,
+        cepa.NAME,
+    ),
     "thorough": (
         GraphLogic.name,
         MaxMargin.name,
         NeuralCleanse.name,
         ReverseEngineering.name,
+        Window.name,
         Warp.name,
         cepa.NAME,
         DTInspector.name,

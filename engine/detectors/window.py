@@ -14,8 +14,8 @@ passes a class than a search by a mask, and as many for any picture, since windo
 with `left` the mean cross-entropy on the images of the last stage, compared with the other classes and with reference networks on a logarithmic
 scale; below `HALF` nats nearly all images are there, and less of it says no more.
 
-Of the classes that take far less than on the references the patch is then fitted: the smallest side at which it works, and the next one where that
-gains more than twice what the one after it gains. So what is shown of a patch has its place and size.
+Of the classes that take far less than on the references the patch is then fitted: windows of other sides are tried around, and the patch has the
+first side at which it works, or the next one where that gains clearly more than the one after it. So what is shown of a patch has its place and size.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ KEPT, FEWEST_KEPT, FOREMOST = 8, 16, 3
 FITTED_BELOW, MOST_FITTED = 0.5, 4
 #: How a patch of one side is fitted, and the largest side as a multiple of the window's.
 FIT, LARGEST = Stage(16, 14, 0.7), 2.5
-#: A side gains where it gains more than so many times what the next one does.
-ELBOW = 2.0
+#: A patch works on so many of the images, and a side pays where it gains more than so many times what the next one does. History:
+#: docs/decisions.md.
+WORKS, ELBOW = 0.8, 1.3
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ class Window(Detector):
             if chosen_side([b.works for b in best]) < len(best) - 2:
                 break
         found = best[chosen_side([b.works for b in best])]
-        steps, seconds = FIT.steps * len(best), time.perf_counter() - started
-        return _as_evidence(at_hand.subject, at_hand, unit, found, self.held_out, steps, seconds)
+        taken, seconds = FIT.steps * len(best), time.perf_counter() - started
+        return _as_evidence(at_hand.subject, at_hand, unit, found, self.held_out, taken, seconds)
 
 
 def window_side(size: Sequence[int], share: float) -> int:
@@ -204,13 +205,13 @@ def _apart(side: int) -> int:
 def chosen_side(measured_at: Sequence[tuple[float, float]]) -> int:
     """Which of several sides, from small to large, a patch has.
 
-    The first at which it works on as many images as a trigger must, and the next one where that gains more than `ELBOW` times what
-    the one after it gains. Where none works, the one that works on most.
+    The first at which it works (`WORKS`), or the next one where that gains more than `ELBOW` times what the one after it gains. Where none
+    works, the one that works on most.
 
     Args:
         measured_at: of each side the share of the images that reach the target, and the mean margin by which they do.
     """
-    able = [i for i, (success, _) in enumerate(measured_at) if success >= HELD_OUT_SUCCESS]
+    able = [i for i, (success, _) in enumerate(measured_at) if success >= WORKS]
     if not able:
         return max(range(len(measured_at)), key=lambda i: measured_at[i])
     first = able[0]

@@ -37,8 +37,16 @@ def telling(evidence: Sequence[Evidence | Skipped], verdict: Verdict, k: int) ->
     ]
     speaking.sort(key=lambda e: p_values[e.detector])
     units = [(e.detector, u) for e in speaking if e.traits.leads_to_target for u in _carrying(e, k)]
-    shown = next(((d, u) for d, u in units if u.in_pixels), None) or next(iter(units), None)
+    visible = [(d, u) for d, u in units if u.in_pixels]
+    shown = next(iter([(d, u) for d, u in visible if _is_patch(u)] or visible or units), None)
     return shown or (speaking[0].detector if speaking else "", None)
+
+
+def _is_patch(unit: UnitEvidence) -> bool:
+    """Whether its trigger replaces whole pixels and nothing else, and works on unseen samples: then it looks like what was planted."""
+    mask = unit.trigger.get(MASK)
+    whole = mask is not None and bool(np.isin(mask, (0.0, 1.0)).all())
+    return whole and (unit.held_out_success or 0.0) >= HELD_OUT_SUCCESS
 
 
 def _carrying(evidence: Evidence, k: int) -> list[UnitEvidence]:
