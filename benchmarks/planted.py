@@ -98,7 +98,7 @@ def compared(
     with_triggers: list[Evidence | Skipped] = [
         replace(e, units=tuple(units[e.detector])) if isinstance(e, Evidence) else e for e in a.evidence
     ]
-    verdict = decide_archive(replace(a, evidence=tuple(with_triggers)), shipped())
+    verdict = decide_archive(a, shipped())
     rows = []
     for target, trigger in planted:
         row: dict[str, Any] = {"target": target, "named": target in verdict.targets, "detector": None}

@@ -9,10 +9,11 @@ target is near from anywhere.
 A sieve keeps it cheap: all windows on a few images for a few steps, the best of them on more, then the neighbours of the best few. It takes fewer
 passes a class than a search by a mask, and as many for any picture, since windows grow with it.
 
-    value = left + HALF
+    value = left + OFFSET
 
 with `left` the mean cross-entropy on the images of the last stage, compared with the other classes and with reference networks on a logarithmic
-scale; below `HALF` nats nearly all images are there, and less of it says no more.
+scale. Below `OFFSET` nats nearly all images are there, and less of it says no more. What reference networks leave counts as at most `FAR`: beyond
+that a class is as far away as can be told, and how far differs between networks more than between classes.
 
 Of the classes that take far less than on the references the patch is then fitted: windows of other sides are tried around, and the patch has the
 first side at which it works, or the next one where that gains clearly more than the one after it. So what is shown of a patch has its place and size.
@@ -51,9 +52,9 @@ from onnxspect.engine.trigger import Trigger
 NAME = "window"
 #: Name of its statistic.
 LEFT = "left"
-#: Nats that are added to what is left: below that a difference says nothing.
-HALF = 0.5
-#: How much classes differ by nature, in standard deviations of log(left + HALF). History: docs/decisions.md.
+#: Nats: added to what is left, below which a difference says nothing; and what a reference network leaves at most. History: docs/decisions.md.
+OFFSET, FAR = 0.1, 3.0
+#: How much classes differ by nature, in standard deviations of log(left + OFFSET). History: docs/decisions.md.
 NATURE = 0.5
 #: Of a picture about so many windows are half a window apart, whatever its size.
 _WINDOWS = 200
@@ -128,7 +129,7 @@ class Window(Detector):
         else:
             found = self._sieved(NAME, at_hand.subject, at_hand, at_hand.ledger, units, side, self.held_out)
         if baselines:
-            found = against_references(found, baselines, LEFT)
+            found = against_references(found, [_as_far_as_can_be_told(units) for units in baselines], LEFT)
             if not at_hand.references_alone:
                 found = self._fitted(at_hand, found, side)
             found = [transferred(u, at_hand.references, at_hand.held_out, self.held_out) for u in found]
@@ -288,7 +289,7 @@ def _as_evidence(
     )
     return UnitEvidence(
         unit=unit,
-        measurements=measured(**{LEFT: float(best.loss[0]) + HALF}),
+        measurements=measured(**{LEFT: float(best.loss[0]) + OFFSET}),
         found=True,
         converged=True,  # it takes a number of steps and not more: there is no rule to end by
         steps=steps,
@@ -298,6 +299,11 @@ def _as_evidence(
         trigger=arrays,
         seconds=seconds,
     )
+
+
+def _as_far_as_can_be_told(units: Sequence[UnitEvidence]) -> list[UnitEvidence]:
+    """The units of a reference network, with no more than FAR left."""
+    return [replace(u, measurements=measured(**{LEFT: min(u.value(LEFT), FAR + OFFSET)})) for u in units]
 
 
 def _place(mask: np.ndarray) -> Place:
