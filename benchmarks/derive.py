@@ -5,7 +5,7 @@
 The clean models' scores are those of the null models, before any bank; how suspicions are weighed (engine/judge/suspicion.py) and the
 likelihood ratios are fitted to clean and infected ones, where there are enough. No model of the judging half is read into it.
 --check says whether the file that is there is what this derives, and 1 where it is not. Models with too few samples for a verdict are
-left out: a scan has no p-value for them. Scans are in it twice where they had a detector of LATER: with it, and as they were without.
+left out: a scan has no p-value for them. Scans are in it once more for each detector of LATER that they had: as they were before it joined.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
-#: Detectors that joined the presets after checkpoints of strangers had been scanned: those scans are ranked among scans without them.
+#: Detectors that joined the presets after checkpoints of strangers had been scanned, in the order in which they did: those scans are ranked among scans
+#: without them.
 LATER = (warp.NAME, window.NAME)
 #: Decimals that are kept.
 DIGITS = 4
@@ -112,12 +113,15 @@ class Observed:
         return Scored(len(self.log10_p), self.detectors, self.samples, *numbers, self.difficulty)
 
 
-def _without_later(kept: Kept) -> Kept | None:
-    """What a scan would have left without the detectors of LATER; None where it had none of them."""
-    rest = tuple(e for e in kept.archive.evidence if e.detector not in LATER)
-    if len(rest) == len(kept.archive.evidence):
-        return None
-    return replace(kept, archive=replace(kept.archive, evidence=rest))
+def _earlier(kept: Kept) -> list[Kept]:
+    """What a scan would have left before each detector of LATER had joined, of those that it had."""
+    found = []
+    for i in range(len(LATER)):
+        rest = tuple(e for e in kept.archive.evidence if e.detector not in LATER[i:])
+        before = found[-1] if found else None
+        if len(rest) < len(kept.archive.evidence) and (before is None or len(rest) > len(before.archive.evidence)):
+            found.append(replace(kept, archive=replace(kept.archive, evidence=rest)))
+    return found
 
 
 def _tested(evidence: Evidence | Skipped) -> bool:
@@ -133,7 +137,7 @@ def bank(kept: Sequence[Kept]) -> Bank:
     names = [f.name for f in families()[0]]
     able = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
     of_today = [Observed.of(k, names) for k in able]
-    tuning = [*of_today, *(Observed.of(earlier, names) for k in able if (earlier := _without_later(k)) is not None)]
+    tuning = [*of_today, *(Observed.of(earlier, names) for k in able for earlier in _earlier(k))]
     today = {id(o) for o in of_today}
     shifts = partial(_shifts, tuning)
     groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
