@@ -31,8 +31,8 @@ from onnxspect.engine.judge.suspicion import FEW, Shift, Weights, eases, fitted
 from onnxspect.engine.subject.sample_size import LEAST
 from onnxspect.models.bank import families
 
-#: Detectors that joined the presets after checkpoints of strangers had been scanned, in the order in which they did: those scans are ranked among scans
-#: without them.
+#: Detectors that joined the presets after checkpoints of strangers had been scanned, in the order in which they did: those scans are ranked among
+#: scans without them.
 LATER = (warp.NAME, window.NAME)
 #: Decimals that are kept.
 DIGITS = 4
