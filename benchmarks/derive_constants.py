@@ -20,7 +20,7 @@ import kept
 import numpy as np
 
 from onnxspect.converters.lowering.further import ONCE
-from onnxspect.engine.detectors import attractor, base, warp
+from onnxspect.engine.detectors import attractor, base, warp, window
 from onnxspect.engine.detectors.base import USUAL_STEPS
 from onnxspect.engine.judge.evidence import Evidence
 from onnxspect.engine.judge.null_model import beyond_references, robust_deviation
@@ -61,13 +61,13 @@ def usual_steps() -> dict[str, int]:
                 if detector in row["by_detector"]:
                     budgets[kind].append(row["by_detector"][detector]["budget"])
     steps = {k: round(sum(b["gradient_steps"] for b in v) / sum(b["units"] for b in v)) for k, v in budgets.items()}
-    return steps | {"moved": round(statistics.fmean(u.steps for e in _warps() for u in e.units))}
+    return steps | {"moved": round(statistics.fmean(u.steps for e in _of_ten_classes(warp.NAME) for u in e.units))}
 
 
 def usual_displacement() -> float:
     """The median over clean models of ten classes, of how far their classes' displacements lie apart beyond the references (spread.py)."""
     found = []
-    for one in _warps():
+    for one in _of_ten_classes(warp.NAME):
         [view] = one.judged
         units = one.seen_by(view)
         values, normal = one.values(units, view.statistic, view.search), one.normal(units, view)
@@ -76,12 +76,18 @@ def usual_displacement() -> float:
     return round(statistics.median(found), 2)
 
 
-def _warps() -> list[Evidence]:
-    """The search for warps on every clean model of ten classes of the tuning half."""
+def usual_left() -> float:
+    """The 0.9 quantile over clean models of ten classes, of the deviation of log(left + OFFSET) between their classes (window.py)."""
+    found = [np.log(e.values(e.units, window.LEFT)).std(ddof=1) for e in _of_ten_classes(window.NAME)]
+    return round(float(np.quantile(found, 0.9)), 2)
+
+
+def _of_ten_classes(detector: str) -> list[Evidence]:
+    """What a detector found on every clean model of ten classes of the tuning half."""
     of_ten = [
         k for k in kept.everything() if k.half == "tuning" and not k.model["infected"] and k.archive.classes == 10
     ]
-    return [e for k in of_ten for e in k.archive.evidence if isinstance(e, Evidence) and e.detector == warp.NAME]
+    return [e for k in of_ten for e in k.archive.evidence if isinstance(e, Evidence) and e.detector == detector]
 
 
 #: So many spacings between the smallest classes are judged: sets of one, two and three.
@@ -163,6 +169,7 @@ DERIVED = (
     ),
     Derived("engine/detectors/base.py: USUAL_STEPS", lambda: USUAL_STEPS, usual_steps),
     Derived("engine/detectors/base.py: _MOVED", lambda: base._MOVED, usual_displacement),
+    Derived("engine/detectors/window.py: NATURE", lambda: window.NATURE, usual_left),
     Derived("converters/lowering/further.py: ONCE", lambda: ONCE, once),
     Derived("engine/subject/unreached.py: _FURTHER", lambda: unreached._FURTHER, further_images),
     Derived(

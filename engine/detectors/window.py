@@ -54,8 +54,8 @@ NAME = "window"
 LEFT = "left"
 #: Nats: added to what is left, below which a difference says nothing; and what a reference network leaves at most. History: docs/decisions.md.
 OFFSET, FAR = 0.1, 3.0
-#: How much classes differ by nature, in standard deviations of log(left + OFFSET): as much on nine clean networks of ten, or less. Some class of every
-#: clean network is nearer than the others, so they are taken to differ by at least that, beside references too. History: docs/decisions.md.
+#: How much classes differ by nature, in standard deviations of log(left + OFFSET): as much on nine clean networks of ten, or less. Some class of
+#: every clean network is nearer than the others, so they are taken to differ by at least that, beside references too. History: docs/decisions.md.
 NATURE = 0.48
 #: Of a picture about so many windows are half a window apart, whatever its size.
 _WINDOWS = 200
@@ -86,7 +86,7 @@ SIEVE = (Stage(4, 6, 1.0), Stage(8, 8, 0.7), Stage(12, 10, 0.7), Stage(24, 10, 0
 #: After the first stage one in so many windows is kept, and at least so many; after the second, so many and their neighbours.
 KEPT, FEWEST_KEPT, FOREMOST = 8, 16, 3
 #: A class that takes less than this share of what it takes on the references is fitted, of so many classes at most.
-FITTED_BELOW, MOST_FITTED = 0.5, 4
+FITTED_BELOW, MOST_FITTED = 0.7, 4
 #: How a patch of one side is fitted, and the largest side as a multiple of the window's.
 FIT, LARGEST = Stage(16, 14, 0.7), 2.5
 #: A patch works on so many of the images, and a side pays where it gains more than so many times what the next one does. History:

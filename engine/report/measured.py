@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,12 +10,18 @@ import numpy as np
 from onnxspect.engine.judge.evidence import Evidence, Skipped, UnitEvidence, foremost
 from onnxspect.engine.judge.kind import strength, strongest_box
 from onnxspect.engine.judge.measurement import TRANSFER
+from onnxspect.engine.judge.suspicion import NATURAL
 from onnxspect.engine.judge.thresholds import HELD_OUT_SUCCESS
+from onnxspect.engine.judge.traits import Family
 from onnxspect.engine.judge.verdict import Verdict, speaks_for
 from onnxspect.engine.trigger import DELTA, DISPLACEMENT, MASK
 
 #: A pixel counts as changed where the mask, or the change itself, is at least this share of its maximum.
 CHANGED = 0.1
+#: Another kind of change is clearly more certain where its p-value's logarithm is so many times that of the best patch. History: docs/decisions.md.
+CLEARLY = 1.25
+#: Families whose trigger is one change of all images.
+_OF_ONE_CHANGE = (Family.REPLACED, Family.ADDED, Family.MOVED)
 
 
 def measured(evidence: Sequence[Evidence | Skipped], verdict: Verdict) -> list[dict[str, Any]]:
@@ -26,27 +32,43 @@ def measured(evidence: Sequence[Evidence | Skipped], verdict: Verdict) -> list[d
 def telling(evidence: Sequence[Evidence | Skipped], verdict: Verdict, k: int) -> tuple[str, UnitEvidence | None]:
     """The detector that names a class most certainly, and the unit that shows its trigger best: one that can be looked at, if any.
 
+    A patch of whole pixels that works by itself is shown before the smallest mask to the same class, since it looks like what was planted; but not
+    where a change of another kind (added, moved) is clearly more certain, which may have a patch beside it.
+
     Args:
         evidence: of all detectors.
         verdict: that names the class.
         k: the class.
     """
     p_values = verdict.classes[k].p_values
-    speaking = [
-        e for e in evidence if isinstance(e, Evidence) and e.detector in p_values and speaks_for(p_values, e.detector)
-    ]
-    speaking.sort(key=lambda e: p_values[e.detector])
+    able = [e for e in evidence if isinstance(e, Evidence) and e.detector in p_values]
+    able.sort(key=lambda e: p_values[e.detector])
+    speaking = [e for e in able if speaks_for(p_values, e.detector)]
     units = [(e.detector, u) for e in speaking if e.traits.leads_to_target for u in _carrying(e, k)]
     visible = [(d, u) for d, u in units if u.in_pixels]
-    shown = next(iter([(d, u) for d, u in visible if _is_patch(u)] or visible or units), None)
+    patches = [(e.detector, u) for e in able if e.traits.leads_to_target for u in _carrying(e, k) if _is_patch(u)]
+    if patches and _replaces(able, p_values):
+        return patches[0]
+    shown = next(iter(visible or units), None)
     return shown or (speaking[0].detector if speaking else "", None)
 
 
 def _is_patch(unit: UnitEvidence) -> bool:
-    """Whether its trigger replaces whole pixels and nothing else, and works on unseen samples: then it looks like what was planted."""
-    mask = unit.trigger.get(MASK)
+    """Whether its trigger replaces whole pixels and leaves the others, works on unseen samples, and is no feature of the class by nature."""
+    mask, natural = unit.trigger.get(MASK), unit.measurement(TRANSFER)
     whole = mask is not None and bool(np.isin(mask, (0.0, 1.0)).all())
-    return whole and (unit.held_out_success or 0.0) >= HELD_OUT_SUCCESS
+    works = (unit.held_out_success or 0.0) >= HELD_OUT_SUCCESS
+    return whole and works and (natural is None or natural.value < NATURAL)
+
+
+def _replaces(able: Sequence[Evidence], p_values: Mapping[str, float]) -> bool:
+    """Whether no change of another kind is clearly more certain than one that replaces pixels."""
+    least = {replaced: 0.0 for replaced in (False, True)}
+    for e in able:
+        if e.traits.family in _OF_ONE_CHANGE:
+            replaced = e.traits.family is Family.REPLACED
+            least[replaced] = min(least[replaced], float(np.log10(max(p_values[e.detector], 1e-300))))
+    return least[False] >= CLEARLY * least[True]
 
 
 def _carrying(evidence: Evidence, k: int) -> list[UnitEvidence]:
