@@ -63,7 +63,7 @@ def _is_patch(unit: UnitEvidence) -> bool:
 
 def _replaces(able: Sequence[Evidence], p_values: Mapping[str, float]) -> bool:
     """Whether no change of another kind is clearly more certain than one that replaces pixels."""
-    least = {replaced: 0.0 for replaced in (False, True)}
+    least = dict.fromkeys((False, True), 0.0)
     for e in able:
         if e.traits.family in _OF_ONE_CHANGE:
             replaced = e.traits.family is Family.REPLACED

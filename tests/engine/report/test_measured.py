@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ from conftest import quadrant_images
 
 from onnxspect.engine.judge.evidence import Evidence, Unit, UnitEvidence
 from onnxspect.engine.judge.kind import strongest_box
+from onnxspect.engine.judge.measurement import TRANSFER, Measurement
 from onnxspect.engine.judge.measurement import measured as of_search
+from onnxspect.engine.judge.traits import Family, Traits
 from onnxspect.engine.judge.verdict import ClassFinding, Verdict
 from onnxspect.engine.report.measured import measured
 from onnxspect.engine.report.pictures import draw
@@ -42,8 +45,8 @@ def verdict_of(p_values: dict[str, float], targets: tuple[int, ...] = (2,)) -> V
     return Verdict("backdoored", targets, 1e-6, ("r",), rows)
 
 
-def evidence(name: str, *units: UnitEvidence) -> Evidence:
-    return Evidence(name, {}, "l1", "l1", "low", units)
+def evidence(name: str, *units: UnitEvidence, family: Family = Family.OTHER) -> Evidence:
+    return Evidence(name, {}, "l1", "l1", "low", units, traits=Traits(family))
 
 
 @pytest.mark.parametrize("form", TRIGGERS)
@@ -68,6 +71,36 @@ def test_one_that_can_be_looked_at_comes_first_of_the_detectors_that_speak() -> 
     found = [evidence("inner", unit("inner")), evidence("seen", unit("mask")), evidence("silent", unit("delta"))]
     (row,) = measured(found, verdict_of({"inner": 1e-9, "seen": 1e-4, "silent": 0.5}))
     assert (row["detector"], row["form"]) == ("seen", "mask")
+
+
+@pytest.mark.parametrize(
+    ("p_values", "works", "transfer", "shown"),
+    [
+        ({"small": 1e-6, "patch": 1e-3, "added": 1e-2}, 0.9, 0.0, "patch"),
+        ({"small": 1e-6, "patch": 0.9, "added": 1e-2}, 0.9, 0.0, "patch"),  # silent by itself, and it works
+        ({"small": 1e-6, "patch": 1e-3, "added": 1e-7}, 0.9, 0.0, "patch"),  # hardly more certain
+        ({"small": 1e-6, "patch": 1e-3, "added": 1e-9}, 0.9, 0.0, "added"),
+        ({"small": 1e-6, "patch": 1e-3, "moved": 1e-9}, 0.9, 0.0, "moved"),
+        ({"small": 1e-6, "patch": 1e-3}, 0.3, 0.0, "small"),  # does not work on unseen samples
+        ({"small": 1e-6, "patch": 1e-3}, 0.9, 0.8, "small"),  # works on clean networks too
+        ({"patch": 1.0, "small": 1.0}, 0.9, None, "patch"),  # of two classes no null model speaks
+    ],
+)
+def test_a_patch_of_whole_pixels_is_shown(
+    p_values: dict[str, float], works: float, transfer: float | None, shown: str
+) -> None:
+    whole = unit("mask", held_out_success=works)
+    if transfer is not None:
+        whole = replace(whole, measurements=(*whole.measurements, Measurement(TRANSFER, transfer)))
+    soft = replace(unit("mask"), trigger={"mask": corner(0.7), "pattern": np.ones((1, 8, 8), np.float32)})
+    made = {
+        "small": evidence("small", soft, family=Family.REPLACED),
+        "patch": evidence("patch", whole, family=Family.REPLACED),
+        "added": evidence("added", unit("delta"), family=Family.ADDED),
+        "moved": evidence("moved", unit("delta"), family=Family.MOVED),
+    }
+    (row,) = measured([made[name] for name in p_values], verdict_of(p_values))
+    assert row["detector"] == shown
 
 
 def test_one_that_holds_on_unseen_samples_comes_first() -> None:
