@@ -57,6 +57,8 @@ OFFSET, FAR = 0.1, 3.0
 #: How much classes differ by nature, in standard deviations of log(left + OFFSET): as much on nine clean networks of ten, or less. Some class of
 #: every clean network is nearer than the others, so they are taken to differ by at least that, beside references too. History: docs/decisions.md.
 NATURE = 0.41
+#: Bytes of pictures with windows filled that are searched together, at most: what a search keeps is a few times that.
+AT_ONCE = 2**28
 #: Of a picture about so many windows are half a window apart, whatever its size.
 _WINDOWS = 200
 
@@ -261,7 +263,18 @@ class _Tried:
 
 
 def _filled(subject: Subject, at_hand: AtHand, unit: Unit, objective: FillWindows, stage: Stage) -> _Tried:
-    """Windows searched for one stage, and what is left in each."""
+    """Windows searched for one stage, and what is left in each; as many together as `AT_ONCE` holds."""
+    one = 4 * int(np.prod(subject.image_shape)) * stage.images
+    parts = objective.parts(max(1, AT_ONCE // one))
+    tried = [_together(subject, at_hand, unit, part, stage) for part in parts]
+    if len(tried) == 1:
+        return tried[0]
+    content, loss, success = (np.concatenate([getattr(t, n) for t in tried]) for n in ("content", "loss", "success"))
+    return _Tried(objective, content, loss, success)
+
+
+def _together(subject: Subject, at_hand: AtHand, unit: Unit, objective: FillWindows, stage: Stage) -> _Tried:
+    """Windows that are searched in the same steps."""
     samples, run = at_hand.search_samples, at_hand.run
     [[result]] = search(subject, samples, [(unit,)], objective, stage.config, run, NAME)
     rows = choose_images(unit, samples, stage.images, run, NAME)

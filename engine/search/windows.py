@@ -8,7 +8,7 @@ windows of one unit share its images, and are searched in the same steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,15 @@ class FillWindows(Objective):
     places: tuple[Place, ...]
     loss: Loss = cross_entropy
     begin: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    def parts(self, most: int) -> list[FillWindows]:
+        """The same windows, at most so many in each part, in order."""
+        cuts = range(0, len(self.places), most)
+        begun = self.begin
+        return [
+            replace(self, places=self.places[i : i + most], begin=None if begun is None else begun[i : i + most])
+            for i in cuts
+        ]
 
     def start(self, subject: Subject, images: Tensor, generators: Sequence[torch.Generator]) -> State:
         """``(unit, place, channels, side, side)``: no draw, the images are all that units differ by."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from onnxspect.engine.detectors import window
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.window import LEFT, NAME, Window, chosen_side, window_side
 from onnxspect.engine.judge.evidence import Evidence, Skipped
@@ -112,6 +113,15 @@ def test_the_same_bits_twice_and_nothing_twice(tmp_path: Path) -> None:
         for name in ("mask", "pattern"):
             np.testing.assert_array_equal(one.trigger[name], two.trigger[name])
             np.testing.assert_array_equal(one.trigger[name], three.trigger[name])
+
+
+def test_few_windows_at_a_time_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = found(at_hand((9, 4, 3), references=()))
+    monkeypatch.setattr(window, "AT_ONCE", 4 * SIDE * SIDE * 100)  # 25 windows on four images, 4 on 24
+    parted = found(at_hand((9, 4, 3), references=()))
+    for one, other in zip(whole.units, parted.units, strict=True):
+        assert one.value(LEFT) == pytest.approx(other.value(LEFT), rel=1e-3)
+        np.testing.assert_array_equal(one.trigger["mask"], other.trigger["mask"])
 
 
 def test_without_references_and_with_one_class_of_samples() -> None:
