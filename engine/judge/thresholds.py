@@ -9,6 +9,9 @@ import math
 
 #: Chance of an alarm on a clean model that the verdict allows, over all classes together. History: docs/decisions.md.
 ALPHA = 0.01
+#: Where the bank finds a class suspicious and no detector does by itself, those have found it whose own p-value is below this. History:
+#: docs/decisions.md.
+TOGETHER = 0.5
 #: Held-out validation: a trigger that works on a smaller share of the clean samples that its search never saw is
 #: overfitted and proves nothing. History: docs/decisions.md.
 HELD_OUT_SUCCESS = 0.5

@@ -18,7 +18,7 @@ from onnxspect.engine.judge.measurement import Search
 from onnxspect.engine.judge.null_model import FEWEST_CLASSES, harmonic_mean
 from onnxspect.engine.judge.spread import spreads
 from onnxspect.engine.judge.suspicion import eases
-from onnxspect.engine.judge.thresholds import ALPHA, CONVERGED_ENOUGH, FEWEST_HELD_OUT, HELD_OUT_SUCCESS
+from onnxspect.engine.judge.thresholds import ALPHA, CONVERGED_ENOUGH, FEWEST_HELD_OUT, HELD_OUT_SUCCESS, TOGETHER
 
 
 @dataclass(frozen=True)
@@ -306,15 +306,15 @@ def _names(targets: Sequence[int]) -> str:
 
 
 def _agreeing(finding: ClassFinding, ran: Sequence[Evidence], alpha: float) -> list[str]:
-    """The detectors that find the class suspicious, each at its own level: at least one wherever all together do."""
+    """The detectors that find the class suspicious, each at its own level; where only all together do, those that add to it."""
     able = {e.detector for e in ran if e.traits.convicts}
     of_able = {d: p for d, p in finding.p_values.items() if d in able}
     agreeing = [d for d, p in of_able.items() if p < alpha]
     if agreeing or finding.p_value >= alpha:
         return agreeing
-    return (
-        [min(of_able, key=lambda d: of_able[d])] if of_able else []
-    )  # a bank finds suspicious what no null model does
+    # A bank finds suspicious what no null model does by itself: it is what they find together.
+    together = [d for d, p in of_able.items() if p < TOGETHER]
+    return together or ([min(of_able, key=lambda d: of_able[d])] if of_able else [])
 
 
 def _most_certain_first(finding: ClassFinding, detectors: Sequence[str]) -> list[str]:
