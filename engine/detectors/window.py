@@ -283,19 +283,16 @@ def _together(subject: Subject, at_hand: AtHand, unit: Unit, objective: FillWind
     with torch.no_grad():
         aim = torch.tensor([unit.target], device=subject.device)
         loss, success = objective.each(subject, state, objective.constants(subject, images), images, aim)
-    return _Tried(
-        objective,
-        result.trigger["content"],
-        loss[0].cpu().numpy().astype(np.float64),
-        success[0].cpu().numpy().astype(np.float64),
-    )
+    left, reached = (v[0].cpu().numpy().astype(np.float64) for v in (loss, success))
+    return _Tried(objective, result.trigger["content"], np.where(np.isfinite(left), left, np.inf), reached)
 
 
 def _as_evidence(
     subject: Subject, at_hand: AtHand, unit: Unit, tried: _Tried, held_out: int, steps: int, seconds: float
 ) -> UnitEvidence:
-    """The best of these windows, tried on unseen samples."""
+    """The best of these windows, tried on unseen samples; none where the network has no finite answer to any."""
     best = tried.only_best()
+    finite = bool(np.isfinite(best.loss[0]))
     arrays = stamped(best.places[0], best.content[0], subject.image_shape[1:])
     rows = concerned(unit, at_hand.held_out, held_out)
     success = (
@@ -303,9 +300,9 @@ def _as_evidence(
     )
     return UnitEvidence(
         unit=unit,
-        measurements=measured(**{LEFT: float(best.loss[0]) + OFFSET}),
-        found=True,
-        converged=True,  # it takes a number of steps and not more: there is no rule to end by
+        measurements=measured(**{LEFT: float(best.loss[0]) + OFFSET}) if finite else (),
+        found=finite,
+        converged=finite,  # it takes a number of steps and not more: there is no rule to end by
         steps=steps,
         search_success=float(best.success[0]),
         held_out_success=success,

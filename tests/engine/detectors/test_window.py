@@ -133,6 +133,18 @@ def test_without_references_and_with_one_class_of_samples() -> None:
     assert isinstance(Window().run(replace(hand, search_samples=of_one, classes=(TARGET,))), Skipped)
 
 
+def test_a_network_without_a_finite_answer_finds_nothing() -> None:
+    hand = at_hand(None, references=())
+    plain = hand.subject
+
+    def broken(x: Tensor) -> Tensor:
+        return torch.where(x.flatten(1)[:, :1] >= 0, torch.full((len(x), CLASSES), torch.nan), plain.module(x))
+
+    evidence = found(replace(hand, subject=Subject(broken, InputSpec(), (1, SIDE, SIDE), CLASSES, name="nan")))
+    assert [u.found for u in evidence.units] == [False] * CLASSES
+    assert not any(u.measurements for u in evidence.units)
+
+
 def test_colour_and_pictures_that_are_not_square() -> None:
     shape = (3, 18, 30)
     weights = torch.randn(int(np.prod(shape)), 3, generator=torch.Generator().manual_seed(1)) / 40
