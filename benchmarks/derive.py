@@ -115,13 +115,10 @@ class Observed:
 
 def _earlier(kept: Kept) -> list[Kept]:
     """What a scan would have left before each detector of LATER had joined, of those that it had."""
-    found = []
-    for i in range(len(LATER)):
-        rest = tuple(e for e in kept.archive.evidence if e.detector not in LATER[i:])
-        before = found[-1] if found else None
-        if len(rest) < len(kept.archive.evidence) and (before is None or len(rest) > len(before.archive.evidence)):
-            found.append(replace(kept, archive=replace(kept.archive, evidence=rest)))
-    return found
+    had = kept.archive.evidence
+    before = [tuple(e for e in had if e.detector not in LATER[i:]) for i in range(len(LATER))]
+    shorter = {len(rest): rest for rest in before if len(rest) < len(had)}  # of the same length they are the same
+    return [replace(kept, archive=replace(kept.archive, evidence=rest)) for rest in shorter.values()]
 
 
 def _tested(evidence: Evidence | Skipped) -> bool:

@@ -74,28 +74,20 @@ _MAKERS: Mapping[str, Callable[[str], Detector]] = {
     TrainingDifference.name: lambda _: TrainingDifference(),
 }
 NAMES = tuple(_MAKERS)
+_STANDARD = (
+    GraphLogic.name,
+    MaxMargin.name,
+    NeuralCleanse.name,
+    ReverseEngineering.name,
+    Window.name,
+    Warp.name,
+    cepa.NAME,
+)
 #: What runs where the user names no detectors.
 _BY_PRESET: Mapping[str, tuple[str, ...]] = {
     "quick": (GraphLogic.name, MaxMargin.name, NeuralCleanse.name, ReverseEngineering.name),
-    "standard": (
-        GraphLogic.name,
-        MaxMargin.name,
-        NeuralCleanse.name,
-        ReverseEngineering.name,
-        Window.name,
-        Warp.name,
-        cepa.NAME,
-    ),
-    "thorough": (
-        GraphLogic.name,
-        MaxMargin.name,
-        NeuralCleanse.name,
-        ReverseEngineering.name,
-        Window.name,
-        Warp.name,
-        cepa.NAME,
-        DTInspector.name,
-    ),
+    "standard": _STANDARD,
+    "thorough": (*_STANDARD, DTInspector.name),
 }
 #: The same for models of at least MANY_CLASSES: a search of each class is left to the most patient preset.
 MANY_CLASSES = FEWEST_TO_CONVICT

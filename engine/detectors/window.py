@@ -3,8 +3,8 @@
 The commonest trigger is a small patch that replaces what is there. Searched for by a mask that is made small (Neural Cleanse), it is one
 minimum of many; here every place of the picture is tried with a window of a tenth of its side, and only what fills it is free. What counts is the
 cross-entropy to the class that is left in the best window, in nats. A clean network of whose picture a hundredth is replaced keeps its answer;
-one that was taught to obey a patch does not, and one that obeys another kind of trigger (a blend, a warp) often yields as well, since its
-target is near from anywhere.
+one that was taught to obey a patch does not, nor one that obeys a pattern of which a window holds enough (checkerboards, some warps). Blends,
+sinusoids and reflections it does not see.
 
 A sieve keeps it cheap: all windows on a few images for a few steps, the best of them on more, then the neighbours of the best few. It takes fewer
 passes a class than a search by a mask, and as many for any picture, since windows grow with it.

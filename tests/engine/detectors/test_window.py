@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,13 +54,13 @@ def samples(n: int, seed: int) -> Samples:
     return Samples(pixels, labels)
 
 
-def at_hand(patch: tuple[int, int, int] | None, **different: object) -> AtHand:
+def at_hand(patch: tuple[int, int, int] | None, **different: Any) -> AtHand:
     clean = [
         classifier(None, FIELDS + 0.2 * np.random.default_rng(k).normal(size=FIELDS.shape).astype(np.float32))
         for k in range(3)
     ]
     made = AtHand(classifier(patch), samples(80, 1), samples(120, 2), RunContext(seed=0), references=clean)
-    return replace(made, **different)  # type: ignore[arg-type]
+    return replace(made, **different)
 
 
 def found(hand: AtHand) -> Evidence:
