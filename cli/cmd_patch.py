@@ -12,7 +12,7 @@ from onnxspect.cli import exit_status, options, tables
 from onnxspect.cli.console import show, show_raw
 from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import patch_format, put_patch
-from onnxspect.engine.jobs.budget import parse_duration
+from onnxspect.engine.durations import parse_duration
 from onnxspect.engine.jobs.patch import patch
 from onnxspect.engine.mitigation.input_filter import FORMS
 from onnxspect.engine.mitigation.registry import AUTO, CHOICES, MAKERS, METHODS, canonical

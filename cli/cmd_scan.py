@@ -13,8 +13,8 @@ from onnxspect.cli.console import err
 from onnxspect.cli.path_option import path_option
 from onnxspect.cli.report_output import accepted_findings, check, found_policy, put, report_options
 from onnxspect.engine.detectors.registry import NAMES, PRESETS
+from onnxspect.engine.durations import parse_duration
 from onnxspect.engine.errors import OnnxspectError
-from onnxspect.engine.jobs.budget import parse_duration
 from onnxspect.engine.jobs.scan import check_settings, scan
 from onnxspect.engine.judge.calibration import PRIOR
 from onnxspect.engine.readers.labels import ClassList

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.text import Text
 
 from onnxspect.converters.errors import writing
 from onnxspect.converters.stages import stage
 from onnxspect.converters.text import visible
+from onnxspect.engine.durations import in_words
 
 #: Width of tables where stdout is no terminal.
 PLAIN_WIDTH = 120
@@ -110,12 +111,32 @@ class _Lines:
     since: float
     here: int = 0
 
-    def advanced(self) -> str:
-        """One more unit: " 3/10, 12 s left"."""
+    def advanced(self, in_all: float | None) -> str:
+        """One more unit: " 3/10, 12 s left"; with the time that is left of everything where that is known."""
         self.done += 1
         self.here += 1
         left = (time.monotonic() - self.since) / self.here * (self.total - self.done)
-        return f" {self.done}/{self.total}" + (f", {left:.0f} s left" if left >= 1 else "")
+        said = ""
+        if in_all is not None:
+            said = f", {in_words(in_all)} left in all"
+        elif left >= 1:
+            said = f", {left:.0f} s left"
+        return f" {self.done}/{self.total}{said}"
+
+
+class _Remaining(TimeRemainingColumn):
+    """The time that is left of everything where that is known, else of the task."""
+
+    def __init__(self, in_all: Callable[[], float | None]) -> None:
+        super().__init__()
+        self._in_all = in_all
+
+    def render(self, task: Task) -> Text:
+        """As rich draws it."""
+        seconds = self._in_all()
+        return (
+            super().render(task) if seconds is None else Text(f"{in_words(seconds)} left", style="progress.remaining")
+        )
 
 
 class Progressing:
@@ -126,6 +147,15 @@ class Progressing:
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._plain: dict[str, _Lines] = {}
+        self._ends: float | None = None
+
+    def time_left(self, seconds: float) -> None:
+        """Of everything: shown with the next event, and counted down until it is said again."""
+        self._ends = time.monotonic() + seconds
+
+    def _in_all(self) -> float | None:
+        """Seconds that are left of everything; None where that was not said."""
+        return None if self._ends is None else max(0.0, self._ends - time.monotonic())
 
     def notice(self, text: str) -> None:
         """One line."""
@@ -146,7 +176,7 @@ class Progressing:
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TimeRemainingColumn(),
+                _Remaining(self._in_all),
                 TextColumn("{task.fields[detail]}", style="dim", markup=False),
             )
             self._bars = Progress(*columns, console=err, transient=True)
@@ -159,7 +189,7 @@ class Progressing:
             return
         if self._bars is None:
             at = self._plain.get(task)
-            err.print(f"{task}{'' if at is None else at.advanced()}: {detail}", style="dim")
+            err.print(f"{task}{'' if at is None else at.advanced(self._in_all())}: {detail}", style="dim")
         elif task in self._tasks:
             self._bars.update(self._tasks[task], advance=1, detail=visible(detail))
 

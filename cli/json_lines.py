@@ -14,12 +14,19 @@ from onnxspect.converters.stages import stage
 class JsonLines:
     """An observer that writes what happens as ``{"event": ..., "seconds": ...}``, with `task`, `done`, `total`, `detail` or `text`.
 
+    In a scan events have `left` too: the seconds that the rest will take, as far as can be told.
+
     Attributes:
         since: when it began; `seconds` counts from there.
     """
 
     since: float = field(default_factory=time.monotonic)
     _tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _left: float | None = None
+
+    def time_left(self, seconds: float) -> None:
+        """Said with the next event."""
+        self._left = seconds
 
     def notice(self, text: str) -> None:
         """``{"event": "notice", "text": ...}``."""
@@ -45,4 +52,6 @@ class JsonLines:
     def _write(self, event: str, **facts: object) -> None:
         # ASCII alone: a name cannot say anything to a terminal through it.
         line = {"event": event, "seconds": round(time.monotonic() - self.since, 3)} | facts
+        if self._left is not None:
+            line["left"], self._left = round(self._left, 1), None
         print(json.dumps(line), file=sys.stderr, flush=True)

@@ -68,6 +68,7 @@ ROOMS = (
             "engine/displacement.py",
             "engine/errors.py",
             "engine/ahead.py",
+            "engine/durations.py",
             "engine/workers.py",
         ),
         1,

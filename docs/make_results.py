@@ -40,6 +40,7 @@ def page() -> str:
         ("signals.json", machines.signals),
         ("large_model.json", machines.large),
         ("preset_times.json", machines.preset_times),
+        ("time_left.json", machines.time_left),
         ("side_by_side.json", machines.side_by_side),
         ("many_classes.json", machines.many_classes),
         ("graph_logic.json", files.graph_logic),

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,6 +38,14 @@ class Observer(Protocol):
 
     def finish(self, task: str) -> None:
         """`task` is over."""
+
+
+@runtime_checkable
+class Forecasting(Observer, Protocol):
+    """An observer that also wants to know how long the rest of a scan will take."""
+
+    def time_left(self, seconds: float) -> None:
+        """So long, as far as can be told now; said again before each event."""
 
 
 class Silent:

@@ -49,6 +49,24 @@ def preset_times(r: dict[str, Any]) -> str:
     )
 
 
+def time_left(r: dict[str, Any]) -> str:
+    shares = [s["share"] for s in r["scans"][0]["said"]]
+    rows = "\n".join(
+        f"| {x['model']} | {x['classes']} | {x['preset']} | {x['seconds']:.0f} | "
+        + " | ".join(f"{s['whole'] - 1:+.0%}" for s in x["said"])
+        + " |"
+        for x in r["scans"]
+    )
+    late = [abs(s["whole"] - 1) for x in r["scans"] for s in x["said"] if s["share"] >= 0.25]
+    return (
+        f"## Time left\n\n`benchmarks/time_left.py`, {r['date']}, {r['threads']} thread(s), load average of the machine {r['load']}: what a scan "
+        "says on its way, as the error of the whole scan's time (passed and left) that follows from it. From a quarter of the time on it "
+        f"is off by at most {max(late):.0%}, and by {sum(late) / len(late):.0%} in the mean.\n\n"
+        f"| model | classes | preset | seconds | {' | '.join(f'after {s:.0%}' for s in shares)} |\n"
+        f"|---|---|---|---|{'---|' * len(shares)}\n{rows}\n"
+    )
+
+
 def side_by_side(r: dict[str, Any]) -> str:
     rows = "\n".join(
         f"| {x['model']} | {x['work']} | {x['one thread']:.1f} | {x['one after the other']:.1f} | {x['side by side']:.1f} | {x['ratio']:.2f} | "

@@ -158,7 +158,10 @@ class Attractor(Detector):
 
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """All rounds, all steps."""
-        return tuple(Work(self.starts + self.rounds - 1, f.search.steps, f.search.samples) for f in self.families)
+        return tuple(
+            Work(self.starts + self.rounds - 1, f.search.steps, f.search.samples, task=f"{NAME} {f.name}")
+            for f in self.families
+        )
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every family; the smallest trigger to each class that was arrived at."""

@@ -75,17 +75,24 @@ class Work:
         steps: gradient steps that such a unit usually takes.
         samples: images a step.
         on_references: on reference networks, which are faster than most models.
+        task: how the tasks begin that an observer is told of meanwhile, without " on reference 0": a task advances once a unit.
     """
 
     units: float
     steps: float
     samples: int
     on_references: bool = False
+    task: str = ""
 
     @property
     def passes(self) -> float:
         """Passes of one image, forward and back."""
         return self.units * self.steps * self.samples
+
+
+def on_all_references(work: Sequence[Work], references: int) -> tuple[Work, ...]:
+    """The same work on each of so many reference networks; nothing where there are none."""
+    return tuple(replace(w, units=references * w.units, on_references=True) for w in work if references)
 
 
 class Detector(ABC):

@@ -56,6 +56,7 @@ from onnxspect.engine.detectors.base import (
     Work,
     against_references,
     compared,
+    on_all_references,
     present_classes,
     rank,
 )
@@ -148,10 +149,10 @@ class Cepa(Detector):
         """Every class at every tap, and the front-runners carried to unseen images."""
         usual = min(self.search.steps, USUAL_STEPS["cepa"])
         own = [
-            (classes * len(self.taps), usual, self.search.samples),
-            (self.carried * len(self.taps), usual + self.carry_steps, self.held_out),
+            Work(classes * len(self.taps), usual, self.search.samples, task=NAME),
+            Work(self.carried * len(self.taps), usual + self.carry_steps, self.held_out, task=f"{NAME} carried"),
         ]
-        return (*(Work(*w) for w in own), *(Work(references * w[0], *w[1:], True) for w in own if references))
+        return (*on_all_references(own, references), *own)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search every target (or pair) at every tap; carry the front-runners' mu to unseen images."""

@@ -102,7 +102,7 @@ class MaxMargin(Detector):
 
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """All steps of every class."""
-        return (Work(classes, self.search.steps, self.objective.starts),)
+        return (Work(classes, self.search.steps, self.objective.starts, task=NAME),)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """The largest margin of every class; no sample is used."""

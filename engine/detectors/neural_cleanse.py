@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -52,6 +53,7 @@ from onnxspect.engine.detectors.base import (
     compared,
     front_and_random,
     most_suspicious_of_each_target,
+    on_all_references,
     one_class,
     rank,
     search_units,
@@ -118,17 +120,22 @@ class NeuralCleanse(Detector):
         steps, size = min(self.search.steps, USUAL_STEPS["mask"]), self.search.samples
         raced = classes > max(self.most_full, self.front + self.random)
         full = self.front + self.random if raced else classes
-        scouts = [(classes, self.scout.steps, self.scout.samples)] if raced else []
-        pairs = [(classes, steps, min(size, self.pair_samples))] if self.pairs else []
-        shared = [(1, steps, min(max(size, 2 * classes), MOST_IMAGES))]
-        again = [(min(classes, self.restarted + self.beside) * self.restarts, steps, size)] if self.restarts else []
-        own = [*scouts, (full, steps, size), *again, *pairs, *shared]
-        lighter = [*scouts, (full, steps, max(1, size // 2)), *pairs, *shared]
-        scouted = self.scouts.scouting(classes, sources, references) if self.pairs else ()
+        scouts = Work(classes, self.scout.steps, self.scout.samples, task=f"{NAME} scouts")
+        every = Work(full, steps, size, task=NAME)
+        starts = Work(min(classes, self.restarted + self.beside) * self.restarts, steps, size, task=f"{NAME} again")
+        pairs = Work(classes, steps, min(size, self.pair_samples), task=f"{NAME} pairs")
+        shared = Work(1, steps, min(max(size, 2 * classes), MOST_IMAGES), task=f"{NAME} untargeted")
+        lighter = replace(every, samples=max(1, size // 2))
+        scouted = partial(replace, steps=self.scout.steps, samples=self.scout.samples)
         return (
-            *(Work(*w) for w in own),
-            *(Work(references * units, n, images, True) for units, n, images in lighter if references),
-            *scouted,
+            *((*on_all_references([scouts], references), scouts) if raced else ()),
+            *on_all_references([scouted(every) if raced else lighter], references),
+            every,
+            *((starts,) if self.restarts else ()),
+            *((*self.scouts.scouting(classes, sources, references),) if self.pairs else ()),
+            *((*on_all_references([scouted(pairs)], references), pairs) if self.pairs else ()),
+            *on_all_references([shared], references),
+            shared,
         )
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:

@@ -47,6 +47,7 @@ from onnxspect.engine.detectors.base import (
     compared,
     front_and_random,
     most_suspicious_of_each_target,
+    on_all_references,
     one_class,
     rank,
     search_with_references,
@@ -159,21 +160,20 @@ class ReverseEngineering(Detector):
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """Every class, pairs where they are searched (scouted already where neural-cleanse runs too), and the one for all."""
         steps = min(self.search.steps, USUAL_STEPS["added"])
-        units = 2 * classes if self.pairs else classes
-        own = [(units, steps, self.search.samples), (1, steps, min(max(self.search.samples, 2 * classes), MOST_IMAGES))]
-        return (
-            *(Work(*w) for w in own),
-            *(Work(references * n, s, max(1, images // 2), True) for n, s, images in own if references),
-        )
+        own = [
+            Work(classes, steps, self.search.samples, task=NAME),
+            *([Work(classes, steps, self.search.samples, task=f"{NAME} pairs")] if self.pairs else []),
+            Work(1, steps, min(max(self.search.samples, 2 * classes), MOST_IMAGES), task=f"{NAME} untargeted"),
+        ]
+        lighter = [replace(w, samples=max(1, w.samples // 2)) for w in own]
+        return (*on_all_references(lighter, references), *own)
 
     def scouting(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """All pairs, or as many as are scouted at most."""
         pairs = min(classes * max(1, sources - 1), self.most_pairs)
         steps = min(self.search.steps, USUAL_STEPS["added"])
-        return (
-            Work(pairs, steps, self.scout_samples),
-            *([Work(references * pairs, steps, self.scout_samples, True)] if references else []),
-        )
+        own = Work(pairs, steps, self.scout_samples, task=f"{NAME} scouts")
+        return (*on_all_references([own], references), own)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Every target from all classes; then the most suspicious pair of every target."""

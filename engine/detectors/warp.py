@@ -27,6 +27,7 @@ from onnxspect.engine.detectors.base import (
     Detector,
     Work,
     compared,
+    on_all_references,
     one_class,
     search_with_references,
     targets_and_sources,
@@ -69,8 +70,8 @@ class Warp(Detector):
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """Every class."""
         steps, images = min(self.search.steps, USUAL_STEPS["moved"]), self.search.samples
-        on_references = Work(references * classes, steps, max(1, images // 2), True)
-        return (Work(classes, steps, images), *([on_references] if references else []))
+        own = Work(classes, steps, images, task=NAME)
+        return (*on_all_references([replace(own, samples=max(1, images // 2))], references), own)
 
     def settings(self) -> dict[str, object]:
         """Every parameter, but for the size of the images, which is not this detector's."""

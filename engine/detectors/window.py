@@ -35,6 +35,7 @@ from onnxspect.engine.detectors.base import (
     Work,
     against_references,
     compared,
+    on_all_references,
     one_class,
     targets_and_sources,
 )
@@ -113,8 +114,8 @@ class Window(Detector):
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """The sieve of every class, on every network."""
         counts = (_WINDOWS, max(_WINDOWS // KEPT, FEWEST_KEPT), 9 * FOREMOST, 1)
-        own = [Work(classes * n, s.steps, s.images) for n, s in zip(counts, SIEVE, strict=True)]
-        return (*own, *(replace(w, units=references * w.units, on_references=True) for w in own if references))
+        own = Work(classes, sum(n * s.steps * s.images for n, s in zip(counts, SIEVE, strict=True)), 1, task=NAME)
+        return (*on_all_references([own], references), own)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Sieve the windows of all classes, fit the patches of those that stand out, and try each on samples that no search saw."""

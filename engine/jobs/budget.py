@@ -11,27 +11,31 @@ The plan is kept in the ledger: a resumed scan, perhaps on a busier machine, doe
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from onnxspect.engine.detectors.base import Detector, Work
+from onnxspect.engine.detectors.base import AtHand, Detector, Work
 from onnxspect.engine.detectors.registry import PRESETS
-from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.durations import in_words
+from onnxspect.engine.errors import InconclusiveError
+from onnxspect.engine.jobs import time_left
+from onnxspect.engine.jobs.time_left import Part
 from onnxspect.engine.judge.evidence import Skipped, Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import MaskPattern
 from onnxspect.engine.search.search import SearchConfig, places_for, search
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject.reference import can_train, count, training_passes, untrained
+from onnxspect.engine.subject.reference import TRAINING, can_train, count, training_passes, untrained
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
 
 #: Steps and images of the searches that the speed is measured on; the first one only warms up.
 _STEPS, _IMAGES = 4, 16
+#: Where these steps take less than so many seconds, as many more are measured as take that long.
+_LEAST = 0.3
 #: Of the time that is left, searches are planned into this share: the rest is for validation and for what an estimate misses.
 FILLED = 0.85
 #: The ledger's name for what was planned.
@@ -89,28 +93,6 @@ class Plan:
         return cls(known["preset"], tuple(known["kept"]), known["left_out"], known["expected"])
 
 
-def parse_duration(text: str) -> float:
-    """Seconds of "90", "90s", "10m", "1h30m".
-
-    Raises:
-        OnnxspectError: it is none, or not positive.
-    """
-    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text.strip().lower())
-    seconds = 0.0
-    if parts is not None:
-        seconds = sum(float(v) * u for v, u in zip(parts.groups(), (3600.0, 60.0, 1.0), strict=True) if v)
-    if not seconds > 0 or not np.isfinite(seconds):
-        raise OnnxspectError(f"{text!r:.40} is no duration", "such as 90s, 10m or 1h30m")
-    return seconds
-
-
-def in_words(seconds: float) -> str:
-    """A duration as people say it: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
 def measure_speed(
     subject: Subject, samples: Samples, run: RunContext, with_references: bool, side_by_side: bool = True
 ) -> Speed:
@@ -126,14 +108,21 @@ def _passes_a_second(subject: Subject, samples: Samples, run: RunContext, units:
     """Of at most so many units side by side."""
     images = min(_IMAGES, len(samples))
     at_once = len(places_for(subject, units, images)[0])
-    unit, seconds = (Unit(int(samples.labels[0])),), 0.0
-    for steps in (1, _STEPS):
+    unit = (Unit(int(samples.labels[0])),)
+
+    def taken(steps: int) -> float:
         config = SearchConfig(steps=steps, samples=images, success=1.1)  # which nothing reaches: every step is taken
         started = time.perf_counter()
         for _ in search(subject, samples, [unit] * at_once, MaskPattern(), config, run, "speed"):
             pass
-        seconds = time.perf_counter() - started
-    return at_once * _STEPS * images / max(seconds, 1e-9)
+        return max(time.perf_counter() - started, 1e-9)
+
+    taken(1)
+    steps, seconds = _STEPS, taken(_STEPS)
+    if seconds < _LEAST:
+        steps = int(np.ceil(_STEPS * _LEAST / seconds))
+        seconds = taken(steps)
+    return at_once * steps * images / seconds
 
 
 def within(
@@ -228,6 +217,29 @@ def plan(
         if d.name not in kept
     }
     return Plan(preset, tuple(d.name for d in detectors if d.name in kept), left, spent)
+
+
+def parts(detectors: Sequence[Detector], at_hand: AtHand) -> list[Part]:
+    """What there is to search, in order, at the speed that is measured now; for `time_left.forecast`.
+
+    Args:
+        detectors: that will run.
+        at_hand: what they are given.
+    """
+    subject, samples = at_hand.subject, at_hand.search_samples
+    compared = any(d.traits.references for d in detectors) and can_train(subject, samples)
+    references = count(subject.classes) if compared else 0
+    speed = measure_speed(subject, samples, at_hand.run, compared)
+    sources = len(np.unique(samples.labels))
+    found = []
+    if compared:
+        seconds = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
+        found.append(Part(_TRAINING, TRAINING, time_left.TRAINING, seconds, references))
+    for detector in detectors:
+        for w in detector.work(len(at_hand.targets), sources, references):
+            side = time_left.REFERENCES if w.on_references else time_left.MODEL
+            found.append(Part(detector.name, w.task or detector.name, side, speed.seconds([w]), w.units))
+    return found
 
 
 def _costs(

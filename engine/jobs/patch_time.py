@@ -13,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from onnxspect.engine.durations import in_words
 from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.jobs.budget import Speed, in_words
+from onnxspect.engine.jobs.budget import Speed
 from onnxspect.engine.mitigation.method import Method, PatchInput
 from onnxspect.engine.mitigation.remainder import Searches, compared
 from onnxspect.engine.mitigation.training import Retraining

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from onnxspect.engine.ahead import load_ahead
 from onnxspect.engine.detectors.base import AtHand, Detector
 from onnxspect.engine.detectors.graph_logic import GraphLogic, idle_in
 from onnxspect.engine.errors import InconclusiveError, Kind, OnnxspectError
-from onnxspect.engine.jobs.budget import within
+from onnxspect.engine.jobs.budget import parts, within
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.choice import SEARCH_SHARE, settings_of, wanted_detectors
 from onnxspect.engine.jobs.references import Request, Shelf, reference_fingerprint
+from onnxspect.engine.jobs.time_left import forecast
 from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
@@ -193,6 +195,7 @@ def scan(
             if resumed:
                 run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
             compared = any(d.traits.references for d in able)
+            run = replace(run, observer=forecast(run.observer, partial(parts, able, first)))
             clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
             if compared and not clean:
                 notes.append(

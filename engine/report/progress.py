@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from onnxspect.engine.durations import in_words
 from onnxspect.engine.run import RunContext, Silent
 
 #: Seconds between two drawings at least: a notebook keeps up with some ten a second.
@@ -52,6 +53,11 @@ class NotebookProgress:
         self._drawn = -INTERVAL
         self._tasks: dict[str, _Task] = {}
         self._notices: list[str] = []
+        self._left = ""
+
+    def time_left(self, seconds: float) -> None:
+        """Shown below the bars from the next event on."""
+        self._left = f"{in_words(seconds)} left"
 
     def notice(self, text: str) -> None:
         """One line above the bars."""
@@ -80,7 +86,11 @@ class NotebookProgress:
         if not now and self._clock() - self._drawn < INTERVAL:
             return
         self._drawn = self._clock()
-        shown = Bars(tuple(self._notices), tuple((n, t.done, t.total, t.detail) for n, t in self._tasks.items()))
+        shown = Bars(
+            tuple(self._notices),
+            tuple((n, t.done, t.total, t.detail) for n, t in self._tasks.items()),
+            self._left if self._tasks else "",
+        )
         if self._handle is None:
             self._handle = self._display(shown)
         else:
@@ -94,14 +104,16 @@ class Bars:
     Attributes:
         notices: lines.
         tasks: (name, done, total, detail) of every bar.
+        left: how long the rest of everything takes, in words; "" where that is not known.
     """
 
     notices: tuple[str, ...]
     tasks: tuple[tuple[str, int, int, str], ...]
+    left: str = ""
 
     def __repr__(self) -> str:
         rows = [f"{name} {done}/{total} {detail}".rstrip() for name, done, total, detail in self.tasks]
-        return "\n".join([*self.notices, *rows])
+        return "\n".join([*self.notices, *rows, *([self.left] if self.left else [])])
 
     def _repr_html_(self) -> str:
         """The bars as ``<progress>`` elements; names and details are escaped, since class names are untrusted text."""
@@ -111,6 +123,7 @@ class Bars:
             f'<span style="opacity:0.6">{html.escape(detail)}</span></div>'
             for name, done, total, detail in self.tasks
         ]
+        lines += [f'<div style="opacity:0.6">{html.escape(self.left)}</div>'] if self.left else []
         return "".join(lines)
 
 

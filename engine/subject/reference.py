@@ -44,6 +44,8 @@ from onnxspect.engine.subject.small_network import SmallNetwork
 from onnxspect.engine.subject.subject import InputSpec, Subject
 from onnxspect.engine.workers import in_order
 
+#: As observers are told of it.
+TRAINING = "reference networks"
 #: Independent networks; the mean of their log statistics is the baseline. Of few classes, which are compared with the references
 #: alone (judge/few_classes.py), more: each class has but that many values to be compared with.
 COUNT = 3
@@ -87,7 +89,7 @@ def train_references(
         return []
     floor = accuracy_floor(check.labels, subject.classes)
     references, accuracies = [], []
-    run.observer.start("reference networks", count(subject.classes))
+    run.observer.start(TRAINING, count(subject.classes))
     for i, network in enumerate(_networks(subject, fit, run, folder)):
         # Convolution and pooling run a quarter faster on a CPU in this layout.
         folded = network.folded().to(subject.device)
@@ -99,8 +101,8 @@ def train_references(
         accuracies.append(accuracy)
         if accuracy >= floor:
             references.append(reference)
-        run.observer.advance("reference networks", f"accuracy {accuracy:.1%}")
-    run.observer.finish("reference networks")
+        run.observer.advance(TRAINING, f"accuracy {accuracy:.1%}")
+    run.observer.finish(TRAINING)
     if not references:
         run.observer.notice(
             f"no reference network learned these classes from {len(fit)} samples "

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from onnxspect.cli import console
 from onnxspect.cli.console import Progressing
+from onnxspect.cli.json_lines import JsonLines
 
 
 @pytest.fixture
@@ -31,6 +34,32 @@ def test_lines_say_how_far_and_how_long(clock: list[float], capsys: pytest.Captu
         "search 4/10, 24 s left: class 3: [l1] 8",
         "search: late",
     ]
+
+
+def test_where_the_time_of_everything_is_known_that_is_said(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = Progressing()
+    progress.start("search", 10)
+    progress.time_left(200.0)
+    clock[0] += 20  # it is counted down meanwhile
+    progress.advance("search", "class 0")
+    clock[0] += 1000
+    progress.advance("search", "class 1")
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        "search 1/10, 3 min left in all: class 0",
+        "search 2/10, 0 s left in all: class 1",
+    ]
+
+
+def test_events_say_what_is_left_once(capsys: pytest.CaptureFixture[str]) -> None:
+    events = JsonLines()
+    events.start("search", 2)
+    events.time_left(12.34)
+    events.advance("search", "class 0")
+    events.finish("search")
+    said = [json.loads(line).get("left") for line in capsys.readouterr().err.splitlines()]
+    assert said == [None, 12.3, None]
 
 
 def test_the_last_one_promises_nothing(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from onnxspect.engine.detectors.base import Detector, Work
 from onnxspect.engine.detectors.registry import PRESETS, chosen
-from onnxspect.engine.errors import InconclusiveError, OnnxspectError
-from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, in_words, measure_speed, parse_duration, plan
+from onnxspect.engine.errors import InconclusiveError
+from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, measure_speed, plan
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
@@ -27,17 +27,6 @@ PLANS = [(name, chosen(name)) for name in reversed(PRESETS)]
 
 def planned(seconds: float, speed: float = 1000.0, references: int = 3) -> Plan:
     return plan(seconds, PLANS, Speed(speed, speed), quadrant_subject(2), SAMPLES, references)
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1h30m", 5400), ("1.5h", 5400)])
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "-3m", "soon", "10 parsecs", "m", "nan"])
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(OnnxspectError, match="no duration"):
-        parse_duration(text)
 
 
 @given(st.floats(1, 1e7), st.floats(1, 1e5))
@@ -154,7 +143,3 @@ def test_a_scan_names_what_its_budget_left_out(tmp_path: Path) -> None:
 def test_nothing_is_searched_where_nothing_fits(tmp_path: Path) -> None:
     with pytest.raises(InconclusiveError, match="nothing fits"):
         scan(quadrant_subject(2), SAMPLES, tmp_path, "quick", [Patient()], InputSpec(), budget=60.0)
-
-
-def test_in_words() -> None:
-    assert [in_words(s) for s in (40, 720, 12_600)] == ["40 s", "12 min", "3.5 h"]
