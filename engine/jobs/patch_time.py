@@ -17,7 +17,7 @@ from onnxspect.engine.durations import in_words
 from onnxspect.engine.errors import InconclusiveError
 from onnxspect.engine.jobs.budget import Speed
 from onnxspect.engine.mitigation.method import Method, PatchInput
-from onnxspect.engine.mitigation.remainder import Searches, compared
+from onnxspect.engine.mitigation.remainder import Searches, compared, images_of
 from onnxspect.engine.mitigation.training import Retraining
 from onnxspect.engine.run import Observer
 
@@ -53,13 +53,13 @@ def expected(method: Method, given: PatchInput, speed: Speed) -> Expected:
 def of_new_search(given: PatchInput, speed: Speed, searches: Searches) -> float:
     """Seconds of searching a patched file for what is left."""
     targets = len({t.target for t in given.triggers})
-    return targets * searches.masks.steps * min(searches.masks.samples, len(given.fit)) / speed.subject
+    return targets * searches.masks.steps * images_of(searches.masks, given.subject, given.fit) / speed.subject
 
 
 def of_size_limits(given: PatchInput, speed: Speed, searches: Searches) -> float:
     """Seconds of searching classes without an attack, which says how large a trigger may be."""
     classes = compared(given.triggers, given.subject.classes)
-    return classes * searches.masks.steps * min(searches.masks.samples, len(given.fit)) / speed.subject
+    return classes * searches.masks.steps * images_of(searches.masks, given.subject, given.fit) / speed.subject
 
 
 def announced(methods: Sequence[Method], given: PatchInput, speed: Speed, searches: Searches) -> str:

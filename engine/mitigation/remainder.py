@@ -17,7 +17,7 @@ import numpy as np
 from onnxspect.engine.judge.evidence import Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.objective import ReachTarget
-from onnxspect.engine.search.perturbation import Additive, Displacement, MaskPattern, Perturbation
+from onnxspect.engine.search.perturbation import PIXEL_BY_PIXEL, Additive, Displacement, MaskPattern, Perturbation
 from onnxspect.engine.search.search import SearchConfig, plan, search
 from onnxspect.engine.subject.samples import Samples
 from onnxspect.engine.subject.subject import Subject
@@ -45,6 +45,8 @@ class Searches:
     moved: SearchConfig = _MOVED
 
 
+#: Of pictures too large for masks pixel by pixel a pass is dear: searches are on at most so many.
+LARGE_PICTURES = 16
 #: A trigger counts as small up to this share of what other classes need.
 SMALL = 0.5
 #: The name under which the randomness of the searches for size limits is drawn.
@@ -83,6 +85,12 @@ def with_size_limits(
         else t
         for t, key in zip(triggers, measured, strict=True)
     )
+
+
+def images_of(config: SearchConfig, subject: Subject, samples: Samples) -> int:
+    """On how many images such a search is."""
+    large = max(subject.image_shape[1:]) > PIXEL_BY_PIXEL
+    return min(config.samples, len(samples), LARGE_PICTURES if large else config.samples)
 
 
 def compared(triggers: Sequence[Trigger], classes: int) -> int:
@@ -155,6 +163,7 @@ def _searched(
         DISPLACEMENT: (Displacement(), how.moved),
     }
     perturbation, config = able[family]
+    config = replace(config, samples=images_of(config, subject, samples))
     found: list[tuple[Unit, Trigger]] = []
     if not units:
         return found

@@ -7,6 +7,10 @@ model's other behaviour in place, which few labels cannot; and because the origi
 images can be shifted and mixed (mixup, Zhang et al., 2018) without end.
 
 After each epoch the student is measured on clean samples that are not trained on, and the best epoch is kept.
+
+Steps that a small network learns by make a deep one forget what it knows: four of them move a thousand-class EfficientNet 1.5
+nats away from itself, and small networks 0.003 to 0.2 (docs/decisions.md). So a few steps are tried first, and the learning rate is
+lowered where they lead too far (`bearable`).
 """
 
 from __future__ import annotations
@@ -40,6 +44,17 @@ LEADING = 0.25
 STRONGER, HARD = 2.0, 0.3
 #: BatchNorm statistics while a model is retrained: left as they are, or taken anew from clean samples afterwards.
 BATCH_NORM = ("frozen", "reestimate")
+#: Steps that are tried before a training, and clean images on which it is seen where they lead.
+_TRIED_STEPS, _TRIED_IMAGES = 4, 100
+#: A learning rate is too high where these steps move the answers by more than FAR nats (Epoch.divergence); then it is divided by LOWER
+#: until they stay within NEAR. History: docs/decisions.md.
+FAR = 0.5
+NEAR = 0.05
+LOWER = 4
+#: So many times at most.
+_MOST_LOWERED = 5
+#: With a lower rate the original teaches for so many epochs of so many images: what is left to learn is the trigger alone.
+SHORT_EPOCHS, SHORT_IMAGES = 4, 400
 #: Operators of quantised graphs: their weights are integers, to which no gradient leads.
 _QUANTISED = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd")
 
@@ -93,6 +108,7 @@ class Retraining:
         mixed: share of the images that are mixed with another one before the original is asked.
         average: the student that is measured and kept is a moving average of the trained one, which keeps so much of itself at
             each step, and begins as the original; 0 takes the trained one itself.
+        bearable: lower the learning rate where its first steps undo what the model knows, see `bearable`.
     """
 
     epochs: int = 20
@@ -104,6 +120,7 @@ class Retraining:
     shift: int = 2
     mixed: float = 0.5
     average: float = 0.0
+    bearable: bool = True
 
     def __post_init__(self) -> None:
         require(
@@ -194,6 +211,14 @@ def retrain(
     Returns:
         one row an epoch.
     """
+    usual = settings
+    if settings.bearable:
+        settings = bearable(student, parameters, teacher, fit, guard.samples, settings)
+    if settings is not usual and observer is not None:
+        observer.notice(
+            f"{task or 'training'}: steps of the learning rate {usual.learning_rate:g} undo this network; it is lowered to "
+            f"{settings.learning_rate:.2g}, for {settings.epochs} epochs of at most {settings.images} images"
+        )
     descent = Descent(parameters, settings.learning_rate, settings.epochs)
     averaged = [p.detach().clone() for p in parameters.values()]
     best: Epoch | None = None
@@ -228,6 +253,43 @@ def retrain(
         for parameter in parameters.values():
             parameter.requires_grad_(False)
     return history
+
+
+def bearable(
+    student: Subject,
+    parameters: Mapping[str, torch.nn.Parameter],
+    teacher: Subject,
+    fit: Samples,
+    apart: Samples,
+    settings: Retraining,
+) -> Retraining:
+    """The settings with a learning rate whose first steps do not undo the student; the same ones where theirs is such.
+
+    Args:
+        student, parameters: of `trainable_copy`; left as they are.
+        teacher: the original, which alone teaches in the trial: what then changes is lost.
+        fit, apart: clean samples, to try steps on and to see where they lead.
+        settings: wanted.
+    """
+    some = apart.images[:_TRIED_IMAGES]
+    before = log_softmax(student.predict(some), axis=1)
+    values = [p.detach().clone() for p in parameters.values()]
+    alone = replace(settings, from_teacher=1.0)
+    rate, most = settings.learning_rate, FAR
+    for _ in range(_MOST_LOWERED):
+        descent = Descent(parameters, rate, settings.epochs)
+        batches = _batches(teacher, fit, alone, torch.Generator().manual_seed(0))
+        for _step, (images, hard, soft) in zip(range(_TRIED_STEPS), batches, strict=False):
+            descent.step(_loss(student(images.to(student.device)), hard, soft, alone))
+        after = log_softmax(student.predict(some), axis=1)
+        _set(parameters, values)
+        if float((np.exp(before) * (before - after)).sum(1).mean()) <= most:  # False of what is not finite, too
+            break
+        rate, most = rate / LOWER, NEAR
+    if rate == settings.learning_rate:
+        return settings
+    short = {"epochs": min(settings.epochs, SHORT_EPOCHS), "images": min(settings.images, SHORT_IMAGES)}
+    return replace(settings, learning_rate=rate, average=0.0, **short)
 
 
 def _set(parameters: Mapping[str, torch.nn.Parameter], values: Sequence[Tensor]) -> None:

@@ -95,6 +95,8 @@ class Schedule:
 #: A schedule is given up when after so many epochs the student is at more than so many times its `divergence`: it
 #: starts as the original, and hardly comes back from there.
 TRIED, TOO_FAR = 5, 1.25
+#: Labels teach only with so many images a class.
+FEWEST_LABELLED = 5
 #: Share of a batch that several targets' triggers are stamped on at most.
 MOST_STAMPED = 0.6
 
@@ -215,13 +217,18 @@ class Unlearn:
         trainable_copy(subject)  # what cannot be trained is refused before the searches
         known = [*triggers, *(t for i in range(self.variants) for t in self._again(subject, fit, triggers, run, i))]
         targets = len({t.target for t in triggers})
-        for schedule in (one.among(targets) for one in self.schedules):
+        for schedule in (one.among(targets) for one in self._able(len(fit) / subject.classes)):
             done = self._trained(subject, fit, guard, known, run, schedule)
             # Half a sample of slack, as in verify.Verification.failures.
             lost = done.epochs[0].accuracy - done.kept.accuracy
             if lost <= accuracy_lost + 0.5 / len(guard) and done.kept.divergence <= schedule.divergence:
                 break
         return done
+
+    def _able(self, images: float) -> Sequence[Schedule]:
+        """The schedules for so many images a class: from too few labels teach nothing but these images."""
+        without = [s for s in self.schedules if s.training.from_teacher == 1]
+        return without if without and images < FEWEST_LABELLED else self.schedules
 
     def _trained(
         self,

@@ -13,14 +13,18 @@ from tolerances import NETWORK_32, OPERATION_32
 
 from onnxspect.engine.mitigation.training import (
     HARD,
+    NEAR,
+    SHORT_EPOCHS,
     STRONGER,
     Epoch,
     Guard,
     Retraining,
+    bearable,
     retrain,
     success_rate,
     trainable_copy,
 )
+from onnxspect.engine.run import Silent
 from onnxspect.engine.subject.subject import Subject
 from onnxspect.engine.trigger import Trigger
 
@@ -121,3 +125,40 @@ def test_the_trigger_that_works_best_counts(subject: Subject) -> None:
     assert guard.measure(0, subject).success == 1.0
     guard.triggers = [nothing]
     assert guard.measure(0, subject).success == 0.0
+
+
+def test_a_learning_rate_that_undoes_the_model_is_lowered(subject: Subject) -> None:
+    student, parameters = trainable_copy(subject)
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    for wanted in (1e-4, 50.0):
+        found = bearable(student, parameters, subject, FIT, GUARD, Retraining(learning_rate=wanted, average=0.9))
+        assert all(torch.equal(p, before[n]) for n, p in parameters.items())
+        if wanted == 1e-4:
+            assert found == Retraining(learning_rate=wanted, average=0.9)
+        else:
+            assert found.learning_rate < wanted
+            assert (found.epochs, found.average) == (SHORT_EPOCHS, 0.0)
+            assert bearable(student, parameters, subject, FIT, GUARD, found) == found
+
+
+def test_a_lowered_rate_is_said_and_a_wanted_one_is_kept(subject: Subject) -> None:
+    said: list[str] = []
+
+    class Heard(Silent):
+        """Keeps notices."""
+
+        def notice(self, text: str) -> None:
+            said.append(text)
+
+    lost = {}
+    for kept in (True, False):
+        student, parameters = trainable_copy(subject)
+        settings = Retraining(epochs=2, learning_rate=50.0, from_teacher=1.0, bearable=kept)
+        guard, generator = Guard(subject, GUARD, []), torch.Generator().manual_seed(0)
+        rows = retrain(
+            student, parameters, subject, FIT, settings, None, guard, lambda e: -e.epoch, generator, observer=Heard()
+        )
+        lost[kept] = rows[-1].divergence
+    assert len(said) == 1
+    assert "50" in said[0]
+    assert lost[True] < NEAR < lost[False]
