@@ -288,8 +288,13 @@ def bearable(
         rate, most = rate / LOWER, NEAR
     if rate == settings.learning_rate:
         return settings
-    epochs, images = min(settings.epochs, SHORT_EPOCHS), min(settings.images, SHORT_IMAGES)
-    return replace(settings, learning_rate=rate, average=0.0, epochs=epochs, images=images)
+    return replace(
+        settings,
+        learning_rate=rate,
+        average=0.0,
+        epochs=min(settings.epochs, SHORT_EPOCHS),
+        images=min(settings.images, SHORT_IMAGES),
+    )
 
 
 def _set(parameters: Mapping[str, torch.nn.Parameter], values: Sequence[Tensor]) -> None:
