@@ -54,10 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not kept:
         parser.error(f"no kept evidence in {asked.evidence}")
     rows = [row(k, shipped() if asked.bank else None) for k in kept]
+    again = on_fewer_samples(rows)
+    whole = [r for r in rows if key_of(r) not in again]
+    plain = [r for k in kept if key_of(r := row(k)) not in again] if asked.bank else []
     result = {
         "command": "benchmarks/replay.py" + " --bank" * asked.bank,
-        "halves": by_half(rows),
-        "without_the_bank": by_half([row(k) for k in kept]) if asked.bank else {},
+        "halves": by_half(whole),
+        "without_the_bank": by_half(plain),
+        "by_samples": by_samples(rows, again),
         "changed": [r["name"] for r in rows if r["verdict"] != r["recorded"]["verdict"]],
         "models": rows,
     }
@@ -77,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"false alarms {of['false_alarms']}/{of['clean']} (paper's rule {of['found_by_the_paper_rule']}/{of['infected']}, "
                     f"{of['false_alarms_of_the_paper_rule']}/{of['clean']}) inconclusive {of['inconclusive']}"
                 )
+    for samples, of in result["by_samples"].items():
+        print(f"  of {samples} samples: {json.dumps(of)}")
     if asked.out:
         asked.out.write_text(json.dumps(result, indent=1) + "\n")
     return 0
@@ -115,6 +121,37 @@ def row(kept: Kept, bank: Bank | None = None) -> dict[str, Any]:
         "gradient_steps": sum(e.steps for e in ran),
         "recorded": dict(kept.recorded),
     }
+
+
+def key_of(one: dict[str, Any]) -> tuple[str, str]:
+    """What tells a row from any other: a model may stand on several boards."""
+    return one["board"], one["name"]
+
+
+def on_fewer_samples(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Keys of the scans of a model that was scanned by the same preset on more samples too: they are no further models."""
+    most: dict[tuple[str, str], int] = {}
+    for r in rows:
+        same = r["sha256"], r["recorded"]["preset"]
+        most[same] = max(most.get(same, 0), r["samples"])
+    return {key_of(r) for r in rows if r["samples"] < most[r["sha256"], r["recorded"]["preset"]]}
+
+
+def by_samples(rows: Sequence[dict[str, Any]], again: set[tuple[str, str]]) -> dict[str, Any]:
+    """What comes of the same models on fewer and on more samples: those that were scanned on every number of them.
+
+    Args:
+        rows: all.
+        again: of `on_fewer_samples`.
+    """
+    sizes = sorted({r["samples"] for r in rows if key_of(r) in again})
+    sets = [{(r["sha256"], r["half"]) for r in rows if key_of(r) in again and r["samples"] == n} for n in sizes]
+    common = set.intersection(*sets) if sets else set()
+    some: dict[int, list[dict[str, Any]]] = {}
+    for r in rows:
+        if (r["sha256"], r["half"]) in common and r["half"] == "judging":
+            some.setdefault(r["samples"], []).append(r)
+    return {str(n): summary(some[n]) for n in sorted(some)}
 
 
 def by_half(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

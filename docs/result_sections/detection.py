@@ -70,6 +70,7 @@ def judging_half(r: dict[str, Any]) -> str:
             for name, of in r["halves"]["judging"]["classes"].items()
         )
         + _attacks(r["halves"]["judging"])
+        + _samples(r["by_samples"])
         + "\n| model | classes | network | attack | samples | verdict | found | true | p |\n|---|---|---|---|---|---|---|---|---|\n"
         f"{rows}\n"
     )
@@ -91,6 +92,22 @@ def _attacks(board: dict[str, Any]) -> str:
     return (
         "\n| attack, found with the right target | all | " + " | ".join(f"{s} classes" for s in sizes) + " |\n"
         "|---|---|" + "---|" * len(sizes) + "\n" + "".join(rows) + f"\nArea under the ROC curve: {', '.join(areas)}.\n"
+    )
+
+
+def _samples(by_samples: dict[str, Any]) -> str:
+    """A row for each number of samples on which the same models were scanned; nothing where that was not done."""
+    rows = [
+        f"| {n} | {of['infected']} | {of['found_with_right_target']} | {of['clean']} | {of['false_alarms']} | {of['inconclusive']} "
+        f"| {'-' if of['roc_area'] is None else format(of['roc_area'], '.3f')} |\n"
+        for n, of in by_samples.items()
+    ]
+    return (
+        "\nThe same models of ten classes on fewer clean samples (`benchmarks/bank.py --samples N`):\n\n"
+        "| samples | infected | found with the right target | clean | alarms | no verdict | area |\n|---|---|---|---|---|---|---|\n"
+        + "".join(rows)
+        if rows
+        else ""
     )
 
 

@@ -40,6 +40,30 @@ def test_the_boards_are_the_committed_ones(rows: list[dict[str, object]]) -> Non
     assert [r["log10_p"] for r in rows] == pytest.approx([r["log10_p"] for r in committed], rel=TAIL_64, abs=TAIL_64)
 
 
+def scanned(name: str, samples: int, infected: bool, found: list[int]) -> dict[str, object]:
+    """A row of a model of the judging half, whose target is class 1."""
+    verdict = {"verdict": "backdoored" if found else "clean", "found": found, "targets": [1] if infected else []}
+    return {
+        "board": f"bank-standard-{samples}", "name": name, "sha256": name, "half": "judging", "samples": samples, "infected": infected,
+        "recorded": {"preset": "standard"}, "log10_p": -3.0 if found else 0.0, **verdict,
+    }  # fmt: skip
+
+
+def test_a_model_on_fewer_samples_is_no_further_model(replay: ModuleType) -> None:
+    rows = [scanned("a", 1000, True, [1]), scanned("b", 1000, False, []), scanned("c", 400, True, [])]
+    fewer = [scanned("a", 50, True, []), scanned("b", 50, False, [2]), scanned("a", 500, True, [1])]
+    again = replay.on_fewer_samples([*rows, *fewer])
+    assert again == {("bank-standard-50", "a"), ("bank-standard-50", "b"), ("bank-standard-500", "a")}
+    found = replay.by_samples([*rows, *fewer], again)
+    assert list(found) == ["50", "500", "1000"]  # of "a" alone, which was scanned on every number of them
+    assert [(of["infected"], of["found_with_right_target"], of["clean"]) for of in found.values()] == [
+        (1, 0, 0),
+        (1, 1, 0),
+        (1, 1, 0),
+    ]
+    assert replay.by_samples(rows, replay.on_fewer_samples(rows)) == {}
+
+
 def test_scores_are_those_that_the_scan_recorded(replay: ModuleType) -> None:
     """The same p-values from typed evidence as when the model was scanned, before any bank was asked.
 
