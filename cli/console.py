@@ -149,9 +149,9 @@ class Progressing:
         self._plain: dict[str, _Lines] = {}
         self._ends: float | None = None
 
-    def time_left(self, seconds: float) -> None:
-        """Of everything: shown with the next event, and counted down until it is said again."""
-        self._ends = time.monotonic() + seconds
+    def time_left(self, seconds: float | None) -> None:
+        """Of everything: shown with the next event, and counted down until it is said again; None: not known any more."""
+        self._ends = None if seconds is None else time.monotonic() + seconds
 
     def _in_all(self) -> float | None:
         """Seconds that are left of everything; None where that was not said."""

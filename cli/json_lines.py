@@ -24,8 +24,8 @@ class JsonLines:
     _tasks: dict[str, tuple[int, int]] = field(default_factory=dict)
     _left: float | None = None
 
-    def time_left(self, seconds: float) -> None:
-        """Said with the next event."""
+    def time_left(self, seconds: float | None) -> None:
+        """Said with the next event; None: not known."""
         self._left = seconds
 
     def notice(self, text: str) -> None:

@@ -44,8 +44,8 @@ class Observer(Protocol):
 class Forecasting(Observer, Protocol):
     """An observer that also wants to know how long the rest of a scan will take."""
 
-    def time_left(self, seconds: float) -> None:
-        """So long, as far as can be told now; said again before each event."""
+    def time_left(self, seconds: float | None) -> None:
+        """So long, as far as can be told now; said again before each event. None: that cannot be told, or the scan is over."""
 
 
 class Silent:

@@ -56,7 +56,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onnxspect.converters.lowering.taps import cuts
-from onnxspect.engine.detectors.base import AtHand, Detector, search_units
+from onnxspect.engine.detectors.base import AtHand, Detector, Work, search_units
 from onnxspect.engine.detectors.confidence import choose_partners, log_odds, superimposed
 from onnxspect.engine.detectors.held_out import as_found
 from onnxspect.engine.detectors.shares import angle, angle_noise
@@ -183,6 +183,10 @@ class DTInspector(Detector):
         """
         search = SearchConfig(steps=400, samples=50, success=0.95, multiplier=1e-4)
         return cls(search=search, loss="square", ranking="confidence")
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Every class, all steps."""
+        return (Work(classes, self.search.steps, self.search.samples, task=NAME),)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Search a patch for every class with enough samples; measure which other samples it takes out of the class.

@@ -158,15 +158,15 @@ class ReverseEngineering(Detector):
     held_out: int = 500
 
     def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
-        """Every class, pairs where they are searched (scouted already where neural-cleanse runs too), and the one for all."""
-        steps = min(self.search.steps, USUAL_STEPS["added"])
-        own = [
-            Work(classes, steps, self.search.samples, task=NAME),
-            *([Work(classes, steps, self.search.samples, task=f"{NAME} pairs")] if self.pairs else []),
-            Work(1, steps, min(max(self.search.samples, 2 * classes), MOST_IMAGES), task=f"{NAME} untargeted"),
-        ]
-        lighter = [replace(w, samples=max(1, w.samples // 2)) for w in own]
-        return (*on_all_references(lighter, references), *own)
+        """Every class; pairs where they are searched, all scouted; and the one for all."""
+        steps, size = min(self.search.steps, USUAL_STEPS["added"]), self.search.samples
+        every = Work(classes, steps, size, task=NAME)
+        pairs = Work(classes, steps, size, task=f"{NAME} pairs")
+        shared = Work(1, steps, min(max(size, 2 * classes), MOST_IMAGES), task=f"{NAME} untargeted")
+        lighter = [replace(w, samples=max(1, w.samples // 2)) for w in (every, pairs, shared)]
+        on_every, on_pairs, on_shared = (on_all_references([w], references) for w in lighter)
+        scouted = (*self.scouting(classes, sources, references), *on_pairs, pairs) if self.pairs else ()
+        return (*on_every, every, *scouted, *on_shared, shared)
 
     def scouting(self, classes: int, sources: int, references: int) -> Sequence[Work]:
         """All pairs, or as many as are scouted at most."""

@@ -40,14 +40,14 @@ lead other classes' images to one class.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import scipy  # its parts are loaded where they are first used
 
-from onnxspect.engine.detectors.base import AtHand, Detector
+from onnxspect.engine.detectors.base import AtHand, Detector, Work
 from onnxspect.engine.detectors.shares import angle
 from onnxspect.engine.detectors.training_set import check_agreement, check_training_set
 from onnxspect.engine.detectors.trigger_bearing import (
@@ -118,6 +118,10 @@ class TrainingDifference(Detector):
     def __post_init__(self) -> None:
         if min(self.fewest, self.tested) < 1:
             raise OnnxspectError("fewest and tested are at least 1")
+
+    def work(self, classes: int, sources: int, references: int) -> Sequence[Work]:
+        """Next to nothing: no gradient is taken."""
+        return (Work(classes, 1, 1, task=NAME),)
 
     def run(self, at_hand: AtHand) -> Evidence | Skipped:
         """Compare every class that has enough samples of both kinds; finished in seconds, so nothing is kept on the way.

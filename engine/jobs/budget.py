@@ -10,7 +10,9 @@ The plan is kept in the ledger: a resumed scan, perhaps on a busier machine, doe
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,13 +22,13 @@ import numpy as np
 from onnxspect.engine.detectors.base import AtHand, Detector, Work
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.durations import in_words
-from onnxspect.engine.errors import InconclusiveError
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
 from onnxspect.engine.jobs import time_left
 from onnxspect.engine.jobs.time_left import Part
 from onnxspect.engine.judge.evidence import Skipped, Unit
 from onnxspect.engine.run import RunContext
 from onnxspect.engine.search.perturbation import MaskPattern
-from onnxspect.engine.search.search import SearchConfig, places_for, search
+from onnxspect.engine.search.search import SearchConfig, places_for, search, units_at_once
 from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.reference import TRAINING, can_train, count, training_passes, untrained
 from onnxspect.engine.subject.samples import Samples
@@ -105,16 +107,27 @@ def measure_speed(
 
 
 def _passes_a_second(subject: Subject, samples: Samples, run: RunContext, units: int) -> float:
-    """Of at most so many units side by side."""
+    """Of at most so many units side by side, in batches as searches have them.
+
+    Raises:
+        OnnxspectError: no gradient reaches the pixels, so nothing can be searched for in them.
+    """
     images = min(_IMAGES, len(samples))
-    at_once = len(places_for(subject, units, images)[0])
-    unit = (Unit(int(samples.labels[0])),)
+    places = len(places_for(subject, units, images)[0])
+    together = max(1, min(units // places, units_at_once(subject, len(samples), images)))
+    batch = tuple(Unit(int(samples.labels[0]), start=i) for i in range(together))
 
     def taken(steps: int) -> float:
         config = SearchConfig(steps=steps, samples=images, success=1.1)  # which nothing reaches: every step is taken
         started = time.perf_counter()
-        for _ in search(subject, samples, [unit] * at_once, MaskPattern(), config, run, "speed"):
-            pass
+        try:
+            for _ in search(subject, samples, [batch] * places, MaskPattern(), config, run, "speed"):
+                pass
+        except RuntimeError as error:
+            raise OnnxspectError(
+                f"{subject.name}: how fast searches go cannot be measured: {str(error).splitlines()[0]:.200}",
+                "leave --budget away",
+            ) from error
         return max(time.perf_counter() - started, 1e-9)
 
     taken(1)
@@ -122,7 +135,7 @@ def _passes_a_second(subject: Subject, samples: Samples, run: RunContext, units:
     if seconds < _LEAST:
         steps = int(np.ceil(_STEPS * _LEAST / seconds))
         seconds = taken(steps)
-    return at_once * steps * images / seconds
+    return places * together * steps * images / seconds
 
 
 def within(
@@ -134,6 +147,7 @@ def within(
     samples: Samples,
     ledger: Ledger,
     run: RunContext,
+    used: float = 0.0,
 ) -> tuple[Plan, Sequence[Detector]]:
     """What is done in the seconds that are left, and the detectors of its preset; what an interrupted scan has planned already stays.
 
@@ -144,18 +158,23 @@ def within(
         subject, samples: what is searched, and on what.
         ledger: the scan's.
         run: seed, device, observer.
+        used: seconds of the budget that are over.
 
     Raises:
         InconclusiveError: nothing fits.
     """
-    names = [] if easier is None else list(PRESETS)[: list(PRESETS).index(preset)]
-    options = [(preset, detectors)] + [(n, easier(n)) for n in reversed(names) if easier is not None]
+    options = [(preset, detectors)]
+    if easier is not None:
+        for name in reversed(list(PRESETS)[: list(PRESETS).index(preset)]):
+            with contextlib.suppress(OnnxspectError):  # what was asked for besides is not in that preset
+                options.append((name, easier(name)))
     known = ledger.fact(_PLAN)
     if known is not None:
         made = Plan.from_json(known)
         return made, dict(options)[made.preset]
     references = count(subject.classes) if can_train(subject, samples) else 0
-    made = plan(seconds, options, measure_speed(subject, samples, run, references > 0), subject, samples, references)
+    speed = measure_speed(subject, samples, run, references > 0)
+    made = plan(seconds, options, speed, subject, samples, references, used)
     run.observer.notice(
         f"the budget holds {made.preset}: about {in_words(made.expected)} of searching"
         + (f", without {', '.join(made.left_out)}" if made.left_out else "")
@@ -171,6 +190,7 @@ def plan(
     subject: Subject,
     samples: Samples,
     references: int,
+    used: float = 0.0,
 ) -> Plan:
     """The most thorough preset that fits; of the last one, if none does, as many detectors as fit.
 
@@ -180,65 +200,88 @@ def plan(
         speed: measured.
         subject, samples: what is searched, and on what.
         references: how many reference networks there will be.
+        used: seconds of the budget that are over.
 
     Raises:
         InconclusiveError: not even one detector that can convict fits; says how much would do.
     """
     room = FILLED * seconds
-    costs: dict[str, float] = {}
+
+    def costs(some: Sequence[Detector]) -> dict[str, float]:
+        return _costs(some, speed, subject, samples, references)
+
     for preset, detectors in presets:
-        costs = _costs(detectors, speed, subject, samples, references)
-        if sum(costs.values()) <= room:
-            return Plan(preset, tuple(d.name for d in detectors), {}, sum(costs.values()))
+        whole = sum(costs(detectors).values())
+        if whole <= room:
+            return Plan(preset, tuple(d.name for d in detectors), {}, whole)
     preset, detectors = presets[-1]
-    once = costs.pop(_TRAINING, 0.0)
-    kept: list[str] = []
-    spent, trained = 0.0, False
+    kept: list[Detector] = []
+    spent = 0.0
     for detector in sorted(detectors, key=lambda d: not d.traits.convicts):
-        train = detector.traits.references and not trained
-        with_it = spent + costs[detector.name] + (once if train else 0.0)
+        with_it = sum(costs([*kept, detector]).values())
         if with_it <= room:
-            kept.append(detector.name)
-            spent, trained = with_it, trained or train
+            kept.append(detector)
+            spent = with_it
+    alone = {d.name: costs([d]) for d in detectors}
     convicting = {
-        d.name: costs[d.name] + (once if d.traits.references else 0.0)
-        for d in detectors
-        if d.traits.convicts and costs[d.name] > 0
+        d.name: sum(alone[d.name].values()) for d in detectors if d.traits.convicts and alone[d.name][d.name] > 0
     }
-    if convicting and not convicting.keys() & set(kept):
+    names = [d.name for d in kept]
+    if convicting and not convicting.keys() & set(names):
         least = min(convicting.values())
         raise InconclusiveError(
-            f"nothing fits into {in_words(seconds)}: the quickest search of this model takes about {in_words(least)} here",
-            f"give --budget {max(1, int(np.ceil(least / FILLED / 60)))}m or more, or a faster device",
+            f"nothing fits into the {in_words(max(0.0, seconds))} that are left of the budget: the quickest search of this model takes about "
+            f"{in_words(least)} here",
+            f"give --budget {max(1, int(np.ceil((used + least / FILLED) / 60)))}m or more, or a faster device",
         )
     left = {
-        d.name: f"left out: it takes about {in_words(costs[d.name])} here, which the budget of {in_words(seconds)} does not hold"
+        d.name: f"left out: it takes about {in_words(alone[d.name][d.name])} here, which the budget of {in_words(used + seconds)} does not hold"
         for d in detectors
-        if d.name not in kept
+        if d.name not in names
     }
-    return Plan(preset, tuple(d.name for d in detectors if d.name in kept), left, spent)
+    return Plan(preset, tuple(d.name for d in detectors if d.name in names), left, spent)
 
 
-def parts(detectors: Sequence[Detector], at_hand: AtHand) -> list[Part]:
+def parts(detectors: Sequence[Detector], at_hand: AtHand, references: int | None = None) -> list[Part]:
     """What there is to search, in order, at the speed that is measured now; for `time_left.forecast`.
 
     Args:
         detectors: that will run.
         at_hand: what they are given.
+        references: how many reference networks there are; None where they are yet to be trained.
+
+    Raises:
+        OnnxspectError: the speed cannot be measured.
     """
     subject, samples = at_hand.subject, at_hand.search_samples
     compared = any(d.traits.references for d in detectors) and can_train(subject, samples)
-    references = count(subject.classes) if compared else 0
-    speed = measure_speed(subject, samples, at_hand.run, compared)
-    sources = len(np.unique(samples.labels))
+    trained = references is not None
+    networks = references if references is not None else count(subject.classes) if compared else 0
+    planned = {d.name: w for d, w in works(detectors, len(at_hand.targets), len(np.unique(samples.labels)), networks)}
+    speed = measure_speed(subject, samples, at_hand.run, networks > 0) if any(planned.values()) else Speed(1.0, 1.0)
     found = []
-    if compared:
+    if compared and not trained:
         seconds = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
-        found.append(Part(_TRAINING, TRAINING, time_left.TRAINING, seconds, references))
-    for detector in detectors:
-        for w in detector.work(len(at_hand.targets), sources, references):
+        found.append(Part(_TRAINING, TRAINING, time_left.TRAINING, seconds, networks))
+    for name, work in planned.items():
+        for w in work:
             side = time_left.REFERENCES if w.on_references else time_left.MODEL
-            found.append(Part(detector.name, w.task or detector.name, side, speed.seconds([w]), w.units))
+            found.append(Part(name, w.task or name, side, speed.seconds([w]), w.units))
+        if not work:
+            found.append(Part(name, name, time_left.MODEL, math.inf, 1))
+    return found
+
+
+def works(
+    detectors: Sequence[Detector], classes: int, sources: int, references: int
+) -> list[tuple[Detector, list[Work]]]:
+    """What each detector is to search; what two of them share (how pairs are scouted) is the first one's."""
+    known: set[tuple[str, bool]] = set()
+    found = []
+    for detector in detectors:
+        own = [w for w in detector.work(classes, sources, references) if (w.task, w.on_references) not in known]
+        known |= {(w.task, w.on_references) for w in own if w.task}
+        found.append((detector, own))
     return found
 
 
@@ -246,8 +289,8 @@ def _costs(
     detectors: Sequence[Detector], speed: Speed, subject: Subject, samples: Samples, references: int
 ) -> dict[str, float]:
     """Seconds by detector, and under `_TRAINING` those of training the references."""
-    sources = len(np.unique(samples.labels))
-    costs = {d.name: speed.seconds(d.work(subject.classes, sources, references)) for d in detectors}
+    each = works(detectors, subject.classes, len(np.unique(samples.labels)), references)
+    costs = {d.name: speed.seconds(w) for d, w in each}
     if references and any(d.traits.references for d in detectors):
         costs[_TRAINING] = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
     return costs

@@ -24,7 +24,7 @@ from onnxspect.engine.jobs.budget import parts, within
 from onnxspect.engine.jobs.case import open_case
 from onnxspect.engine.jobs.choice import SEARCH_SHARE, settings_of, wanted_detectors
 from onnxspect.engine.jobs.references import Request, Shelf, reference_fingerprint
-from onnxspect.engine.jobs.time_left import forecast
+from onnxspect.engine.jobs.time_left import forecast, no_more
 from onnxspect.engine.judge.archive import Archive
 from onnxspect.engine.judge.calibration import PRIOR, shipped
 from onnxspect.engine.judge.evidence import Evidence, Skipped
@@ -44,7 +44,7 @@ from onnxspect.engine.subject.memory import memory_share
 from onnxspect.engine.subject.opening import Model, in_scratch
 from onnxspect.engine.subject.precision import judging
 from onnxspect.engine.subject.preprocessing import preflight
-from onnxspect.engine.subject.reference import can_train, train_references
+from onnxspect.engine.subject.reference import can_train, count, train_references
 from onnxspect.engine.subject.resizing import Resize, Resizing
 from onnxspect.engine.subject.sample_size import SampleCounts, advice, shortfalls
 from onnxspect.engine.subject.samples import Samples
@@ -179,7 +179,15 @@ def scan(
 
             left = budget - (time.perf_counter() - started)
             made, fitting = within(
-                left, preset, able, None if detectors else easier, checked.subject, search_samples, ledger, run
+                left,
+                preset,
+                able,
+                None if detectors else easier,
+                checked.subject,
+                search_samples,
+                ledger,
+                run,
+                budget - left,
             )
             able = [d for d in fitting if d.name in made.kept or d.name in logic]
             if made.preset != preset:
@@ -189,14 +197,21 @@ def scan(
         of_references = reference_fingerprint(
             samples, training, preset, able, resize, run, subject.image_shape, subject.classes
         ) | {k: fingerprint[k] for k in _NARROWING if k in fingerprint}
-        with Ledger(baseline, of_references, movable=references is None) as reference_ledger:
+        with (
+            Ledger(baseline, of_references, movable=references is None) as reference_ledger,
+            contextlib.ExitStack() as at_last,
+        ):
+            at_last.callback(no_more, run.observer)
             if shelf is None and references is None:  # elsewhere they are another's work
                 resumed += reference_ledger.count()
             if resumed:
                 run.observer.notice(f"{folder}: resuming, {resumed} units are already done")
             compared = any(d.traits.references for d in able)
-            run = replace(run, observer=forecast(run.observer, partial(parts, able, first)))
-            clean = train_references(checked.subject, search_samples, held_out, run, baseline) if compared else []
+            to_come = [d for d in able if d.name not in logic]
+            watching = replace(run, observer=forecast(run.observer, partial(parts, to_come, first)))
+            clean = train_references(checked.subject, search_samples, held_out, watching, baseline) if compared else []
+            if compared and len(clean) < count(checked.subject.classes):
+                watching = replace(run, observer=forecast(run.observer, partial(parts, to_come, first, len(clean))))
             if compared and not clean:
                 notes.append(
                     f"no reference network learned these classes from {len(search_samples)} samples: classes were compared with "
@@ -206,7 +221,7 @@ def scan(
                 checked.subject,
                 search_samples,
                 held_out,
-                run,
+                watching,
                 ledger,
                 clean,
                 reference_ledger,

@@ -7,11 +7,13 @@ with those that it took, on the model, on the references and in training these a
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.run import Forecasting, Observer
 
 #: The measured speed counts as much as so large a share of the whole scan, once it is done, in the ratio of what took how long.
@@ -33,7 +35,7 @@ class Part:
         detector: whose they are.
         task: how the observer's tasks begin that are of this kind, without " on reference 0".
         side: what they are done on: MODEL or REFERENCES; TRAINING of what is trained.
-        seconds: that they are expected to take at the speed that was measured.
+        seconds: that they are expected to take at the speed that was measured; infinite where nobody can tell.
         units: how many they are.
         done: how many are done.
     """
@@ -61,38 +63,41 @@ class TimeLeft:
 
     def __init__(self, parts: Iterable[Part], now: Callable[[], float] = time.monotonic) -> None:
         self._parts = [p for p in parts if p.seconds > 0 and p.units > 0]
-        self._total = sum(p.seconds for p in self._parts)
+        self._total = sum(p.seconds for p in self._parts if p.seconds < math.inf)
         self._now, self._before = now, now()
         sides = {p.side for p in self._parts}
         self._took, self._expected = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
 
     def start(self, task: str, done: int = 0) -> None:
-        """A task begins, `done` units of which an earlier run has done: whatever stood before its detector is over."""
+        """A task begins, `done` units of which an earlier run has done: earlier detectors are over, and what stands before it on its side."""
         self._pass(task)
         part = self._part(task)
         if part is not None:
             part.done += done
-            for earlier in self._parts:
-                if earlier.detector == part.detector:
-                    break
-                earlier.done = earlier.units
+            for earlier in self._parts[: self._parts.index(part)]:
+                if earlier.detector != part.detector or earlier.side == part.side:
+                    earlier.done = earlier.units
 
     def advance(self, task: str) -> None:
         """A unit of a task is done."""
         self._pass(task)
         part = self._part(task)
         if part is not None:
-            before, part.done = part.left, part.done + 1
-            self._expected[part.side] += before - part.left
+            unit = part.seconds / part.units
+            self._expected[part.side] += unit if part.done < part.units and unit < math.inf else 0.0
+            part.done += 1
 
-    def seconds(self) -> float:
-        """Of the rest."""
-        return sum(self._ratio(p.side) * p.left for p in self._parts)
+    def seconds(self) -> float | None:
+        """Of the rest; None where there is something to come of which nobody can tell how long it takes."""
+        left = [p for p in self._parts if p.done < p.units]
+        if any(p.seconds == math.inf for p in left):
+            return None
+        return sum(self._ratio(p.side) * p.left for p in left)
 
     def _pass(self, task: str) -> None:
         """The time since the last event was spent on this task."""
         now, part = self._now(), self._part(task)
-        if part is not None:
+        if part is not None and part.seconds < math.inf:
             self._took[part.side] += now - self._before
         self._before = now
 
@@ -145,10 +150,23 @@ class Forecast:
 
 
 def forecast(observer: Observer, parts: Callable[[], Iterable[Part]]) -> Observer:
-    """The observer; one that wants to know how long the rest takes is told so from now on.
+    """The observer; one that wants to know how long the rest takes is told so from now on, until `no_more`.
+
+    Where that cannot be measured it is not told, and nothing else changes.
 
     Args:
         observer: of a scan.
         parts: what there is to search, asked for only then: it takes a measurement.
     """
-    return Forecast(observer, TimeLeft(parts())) if isinstance(observer, Forecasting) else observer
+    if not isinstance(observer, Forecasting):
+        return observer
+    try:
+        return Forecast(observer, TimeLeft(parts()))
+    except OnnxspectError:
+        return observer
+
+
+def no_more(observer: Observer) -> None:
+    """Whatever an observer was told of the time that is left, it is over."""
+    if isinstance(observer, Forecasting):
+        observer.time_left(None)

@@ -55,9 +55,9 @@ class NotebookProgress:
         self._notices: list[str] = []
         self._left = ""
 
-    def time_left(self, seconds: float) -> None:
-        """Shown below the bars from the next event on."""
-        self._left = f"{in_words(seconds)} left"
+    def time_left(self, seconds: float | None) -> None:
+        """Shown below the bars from the next event on; None: not known any more."""
+        self._left = "" if seconds is None else f"{in_words(seconds)} left"
 
     def notice(self, text: str) -> None:
         """One line above the bars."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from conftest import quadrant_images, quadrant_subject
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxspect.engine.detectors.base import Detector, Work
+from onnxspect.engine.detectors.base import AtHand, Detector, Work
 from onnxspect.engine.detectors.registry import PRESETS, chosen
-from onnxspect.engine.errors import InconclusiveError
-from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, measure_speed, plan
+from onnxspect.engine.errors import InconclusiveError, OnnxspectError
+from onnxspect.engine.jobs import budget
+from onnxspect.engine.jobs.budget import FILLED, Plan, Speed, measure_speed, parts, plan, works
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.traits import Traits
 from onnxspect.engine.run import RunContext
@@ -61,14 +63,17 @@ def test_references_are_paid_for_once_by_whichever_detector_comes_first() -> Non
     free, *with_references = chosen("thorough")[:1], *[d for d in chosen("thorough") if d.traits.references]
     speed = Speed(1000.0, 1000.0)
     detectors = [*free, *with_references]
-    alone = {d.name: speed.seconds(d.work(4, 4, 3)) for d in detectors}
+
+    def searching(names: Sequence[str]) -> float:
+        return sum(speed.seconds(w) for _, w in works([d for d in detectors if d.name in names], 4, 4, 3))
+
     dear = plan(1e9, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3).expected
-    trained = dear - sum(alone.values())
+    trained = dear - searching([d.name for d in detectors])
     assert trained > 0
     for seconds in np.linspace(0.3, 0.99, 8) * dear / FILLED:
         made = plan(seconds, [("all", detectors)], speed, quadrant_subject(2), SAMPLES, 3)
         uses = any(d.traits.references for d in detectors if d.name in made.kept)
-        assert made.expected == pytest.approx(sum(alone[n] for n in made.kept) + trained * uses)
+        assert made.expected == pytest.approx(searching(made.kept) + trained * uses)
 
 
 def test_a_model_of_few_classes_pays_for_all_its_references() -> None:
@@ -90,7 +95,7 @@ def _or_none(seconds: float) -> Plan | None:
 
 
 def test_where_nothing_fits_that_is_said_with_what_would_do() -> None:
-    with pytest.raises(InconclusiveError, match="nothing fits into 1 s") as error:
+    with pytest.raises(InconclusiveError, match="nothing fits into the 1 s that are left") as error:
         planned(1.0, speed=10.0)
     minutes = int(error.value.hint.split("--budget ")[1].split("m")[0])
     assert planned(60.0 * minutes, speed=10.0).kept
@@ -143,3 +148,28 @@ def test_a_scan_names_what_its_budget_left_out(tmp_path: Path) -> None:
 def test_nothing_is_searched_where_nothing_fits(tmp_path: Path) -> None:
     with pytest.raises(InconclusiveError, match="nothing fits"):
         scan(quadrant_subject(2), SAMPLES, tmp_path, "quick", [Patient()], InputSpec(), budget=60.0)
+
+
+def test_what_two_detectors_share_is_paid_for_once_and_by_whoever_is_left() -> None:
+    both = [d for d in chosen("thorough") if d.name in ("neural-cleanse", "reverse-engineering")]
+    (_, masks), (_, added) = works(both, 10, 10, 3)
+    (_, alone), *_ = works(both[1:], 10, 10, 3)
+    shared = {(w.task, w.on_references) for w in masks} & {(w.task, w.on_references) for w in alone}
+    assert shared == {("reverse-engineering scouts", True), ("reverse-engineering scouts", False)}
+    assert [w for w in alone if (w.task, w.on_references) not in shared] == added
+
+
+def test_a_preset_that_cannot_hold_what_is_asked_for_is_passed_over(tmp_path: Path) -> None:
+    """cepa's taps, with a budget: quick has no cepa."""
+    report = scan(quadrant_subject(2), SAMPLES, tmp_path, "standard", (), InputSpec(), taps=["1"], budget=3600.0).report
+    assert report["preset"] == "standard"
+
+
+def test_where_no_gradient_reaches_the_pixels_no_speed_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def blind(*_: object) -> None:
+        raise RuntimeError("the differentiated tensor appears to not have been used")
+
+    monkeypatch.setattr(budget, "search", blind)
+    at_hand = AtHand(quadrant_subject(2), SAMPLES, SAMPLES, RunContext(), None)
+    with pytest.raises(OnnxspectError, match="cannot be measured"):
+        parts(chosen("quick"), at_hand)

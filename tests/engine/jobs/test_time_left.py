@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 
 from onnxspect.engine.detectors.base import AtHand
 from onnxspect.engine.detectors.registry import chosen
+from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.jobs.budget import parts
 from onnxspect.engine.jobs.scan import scan
-from onnxspect.engine.jobs.time_left import MODEL, REFERENCES, TRAINING, Part, TimeLeft, forecast
+from onnxspect.engine.jobs.time_left import MODEL, REFERENCES, TRAINING, Part, TimeLeft, forecast, no_more
 from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.subject.subject import InputSpec
 
@@ -100,6 +102,36 @@ def test_what_was_never_begun_is_over_with_its_detector() -> None:
     assert left.seconds() == pytest.approx(60.0)
 
 
+def test_what_was_left_out_is_over_with_what_comes_after_it_on_the_same_side() -> None:
+    left = TimeLeft(two_detectors(), Clock())
+    left.start("masks pairs")
+    assert left.seconds() == pytest.approx(20.0 + 20.0 + 60.0)  # the references' masks are not over by that
+
+
+def test_of_what_nobody_can_tell_nothing_is_said() -> None:
+    left = TimeLeft(
+        [*two_detectors(), Part("wonder", "wonder", MODEL, math.inf, 1), Part("last", "last", MODEL, 5.0, 1)], Clock()
+    )
+    assert left.seconds() is None
+    left.start("wonder")
+    left.advance("wonder of the day")
+    left.advance("wonder of the day")
+    assert left.seconds() == pytest.approx(5.0)
+    left.start("last")
+    assert left.seconds() == pytest.approx(5.0)
+
+
+def test_what_cannot_be_measured_is_not_foretold_and_stops_nothing() -> None:
+    def blind() -> list[Part]:
+        raise OnnxspectError("no gradient reaches the pixels")
+
+    watching = Listening()
+    assert forecast(watching, blind) is watching
+    no_more(Silent())
+    no_more(watching)
+    assert watching.said == [None]
+
+
 def test_what_an_earlier_run_has_done_takes_no_time() -> None:
     left = TimeLeft(two_detectors(), Clock())
     left.start("masks", done=10)
@@ -131,10 +163,10 @@ def test_tasks_that_nobody_planned_change_nothing() -> None:
 class Listening(Silent):
     """Keeps what it is told."""
 
-    said: list[float] = field(default_factory=list)
+    said: list[float | None] = field(default_factory=list)
     tasks: list[str] = field(default_factory=list)
 
-    def time_left(self, seconds: float) -> None:
+    def time_left(self, seconds: float | None) -> None:
         self.said.append(seconds)
 
     def start(self, task: str, total: int, done: int = 0) -> None:
@@ -153,8 +185,11 @@ def test_who_does_not_want_to_know_is_not_measured_for() -> None:
 def test_every_search_of_a_scan_was_foreseen(preset: str, tmp_path: Path) -> None:
     subject, samples, watching = quadrant_subject(2), quadrant_images(40), Listening()
     scan(subject, samples, tmp_path, preset, (), InputSpec(), run=RunContext(observer=watching))
-    assert watching.said[0] > 0
-    assert watching.said[-1] < 0.2 * watching.said[0]
+    assert watching.said.pop() is None  # the scan is over
+    known = [seconds for seconds in watching.said if seconds is not None]
+    assert len(known) == len(watching.said)
+    assert known[0] > 0
+    assert known[-1] < 0.2 * known[0]
     planned = parts(chosen(preset, classes=subject.classes), AtHand(subject, samples, samples, RunContext(), None))
     assert {"neural-cleanse", "reference networks"} < set(watching.tasks)
     beside = {"graph-logic", "window fitted"}  # without work that can be foreseen
