@@ -72,6 +72,8 @@ from onnxspect.engine.store import Ledger
 from onnxspect.engine.subject.samples import Samples
 
 NAME = "cepa"
+#: What the mean perturbation of an inner tensor is kept as.
+INNER = "inner_delta"
 STATISTICS = ("delta_norm", "sigma_ratio", "mu_norm")
 #: Standard deviation of pixels that the first step's length is meant for (0.3 is common: MNIST 0.31, Fashion-MNIST 0.35).
 _PIXEL_DEVIATION = 0.3
@@ -270,7 +272,8 @@ class Cepa(Detector):
             shift, statistics = _statistics(tap, images, delta)
         kept = {
             "mu": shift,
-            "delta": delta.mean(0),
+            # Of an inner tensor it is no change of pixels, which could be stamped and drawn.
+            INNER if self.perturb_at else "delta": delta.mean(0),
             "example": images[0].astype(np.float32),
             "example_perturbed": (images[0] + delta[0]).astype(np.float32),
         }

@@ -159,21 +159,36 @@ class Shelf:
 
 def _files(folder: Path) -> list[str]:
     """The files that a finished folder of references holds."""
-    arrays = sorted(p.name for p in (folder / ARRAYS).iterdir() if p.suffix == ".npy")
+    arrays = sorted(p.name for p in (folder / ARRAYS).glob("*.npy"))
     networks = sorted(p.name for p in folder.glob("reference-*.npz"))
     return [FILE, *networks, *(f"{ARRAYS}/{name}" for name in arrays)]
 
 
 def _belongs(folder: Path, fingerprint: Mapping[str, Any]) -> bool:
     """Whether there is a ledger in the folder, of that fingerprint."""
+    return _fingerprint_in(folder) == json.dumps(dict(fingerprint), sort_keys=True)
+
+
+def _fingerprint_in(folder: Path) -> str | None:
+    """The fingerprint of the ledger in the folder, as text; None where there is none that can be read."""
     if not (folder / FILE).is_file():
-        return False
+        return None
     try:
         with contextlib.closing(Snapshot(folder)) as snapshot:
             rows = snapshot.db.execute("SELECT value FROM facts WHERE name = 'fingerprint'").fetchall()
     except (OnnxspectError, sqlite3.Error):
+        return None
+    return str(rows[0][0]) if len(rows) == 1 else None
+
+
+def _holds_references(folder: Path) -> bool:
+    """Whether the ledger in the folder is one of references, of whatever fingerprint."""
+    found = _fingerprint_in(folder)
+    try:
+        known = json.loads(found or "null")
+    except ValueError:
         return False
-    return [r[0] for r in rows] == [json.dumps(dict(fingerprint), sort_keys=True)]
+    return isinstance(known, dict) and "image" in known and "model" not in known
 
 
 def reference_fingerprint(
@@ -225,14 +240,14 @@ def search_references(
     Args:
         request: what of the models counts.
         data: clean samples, as for `scan`.
-        out: the folder to fill; one that holds other references is emptied first.
+        out: the folder to fill; other references that it holds are removed first. A scan's run folder is refused.
         preset, detectors, resize, run, train, taps, perturb_at: as for `scan`.
 
     Returns:
         how many networks learned the classes; perhaps none.
 
     Raises:
-        OnnxspectError: samples that cannot be read, or too little memory or disk.
+        OnnxspectError: samples that cannot be read, a folder that holds a scan, or too little memory or disk.
     """
     run, folder = run or watched(), Path(out)
     prepare_process(run.device)
@@ -249,8 +264,12 @@ def search_references(
     able = wanted_detectors(preset, detectors, train is not None, None, request.classes, taps, perturb_at)
     fingerprint = reference_fingerprint(samples, training, preset, able, resize, run, request.shape, request.classes)
     if (folder / FILE).exists() and not _belongs(folder, fingerprint):
-        for path in folder.iterdir():
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        own = [folder / name for name in (*_files(folder), f"{FILE}-wal", f"{FILE}-shm")]
+        others = [p for p in folder.rglob("*") if p not in own and not p.is_dir() and not p.name.startswith(".")]
+        if others or not _holds_references(folder):
+            raise OnnxspectError(f"{folder}: holds a scan or other files, not references alone", "choose another --out")
+        for path in own:
+            path.unlink(missing_ok=True)
     search_samples, held_out = samples.split(SEARCH_SHARE, run.numpy_generator("split"))
     form = Subject(lambda x: x, InputSpec(), request.shape, request.classes, run.device, name="no model")
     with Ledger(folder, fingerprint) as ledger:

@@ -46,14 +46,14 @@ STRONGER, HARD = 2.0, 0.3
 BATCH_NORM = ("frozen", "reestimate")
 #: Steps that are tried before a training, and clean images on which it is seen where they lead.
 _TRIED_STEPS, _TRIED_IMAGES = 4, 100
-#: A learning rate is too high where these steps move the answers by more than FAR nats (Epoch.divergence); then it is divided by LOWER
-#: until they stay within NEAR. History: docs/decisions.md.
+#: A learning rate is too high where these steps move the answers away from the original's by more than FAR nats (Epoch.divergence); then it
+#: is divided by LOWER until they stay within NEAR. History: docs/decisions.md.
 FAR = 0.5
 NEAR = 0.05
 LOWER = 4
 #: So many times at most.
-_MOST_LOWERED = 5
-#: With a lower rate the original teaches for so many epochs of so many images: what is left to learn is the trigger alone.
+_MOST_LOWERED = 8
+#: With a lower rate a training has so many epochs of so many images: what is left to learn is the trigger alone.
 SHORT_EPOCHS, SHORT_IMAGES = 4, 400
 #: Operators of quantised graphs: their weights are integers, to which no gradient leads.
 _QUANTISED = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd")
@@ -267,25 +267,31 @@ def bearable(
 
     Args:
         student, parameters: of `trainable_copy`; left as they are.
-        teacher: the original, which alone teaches in the trial: what then changes is lost.
+        teacher: the original, which alone teaches in the trial: what then moves away from it is lost.
         fit, apart: clean samples, to try steps on and to see where they lead.
         settings: wanted.
     """
     some = apart.images[:_TRIED_IMAGES]
-    before = log_softmax(student.predict(some), axis=1)
-    values = [p.detach().clone() for p in parameters.values()]
+    original = log_softmax(teacher.predict(some), axis=1)
+
+    def away() -> float:
+        return float((np.exp(original) * (original - log_softmax(student.predict(some), axis=1))).sum(1).mean())
+
+    before, values = away(), [p.detach().clone() for p in parameters.values()]
     alone = replace(settings, from_teacher=1.0)
-    rate, most = settings.learning_rate, FAR
-    for _ in range(_MOST_LOWERED):
+    most = FAR
+    for rate in (settings.learning_rate / LOWER**i for i in range(_MOST_LOWERED)):
         descent = Descent(parameters, rate, settings.epochs)
         batches = _batches(teacher, fit, alone, torch.Generator().manual_seed(0))
         for _step, (images, hard, soft) in zip(range(_TRIED_STEPS), batches, strict=False):
             descent.step(_loss(student(images.to(student.device)), hard, soft, alone))
-        after = log_softmax(student.predict(some), axis=1)
+        moved = (
+            away() - before
+        )  # a student that was pruned, or has learned a while, may come back to the original by that
         _set(parameters, values)
-        if float((np.exp(before) * (before - after)).sum(1).mean()) <= most:  # False of what is not finite, too
+        if moved <= most:  # False of what is not finite, too
             break
-        rate, most = rate / LOWER, NEAR
+        most = NEAR
     if rate == settings.learning_rate:
         return settings
     return replace(

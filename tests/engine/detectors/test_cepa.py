@@ -15,15 +15,16 @@ from tolerances import AMPLIFIED_32, NETWORK_32, OPERATION_32, SUM_32
 from torch import Tensor
 
 from onnxspect.engine.detectors.base import AtHand
-from onnxspect.engine.detectors.cepa import CONSENSUS, PRESETS, Cepa
+from onnxspect.engine.detectors.cepa import CONSENSUS, INNER, PRESETS, Cepa
 from onnxspect.engine.errors import OnnxspectError
+from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.judge.evidence import Evidence, Skipped, Unit, UnitEvidence
 from onnxspect.engine.run import RunContext, Silent
 from onnxspect.engine.search.common_embedding import CarryOver, CommonEmbedding, Consensus
 from onnxspect.engine.search.embedding import PIXELS, embed
 from onnxspect.engine.search.search import SearchConfig, UnitResult, search
 from onnxspect.engine.store import Ledger
-from onnxspect.engine.subject.subject import Subject
+from onnxspect.engine.subject.subject import InputSpec, Subject
 
 #: A small budget: the tiny network needs no more.
 SEARCH = replace(CONSENSUS, samples=12)
@@ -374,8 +375,27 @@ def test_it_perturbs_an_inner_tensor(subject: Subject) -> None:
     found = ran(replace(TINY, perturb_at="sums"), at_hand(subject))
     norms = [u.statistics["delta_norm"] for u in found.units]
     assert int(np.argmin(norms)) == TARGET
-    assert found.units[TARGET].trigger["delta"].shape == (HIDDEN,)
-    assert np.argmax(found.units[TARGET].trigger["delta"]) == CLASSES
+    assert found.units[TARGET].trigger[INNER].shape == (HIDDEN,)
+    assert np.argmax(found.units[TARGET].trigger[INNER]) == CLASSES
+    assert not any(u.in_pixels for u in found.units)
+
+
+class Hurried(Silent):
+    """Wants to know how long a scan will take."""
+
+    def time_left(self, seconds: float | None) -> None:
+        """Heard."""
+
+
+def test_a_scan_that_perturbs_an_inner_tensor_ends_with_a_report(tmp_path: Path) -> None:
+    """Its changes are drawn nowhere and stamped on nothing; and whether pixels have a gradient does not matter."""
+    path, run = saved(hidden_model(), tmp_path / "model.onnx"), RunContext(observer=Hurried())
+    found = scan(
+        path, quadrant_images(40), tmp_path / "run", detectors=["cepa"], spec=InputSpec(), perturb_at="sums", run=run
+    )
+    (cepa,) = found.report["detectors"]
+    assert cepa["status"] == "ran"
+    assert (tmp_path / "run" / "report.json").is_file()
 
 
 @pytest.mark.parametrize("preset", list(PRESETS))

@@ -58,6 +58,37 @@ def test_samples_of_another_form_are_refused(tmp_path: Path) -> None:
         search_references(Request((3, SIDE, SIDE), CLASSES, Reading()), samples, tmp_path / "out", "quick")
 
 
+def test_a_folder_that_holds_a_scan_is_left_alone(tmp_path: Path) -> None:
+    samples, request = quadrant_images(8), Request((1, SIDE, SIDE), CLASSES, Reading())
+    scan(
+        saved(quadrant_model(1), tmp_path / "m.onnx"),
+        samples,
+        tmp_path / "run",
+        "quick",
+        ["max-margin"],
+        run=RunContext(),
+    )
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(OnnxspectError, match="holds a scan"):
+        search_references(request, samples, tmp_path / "run", "quick", ["cepa"])
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_other_references_make_room_where_nothing_else_is_there(tmp_path: Path) -> None:
+    samples, request = quadrant_images(8), Request((1, SIDE, SIDE), CLASSES, Reading())
+    detector = Cepa(search=SearchConfig(steps=3, samples=4, success=0.9), carried=0)
+    out = tmp_path / "out"
+    search_references(request, samples, out, "quick", [detector], run=RunContext(seed=1))
+    first = (out / "reference-0.npz").read_bytes()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(OnnxspectError, match="other files"):
+        search_references(request, samples, out, "quick", [detector], run=RunContext(seed=2))
+    assert (out / "reference-0.npz").read_bytes() == first
+    (out / "notes.txt").unlink()
+    search_references(request, samples, out, "quick", [detector], run=RunContext(seed=2))
+    assert (out / "reference-0.npz").read_bytes() != first
+
+
 def test_a_scan_searches_no_reference_that_the_shelf_has(tmp_path: Path) -> None:
     """CEPA, whose references are searched at taps: the scan asks, and finds all units; others' references it does not take."""
     model = saved(quadrant_model(1), tmp_path / "m.onnx")

@@ -141,6 +141,18 @@ def test_a_learning_rate_that_undoes_the_model_is_lowered(subject: Subject) -> N
             assert bearable(student, parameters, subject, FIT, GUARD, found) == found
 
 
+def test_a_student_that_comes_back_to_the_original_is_not_undone(subject: Subject) -> None:
+    """Of a pruned student the same steps lead towards the original that lead the original away from itself."""
+    student, parameters = trainable_copy(subject)
+    with torch.no_grad():
+        for p in parameters.values():
+            p.zero_()
+    wanted = Retraining(learning_rate=1.0)
+    assert bearable(student, parameters, subject, FIT, GUARD, wanted) == wanted
+    whole, its = trainable_copy(subject)
+    assert bearable(whole, its, subject, FIT, GUARD, replace(wanted, learning_rate=50.0)).learning_rate < 50.0
+
+
 def test_a_lowered_rate_is_said_and_a_wanted_one_is_kept(subject: Subject) -> None:
     said: list[str] = []
 
