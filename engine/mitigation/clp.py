@@ -26,6 +26,8 @@ from onnxspect.engine.mitigation.settings import require
 from onnxspect.engine.mitigation.training import Guard, trainable_copy
 
 NAME = "clp"
+#: Operators whose channels are judged.
+_WEIGHTED = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
@@ -105,13 +107,14 @@ def channels(given: PatchInput) -> list[Channels]:
     by_initializer = {w.initializer: name for name, w in lowered.weights.items()}
     parameters = {n: p.detach().cpu().numpy() for n, p in lowered.module.named_parameters()}
     nodes = list(file.proto.graph.node)
+    head = _head(file.proto.graph, subject.logits.value if subject.logits else "")
     uses: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
         for name in node.input:
             uses.setdefault(name, []).append(node)
     found = []
     for node in nodes:
-        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        if node.op_type not in _WEIGHTED or node.output[0] in head:
             continue
         names = [by_initializer.get(n, "") for n in (*node.input[1:3], "", "")]
         weight, bias = names[0], names[1]
@@ -119,14 +122,34 @@ def channels(given: PatchInput) -> list[Channels]:
             continue
         axis = 0 if node.op_type == "Conv" or _transposed(node) else parameters[weight].ndim - 1
         rows = np.moveaxis(parameters[weight], axis, 0)
-        if len(rows) == subject.classes and node.op_type != "Conv":
-            continue
         bound = _norms(rows)
         slices = [(weight, axis)]
         if bias and parameters[bias].shape == (len(rows),) and len(uses[node.input[2]]) == 1:
             slices.append((bias, 0))
         bound, slices = _with_batch_norm(node, bound, slices, uses, by_initializer, parameters)
         found.append(Channels(bound, tuple(slices)))
+    return found
+
+
+def _head(graph: onnx.GraphProto, logits: str) -> set[str]:
+    """Outputs of the layers that the logits come from, through whatever has no weights (pooling, reshaping); not to be pruned.
+
+    A channel of theirs is a class, and without it the target could not be answered at all.
+    """
+    producers = {o: n for n in graph.node for o in n.output}
+    waiting = [logits] if logits in producers else [o.name for o in graph.output]
+    found: set[str] = set()
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        node = producers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type in _WEIGHTED:
+            found.add(node.output[0])
+        else:
+            waiting += node.input
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from conftest import CLASSES, SIDE, make_model, quadrant_weights
 from onnx import helper, numpy_helper
@@ -14,6 +15,7 @@ from tolerances import OPERATION_32
 
 from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.mitigation.clp import ChannelLipschitz, channels
+from onnxspect.engine.mitigation.neurons import layers
 
 
 def wide_model(strength: float = 3.0):  # type: ignore[no-untyped-def]
@@ -80,3 +82,28 @@ def test_where_nothing_stands_out(tmp_path: Path) -> None:
     model.graph.initializer[1].CopyFrom(numpy_helper.from_array(scale, "scale"))
     with pytest.raises(OnnxspectError, match="none stands out"):
         ChannelLipschitz().edit(case_of(opened(model, tmp_path)))
+
+
+def convolutional_head() -> onnx.ModelProto:
+    """As NiN and SqueezeNet end: a convolution with a channel a class, averaged over the picture."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "first": rng.normal(size=(6, 1, 3, 3)).astype(np.float32),
+        "head": rng.normal(size=(CLASSES, 6, 1, 1)).astype(np.float32),
+        "bias": np.zeros(CLASSES, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["conv"]),
+        helper.make_node("Relu", ["conv"], ["active"]),
+        helper.make_node("Conv", ["active", "head", "bias"], ["scores"]),
+        helper.make_node("GlobalAveragePool", ["scores"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    return make_model(nodes, [numpy_helper.from_array(v, k) for k, v in tensors.items()])
+
+
+def test_classes_are_no_channels_to_prune(tmp_path: Path) -> None:
+    subject = opened(convolutional_head(), tmp_path)
+    (found,) = channels(case_of(subject))
+    assert len(found.bound) == 6
+    assert {layer.neurons for layer in layers(subject, every=True)} == {6}
