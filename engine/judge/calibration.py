@@ -8,8 +8,11 @@ much less than usual the class takes. Whatever these are worth, they are compare
 * *Rank.* With n clean models of the same kind, p = (1 + number of them at least as suspicious) / (n + 1): valid for any
   law as long as the model is exchangeable with them (conformal p-values; Vovk et al., 2005).
 * *Tail.* Beyond all of the bank the rank says no more than 1 / (n + 1). A generalised Pareto law (Pickands, 1975) fitted to the
-  excesses over the bank's 80th percentile goes on from there; its uncertainty is
-  shown as an interval (a parametric bootstrap).
+  excesses over the bank's 80th percentile goes on from there; its uncertainty is shown as an interval (a parametric bootstrap). Where the
+  law says more than the rank, it stands: the largest of n says little of how large the next one is.
+* *Hard tasks.* Of easy tasks clean models vary little: they add to the bank's number and nothing to its tail, and a model of a hard
+  task, ranked among all, would gain by them. So no p-value is smaller than among those clean models of the kind whose task is at least
+  as hard as the median one, where these are enough.
 * *Kind.* What matters is the number of classes, the detectors that may name a class, and the number of clean samples a class: each in
   coarse steps. With fewer than FEWEST models of a kind the tail is too uncertain: then the bank does not cover the model.
 * *Not covered.* With enough models of other kinds the larger of two p-values is taken, the null model's and its score's rank among all
@@ -238,7 +241,7 @@ class Bank:
         own = self._own(scored)
         plain = float(10**-scored.score)
         if len(own) >= FEWEST:
-            return beyond(*self._compared(scored))[0]
+            return self._ranked(scored)[0]
         if len(self.clean) < FEWEST:
             return plain
         return max(plain, beyond(scored.score, [s.score for s in self.clean])[0])
@@ -248,7 +251,7 @@ class Bank:
         own = self._own(scored)
         n, odds, x = len(own), self.by_score, scored.score
         if n >= FEWEST:
-            p, interval = beyond(*self._compared(scored))
+            p, interval = self._ranked(scored)
             note = f"p-values are ranks among {n} clean models of the same kind"
             if (i := self._weighed(scored.classes, scored.detectors)) is not None:
                 odds, x = self.by_suspicion[i] if i < len(self.by_suspicion) else None, scored.suspicion
@@ -278,23 +281,28 @@ class Bank:
         """Which of the weights models with so many classes are weighed by that these detectors scanned; None where there are none."""
         return next((i for i, w in enumerate(self.weights) if w.apply_to(classes, detectors)), None)
 
-    def _compared(self, scored: Scored) -> tuple[float, np.ndarray]:
-        """(suspicion of a model, those of its kind's clean models), less what is usual where the difficulty of its task is known."""
-        i, own = self._weighed(scored.classes, scored.detectors), self._own(scored)
+    def _ranked(self, scored: Scored) -> tuple[float, tuple[float, float] | None]:
+        """(p-value, interval) among the clean models of its kind, and among those of hard tasks: the larger one."""
+        i = self._weighed(scored.classes, scored.detectors)
         law = None if i is None else self.weights[i].difficulty
+        x, clean = scored.suspicion, np.array([s.suspicion for s in self._own(scored)])
         if law is None or scored.difficulty is None:
-            return scored.suspicion, np.array([s.suspicion for s in own])
+            return beyond(x, clean)
         if scored.kind not in self._beyond:
-            known = [(s.suspicion, s.difficulty) for s in own if s.difficulty is not None]
-            self._beyond[scored.kind] = law.beyond(*np.array(known, np.float64).reshape(-1, 2).T)
-        clean = self._beyond[scored.kind]
-        if len(clean) < FEWEST:
-            return scored.suspicion, np.array([s.suspicion for s in own])
-        return float(law.beyond(np.array(scored.suspicion), np.array(scored.difficulty))), clean
+            known = [(s.suspicion, s.difficulty) for s in self._own(scored) if s.difficulty is not None]
+            suspicions, difficulties = np.array(known, np.float64).reshape(-1, 2).T
+            less = law.beyond(suspicions, difficulties)
+            hard = difficulties >= np.median(difficulties) if len(difficulties) else difficulties > 0
+            self._beyond[scored.kind] = [some for some in (less, less[hard]) if len(some) >= FEWEST]
+        compared = self._beyond[scored.kind]
+        if not compared:
+            return beyond(x, clean)
+        x = float(law.beyond(np.array(x), np.array(scored.difficulty)))
+        return max((beyond(x, some) for some in compared), key=lambda found: found[0])
 
     @cached_property
-    def _beyond(self) -> dict[_Kind, np.ndarray]:
-        """The clean models' suspicions less what is usual, by kind: every class of a model asks for them."""
+    def _beyond(self) -> dict[_Kind, list[np.ndarray]]:
+        """The clean models' suspicions less what is usual, by kind, all and of hard tasks: every class of a model asks for them."""
         return {}
 
     def _own(self, scored: Scored) -> list[Scored]:
@@ -330,6 +338,8 @@ def shipped() -> Bank:
 def beyond(score: float, clean: Sequence[float] | np.ndarray) -> tuple[float, tuple[float, float] | None]:
     """(p-value of a score among clean models', its 95 % interval where it is larger than all of theirs).
 
+    Below the largest of theirs it is the rank, or what the law of the tail says where that is more; above, what the law says.
+
     Args:
         score: of the model.
         clean: of clean models, at least one.
@@ -337,19 +347,19 @@ def beyond(score: float, clean: Sequence[float] | np.ndarray) -> tuple[float, tu
     known = np.sort(np.asarray(clean, np.float64))
     n = len(known)
     rank = (1 + int((known >= score).sum())) / (n + 1)
-    if score <= known[-1] or n < FEWEST:
-        return rank, None
     threshold = float(np.quantile(known, TAIL_FROM))
     excesses = known[known > threshold] - threshold
-    if len(excesses) < 5 or np.ptp(excesses) == 0:
+    if score <= threshold or n < FEWEST or len(excesses) < 5 or np.ptp(excesses) == 0:
         return rank, None
     share = (len(excesses) + 1) / (n + 1)
     shape, scale = _pareto(excesses[None])
+    far = score - threshold
+    p = share * float(_tail(shape, scale, far)[0])
+    if score <= known[-1]:
+        return max(rank, p), None
     uniform = np.random.default_rng(n).random((_DRAWS, len(excesses)))
     again = _pareto(scale * (np.log(1 / uniform) if shape[0] == 0 else (uniform ** -shape[0] - 1) / shape[0]))
-    far = score - threshold
-    low, high = (min(rank, share * float(np.quantile(_tail(*again, far), q))) for q in (_ERROR / 2, 1 - _ERROR / 2))
-    p = min(rank, share * float(_tail(shape, scale, far)[0]))
+    low, high = (share * float(np.quantile(_tail(*again, far), q)) for q in (_ERROR / 2, 1 - _ERROR / 2))
     return p, (min(low, p), max(high, p))
 
 

@@ -59,9 +59,23 @@ def test_beyond_the_bank_a_tail_goes_on_and_says_how_uncertain_it_is() -> None:
     near, far = (beyond(float(clean.max()) + d, clean) for d in (0.5, 4.0))
     for p, interval in (near, far):
         assert interval is not None
-        assert interval[0] <= p <= interval[1] <= 1 / 101
+        assert interval[0] <= p <= interval[1]
     assert far[0] < near[0]
     assert far[1][1] / max(far[1][0], 1e-300) > near[1][1] / near[1][0]  # the farther, the less is known
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_what_is_more_suspicious_never_has_a_larger_p_value(law: str) -> None:
+    clean = LAWS[law](np.random.default_rng(4), 90)
+    p = [beyond(s, clean)[0] for s in np.linspace(clean.min() - 1, clean.max() + 5, 300)]
+    assert (np.diff(p) <= 1e-12).all()
+    assert p[0] == 1.0
+
+
+def test_the_largest_of_the_bank_is_no_limit_by_itself() -> None:
+    """Just above the largest of a hundred the rank would say 1/101, whatever the others are; where their tail is heavy it is not so rare."""
+    clean = np.linspace(0.0, 1.0, 100) ** 8 * 5
+    assert beyond(float(clean.max()) + 1e-6, clean)[0] > 1 / 101
 
 
 def test_models_of_another_kind_are_not_compared_with() -> None:

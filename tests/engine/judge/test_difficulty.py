@@ -78,6 +78,22 @@ def test_the_level_holds_for_hard_and_for_easy_tasks_apart_which_raw_ranks_do_no
     assert found[False, 0.03] < 0.02
 
 
+def test_easy_tasks_do_not_make_a_model_of_a_hard_one_rarer() -> None:
+    """Of many easy tasks, all alike, and some hard ones, which vary: what is rare among all is not among those that vary."""
+    rng, hard = np.random.default_rng(7), FEWEST
+    spread = [Scored(10, DETECTORS, 600, 0.0, float(s), 0.2) for s in rng.normal(-2.0, 0.8, hard)]
+    alike = [Scored(10, DETECTORS, 600, 0.0, -2.0, 0.03) for _ in range(hard)]
+    law = replace(TRUE, slope=0.0)
+    weights = replace(bank(rng).weights[0], difficulty=law)
+    both, of_hard = (Bank("test", tuple(clean), (weights,)) for clean in (spread + alike, spread))
+    for suspicion in (-1.5, -0.5, 0.5):
+        one = Scored(10, DETECTORS, 600, 0.0, suspicion, 0.2)
+        assert both.p_value(one) >= of_hard.p_value(one)
+        assert both.calibration(one).p_value == both.p_value(one)
+    one = Scored(10, DETECTORS, 600, 0.0, -1.5, 0.2)
+    assert both.p_value(one) == of_hard.p_value(one) > 1.8 * beyond(-1.5, [s.suspicion for s in both.clean])[0]
+
+
 def test_what_is_far_out_on_an_easy_task_is_usual_on_a_hard_one() -> None:
     known = bank(np.random.default_rng(3))
     easy = Scored(10, DETECTORS, 600, 0.0, -2.2, 0.03)
