@@ -132,9 +132,13 @@ def on_fewer_samples(rows: Sequence[dict[str, Any]]) -> set[tuple[str, str]]:
     """Keys of the scans of a model that was scanned by the same preset on more samples too: they are no further models."""
     most: dict[tuple[str, str], int] = {}
     for r in rows:
-        same = r["sha256"], r["recorded"]["preset"]
-        most[same] = max(most.get(same, 0), r["samples"])
-    return {key_of(r) for r in rows if r["samples"] < most[r["sha256"], r["recorded"]["preset"]]}
+        most[_scanned(r)] = max(most.get(_scanned(r), 0), r["samples"])
+    return {key_of(r) for r in rows if r["samples"] < most[_scanned(r)]}
+
+
+def _scanned(one: dict[str, Any]) -> tuple[str, str]:
+    """The model, and by which preset; of the oldest rows the digest was not kept."""
+    return one.get("sha256", one["name"]), one["recorded"].get("preset", one["board"])
 
 
 def by_samples(rows: Sequence[dict[str, Any]], again: set[tuple[str, str]]) -> dict[str, Any]:
@@ -145,11 +149,11 @@ def by_samples(rows: Sequence[dict[str, Any]], again: set[tuple[str, str]]) -> d
         again: of `on_fewer_samples`.
     """
     sizes = sorted({r["samples"] for r in rows if key_of(r) in again})
-    sets = [{(r["sha256"], r["half"]) for r in rows if key_of(r) in again and r["samples"] == n} for n in sizes]
+    sets = [{_scanned(r) for r in rows if key_of(r) in again and r["samples"] == n} for n in sizes]
     common = set.intersection(*sets) if sets else set()
     some: dict[int, list[dict[str, Any]]] = {}
     for r in rows:
-        if (r["sha256"], r["half"]) in common and r["half"] == "judging":
+        if _scanned(r) in common and r["half"] == "judging":
             some.setdefault(r["samples"], []).append(r)
     return {str(n): summary(some[n]) for n in sorted(some)}
 
