@@ -141,6 +141,7 @@ bank: $(VENV)/.test
 	done
 	$(BIN)/python benchmarks/derive.py
 	$(BIN)/python benchmarks/replay.py --bank --out benchmarks/results/replay.json
+	$(BIN)/python benchmarks/unseen_families.py --out benchmarks/results/unseen_families.json
 
 # Are the tests of what judges, searches and writes able to fail? (docs/mutation.md)
 mutants: $(VENV)/.test

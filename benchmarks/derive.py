@@ -71,6 +71,7 @@ class Observed:
         detectors: that may name a class.
         samples: clean ones.
         difficulty: of its task (engine/judge/difficulty.py).
+        earlier: it is a scan as it was before a detector of LATER joined.
     """
 
     family: str
@@ -82,9 +83,10 @@ class Observed:
     detectors: tuple[str, ...]
     samples: int
     difficulty: float | None
+    earlier: bool = False
 
     @classmethod
-    def of(cls, kept: Kept, known: Sequence[str]) -> Observed:
+    def of(cls, kept: Kept, known: Sequence[str], earlier: bool = False) -> Observed:
         """Of a kept scan; `known` are the names of the bank's families."""
         classes, compared = kept.archive.classes, [e for e in kept.archive.evidence if not _tested(e)]
         searched = replace(kept, archive=replace(kept.archive, evidence=tuple(compared)))
@@ -98,6 +100,7 @@ class Observed:
             detectors_of(kept.archive.evidence),
             kept.archive.samples,
             None if (difficulty := kept.archive.difficulty) is None else round(difficulty, DIGITS),
+            earlier,
         )
 
     @property
@@ -127,15 +130,23 @@ def _tested(evidence: Evidence | Skipped) -> bool:
 
 
 def bank(kept: Sequence[Kept]) -> Bank:
-    """The bank that the tuning half makes.
+    """The bank that the tuning half makes."""
+    return made(observed(kept))
 
-    A model's own suspicion is made by weights that its family had no part in, as those of a scanned model are.
-    """
+
+def observed(kept: Sequence[Kept]) -> list[Observed]:
+    """What a bank takes from the tuning half: from scans as they are and as they were before."""
     names = [f.name for f in families()[0]]
     able = [k for k in kept if k.half == "tuning" and k.archive.samples >= LEAST and not k.archive.too_few]
     of_today = [Observed.of(k, names) for k in able]
-    tuning = [*of_today, *(Observed.of(earlier, names) for k in able for earlier in _earlier(k))]
-    today = {id(o) for o in of_today}
+    return [*of_today, *(Observed.of(earlier, names, earlier=True) for k in able for earlier in _earlier(k))]
+
+
+def made(tuning: Sequence[Observed]) -> Bank:
+    """The bank of what was observed.
+
+    A model's own suspicion is made by weights that its family had no part in, as those of a scanned model are.
+    """
     shifts = partial(_shifts, tuning)
     groups: dict[tuple[bool, tuple[str, ...]], list[Observed]] = {}
     for o in tuning:
@@ -156,21 +167,24 @@ def bank(kept: Sequence[Kept]) -> Bank:
             usual = None if few else _difficulty([s for o, s in scored if not o.infected])
             weights.append(replace(found, difficulty=usual))
     sides = {
-        side: sorted((s for o, s in known if o.infected == side), key=lambda s: (*astuple(s)[:-1], s.difficulty or 0))
-        for side in (False, True)
+        (infected, earlier): sorted(
+            (s for o, s in known if (o.infected, o.earlier) == (infected, earlier)),
+            key=lambda s: (*astuple(s)[:-1], s.difficulty or 0),
+        )
+        for infected in (False, True)
+        for earlier in (False, True)
     }
     # Each model counts once in what P(backdoored) is fitted to.
-    scores = [sorted(s.score for o, s in known if o.infected == i and id(o) in today) for i in (False, True)]
-    content = json.dumps(
-        [[w.describe() for w in weights], *[[astuple(s) for s in sides[side]] for side in (False, True)]]
-    )
-    made = Bank(
+    scores = [sorted(s.score for s in sides[infected, False]) for infected in (False, True)]
+    content = json.dumps([[w.describe() for w in weights], *[[astuple(s) for s in side] for side in sides.values()]])
+    found = Bank(
         hashlib.sha256(content.encode()).hexdigest()[:12],
-        tuple(sides[False]),
+        tuple(sides[False, False]),
         tuple(weights),
         LikelihoodRatio.fitted(*scores),
+        earlier=tuple(sides[False, True]),
     )
-    return replace(made, by_suspicion=tuple(_odds(made, w, known) for w in weights))
+    return replace(found, by_suspicion=tuple(_odds(found, w, known) for w in weights))
 
 
 def _odds(bank: Bank, weights: Weights, known: Sequence[tuple[Observed, Scored]]) -> LikelihoodRatio | None:

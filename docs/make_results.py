@@ -20,6 +20,7 @@ def page() -> str:
     sections = (
         ("demo.json", detection.demo),
         ("replay.json", detection.judging_half),
+        ("unseen_families.json", detection.unseen_families),
         ("planted.json", detection.planted),
         ("detection_training_set.json", detection.with_training_set),
         ("detection_training_set_fresh.json", detection.with_training_set_fresh),

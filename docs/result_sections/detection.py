@@ -132,6 +132,31 @@ def _levels(board: dict[str, Any], plain: dict[str, Any]) -> str:
     )
 
 
+def unseen_families(r: dict[str, Any]) -> str:
+    """Models of the tuning half, judged by a bank that their family, or their data set, had no part in."""
+    levels = list(r["family"]["all"]["levels"])
+
+    def cell(level: dict[str, Any]) -> str:
+        low, high = level["interval_95"]
+        return "-" if level["share"] is None else f"{level['share']:.3f} ({low:.3f} to {high:.3f})"
+
+    rows = "".join(
+        f"| {by} | {name} | {of['clean']} of {of['families']} | "
+        + " | ".join(cell(of["levels"][a]) for a in levels)
+        + f" | {of['below_the_verdicts_level']} of {of['infected']} |\n"
+        for by in ("family", "data set")
+        for name, of in r[by].items()
+    )
+    head = "| left out | classes | clean, families | " + " | ".join(f"p < {a}" for a in levels) + " | infected |\n"
+    return (
+        f"## The level on families and data sets that the bank has not seen\n\n`{r['command']}`, {r['date'][:10]}, on the tuning half: the "
+        "bank and all that is fitted made again without a family, or without a data set, and its models judged by that; those that the "
+        "others cover. Share of clean models with a p-value below a level, with a 95 % interval over families; and infected ones below the "
+        "verdict's level. On other data the level is no more than a guess: the bank knows few data sets.\n\n"
+        f"{head}|---|---|---|{'---|' * len(levels)}---|\n{rows}"
+    )
+
+
 def planted(r: dict[str, Any]) -> str:
     """What was recovered beside what was planted."""
     s = r["summary"]

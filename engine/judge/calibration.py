@@ -43,7 +43,7 @@ from onnxspect.engine.errors import OnnxspectError
 from onnxspect.engine.judge.difficulty import Difficulty
 from onnxspect.engine.judge.suspicion import Weights
 
-SCHEMA = "onnxspect-bank/3"
+SCHEMA = "onnxspect-bank/4"
 FILE = "bank.json"
 #: With so many clean models of a kind ranks and the tail beyond them hold the level of the verdict. History: docs/decisions.md.
 FEWEST = 60
@@ -170,10 +170,11 @@ class Bank:
 
     Attributes:
         version: a digest of what it was made from.
-        clean: clean models.
+        clean: clean models, as all of today's detectors scanned them.
         weights: how suspicions are made, by kind; where there are none for a model its score is its suspicion.
         by_score: what a score says of being infected; None where too few models were known.
         by_suspicion: what a suspicion says of it, for each of the weights; None where too few models were known.
+        earlier: the same clean models as fewer detectors scanned them: other kinds, but no further models.
     """
 
     version: str
@@ -181,6 +182,7 @@ class Bank:
     weights: tuple[Weights, ...] = ()
     by_score: LikelihoodRatio | None = None
     by_suspicion: tuple[LikelihoodRatio | None, ...] = ()
+    earlier: tuple[Scored, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -190,9 +192,10 @@ class Bank:
             "weights": [w.describe() for w in self.weights],
             "by_score": None if self.by_score is None else dict(vars(self.by_score)),
             "by_suspicion": [None if odds is None else dict(vars(odds)) for odds in self.by_suspicion],
-            "clean": [
-                [s.classes, list(s.detectors), s.samples, s.score, s.suspicion, s.difficulty] for s in self.clean
-            ],
+            **{
+                name: [[s.classes, list(s.detectors), s.samples, s.score, s.suspicion, s.difficulty] for s in some]
+                for name, some in (("clean", self.clean), ("earlier", self.earlier))
+            },
         }
 
     @classmethod
@@ -204,9 +207,12 @@ class Bank:
         """
         if document.get("schema") != SCHEMA:
             raise OnnxspectError(f"a bank of scores of the schema {document.get('schema')!r:.60}, not {SCHEMA}")
-        clean = tuple(
-            Scored(int(k), tuple(d), int(n), float(s), float(e), None if h is None else float(h))
-            for k, d, n, s, e, h in document["clean"]
+        clean, earlier = (
+            tuple(
+                Scored(int(k), tuple(d), int(n), float(s), float(e), None if h is None else float(h))
+                for k, d, n, s, e, h in document[name]
+            )
+            for name in ("clean", "earlier")
         )
         return cls(
             str(document["version"]),
@@ -214,6 +220,7 @@ class Bank:
             tuple(map(Weights.described, document["weights"])),
             LikelihoodRatio.described(document["by_score"]),
             tuple(map(LikelihoodRatio.described, document["by_suspicion"])),
+            earlier,
         )
 
     def suspicions(
@@ -313,7 +320,7 @@ class Bank:
     def _by_kind(self) -> dict[_Kind, list[Scored]]:
         """Its clean models by kind: every class of a model asks for its own."""
         found: dict[_Kind, list[Scored]] = {}
-        for one in self.clean:
+        for one in (*self.clean, *self.earlier):
             found.setdefault(one.kind, []).append(one)
         return found
 

@@ -53,8 +53,8 @@ NEAR = 0.05
 LOWER = 4
 #: So many times at most.
 _MOST_LOWERED = 8
-#: With a lower rate a training has so many epochs of so many images: what is left to learn is the trigger alone.
-SHORT_EPOCHS, SHORT_IMAGES = 4, 400
+#: With a lower rate a training has so many epochs: what is left to learn is the trigger alone.
+SHORT_EPOCHS = 4
 #: Operators of quantised graphs: their weights are integers, to which no gradient leads.
 _QUANTISED = ("DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QLinearAdd")
 
@@ -217,7 +217,7 @@ def retrain(
     if settings is not usual and observer is not None:
         observer.notice(
             f"{task or 'training'}: steps of the learning rate {usual.learning_rate:g} undo this network; it is lowered to "
-            f"{settings.learning_rate:.2g}, for {settings.epochs} epochs of at most {settings.images} images"
+            f"{settings.learning_rate:.2g}, for {settings.epochs} epochs"
         )
     descent = Descent(parameters, settings.learning_rate, settings.epochs)
     averaged = [p.detach().clone() for p in parameters.values()]
@@ -299,7 +299,6 @@ def bearable(
         learning_rate=rate,
         average=0.0,
         epochs=min(settings.epochs, SHORT_EPOCHS),
-        images=min(settings.images, SHORT_IMAGES),
     )
 
 
