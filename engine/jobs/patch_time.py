@@ -41,13 +41,16 @@ class Expected:
 
 def expected(method: Method, given: PatchInput, speed: Speed) -> Expected:
     """How long a method takes, its new search not counted."""
-    schedules, training = getattr(method, "schedules", None), getattr(method, "training", Retraining())
-    if not method.trains or (training is None and not schedules):
+    planned = getattr(method, "planned", None)
+    training = getattr(method, "training", Retraining())
+    if not method.trains or (training is None and planned is None):
         seconds = _EVALUATIONS * len(given.clean) / 3 / speed.subject
         return Expected(seconds, seconds)
-    plans = [s.training for s in schedules] if schedules else [training]
+    plans = planned(given) if planned is not None else [training]
     each = [p.epochs * min(p.images, len(given.fit)) * _A_TRAINED_IMAGE / speed.subject for p in plans]
-    return Expected(each[0], getattr(method, "rounds", 1) * sum(each))
+    variants, searches = getattr(method, "variants", 0), getattr(method, "search", None)  # searches before the training
+    before = variants * of_new_search(given, speed, searches) if isinstance(searches, Searches) else 0.0
+    return Expected(before + each[0], before + getattr(method, "rounds", 1) * sum(each))
 
 
 def of_new_search(given: PatchInput, speed: Speed, searches: Searches) -> float:

@@ -225,6 +225,11 @@ class Unlearn:
                 break
         return done
 
+    def planned(self, given: PatchInput) -> list[Retraining]:
+        """How it trains, schedule by schedule: for as many targets and images a class as there are."""
+        targets = len({t.target for t in given.triggers})
+        return [s.among(targets).training for s in self._able(len(given.fit) / given.subject.classes)]
+
     def _able(self, images: float) -> Sequence[Schedule]:
         """The schedules for so many images a class: from too few labels teach nothing but these images."""
         without = [s for s in self.schedules if s.training.from_teacher == 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from patch_support import case_of, neuron_model, opened
 
@@ -52,6 +53,17 @@ def test_what_trains_takes_longer_and_is_said_so(given: PatchInput) -> None:
     assert all(m.name in said for m in chosen(AUTO))
     assert "at most" in said
     assert announced(chosen("prune"), given, speed, Searches()).startswith("prune takes about")
+
+
+def test_several_targets_and_few_images_a_class_change_what_is_trained(given: PatchInput) -> None:
+    """As `unlearn` does it: more targets get longer schedules, and from a few images a class labels do not teach."""
+    (unlearn,) = chosen("unlearn")
+    (first,) = given.triggers
+    several = replace(given, triggers=[replace(first, target=k) for k in (0, 1, 3)])
+    assert expected(unlearn, several, Speed(1.0, 0.0)).least > 1.5 * expected(unlearn, given, Speed(1.0, 0.0)).least
+    assert [p.from_teacher for p in unlearn.planned(given)] == [0.2, 1.0]
+    sparse = replace(given, fit=given.fit.take(np.arange(4 * given.subject.classes)))
+    assert [p.from_teacher for p in unlearn.planned(sparse)] == [1.0]
 
 
 def test_what_the_budget_does_not_hold_is_left_out_and_said(given: PatchInput) -> None:
