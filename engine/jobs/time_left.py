@@ -21,8 +21,6 @@ _BEFORE = 0.03
 #: The ratio of everything counts as much as so large a share of the whole scan in that of one side.
 _TOGETHER = 0.05
 _ON_REFERENCE = re.compile(r" on reference \d+")
-
-
 #: Sides.
 MODEL, REFERENCES, TRAINING = "model", "references", "training"
 
@@ -112,8 +110,7 @@ class TimeLeft:
         """The one that a task is of: that whose name is the longest with which it begins."""
         plain = _ON_REFERENCE.sub("", task)
         able = [p for p in self._parts if (p.side == REFERENCES) == (plain != task) and plain.startswith(p.task)]
-        # The same searches may be planned of two detectors; the second one finds them done.
-        return max(able, key=lambda p: (len(p.task), p.left > 0), default=None)
+        return max(able, key=lambda p: len(p.task), default=None)
 
 
 @dataclass
