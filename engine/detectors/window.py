@@ -57,7 +57,7 @@ LEFT = "left"
 OFFSET, FAR = 0.1, 3.0
 #: How much classes differ by nature, in standard deviations of log(left + OFFSET): as much on nine clean networks of ten, or less. Some class of
 #: every clean network is nearer than the others, so they are taken to differ by at least that, beside references too. History: docs/decisions.md.
-NATURE = 0.43
+NATURE = 0.41
 #: Bytes of pictures with windows filled that are searched together, at most: what a search keeps is a few times that.
 AT_ONCE = 2**28
 #: Of a picture about so many windows are half a window apart, whatever its size.
