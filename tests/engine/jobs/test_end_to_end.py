@@ -217,8 +217,10 @@ def test_patching_is_refused_where_it_must_be(work: Path, infected: Ran, tmp_pat
 
 
 def units_done(said: str) -> list[str]:
-    """Of progress lines such as "reverse-engineering on reference 0 4/10, 12 s left: class 3: l2 9.1": stage and class."""
-    found = re.findall(r"^(reverse-engineering.*?) \d+/\d+(?:, \d+ s left)?: (class \d+):", said, re.MULTILINE)
+    """Of progress lines such as "reverse-engineering on reference 0 4/10, 12 s left in all: class 3: l2 9.1": stage and class."""
+    found = re.findall(
+        r"^(reverse-engineering.*?) \d+/\d+(?:, [\d.]+ (?:s|min|h) left(?: in all)?)?: (class \d+):", said, re.MULTILINE
+    )
     return [f"{stage}: {unit}" for stage, unit in found]
 
 
