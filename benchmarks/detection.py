@@ -221,6 +221,15 @@ def clean_samples(dataset: str, asked: argparse.Namespace) -> Path:
     return out
 
 
+def made_with() -> dict[str, Any]:
+    """Date, machine and versions, as benchmarks of whole scans write them."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
+        "versions": {p: version(p) for p in PACKAGES},
+    }
+
+
 def version(package: str) -> str:
     """Installed version, or "-"."""
     try:

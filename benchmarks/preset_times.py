@@ -6,9 +6,7 @@ python benchmarks/preset_times.py MODEL --data CLEAN.npz [--out FILE]
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -16,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from detection import PACKAGES, version
+from detection import made_with
 
 from onnxspect.engine.detectors.registry import PRESETS
 from onnxspect.engine.jobs.scan import scan
@@ -51,12 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(rows[-1], flush=True)
     result = {
         "benchmark": "preset_times",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "model": asked.model.name,
         "samples": report["data"]["samples"],
         "seed": asked.seed,
-        "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
-        "versions": {p: version(p) for p in PACKAGES},
+        **made_with(),
         "presets": rows,
     }
     if asked.out:

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [row(k, shipped() if asked.bank else None) for k in kept]
     again = on_fewer_samples(rows)
     whole = [r for r in rows if key_of(r) not in again]
-    plain = [r for k in kept if key_of(r := row(k)) not in again] if asked.bank else []
+    plain = [row(k) for k, r in zip(kept, rows, strict=True) if key_of(r) not in again] if asked.bank else []
     result = {
         "command": "benchmarks/replay.py" + " --bank" * asked.bank,
         "halves": by_half(whole),

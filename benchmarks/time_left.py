@@ -6,10 +6,8 @@ python benchmarks/time_left.py MODEL:CLEAN.npz[:PRESET] ... [--out FILE]
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from detection import PACKAGES, version
+from detection import made_with
 
 from onnxspect.engine.jobs.scan import scan
 from onnxspect.engine.run import RunContext, Silent
@@ -39,9 +37,10 @@ class Heard(Silent):
     started: float = field(default_factory=time.perf_counter)
     said: list[tuple[float, float]] = field(default_factory=list)
 
-    def time_left(self, seconds: float) -> None:
-        """Kept."""
-        self.said.append((time.perf_counter() - self.started, seconds))
+    def time_left(self, seconds: float | None) -> None:
+        """Kept, where it is known."""
+        if seconds is not None:
+            self.said.append((time.perf_counter() - self.started, seconds))
 
 
 def rows_of(said: Sequence[tuple[float, float]], seconds: float) -> list[dict[str, float]]:
@@ -90,12 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{rows[-1]['model']:36} {preset:9} {rows[-1]['seconds']:7.0f} s  {said}", flush=True)
     result = {
         "benchmark": "time_left",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": asked.seed,
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[1], 1),
-        "machine": {"python": platform.python_version(), "processor": platform.machine(), "system": platform.system()},
-        "versions": {p: version(p) for p in PACKAGES},
+        **made_with(),
         "scans": rows,
     }
     if asked.out:

@@ -261,8 +261,7 @@ def parts(detectors: Sequence[Detector], at_hand: AtHand, references: int | None
     speed = measure_speed(subject, samples, at_hand.run, networks > 0) if any(planned.values()) else Speed(1.0, 1.0)
     found = []
     if compared and not trained:
-        seconds = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
-        found.append(Part(_TRAINING, TRAINING, time_left.TRAINING, seconds, networks))
+        found.append(Part(_TRAINING, TRAINING, time_left.TRAINING, _of_training(speed, subject, samples), networks))
     for name, work in planned.items():
         for w in work:
             side = time_left.REFERENCES if w.on_references else time_left.MODEL
@@ -292,5 +291,10 @@ def _costs(
     each = works(detectors, subject.classes, len(np.unique(samples.labels)), references)
     costs = {d.name: speed.seconds(w) for d, w in each}
     if references and any(d.traits.references for d in detectors):
-        costs[_TRAINING] = training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)
+        costs[_TRAINING] = _of_training(speed, subject, samples)
     return costs
+
+
+def _of_training(speed: Speed, subject: Subject, samples: Samples) -> float:
+    """Seconds of training all references."""
+    return training_passes(len(samples), subject.classes) / max(speed.reference, 1e-9)

@@ -292,24 +292,24 @@ class Bank:
         """(p-value, interval) among the clean models of its kind, and among those of hard tasks: the larger one."""
         i = self._weighed(scored.classes, scored.detectors)
         law = None if i is None else self.weights[i].difficulty
-        x, clean = scored.suspicion, np.array([s.suspicion for s in self._own(scored)])
-        if law is None or scored.difficulty is None:
-            return beyond(x, clean)
-        if scored.kind not in self._beyond:
+        if law is not None and scored.difficulty is not None and (compared := self._less_usual(scored, law)):
+            x = float(law.beyond(np.array(scored.suspicion), np.array(scored.difficulty)))
+            return max((beyond(x, some) for some in compared), key=lambda found: found[0])
+        return beyond(scored.suspicion, [s.suspicion for s in self._own(scored)])
+
+    def _less_usual(self, scored: Scored, law: Difficulty) -> list[np.ndarray]:
+        """Suspicions of its kind's clean models less what is usual: of all, and of hard tasks; those of which there are enough."""
+        if scored.kind not in self._beyond:  # every class of a model asks for them
             known = [(s.suspicion, s.difficulty) for s in self._own(scored) if s.difficulty is not None]
             suspicions, difficulties = np.array(known, np.float64).reshape(-1, 2).T
             less = law.beyond(suspicions, difficulties)
             hard = difficulties >= np.median(difficulties) if len(difficulties) else difficulties > 0
             self._beyond[scored.kind] = [some for some in (less, less[hard]) if len(some) >= FEWEST]
-        compared = self._beyond[scored.kind]
-        if not compared:
-            return beyond(x, clean)
-        x = float(law.beyond(np.array(x), np.array(scored.difficulty)))
-        return max((beyond(x, some) for some in compared), key=lambda found: found[0])
+        return self._beyond[scored.kind]
 
     @cached_property
     def _beyond(self) -> dict[_Kind, list[np.ndarray]]:
-        """The clean models' suspicions less what is usual, by kind, all and of hard tasks: every class of a model asks for them."""
+        """What `_less_usual` has found, by kind."""
         return {}
 
     def _own(self, scored: Scored) -> list[Scored]:

@@ -149,10 +149,14 @@ class Guard:
         self.triggers = list(triggers)
         self.before = teacher.predict(samples.images)
 
+    def divergence(self, answers: np.ndarray) -> float:
+        """Of logits ``(n, classes)`` on the first n samples from the original's, see `Epoch.divergence`."""
+        old, new = log_softmax(self.before[: len(answers)], axis=1), log_softmax(answers, axis=1)
+        return float((np.exp(old) * (old - new)).sum(1).mean())
+
     def measure(self, epoch: int, student: Subject) -> Epoch:
         """One row of the history."""
         now = student.predict(self.samples.images)
-        old, new = log_softmax(self.before, axis=1), log_softmax(now, axis=1)
         success, stronger = (
             max((success_rate(student, self.samples, t, self.before) for t in some), default=0.0)
             for some in (self.triggers, [s for t in self.triggers for s in _stronger(t)])
@@ -160,7 +164,7 @@ class Guard:
         return Epoch(
             epoch,
             accuracy=float((now.argmax(1) == self.samples.labels).mean()),
-            divergence=float((np.exp(old) * (old - new)).sum(1).mean()),
+            divergence=self.divergence(now),
             success=success,
             stronger=stronger,
         )
@@ -213,7 +217,7 @@ def retrain(
     """
     usual = settings
     if settings.bearable:
-        settings = bearable(student, parameters, teacher, fit, guard.samples, settings)
+        settings = bearable(student, parameters, teacher, fit, guard, settings)
     if settings is not usual and observer is not None:
         observer.notice(
             f"{task or 'training'}: steps of the learning rate {usual.learning_rate:g} undo this network; it is lowered to "
@@ -260,7 +264,7 @@ def bearable(
     parameters: Mapping[str, torch.nn.Parameter],
     teacher: Subject,
     fit: Samples,
-    apart: Samples,
+    guard: Guard,
     settings: Retraining,
 ) -> Retraining:
     """The settings with a learning rate whose first steps do not undo the student; the same ones where theirs is such.
@@ -268,16 +272,12 @@ def bearable(
     Args:
         student, parameters: of `trainable_copy`; left as they are.
         teacher: the original, which alone teaches in the trial: what then moves away from it is lost.
-        fit, apart: clean samples, to try steps on and to see where they lead.
+        fit: clean samples, to try steps on.
+        guard: sees where they lead.
         settings: wanted.
     """
-    some = apart.images[:_TRIED_IMAGES]
-    original = log_softmax(teacher.predict(some), axis=1)
-
-    def away() -> float:
-        return float((np.exp(original) * (original - log_softmax(student.predict(some), axis=1))).sum(1).mean())
-
-    before, values = away(), [p.detach().clone() for p in parameters.values()]
+    some = guard.samples.images[:_TRIED_IMAGES]
+    before, values = guard.divergence(student.predict(some)), [p.detach().clone() for p in parameters.values()]
     alone = replace(settings, from_teacher=1.0)
     most = FAR
     for rate in (settings.learning_rate / LOWER**i for i in range(_MOST_LOWERED)):
@@ -285,21 +285,15 @@ def bearable(
         batches = _batches(teacher, fit, alone, torch.Generator().manual_seed(0))
         for _step, (images, hard, soft) in zip(range(_TRIED_STEPS), batches, strict=False):
             descent.step(_loss(student(images.to(student.device)), hard, soft, alone))
-        moved = (
-            away() - before
-        )  # a student that was pruned, or has learned a while, may come back to the original by that
+        # A student that was pruned, or has learned a while, may come back to the original by that.
+        moved = guard.divergence(student.predict(some)) - before
         _set(parameters, values)
         if moved <= most:  # False of what is not finite, too
             break
         most = NEAR
     if rate == settings.learning_rate:
         return settings
-    return replace(
-        settings,
-        learning_rate=rate,
-        average=0.0,
-        epochs=min(settings.epochs, SHORT_EPOCHS),
-    )
+    return replace(settings, learning_rate=rate, average=0.0, epochs=min(settings.epochs, SHORT_EPOCHS))
 
 
 def _set(parameters: Mapping[str, torch.nn.Parameter], values: Sequence[Tensor]) -> None:

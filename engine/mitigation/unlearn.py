@@ -216,8 +216,7 @@ class Unlearn:
             raise OnnxspectError("no trigger to unlearn", "scan the model first, and patch with that run")
         trainable_copy(subject)  # what cannot be trained is refused before the searches
         known = [*triggers, *(t for i in range(self.variants) for t in self._again(subject, fit, triggers, run, i))]
-        targets = len({t.target for t in triggers})
-        for schedule in (one.among(targets) for one in self._able(len(fit) / subject.classes)):
+        for schedule in self._able(triggers, len(fit) / subject.classes):
             done = self._trained(subject, fit, guard, known, run, schedule)
             # Half a sample of slack, as in verify.Verification.failures.
             lost = done.epochs[0].accuracy - done.kept.accuracy
@@ -227,13 +226,13 @@ class Unlearn:
 
     def planned(self, given: PatchInput) -> list[Retraining]:
         """How it trains, schedule by schedule: for as many targets and images a class as there are."""
-        targets = len({t.target for t in given.triggers})
-        return [s.among(targets).training for s in self._able(len(given.fit) / given.subject.classes)]
+        return [s.training for s in self._able(given.triggers, len(given.fit) / given.subject.classes)]
 
-    def _able(self, images: float) -> Sequence[Schedule]:
-        """The schedules for so many images a class: from too few labels teach nothing but these images."""
+    def _able(self, triggers: Sequence[Trigger], images: float) -> list[Schedule]:
+        """The schedules for these triggers' targets and so many images a class: from too few labels teach nothing but these images."""
         without = [s for s in self.schedules if s.training.from_teacher == 1]
-        return without if without and images < FEWEST_LABELLED else self.schedules
+        able = without if without and images < FEWEST_LABELLED else self.schedules
+        return [s.among(len({t.target for t in triggers})) for s in able]
 
     def _trained(
         self,

@@ -131,14 +131,16 @@ def test_a_learning_rate_that_undoes_the_model_is_lowered(subject: Subject) -> N
     student, parameters = trainable_copy(subject)
     before = {n: p.detach().clone() for n, p in parameters.items()}
     for wanted in (1e-4, 50.0):
-        found = bearable(student, parameters, subject, FIT, GUARD, Retraining(learning_rate=wanted, average=0.9))
+        found = bearable(
+            student, parameters, subject, FIT, Guard(subject, GUARD, []), Retraining(learning_rate=wanted, average=0.9)
+        )
         assert all(torch.equal(p, before[n]) for n, p in parameters.items())
         if wanted == 1e-4:
             assert found == Retraining(learning_rate=wanted, average=0.9)
         else:
             assert found.learning_rate < wanted
             assert (found.epochs, found.average) == (SHORT_EPOCHS, 0.0)
-            assert bearable(student, parameters, subject, FIT, GUARD, found) == found
+            assert bearable(student, parameters, subject, FIT, Guard(subject, GUARD, []), found) == found
 
 
 def test_a_student_that_comes_back_to_the_original_is_not_undone(subject: Subject) -> None:
@@ -148,9 +150,12 @@ def test_a_student_that_comes_back_to_the_original_is_not_undone(subject: Subjec
         for p in parameters.values():
             p.zero_()
     wanted = Retraining(learning_rate=1.0)
-    assert bearable(student, parameters, subject, FIT, GUARD, wanted) == wanted
+    assert bearable(student, parameters, subject, FIT, Guard(subject, GUARD, []), wanted) == wanted
     whole, its = trainable_copy(subject)
-    assert bearable(whole, its, subject, FIT, GUARD, replace(wanted, learning_rate=50.0)).learning_rate < 50.0
+    assert (
+        bearable(whole, its, subject, FIT, Guard(subject, GUARD, []), replace(wanted, learning_rate=50.0)).learning_rate
+        < 50.0
+    )
 
 
 def test_a_lowered_rate_is_said_and_a_wanted_one_is_kept(subject: Subject) -> None:
